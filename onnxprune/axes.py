@@ -1,0 +1,260 @@
+"""The axis algebra: which indices of which tensor dimensions must be cut together.
+
+A dimension is a *layout*: a sum of products of *atoms*, in memory order. A fused QKV axis is `Q + K + V`, a head
+axis `H·D`, grouped queries `Hkv·G·D`; an interleaved one `H·(Dq + Dk + Dv)` nests a sum in a product. Three
+constraints say everything an operator can demand:
+
+    same(d, e)     these dimensions move together
+    flat(ds, es)   the same elements, reshaped; atoms split until both sides are made of the same ones
+    pin(d, why)    not to be cut
+
+Sizes are plain integers. A dimension known only by name ("batch_size") gets a large prime of its own
+(`symbol_size`), so that products of symbols and numbers factor by ordinary arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Factor = "int | Layout"
+Term = tuple  # of Factor, outermost first
+Layout = tuple  # of Term, in memory order
+
+ONE: Layout = ((),)
+"""The layout of a dimension of size 1."""
+
+DYNAMIC = 10**9
+"""Sizes from here on stand for dimensions that are only known at run time."""
+
+
+def symbol_size(index: int) -> int:
+    """The stand-in for the `index`-th symbolic dimension: a prime, far above any real size.
+
+    Primes of the form k·2^40 + odd are found by a Fermat test; what matters is that two stand-ins share no factor
+    with each other or with small numbers.
+    """
+    candidate = (1 << 44) + (index + 1) * (1 << 40) + 1
+    while any(candidate % p == 0 for p in _SMALL_PRIMES) or pow(2, candidate - 1, candidate) != 1:
+        candidate += 2
+    return candidate
+
+
+_SMALL_PRIMES = tuple(p for p in range(2, 200) if all(p % q for q in range(2, int(p**0.5) + 1)))
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which indices of an atom stay.
+
+    Attributes:
+        kept: bool array of shape (*context sizes, atom size).
+        context: outer atoms on which the choice depends (each head its own value dimensions); every kept outer
+            index keeps the same number, so that the result is rectangular.
+    """
+
+    kept: np.ndarray
+    context: tuple[int, ...] = ()
+
+
+class Solver:
+    """Unifies layouts under the three constraints. What cannot be expressed is pinned, never guessed."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.pins: dict[int, dict[str, None]] = {}
+        self._bound: dict[int, Layout] = {}
+
+    def new(self, size: int) -> Layout:
+        """A fresh dimension of `size` with one atom of its own."""
+        return ONE if size == 1 else ((self._atom(size),),)
+
+    def size(self, layout: Layout) -> int:
+        return sum(math.prod(self._factor_size(f) for f in term) for term in layout)
+
+    def resolve(self, layout: Layout) -> Layout:
+        """The layout in today's atoms; sums are spread over the products they lead."""
+        terms: list[Term] = []
+        for term in layout:
+            factors: list = []
+            for factor in term:
+                inner = self._resolve_factor(factor)
+                if len(inner) == 1:
+                    factors.extend(inner[0])
+                else:
+                    factors.append(inner)
+            if factors and isinstance(factors[0], tuple):
+                terms.extend(self.resolve(tuple((*head, *factors[1:]) for head in factors[0])))
+            else:
+                terms.append(tuple(factors))
+        return tuple(terms)
+
+    def same(self, a: Layout, b: Layout, why: str = "dimensions of different structure meet") -> bool:
+        """Tie two dimensions index by index. False (and both pinned, with the reason) where that has no expression."""
+        while True:
+            a, b = self.resolve(a), self.resolve(b)
+            if a == b:
+                return True
+            first = next((i for i, (s, t) in enumerate(zip(a, b, strict=False)) if s != t), None)
+            if first is None or self.size(a) != self.size(b) or not self._step(a[first], b[first]):
+                self.pin(a, why)
+                self.pin(b, why)
+                return False
+
+    def flat(self, ds: Sequence[Layout], es: Sequence[Layout], why: str = "reshaped across its structure") -> bool:
+        """Tie two lists of dimensions that hold the same elements in the same order (Reshape)."""
+        left, right = list(ds), list(es)
+        ok = True
+        while left and right and self.size(left[0]) == self.size(right[0]):
+            ok &= self.same(left.pop(0), right.pop(0), why)
+        tail: list[tuple[Layout, Layout]] = []
+        while left and right and self.size(left[-1]) == self.size(right[-1]):
+            tail.append((left.pop(), right.pop()))
+        ok &= all([self.same(d, e, why) for d, e in tail])
+        return self.same(self.product(left), self.product(right), why) and ok
+
+    def product(self, layouts: Iterable[Layout]) -> Layout:
+        """One dimension out of several, the first outermost."""
+        factors: list = []
+        for layout in map(self.resolve, layouts):
+            factors.extend(layout[0] if len(layout) == 1 else (layout,))
+        return self.resolve((tuple(factors),))
+
+    def pin(self, layout: Layout, why: str) -> None:
+        for atom in atoms_of(self.resolve(layout)):
+            self.pins.setdefault(atom, {})[why] = None
+
+    # -- internals ---------------------------------------------------------------------------------------------
+
+    def _atom(self, size: int) -> int:
+        self.sizes.append(size)
+        return len(self.sizes) - 1
+
+    def _factor_size(self, factor: Factor) -> int:
+        return self.sizes[factor] if isinstance(factor, int) else self.size(factor)
+
+    def _resolve_factor(self, factor: Factor) -> Layout:
+        if isinstance(factor, tuple):
+            return self.resolve(factor)
+        if factor not in self._bound:
+            return ((factor,),)
+        self._bound[factor] = self.resolve(self._bound[factor])
+        return self._bound[factor]
+
+    def _bind(self, atom: int, layout: Layout) -> None:
+        self._bound[atom] = layout
+        for why in self.pins.pop(atom, {}):
+            self.pin(layout, why)
+
+    def _step(self, s: Term, t: Term) -> bool:
+        """Bring two different terms one substitution closer; False where nothing fits."""
+        size_s, size_t = self.size((s,)), self.size((t,))
+        if size_s > size_t:
+            return self._split(s, size_t)
+        if size_t > size_s:
+            return self._split(t, size_s)
+        while s and t and s[-1] == t[-1]:
+            s, t = s[:-1], t[:-1]
+        f, g = s[-1], t[-1]
+        size_f, size_g = self._factor_size(f), self._factor_size(g)
+        if size_f < size_g:
+            f, g, size_f, size_g = g, f, size_g, size_f
+        if size_f == size_g:
+            if isinstance(f, int):
+                self._bind(f, g if isinstance(g, tuple) else ((g,),))
+                return True
+            if isinstance(g, int):
+                self._bind(g, f)
+                return True
+            return self.same(f, g)
+        common = math.gcd(size_f, size_g)
+        if common == 1 or not isinstance(f, int):
+            return False
+        if common == size_g:
+            self._bind(f, ((self._atom(size_f // common), g),))
+            return True
+        if not isinstance(g, int):
+            return False
+        shared = self._atom(common)
+        self._bind(f, ((self._atom(size_f // common), shared),))
+        self._bind(g, ((self._atom(size_g // common), shared),))
+        return True
+
+    def _split(self, term: Term, first: int) -> bool:
+        """Cut a product into a sum of two at `first`, through its outermost atom."""
+        if not term or not isinstance(term[0], int):
+            return False
+        inner = self.size((term[1:],))
+        if first % inner:
+            return False
+        head = first // inner
+        self._bind(term[0], ((self._atom(head),), (self._atom(self.sizes[term[0]] - head),)))
+        return True
+
+
+def atoms_of(layout: Layout) -> set[int]:
+    """All atoms of a resolved layout."""
+    found: set[int] = set()
+    for term in layout:
+        for factor in term:
+            found |= {factor} if isinstance(factor, int) else atoms_of(factor)
+    return found
+
+
+def flat_mask(
+    layout: Layout, masks: Mapping[int, Mask], sizes: Sequence[int], outer: tuple[int, ...] = ()
+) -> np.ndarray:
+    """The kept positions of a dimension, as a flat bool array: the one function behind gate, cut and cost.
+
+    Args:
+        layout: the dimension, without dynamic atoms.
+        masks: atom -> Mask; an atom without one is kept whole.
+        sizes: atom -> size.
+        outer: atoms already laid out in front (used by the recursion); the result then has their axes first.
+    """
+    lead = tuple(sizes[a] for a in outer)
+    parts = []
+    for term in layout:
+        axes: list[int | None] = list(outer)
+        kept = np.ones(lead, dtype=bool)
+        for factor in term:
+            if isinstance(factor, int):
+                piece = _aligned(factor, masks.get(factor), axes, sizes)
+                axes.append(factor)
+            else:
+                known = tuple(a for a in axes if a is not None)
+                if len(known) != len(axes):
+                    raise ValueError(f"layout {layout} nests a sum behind another sum")
+                piece = flat_mask(factor, masks, sizes, known)
+                axes.append(None)
+            kept = kept[..., None] & piece
+        parts.append(kept.reshape(*lead, -1))
+    return np.concatenate(parts, axis=-1)
+
+
+def _aligned(atom: int, mask: Mask | None, axes: Sequence[int | None], sizes: Sequence[int]) -> np.ndarray:
+    """A mask broadcast over the axes laid out before its atom."""
+    if mask is None:
+        return np.ones(sizes[atom], dtype=bool)
+    if not all(c in axes for c in mask.context):
+        # The dimension shows the atom without its context: only the number kept has a meaning here.
+        counts = mask.kept.sum(axis=-1)
+        return np.arange(sizes[atom]) < counts.max()
+    order = sorted(range(len(mask.context)), key=lambda i: axes.index(mask.context[i]))
+    kept = mask.kept.transpose(*order, len(mask.context))
+    shape = [sizes[a] if a in mask.context else 1 for a in axes if a is not None] if mask.context else []
+    return kept.reshape(*shape, sizes[atom]) if mask.context else kept
+
+
+def kept_ratio(layout: Layout, masks: Mapping[int, Mask], sizes: Sequence[int]) -> tuple[int, int]:
+    """(kept, total) of a dimension that may hold dynamic atoms; exact integers, to be applied to its real size."""
+    kept = total = 0
+    for term in layout:
+        static = tuple(f for f in term if not (isinstance(f, int) and sizes[f] >= DYNAMIC))
+        dynamic = math.prod(sizes[f] for f in term if isinstance(f, int) and sizes[f] >= DYNAMIC)
+        part = flat_mask((static,), masks, sizes)
+        kept, total = kept + int(part.sum()) * dynamic, total + part.size * dynamic
+    return kept, total

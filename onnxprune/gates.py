@@ -1,0 +1,156 @@
+"""Gated space: a plan applied to the original graph by weights and hooks, nothing cut.
+
+A unit is gated at its readers, never at its producers (gelu(b) is not 0): the reading rows of a weight are zeroed, or,
+where both operands are activations, one is multiplied. Scores, damage and compensation all work here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from onnxprune.axes import Layout, Mask, atoms_of, flat_mask
+from onnxprune.errors import UnsupportedError
+from onnxprune.interpret import Interpreter, Usage
+from onnxprune.plan import Branch, Plan, Reader, Structure
+
+
+@dataclass(frozen=True)
+class Gated:
+    """What `Interpreter.run` takes to compute as if the plan were carried out."""
+
+    weights: Mapping[str, Any]
+    edit: Mapping[Usage, Callable[[Any], Any]]
+
+
+class Gates:
+    """Turns plans into gates for one model."""
+
+    def __init__(self, structure: Structure, interpreter: Interpreter) -> None:
+        self.structure = structure
+        self.interpreter = interpreter
+        self._uses = Counter(v.name for n in interpreter.graph for v in n.inputs if v is not None and v.const_value is not None)
+        self._readers = {v.name or "": list(v.uses()) for n in interpreter.graph for v in n.outputs}
+        self._operands = {n.name or "": n for n in interpreter.graph}
+
+    def gated(self, plan: Plan) -> Gated:
+        """The weights and hooks that stand for a plan."""
+        import torch
+
+        weights = {name: self._tensor(array, name) for name, array in plan.weights.items()}
+        edit: dict[Usage, Callable[[Any], Any]] = {}
+        masks = plan.masks(self.structure)
+        for reader in dict.fromkeys(r for name in plan.keep for r in self.structure.group(name).readers):
+            if reader.weight is None:
+                kept = torch.from_numpy(self._spread(reader, masks)).to(self.interpreter.device)
+                _compose(edit, (reader.node, reader.input), _multiply(kept))
+            else:
+                layout = self._layouts(reader)[reader.axis]
+                kept = torch.from_numpy(flat_mask(layout, masks, self.structure.sizes)).to(self.interpreter.device)
+                weight = weights[reader.weight] if reader.weight in weights else self.interpreter.weight(reader.weight)
+                weights[reader.weight] = weight * _along(kept, reader.weight_axis, weight)
+        for name, vector in plan.intercepts.items():
+            for node, index in self._readers[name]:
+                _compose(edit, (node.name or "", index), _add(self._like(vector)))
+        for name in plan.drop:
+            self._drop(self.structure.branch(name), plan, weights, edit)
+        return Gated(weights, edit)
+
+    def complete(self, plan: Plan, feeds: Mapping[str, Any]) -> Plan:
+        """The plan with what every dropped branch leaves behind, so that it can be applied without data.
+
+        Args:
+            feeds: any valid inputs; the value left behind must not depend on them.
+
+        Raises:
+            UnsupportedError: a branch whose gated value is not one number per channel.
+        """
+        missing = [self.structure.branch(b) for b in plan.drop if b not in plan.rests]
+        if not missing:
+            return plan
+        gated = self.gated(plan)
+        values = self.interpreter.run(feeds, outputs=[b.value for b in missing], weights=gated.weights, edit=gated.edit)
+        rests = {b.id: self._rest(b, values[b.value]) for b in missing}
+        return replace(plan, rests={**plan.rests, **rests})
+
+    # ----------------------------------------------------------------------------------------------------------
+
+    def _drop(self, branch: Branch, plan: Plan, weights: dict[str, Any], edit: dict[Usage, Callable[[Any], Any]]) -> None:
+        usage = (branch.add, branch.operand)
+        if branch.id in plan.rests:
+            rest = self._like(plan.rests[branch.id])
+            _compose(edit, usage, lambda x: rest.expand_as(x))
+        elif branch.reader is None:
+            _compose(edit, usage, _zero)
+        elif branch.reader.weight is not None and self._uses[branch.reader.weight] == 1:
+            weights[branch.reader.weight] = self.interpreter.weight(branch.reader.weight) * 0
+        else:
+            _compose(edit, (branch.reader.node, branch.reader.input), _zero)
+
+    def _rest(self, branch: Branch, value: Any) -> np.ndarray:
+        """A tensor that is constant along most axes, with those axes shrunk to 1."""
+        rest = value.detach().float().cpu().numpy()
+        fixed = [len(t) == 1 and len(t[0]) == 1 for t in self.structure.layouts[branch.value]]
+        for axis in range(rest.ndim):
+            first = rest.take([0], axis=axis)
+            if np.allclose(rest, first, rtol=0, atol=0):
+                rest = first
+        varying = [axis for axis in range(rest.ndim) if rest.shape[axis] > 1]
+        if len(varying) > 1 or not all(fixed[a] or value.shape[a] == rest.shape[a] for a in varying):
+            raise UnsupportedError(f"{branch.id} (node {branch.add}): what it leaves behind depends on the input; it cannot be dropped")
+        return rest
+
+    def _layouts(self, reader: Reader) -> tuple[Layout, ...]:
+        value = self._operands[reader.node].inputs[reader.input]
+        assert value is not None
+        return self.structure.layouts[value.name or ""]
+
+    def _spread(self, reader: Reader, masks: Mapping[int, Mask]) -> np.ndarray:
+        """A reader's mask, shaped to be multiplied with what it reads.
+
+        Where the units' context lies on other axes (each head its own dimensions), the mask spans those too.
+        """
+        layouts = self._layouts(reader)
+        axis_of = {layout[0][0]: axis for axis, layout in enumerate(layouts) if len(layout) == 1 and len(layout[0]) == 1}
+        atoms = atoms_of(layouts[reader.axis])
+        needed = {c for a in atoms if a in masks for c in masks[a].context} - atoms
+        outer = tuple(sorted((c for c in needed if c in axis_of), key=axis_of.__getitem__))
+        kept = flat_mask(layouts[reader.axis], masks, self.structure.sizes, outer)
+        axes = (*(axis_of[c] for c in outer), reader.axis)
+        kept = kept.transpose(np.argsort(axes))
+        sizes = iter(kept.shape)
+        return kept.reshape([next(sizes) if i in axes else 1 for i in range(len(layouts))])
+
+    def _tensor(self, array: np.ndarray, name: str) -> Any:
+        return self._like(array).to(self.interpreter.weight(name).dtype)
+
+    def _like(self, array: Any) -> Any:
+        import torch
+
+        tensor = torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
+        return tensor.to(self.interpreter.device)
+
+
+def _compose(edit: dict[Usage, Callable[[Any], Any]], usage: Usage, then: Callable[[Any], Any]) -> None:
+    first = edit.get(usage)
+    edit[usage] = then if first is None else lambda x: then(first(x))
+
+
+def _along(vector: Any, axis: int, tensor: Any) -> Any:
+    return vector.to(tensor.dtype).reshape([-1 if i == axis else 1 for i in range(tensor.dim())])
+
+
+def _multiply(kept: Any) -> Callable[[Any], Any]:
+    return lambda x: x * kept.to(x.dtype)
+
+
+def _add(vector: Any) -> Callable[[Any], Any]:
+    return lambda x: x + vector.to(x.dtype)
+
+
+def _zero(x: Any) -> Any:
+    return x * 0

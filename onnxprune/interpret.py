@@ -1,0 +1,186 @@
+"""The torch interpreter: it runs a graph, or any part of it, with one hook.
+
+`edit` is called at node inputs and graph outputs. The identity gives the forward pass; a multiplication gates; a gate
+that requires a gradient gives Fisher scores; recording gives features and Gram matrices. `feeds` may bind any value,
+and only the nodes between them and `outputs` run, so that a suffix starts from cached tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import ops
+from onnxprune.errors import UnsupportedError
+
+Usage = tuple[str, int]
+"""(node name, input index); a graph output is ("", its position)."""
+
+Edit = Mapping[Usage, Callable[[Any], Any]]
+"""What the hook does, by usage. A mapping rather than a function, so that untouched nodes cost nothing."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    node: ir.Node
+    call: Callable[..., Any]
+    inputs: tuple[str | None, ...]
+    outputs: tuple[str, ...]
+    done: tuple[str, ...]  # values nobody reads after this step
+
+
+class Interpreter:
+    """Runs one graph.
+
+    Args:
+        graph: a normalised graph (model.load).
+        device: where tensors live, "cpu" or "cuda"; shape arithmetic stays on the CPU.
+    """
+
+    def __init__(self, graph: ir.Graph, device: str = "cpu") -> None:
+        self.graph = graph
+        self.device = device
+        self._weights: dict[str, Any] = {}
+        self._schedules: dict[tuple[frozenset[str], tuple[str, ...]], tuple[list[_Step], frozenset[str]]] = {}
+        self._producers = {v.name: n for n in graph for v in n.outputs if v.name}
+        self._order = {n: i for i, n in enumerate(graph)}
+
+    def run(
+        self,
+        feeds: Mapping[str, Any],
+        *,
+        outputs: Sequence[str] | None = None,
+        weights: Mapping[str, Any] | None = None,
+        edit: Edit | None = None,
+    ) -> dict[str, Any]:
+        """Compute values.
+
+        Args:
+            feeds: value name -> numpy array or torch tensor; graph inputs, or any inner value.
+            outputs: names of the values wanted; the graph's outputs by default.
+            weights: initializer name -> tensor that stands in for it.
+            edit: usage -> function of the tensor that is read there.
+
+        Returns:
+            name -> tensor.
+
+        Raises:
+            UnsupportedError: an operator that is not registered; names node, type and opset.
+            KeyError: a graph input that is needed and not fed.
+        """
+        import torch
+
+        wanted = tuple(v.name or "" for v in self.graph.outputs) if outputs is None else tuple(outputs)
+        steps, initializers = self._schedule(frozenset(feeds), wanted)
+        override = weights or {}
+        values = {name: self._place(torch, tensor) for name, tensor in feeds.items()}
+        for name in initializers:
+            values[name] = override[name] if name in override else self.weight(name)
+        hooks = edit or {}
+        for step in steps:
+            arguments = [None if name is None else values[name] for name in step.inputs]
+            if hooks:
+                arguments = [
+                    hooks[usage](x) if (usage := (step.node.name or "", i)) in hooks else x for i, x in enumerate(arguments)
+                ]
+            if self.device != "cpu":
+                arguments = _on_one_device(arguments)
+            try:
+                result = step.call(*arguments)
+            except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
+                raise UnsupportedError(f"{_describe(step.node)} cannot be computed in torch: {error}") from error
+            for name, tensor in zip(step.outputs, result if isinstance(result, (tuple, list)) else (result,), strict=False):
+                values[name] = tensor
+            for name in step.done:
+                del values[name]
+        found = {name: values[name] for name in wanted}
+        for i, value in enumerate(self.graph.outputs):
+            if ("", i) in hooks and value.name in found:
+                found[value.name] = hooks["", i](found[value.name])
+        return found
+
+    def weight(self, name: str) -> Any:
+        """An initializer as a tensor (kept; it shares the model's memory on the CPU)."""
+        if name not in self._weights:
+            self._weights[name] = self._load(name)
+        return self._weights[name]
+
+    def needed(self, feeds: Iterable[str], outputs: Iterable[str]) -> list[ir.Node]:
+        """The nodes between bound values and wanted ones, in order."""
+        bound, seen = set(feeds), set()
+        stack = [name for name in outputs if name not in bound]
+        while stack:
+            node = self._producers.get(stack.pop())
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            stack.extend(v.name for v in node.inputs if v is not None and v.name and v.name not in bound)
+        return sorted(seen, key=self._order.__getitem__)
+
+    # -- internals ---------------------------------------------------------------------------------------------
+
+    def _schedule(self, feeds: frozenset[str], wanted: tuple[str, ...]) -> tuple[list[_Step], frozenset[str]]:
+        key = (feeds, wanted)
+        if key not in self._schedules:
+            nodes = self.needed(feeds, wanted)
+            last: dict[str, int] = {}
+            for i, node in enumerate(nodes):
+                for value in (*node.inputs, *node.outputs):
+                    if value is not None and value.name:
+                        last[value.name] = i
+            steps = [self._step(node, [n for n, at in last.items() if at == i and n not in wanted]) for i, node in enumerate(nodes)]
+            read = {name for step in steps for name in step.inputs if name is not None} | set(wanted)
+            self._schedules[key] = steps, frozenset(n for n in read if n in self.graph.initializers and n not in feeds)
+        return self._schedules[key]
+
+    def _step(self, node: ir.Node, done: list[str]) -> _Step:
+        import torch
+
+        operator = ops.lookup(node)
+        if operator is None:
+            raise UnsupportedError(f"{_describe(node)} is not known to the interpreter; it cannot be scored through")
+        run = operator.run
+        if isinstance(run, str):
+            call = reduce(getattr, run.split("."), torch)
+        else:
+            function = run
+
+            def call(*xs: Any) -> Any:
+                return function(torch, node, *xs)
+
+        inputs = tuple(None if v is None else v.name for v in node.inputs)
+        return _Step(node, call, inputs, tuple(v.name or "" for v in node.outputs), tuple(done))
+
+    def _load(self, name: str) -> Any:
+        import torch
+
+        tensor = self.graph.initializers[name].const_value
+        if tensor is None:
+            raise KeyError(name)
+        if tensor.dtype == ir.DataType.BFLOAT16:
+            loaded = torch.from_numpy(np.array(tensor.numpy()).astype(np.float32)).to(torch.bfloat16)
+        else:
+            array = tensor.numpy()
+            loaded = torch.from_numpy(array if array.flags.writeable and array.flags.c_contiguous else array.copy())
+        return self._place(torch, loaded)
+
+    def _place(self, torch: Any, tensor: Any) -> Any:
+        tensor = torch.from_numpy(np.ascontiguousarray(tensor).reshape(np.shape(tensor))) if isinstance(tensor, np.ndarray) else tensor
+        small = tensor.dim() <= 1 and not tensor.is_floating_point()
+        return tensor if small or self.device == "cpu" else tensor.to(self.device)
+
+
+def _on_one_device(arguments: list[Any]) -> list[Any]:
+    """Bring the operands of a node together: one that was made from shapes may still be on the CPU."""
+    target = next((x.device for x in arguments if x is not None and x.device.type != "cpu"), None)
+    return arguments if target is None else [x if x is None else x.to(target) for x in arguments]
+
+
+def _describe(node: ir.Node) -> str:
+    domain = f"{node.domain}::" if node.domain else ""
+    return f"node {node.name} ({domain}{node.op_type}, opset {node.version})"

@@ -1,0 +1,208 @@
+"""Reading and writing models: the only place that touches ONNX files.
+
+`load` gives a normalised clone of the user's graph (functions inlined, constants folded, shapes inferred) whose
+inputs, outputs, names, dynamic axes, opset imports and metadata are the user's own; `save` writes a file that holds
+the weights inside, or beside it where the 2 GB limit of protobuf asks for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import shapes
+from onnxprune.errors import ModelError, UnsupportedError, UsageError
+
+OPSETS = range(11, 27)
+_EMBED_LIMIT = 1_900_000_000
+"""Bytes of weights that still fit in one protobuf file (the format's limit is 2 GiB)."""
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One input or output of a graph: its name, element type and shape (int, symbol name, or None where unknown)."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int | str | None, ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A normalised graph and where it came from.
+
+    Attributes:
+        ir: the graph; every initializer of rank <= 1 has one reader, every node and value a unique name.
+        path: the file it was read from.
+        digest: sha256 of that file and its external data, in hex; plans are bound to it.
+    """
+
+    ir: ir.Model
+    path: Path | None
+    digest: str
+
+    @property
+    def graph(self) -> ir.Graph:
+        return self.ir.graph
+
+    @property
+    def opset(self) -> int:
+        """The version of the default operator set."""
+        return self.ir.opset_imports.get("", 0)
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        return tuple(_spec(v) for v in self.graph.inputs if v.name not in self.graph.initializers)
+
+    @property
+    def outputs(self) -> tuple[InputSpec, ...]:
+        return tuple(_spec(v) for v in self.graph.outputs)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where tokenizer and configuration files are looked for."""
+        return self.path.parent if self.path else None
+
+    def clone(self) -> Model:
+        """A copy whose graph can be mutated; weights are shared."""
+        return Model(shapes.stamp(self.ir.clone()), self.path, self.digest)
+
+
+def find(path: str | os.PathLike[str]) -> Path:
+    """The `.onnx` file behind a path that may be an optimum folder.
+
+    Raises:
+        ModelError: nothing there.
+        UnsupportedError: an ORT-format file, or a folder of several graphs.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(path.glob("*.onnx"))
+        if not files:
+            raise ModelError(f"{path}: the folder holds no .onnx file")
+        if len(files) > 1 and not (path / "model.onnx").exists():
+            raise UnsupportedError(f"{path}: holds several graphs ({', '.join(f.name for f in files)}); name one of them")
+        return path / "model.onnx" if (path / "model.onnx").exists() else files[0]
+    if not path.exists():
+        raise ModelError(f"{path}: no such file")
+    if path.suffix == ".ort":
+        raise UnsupportedError(f"{path}: an ORT-format file cannot be rewritten; give the .onnx it was made from")
+    return path
+
+
+def load(path: str | os.PathLike[str]) -> Model:
+    """Read and normalise a model.
+
+    Args:
+        path: a `.onnx` file (external data beside it) or an optimum folder with one graph.
+
+    Raises:
+        ModelError: missing, truncated, not ONNX, or its external data is missing.
+        UnsupportedError: an opset outside 11–26, or a form that cannot be rewritten.
+    """
+    file = find(path)
+    model = read(file)
+    version = model.opset_imports.get("", 0)
+    if version not in OPSETS:
+        raise UnsupportedError(f"{file}: opset {version} of the default domain; {OPSETS[0]} to {OPSETS[-1]} are supported")
+    digest = _digest(file, model)
+    return Model(shapes.normalise(model), file, digest)
+
+
+def read(file: Path) -> ir.Model:
+    """The file as it is, checked for what a damaged file lacks."""
+    try:
+        model = ir.load(file)
+    except Exception as error:  # protobuf, onnx and the OS each raise their own; all mean the file cannot be read
+        raise ModelError(f"{file}: not an ONNX file, or a damaged one ({_first_line(error)})") from error
+    if not model.opset_imports or not model.graph.outputs or not model.graph.num_nodes():
+        raise ModelError(f"{file}: not an ONNX file, or a damaged one (no operators, opset or outputs in it)")
+    for tensor in _external(model):
+        data = Path(tensor.path)
+        needed = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
+        if not data.exists():
+            raise ModelError(f"{file}: its external data {data.name} is missing beside it (tensor {tensor.name})")
+        if data.stat().st_size < needed:
+            raise ModelError(f"{file}: its external data {data.name} is truncated (tensor {tensor.name})")
+    return model
+
+
+def save(model: ir.Model, path: str | os.PathLike[str]) -> list[Path]:
+    """Write a graph; weights go into `NAME.data` beside it when they do not fit in one file. Returns the files."""
+    path = Path(path)
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    if size <= _EMBED_LIMIT:
+        _internalise(model)
+        ir.save(model, path)
+        return [path]
+    data = path.with_name(path.name + ".data")
+    ir.save(model, path, external_data=data.name)
+    return [path, data]
+
+
+@contextmanager
+def staged(target: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """A folder to write in that replaces `target`'s files at the end, or leaves nothing behind on any error.
+
+    Raises:
+        UsageError: the target is one of the inputs, or exists and `force` is off.
+    """
+    import shutil
+    import tempfile
+
+    refuse_overwrite(target, force=force, inputs=inputs)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield folder
+        for file in sorted(folder.iterdir()):
+            os.replace(file, target.parent / file.name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def refuse_overwrite(target: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
+    """Refuse a target that is an input, or a file that is there already (unless forced)."""
+    if any(target.resolve() == i.resolve() for i in inputs):
+        raise UsageError(f"{target}: the output would overwrite the input; choose another name with -o")
+    if target.exists() and not force:
+        raise UsageError(f"{target}: exists already; --force replaces it, -o chooses another name")
+
+
+def _external(model: ir.Model) -> list[ir.ExternalTensor]:
+    tensors = (v.const_value for v in model.graph.initializers.values())
+    return [t for t in tensors if isinstance(t, ir.ExternalTensor)]
+
+
+def _internalise(model: ir.Model) -> None:
+    """Bring external weights into memory, so that the file written stands alone."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = ir.Tensor(value.const_value.numpy().copy(), name=value.name, dtype=value.const_value.dtype)
+
+
+def _digest(file: Path, model: ir.Model) -> str:
+    hashed = hashlib.sha256()
+    data = sorted({Path(t.path) for t in _external(model)})
+    for part in (file, *data):
+        with part.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                hashed.update(block)
+    return hashed.hexdigest()
+
+
+def _spec(value: ir.Value) -> InputSpec:
+    dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(object)
+    dims = () if value.shape is None else value.shape
+    return InputSpec(value.name or "", np.dtype(dtype), tuple(d if isinstance(d, int) else d.value for d in dims))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

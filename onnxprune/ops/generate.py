@@ -1,0 +1,83 @@
+"""Operators that make tensors out of shapes and numbers. What they read is a shape, so a cut must not reach it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from onnxprune.ops.base import Constraints, attribute, opaque, register
+from onnxprune.ops.elementwise import torch_dtype
+from onnxprune.ops.layout import integers
+
+
+def _shape(torch: Any, node: Any, x: Any) -> Any:
+    dims = list(x.shape)[slice(attribute(node, "start", 0), attribute(node, "end"))]
+    return torch.tensor(dims, dtype=torch.int64)
+
+
+def _shape_axes(node: Any, c: Constraints) -> None:
+    """A size read at run time: single fixed dimensions were folded at load, so what is left reads the others.
+
+    Only where every reader picks dimensions by constant index is it known which; else all of them are read.
+    """
+    (source,), (result,) = node.inputs, node.outputs
+    rank = len(c.sizes(source))
+    start = attribute(node, "start", 0) % max(rank, 1)
+    read: set[int] = set()
+    for reader, index in result.uses():
+        picked = _picked(reader, index, c, c.sizes(result)[0])
+        read |= set(range(rank)) if picked is None else {start + i for i in picked}
+    c.pin(source, sorted(read), "its size is read at run time")
+
+
+def _picked(reader: Any, index: int, c: Constraints, count: int) -> list[int] | None:
+    operands = [c.constant(v) for v in reader.inputs[1:]]
+    if index != 0 or any(o is None for o in operands) or not operands:
+        return None
+    if reader.op_type == "Gather":
+        return [int(i) % count for i in np.ravel(operands[0])]
+    if reader.op_type == "Slice":
+        step = int(operands[3][0]) if len(operands) > 3 else 1
+        return list(range(count)[int(operands[0][0]) : int(operands[1][0]) : step])
+    return None
+
+
+register({"Shape": _shape}, axes=_shape_axes)
+
+
+def _constant(torch: Any, node: Any) -> Any:
+    for name in ("value_float", "value_floats", "value_int", "value_ints"):
+        if name in node.attributes:
+            return torch.tensor(attribute(node, name), dtype=torch.float32 if "float" in name else torch.int64)
+    return torch.from_numpy(np.array(node.attributes["value"].as_tensor().numpy()))
+
+
+def _constant_of_shape(torch: Any, node: Any, shape: Any) -> Any:
+    found = node.attributes.get("value")
+    value = np.zeros(1, dtype=np.float32) if found is None else found.as_tensor().numpy()
+    fill = torch.from_numpy(np.array(value))
+    return fill.reshape(()).expand(integers(torch, shape)).clone()
+
+
+def _range(torch: Any, node: Any, start: Any, limit: Any, delta: Any) -> Any:
+    return torch.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype, device=start.device)
+
+
+def _eye_like(torch: Any, node: Any, x: Any) -> Any:
+    dtype = attribute(node, "dtype")
+    rows, columns = x.shape
+    column = torch.arange(columns)[None] - attribute(node, "k", 0)
+    return (torch.arange(rows)[:, None] == column).to(x.dtype if dtype is None else torch_dtype(torch, dtype))
+
+
+register(
+    {
+        "Size": lambda torch, node, x: torch.tensor(x.numel(), dtype=torch.int64),
+        "Constant": _constant,
+        "ConstantOfShape": _constant_of_shape,
+        "Range": _range,
+        "EyeLike": _eye_like,
+    },
+    axes=opaque,
+)

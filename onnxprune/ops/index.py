@@ -1,0 +1,120 @@
+"""Operators that pick elements by index; the indexed axis is pinned, the others pass through."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from onnxprune.ops.base import Constraints, attribute, axis_of, opaque, register
+
+
+def _gather(torch: Any, node: Any, data: Any, indices: Any) -> Any:
+    axis = axis_of(node, data.dim(), 0)
+    size = data.shape[axis]
+    picked = torch.where(indices < 0, indices + size, indices).reshape(-1).to(torch.int64)
+    shape = (*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :])
+    return data.index_select(axis, picked).reshape(shape)
+
+
+def _gather_axes(node: Any, c: Constraints) -> None:
+    data, indices = node.inputs
+    (result,) = node.outputs
+    axis = axis_of(node, len(c.sizes(data)), 0)
+    extra = len(c.sizes(indices)) - 1
+    c.pin(data, [axis], "indexed")
+    for other, dim in enumerate(c.dims(data)):
+        if other != axis:
+            c.same(dim, c.dims(result)[other if other < axis else other + extra])
+    for position, dim in enumerate(c.dims(indices)):
+        c.same(dim, c.dims(result)[axis + position])
+
+
+register({"Gather": _gather}, axes=_gather_axes)
+
+
+def _gather_elements(torch: Any, node: Any, data: Any, indices: Any) -> Any:
+    axis = axis_of(node, data.dim(), 0)
+    return torch.gather(data, axis, torch.where(indices < 0, indices + data.shape[axis], indices).to(torch.int64))
+
+
+def _gather_nd(torch: Any, node: Any, data: Any, indices: Any) -> Any:
+    batch = attribute(node, "batch_dims", 0)
+    depth = indices.shape[-1]
+    lead = data.shape[:batch]
+    flat_data = data.reshape(-1, *data.shape[batch:])
+    flat_index = indices.reshape(flat_data.shape[0], -1, depth).to(torch.int64)
+    rows = torch.arange(flat_data.shape[0], device=data.device)[:, None].expand(flat_index.shape[:2])
+    picked = flat_data[(rows, *flat_index.unbind(-1))]
+    return picked.reshape(*lead, *indices.shape[batch:-1], *data.shape[batch + depth :])
+
+
+def _scatter_elements(torch: Any, node: Any, data: Any, indices: Any, updates: Any) -> Any:
+    axis = axis_of(node, data.dim(), 0)
+    indices = torch.where(indices < 0, indices + data.shape[axis], indices).to(torch.int64)
+    how = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}.get(attribute(node, "reduction", "none"))
+    return data.scatter(axis, indices, updates) if how is None else data.scatter_reduce(axis, indices, updates, how)
+
+
+def _scatter_nd(torch: Any, node: Any, data: Any, indices: Any, updates: Any) -> Any:
+    depth = indices.shape[-1]
+    index = indices.reshape(-1, depth).to(torch.int64).unbind(-1)
+    values = updates.reshape(-1, *data.shape[depth:])
+    reduction = attribute(node, "reduction", "none")
+    if reduction == "none":
+        return data.index_put(index, values)
+    if reduction == "add":
+        return data.index_put(index, values, accumulate=True)
+    combine = {"mul": torch.mul, "max": torch.maximum, "min": torch.minimum}[reduction]
+    result = data.clone()
+    for row, value in enumerate(values):
+        at = tuple(i[row] for i in index)
+        result[at] = combine(result[at], value)
+    return result
+
+
+def _one_hot(torch: Any, node: Any, indices: Any, depth: Any, values: Any) -> Any:
+    axis, count = axis_of(node, indices.dim() + 1, -1), int(depth.reshape(()).item())
+    hot = (indices % count).to(torch.int64).unsqueeze(axis) == torch.arange(count, device=indices.device).reshape(
+        [-1 if i == axis else 1 for i in range(indices.dim() + 1)]
+    )
+    return torch.where(hot, values[1], values[0])
+
+
+def _top_k(torch: Any, node: Any, x: Any, k: Any = None) -> Any:
+    count = int(attribute(node, "k")) if k is None else int(k.reshape(()).item())
+    axis = axis_of(node, x.dim(), -1)
+    # A stable sort keeps the lower index first among equals, as the standard asks.
+    order = torch.sort(x, dim=axis, descending=bool(attribute(node, "largest", 1)), stable=True)
+    return order.values.narrow(axis, 0, count), order.indices.narrow(axis, 0, count)
+
+
+def _arg(name: str) -> Any:
+    def run(torch: Any, node: Any, x: Any) -> Any:
+        axis = axis_of(node, x.dim(), 0)
+        if attribute(node, "select_last_index", 0):
+            found = x.shape[axis] - 1 - getattr(torch, name)(x.flip(axis), dim=axis, keepdim=True)
+        else:
+            found = getattr(torch, name)(x, dim=axis, keepdim=True)
+        return found if attribute(node, "keepdims", 1) else found.squeeze(axis)
+
+    return run
+
+
+def _cumsum(torch: Any, node: Any, x: Any, axis: Any) -> Any:
+    along = int(axis.reshape(()).item()) % x.dim()
+    x = x.flip(along) if attribute(node, "reverse", 0) else x
+    total = torch.cumsum(x, along).to(x.dtype)
+    total = total - x if attribute(node, "exclusive", 0) else total
+    return total.flip(along) if attribute(node, "reverse", 0) else total
+
+
+register(
+    {
+        "GatherElements": _gather_elements, "GatherND": _gather_nd, "ScatterElements": _scatter_elements, "ScatterND": _scatter_nd,
+        "OneHot": _one_hot, "TopK": _top_k, "ArgMax": _arg("argmax"), "ArgMin": _arg("argmin"), "CumSum": _cumsum,
+        "NonZero": lambda torch, node, x: torch.nonzero(x).T.contiguous(),
+        "Compress": lambda torch, node, x, keep: x.reshape(-1)[keep.nonzero().reshape(-1)] if attribute(node, "axis") is None
+        else x.index_select(axis_of(node, x.dim(), 0), keep.nonzero().reshape(-1)),
+        "Trilu": lambda torch, node, x, k=None: (torch.triu if attribute(node, "upper", 1) else torch.tril)(x, 0 if k is None else int(k.item())),
+    },
+    axes=opaque,
+)  # fmt: skip

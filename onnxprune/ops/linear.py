@@ -1,0 +1,152 @@
+"""Contractions: where atoms disappear. Their multiply-accumulates are what a FLOPs budget counts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from onnxprune.errors import UnsupportedError
+from onnxprune.ops.base import Constraints, Sizes, attribute, register, tie_broadcast
+
+
+def _matmul_axes(node: Any, c: Constraints) -> None:
+    a, b = node.inputs
+    (result,) = node.outputs
+    rank_a, rank_b = len(c.sizes(a)), len(c.sizes(b))
+    inner_b = max(rank_b - 2, 0)
+    c.same(c.dims(a)[-1], c.dims(b)[inner_b])
+    c.reads(node, 0, rank_a - 1)
+    c.reads(node, 1, inner_b)
+    out = list(c.dims(result))
+    if rank_b > 1:
+        c.same(c.dims(b)[-1], out.pop())
+    if rank_a > 1:
+        c.same(c.dims(a)[-2], out.pop())
+    for value, rank in ((a, rank_a), (b, rank_b)):
+        for back in range(1, rank - 1):
+            _tie(c, value, rank - 2 - back, out[-back], c.sizes(result)[len(out) - back])
+
+
+def _tie(c: Constraints, value: Any, axis: int, target: Any, size: int) -> None:
+    if c.sizes(value)[axis] == size:
+        c.same(c.dims(value)[axis], target)
+
+
+def _matmul_macs(node: Any, s: Sizes) -> int:
+    return math.prod(s.shape(node.outputs[0])) * s.shape(node.inputs[0])[-1]
+
+
+register({"MatMul": "matmul"}, axes=_matmul_axes, macs=_matmul_macs)
+
+
+def _gemm(torch: Any, node: Any, a: Any, b: Any, c: Any = None) -> Any:
+    a = a.transpose(-1, -2) if attribute(node, "transA", 0) else a
+    b = b.transpose(-1, -2) if attribute(node, "transB", 0) else b
+    alpha, beta = attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)
+    result = torch.matmul(a, b)
+    result = result if alpha == 1.0 else result * alpha
+    return result if c is None else result + (c if beta == 1.0 else c * beta)
+
+
+def _gemm_axes(node: Any, c: Constraints) -> None:
+    a, b = node.inputs[:2]
+    (result,) = node.outputs
+    inner_a = 0 if attribute(node, "transA", 0) else 1
+    inner_b = 1 if attribute(node, "transB", 0) else 0
+    c.same(c.dims(a)[inner_a], c.dims(b)[inner_b])
+    c.reads(node, 0, inner_a)
+    c.reads(node, 1, inner_b)
+    c.same(c.dims(a)[1 - inner_a], c.dims(result)[0])
+    c.same(c.dims(b)[1 - inner_b], c.dims(result)[1])
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        tie_broadcast(c, node.inputs[2], result)
+
+
+def _gemm_macs(node: Any, s: Sizes) -> int:
+    return math.prod(s.shape(node.outputs[0])) * s.shape(node.inputs[0])[0 if attribute(node, "transA", 0) else 1]
+
+
+register({"Gemm": _gemm}, axes=_gemm_axes, macs=_gemm_macs)
+
+
+def equation(node: Any, ranks: list[int]) -> tuple[list[str], str]:
+    """An Einsum's terms, one letter per axis; the ellipsis is written out in capitals of its own."""
+    text = attribute(node, "equation").replace(" ", "")
+    left, arrow, right = text.partition("->")
+    terms = left.split(",")
+    wide = max((rank - len(t.replace("...", "")) for t, rank in zip(terms, ranks, strict=True) if "..." in t), default=0)
+    letters = [chr(0x391 + i) for i in range(wide)]
+    spread = [
+        t.replace("...", "".join(letters[wide - (rank - len(t.replace("...", ""))) :])) if "..." in t else t
+        for t, rank in zip(terms, ranks, strict=True)
+    ]
+    if not arrow:
+        seen = "".join(spread)
+        right = "".join(letters) + "".join(sorted(x for x in set(seen) - set(letters) if seen.count(x) == 1))
+    return spread, right.replace("...", "".join(letters))
+
+
+def _einsum_axes(node: Any, c: Constraints) -> None:
+    terms, result = equation(node, [len(c.sizes(v)) for v in node.inputs])
+    sizes: dict[str, tuple[int, Any]] = {}
+    for value, term in [*zip(node.inputs, terms, strict=True), (node.outputs[0], result)]:
+        if len(set(term)) != len(term):
+            raise UnsupportedError(f"{node.name}: Einsum {attribute(node, 'equation')} takes a diagonal")
+        for axis, letter in enumerate(term):
+            size, dim = c.sizes(value)[axis], c.dims(value)[axis]
+            if letter in sizes and sizes[letter][0] == size:
+                c.same(sizes[letter][1], dim)
+            elif letter not in sizes or sizes[letter][0] == 1:
+                sizes[letter] = (size, dim)
+    for index, term in enumerate(terms):
+        for axis, letter in enumerate(term):
+            if letter not in result:
+                c.reads(node, index, axis)
+
+
+def _einsum_macs(node: Any, s: Sizes) -> int:
+    terms, _ = equation(node, [len(s.shape(v)) for v in node.inputs])
+    sizes: dict[str, int] = {}
+    for value, term in zip(node.inputs, terms, strict=True):
+        for letter, size in zip(term, s.shape(value), strict=True):
+            sizes[letter] = max(sizes.get(letter, 1), size)
+    return math.prod(sizes.values()) * max(len(terms) - 1, 1)
+
+
+register(
+    {"Einsum": lambda torch, node, *xs: torch.einsum(attribute(node, "equation").replace(" ", ""), *xs)},
+    axes=_einsum_axes,
+    macs=_einsum_macs,
+)
+
+
+def _fused_matmul(torch: Any, node: Any, a: Any, b: Any) -> Any:
+    a = a.transpose(-1, -2) if attribute(node, "transA", 0) else a
+    b = b.transpose(-1, -2) if attribute(node, "transB", 0) else b
+    return torch.matmul(a, b) * attribute(node, "alpha", 1.0)
+
+
+def _fused_matmul_axes(node: Any, c: Constraints) -> None:
+    if attribute(node, "transBatchA", 0) or attribute(node, "transBatchB", 0):
+        for value in (*node.inputs, *node.outputs):
+            c.pin(value, None, "FusedMatMul with transposed batch axes is not cut through")
+        return
+    a, b = node.inputs
+    (result,) = node.outputs
+    rank_a, rank_b, rank = len(c.sizes(a)), len(c.sizes(b)), len(c.sizes(result))
+    row, inner_a = (rank_a - 1, rank_a - 2) if attribute(node, "transA", 0) else (rank_a - 2, rank_a - 1)
+    inner_b, column = (rank_b - 1, rank_b - 2) if attribute(node, "transB", 0) else (rank_b - 2, rank_b - 1)
+    c.same(c.dims(a)[inner_a], c.dims(b)[inner_b])
+    c.reads(node, 0, inner_a)
+    c.reads(node, 1, inner_b)
+    c.same(c.dims(a)[row], c.dims(result)[rank - 2])
+    c.same(c.dims(b)[column], c.dims(result)[rank - 1])
+    tie_broadcast(c, a, result, skip=2)
+    tie_broadcast(c, b, result, skip=2)
+
+
+def _fused_matmul_macs(node: Any, s: Sizes) -> int:
+    return math.prod(s.shape(node.outputs[0])) * s.shape(node.inputs[0])[-2 if attribute(node, "transA", 0) else -1]
+
+
+register({"FusedMatMul": _fused_matmul}, axes=_fused_matmul_axes, macs=_fused_matmul_macs, domain="com.microsoft")

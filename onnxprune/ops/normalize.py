@@ -1,0 +1,148 @@
+"""Softmax and normalisations: the normalised axis depends on all its elements at once and is pinned."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from onnxprune.ops.base import Constraints, attribute, axis_of, register, tie_broadcast
+
+
+def _softmax(name: str) -> Any:
+    def run(torch: Any, node: Any, x: Any) -> Any:
+        if (node.version or 13) >= 13:
+            return getattr(torch, name)(x, axis_of(node, x.dim(), -1))
+        # Before opset 13 the input counts as a matrix, rows up to `axis`.
+        rows = math.prod(x.shape[: axis_of(node, x.dim(), 1)])
+        return getattr(torch, name)(x.reshape(rows, -1), -1).reshape(x.shape)
+
+    return run
+
+
+def _softmax_axes(node: Any, c: Constraints) -> None:
+    (source,), (result,) = node.inputs, node.outputs
+    rank = len(c.sizes(source))
+    for before, after in zip(c.dims(source), c.dims(result), strict=True):
+        c.same(before, after)
+    modern = (node.version or 13) >= 13
+    axis = axis_of(node, rank, -1 if modern else 1)
+    c.pin(source, [axis] if modern else range(axis, rank), f"normalised by {node.op_type}")
+
+
+def _hardmax(torch: Any, node: Any, x: Any) -> Any:
+    axis = axis_of(node, x.dim(), -1)
+    return torch.zeros_like(x).scatter(axis, x.argmax(axis, keepdim=True), 1.0)
+
+
+register(
+    {"Softmax": _softmax("softmax"), "LogSoftmax": _softmax("log_softmax"), "Hardmax": _hardmax}, axes=_softmax_axes
+)
+
+
+def _layer_norm(torch: Any, node: Any, x: Any, scale: Any = None, bias: Any = None) -> Any:
+    axis = axis_of(node, x.dim(), -1)
+    shape = tuple(x.shape[axis:])
+    epsilon = attribute(node, "epsilon", 1e-5)
+    if len(node.outputs) == 1 and scale is not None and tuple(scale.shape) == shape:
+        return torch.nn.functional.layer_norm(x, shape, scale, bias, epsilon)
+    dims = tuple(range(axis, x.dim()))
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    mean = wide.mean(dims, keepdim=True)
+    inverse = torch.rsqrt((wide - mean).square().mean(dims, keepdim=True) + epsilon)
+    y = ((wide - mean) * inverse).to(x.dtype)
+    y = y if scale is None else y * scale
+    y = y if bias is None else y + bias
+    return (y, mean, inverse)[: len(node.outputs)] if len(node.outputs) > 1 else y
+
+
+def _rms_norm(torch: Any, node: Any, x: Any, scale: Any = None) -> Any:
+    axis = axis_of(node, x.dim(), -1)
+    dims = tuple(range(axis, x.dim()))
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    inverse = torch.rsqrt(wide.square().mean(dims, keepdim=True) + attribute(node, "epsilon", 1e-5))
+    y = (wide * inverse).to(x.dtype)
+    y = y if scale is None else y * scale
+    return (y, None, inverse)[: len(node.outputs)] if len(node.outputs) > 1 else y
+
+
+def _layer_norm_axes(node: Any, c: Constraints) -> None:
+    source, result = node.inputs[0], node.outputs[0]
+    axis = axis_of(node, len(c.sizes(source)), -1)
+    for before, after in zip(c.dims(source), c.dims(result), strict=True):
+        c.same(before, after)
+    for value in node.inputs[1:]:
+        if value is not None:
+            tie_broadcast(c, value, result)
+    for extra in node.outputs[1:]:
+        for dim, before in zip(c.dims(extra)[:axis], c.dims(source)[:axis], strict=False):
+            c.same(dim, before)
+    c.pin(source, range(axis, len(c.sizes(source))), f"normalised by {node.op_type}")
+
+
+_NORMS = {
+    "LayerNormalization": _layer_norm, "RMSNormalization": _rms_norm, "SimplifiedLayerNormalization": _rms_norm,
+}  # fmt: skip
+register(_NORMS, axes=_layer_norm_axes)
+register({"SimplifiedLayerNormalization": _rms_norm}, axes=_layer_norm_axes, domain="com.microsoft")
+
+
+def _per_channel(x: Any, v: Any) -> Any:
+    return v.reshape(1, -1, *[1] * (x.dim() - 2))
+
+
+def _batch_norm(torch: Any, node: Any, x: Any, scale: Any, bias: Any, mean: Any, variance: Any) -> Any:
+    factor = scale / torch.sqrt(variance + attribute(node, "epsilon", 1e-5))
+    y = (x - _per_channel(x, mean)) * _per_channel(x, factor) + _per_channel(x, bias)
+    return (y, mean, variance)[: len(node.outputs)] if len(node.outputs) > 1 else y
+
+
+def _batch_norm_axes(node: Any, c: Constraints) -> None:
+    source, result = node.inputs[0], node.outputs[0]
+    for before, after in zip(c.dims(source), c.dims(result), strict=True):
+        c.same(before, after)
+    for value in (*node.inputs[1:], *node.outputs[1:]):
+        c.same(c.dims(value)[0], c.dims(source)[1])
+
+
+register({"BatchNormalization": _batch_norm}, axes=_batch_norm_axes)
+
+
+def _instance_norm(torch: Any, node: Any, x: Any, scale: Any, bias: Any) -> Any:
+    dims = tuple(range(2, x.dim()))
+    mean, variance = x.mean(dims, keepdim=True), x.var(dims, unbiased=False, keepdim=True)
+    y = (x - mean) * torch.rsqrt(variance + attribute(node, "epsilon", 1e-5))
+    return y * _per_channel(x, scale) + _per_channel(x, bias)
+
+
+def _instance_norm_axes(node: Any, c: Constraints) -> None:
+    _batch_norm_axes(node, c)
+    c.pin(node.inputs[0], range(2, len(c.sizes(node.inputs[0]))), "normalised by InstanceNormalization")
+
+
+register({"InstanceNormalization": _instance_norm}, axes=_instance_norm_axes)
+
+
+def _group_norm(torch: Any, node: Any, x: Any, scale: Any, bias: Any) -> Any:
+    groups, channels = attribute(node, "num_groups"), x.shape[1]
+    if scale.shape[0] == groups != channels:  # opset 18: one pair a group
+        scale, bias = (v.repeat_interleave(channels // groups) for v in (scale, bias))
+    return torch.nn.functional.group_norm(x, groups, scale, bias, attribute(node, "epsilon", 1e-5))
+
+
+def _group_norm_axes(node: Any, c: Constraints) -> None:
+    source, (result,) = node.inputs[0], node.outputs
+    for before, after in zip(c.dims(source), c.dims(result), strict=True):
+        c.same(before, after)
+    for value in (*node.inputs, result):
+        c.pin(value, None, "normalised by GroupNormalization")
+
+
+register({"GroupNormalization": _group_norm}, axes=_group_norm_axes)
+
+
+def _lp_norm(torch: Any, node: Any, x: Any) -> Any:
+    norm = torch.linalg.vector_norm(x, attribute(node, "p", 2), axis_of(node, x.dim(), -1), keepdim=True)
+    return torch.where(norm == 0, torch.zeros_like(x), x / norm)
+
+
+register({"LpNormalization": _lp_norm}, axes=_softmax_axes)

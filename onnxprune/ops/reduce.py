@@ -1,0 +1,77 @@
+"""Reductions. A plain sum reads its axis as a contraction does; every other one pins it (a mean counts its elements)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from onnxprune.ops.base import Constraints, attribute, register
+from onnxprune.ops.layout import integers
+
+
+def _listed(node: Any, rank: int, operand: Any) -> list[int] | None:
+    """Reduced axes from the front; None where nothing is reduced (`noop_with_empty_axes`)."""
+    axes = attribute(node, "axes") if operand is None else operand
+    if axes is None or len(axes) == 0:
+        return None if attribute(node, "noop_with_empty_axes", 0) else list(range(rank))
+    return [int(a) % rank for a in axes]
+
+
+def _reduction(compute: Any) -> Any:
+    def run(torch: Any, node: Any, x: Any, axes: Any = None) -> Any:
+        listed = _listed(node, x.dim(), None if axes is None else integers(torch, axes))
+        if listed is None:
+            return x
+        if not listed:
+            return x
+        return compute(torch, x, tuple(listed), bool(attribute(node, "keepdims", 1)))
+
+    return run
+
+
+def _prod(torch: Any, x: Any, axes: tuple[int, ...], keep: bool) -> Any:
+    for axis in sorted(axes, reverse=True):
+        x = x.prod(axis, keepdim=keep)
+    return x
+
+
+def _axes(node: Any, c: Constraints) -> None:
+    source, (result,) = node.inputs[0], node.outputs
+    rank = len(c.sizes(source))
+    operand = node.inputs[1] if len(node.inputs) > 1 else None
+    axes = c.constant(operand)
+    if operand is not None and axes is None:
+        c.pin(source, None, f"{node.op_type} over computed axes")
+        c.pin(result, None, f"{node.op_type} over computed axes")
+        return
+    listed = _listed(node, rank, None if axes is None else np.ravel(axes)) or []
+    keep = attribute(node, "keepdims", 1)
+    target = 0
+    for axis in range(rank):
+        if axis in listed:
+            if node.op_type == "ReduceSum":
+                c.reads(node, 0, axis)
+            else:
+                c.pin(source, [axis], f"reduced by {node.op_type}")
+            target += bool(keep)
+        else:
+            c.same(c.dims(source)[axis], c.dims(result)[target])
+            target += 1
+
+
+register(
+    {
+        "ReduceSum": _reduction(lambda torch, x, a, k: x.sum(a, keepdim=k).to(x.dtype)),
+        "ReduceMean": _reduction(lambda torch, x, a, k: x.mean(a, keepdim=k)),
+        "ReduceMax": _reduction(lambda torch, x, a, k: x.amax(a, keepdim=k)),
+        "ReduceMin": _reduction(lambda torch, x, a, k: x.amin(a, keepdim=k)),
+        "ReduceProd": _reduction(_prod),
+        "ReduceL1": _reduction(lambda torch, x, a, k: x.abs().sum(a, keepdim=k)),
+        "ReduceL2": _reduction(lambda torch, x, a, k: x.square().sum(a, keepdim=k).sqrt()),
+        "ReduceSumSquare": _reduction(lambda torch, x, a, k: x.square().sum(a, keepdim=k)),
+        "ReduceLogSum": _reduction(lambda torch, x, a, k: x.sum(a, keepdim=k).log()),
+        "ReduceLogSumExp": _reduction(lambda torch, x, a, k: x.logsumexp(a, keepdim=k)),
+    },
+    axes=_axes,
+)

@@ -1,0 +1,323 @@
+"""The data that flows through the pipeline: what can be cut (Structure), in which order (Ranking), what is (Plan).
+
+All frozen, all to and from files. A plan names units of one model (its digest); applying it needs no data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxprune.axes import Layout, Mask
+from onnxprune.errors import InputError, UsageError
+
+SCHEMA = 1
+"""Version of plan.json."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A use where units disappear: input `input` of `node`, contracted along `axis` (counted from the front).
+
+    `weight` is the initializer it is contracted with, along `weight_axis`; None where both operands are activations.
+    """
+
+    node: str
+    input: int
+    axis: int
+    weight: str | None = None
+    weight_axis: int = 0
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that can be cut one by one: the heads of a layer, the neurons of an FFN, the channels of a stage.
+
+    Attributes:
+        id: kind and layer ("heads.3").
+        kind: heads, neurons, channels, query_heads, head_dims, …
+        layer: position among the groups of its kind, in graph order.
+        atom: the atom whose indices are the units.
+        shape: (*sizes of the context atoms, size); a unit is a flat index into it.
+        context: outer atoms that choose their own units (a head its own dimensions).
+        readers: where the units are gated.
+        branch: the residual branch they live in, if any.
+        name: a node of the graph, for people to find it.
+    """
+
+    id: str
+    kind: str
+    layer: int
+    atom: int
+    shape: tuple[int, ...]
+    context: tuple[int, ...]
+    readers: tuple[Reader, ...]
+    branch: str | None = None
+    name: str = ""
+
+    @property
+    def size(self) -> int:
+        """Units in the group."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A residual branch `y = x + f(x)`, which can be left out as a whole.
+
+    Attributes:
+        add: the node that adds it, `operand` the input it arrives at, `value` its name; `skip` is x.
+        nodes: every node of f.
+        reader: the last contraction of f, gated to stand for the whole branch; None: the addition itself.
+    """
+
+    id: str
+    kind: str
+    layer: int
+    add: str
+    operand: int
+    value: str
+    skip: str
+    nodes: tuple[str, ...]
+    reader: Reader | None
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Why dimensions of `size` may not be cut; `where` is one value that has them."""
+
+    size: int
+    reasons: tuple[str, ...]
+    where: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What the analysis found. `layouts` holds every value's dimensions in atoms, `sizes` the atoms' sizes."""
+
+    digest: str
+    sizes: tuple[int, ...]
+    layouts: Mapping[str, tuple[Layout, ...]]
+    groups: tuple[Group, ...]
+    branches: tuple[Branch, ...]
+    pins: tuple[Pin, ...]
+    batch: int | None = None
+
+    @cached_property
+    def _by_id(self) -> dict[str, Group | Branch]:
+        return {x.id: x for x in (*self.groups, *self.branches)}
+
+    def group(self, name: str) -> Group:
+        found = self._by_id.get(name)
+        if not isinstance(found, Group):
+            raise UsageError(f"{name}: the model has no such group of units")
+        return found
+
+    def branch(self, name: str) -> Branch:
+        found = self._by_id.get(name)
+        if not isinstance(found, Branch):
+            raise UsageError(f"{name}: the model has no such residual branch")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Structure:
+        return cls(
+            digest=data["digest"],
+            sizes=tuple(data["sizes"]),
+            layouts={k: tuple(map(_tuples, v)) for k, v in data["layouts"].items()},
+            groups=tuple(
+                Group(**{**_tupled(g), "readers": tuple(Reader(**r) for r in g["readers"])}) for g in data["groups"]
+            ),
+            branches=tuple(
+                Branch(**{**_tupled(b), "reader": Reader(**b["reader"]) if b["reader"] else None}) for b in data["branches"]
+            ),
+            pins=tuple(Pin(**_tupled(p)) for p in data["pins"]),
+            batch=data.get("batch"),
+        )
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _tupled(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _tuples(v) for k, v in data.items()}
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The units of one group, from the one to keep longest to the first to go; `scores` by unit, higher is dearer."""
+
+    group: str
+    order: tuple[int, ...]
+    scores: tuple[float, ...] = ()
+
+    def keep(self, count: int) -> tuple[int, ...]:
+        """The `count` best units, in index order."""
+        return tuple(sorted(self.order[:count]))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What stays and what goes.
+
+    Attributes:
+        digest: of the model it was made for.
+        keep: group id -> units that stay (sorted flat indices); a group that is not named stays whole.
+        drop: residual branches that go.
+        weights: initializer name -> refit weight, in the original shape.
+        intercepts: value name -> vector to add to it along its last axis.
+        rests: branch id -> vector that takes the place of a dropped branch (its mean, from compensation).
+        notes: anything worth keeping with it (budget, options); not read back by the tool.
+    """
+
+    digest: str
+    keep: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    drop: tuple[str, ...] = ()
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+    intercepts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    rests: Mapping[str, np.ndarray] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def masks(self, structure: Structure) -> dict[int, Mask]:
+        """atom -> Mask, for `axes.flat_mask`.
+
+        Raises:
+            UsageError: an unknown group, a unit out of range, or an uneven choice that no tensor can hold.
+        """
+        masks: dict[int, Mask] = {}
+        for name, units in self.keep.items():
+            group = structure.group(name)
+            if not units or min(units) < 0 or max(units) >= group.size:
+                raise UsageError(f"{name}: keeps {len(units)} units of {group.size}; at least one must stay, none out of range")
+            kept = np.zeros(group.size, dtype=bool)
+            kept[list(units)] = True
+            kept = kept.reshape(group.shape)
+            counts = np.unique(kept.sum(axis=-1))
+            if len(counts[counts > 0]) > 1:
+                raise UsageError(f"{name}: every {group.kind} choice must keep the same number; found {counts.tolist()}")
+            masks[group.atom] = Mask(kept, group.context)
+        return masks
+
+    def save(self, path: str | os.PathLike[str]) -> list[Path]:
+        """Write `plan.json`, and `plan.safetensors` beside it where there are refit weights. Returns the files."""
+        from safetensors.numpy import save_file
+
+        path = Path(path)
+        tensors = {
+            **{f"weight/{k}": np.ascontiguousarray(v) for k, v in self.weights.items()},
+            **{f"intercept/{k}": np.ascontiguousarray(v) for k, v in self.intercepts.items()},
+            **{f"rest/{k}": np.ascontiguousarray(v) for k, v in self.rests.items()},
+        }
+        files = [path]
+        path.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        if tensors:
+            files.append(path.with_suffix(".safetensors"))
+            save_file(tensors, files[1])
+        return files
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the tensors; `tensors` says how many there are beside it."""
+        return {
+            "schema_version": SCHEMA,
+            "digest": self.digest,
+            "keep": {k: list(v) for k, v in self.keep.items()},
+            "drop": list(self.drop),
+            "tensors": len(self.weights) + len(self.intercepts) + len(self.rests),
+            "notes": dict(self.notes),
+        }
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Read a plan and its tensors.
+
+        Raises:
+            InputError: not a plan, or its tensors are missing.
+        """
+        from safetensors.numpy import load_file
+
+        path = Path(path)
+        try:
+            data = json.loads(path.read_text())
+            keep = {k: tuple(v) for k, v in data["keep"].items()}
+            if data["schema_version"] > SCHEMA:
+                raise InputError(f"{path}: written by a newer version (schema {data['schema_version']}); update onnxprune")
+            tensors = {}
+            if data["tensors"]:
+                tensors = load_file(path.with_suffix(".safetensors"))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: not a plan, or its .safetensors is missing beside it ({error})") from error
+        kinds: dict[str, dict[str, np.ndarray]] = {"weight": {}, "intercept": {}, "rest": {}}
+        for name, tensor in tensors.items():
+            kind, _, key = name.partition("/")
+            kinds[kind][key] = tensor
+        return cls(
+            data["digest"], keep, tuple(data["drop"]), kinds["weight"], kinds["intercept"], kinds["rest"], data.get("notes", {})
+        )
+
+
+_UNITS = {"GMAC": ("flops", 1e9), "MMAC": ("flops", 1e6), "GFLOP": ("flops", 0.5e9), "MFLOP": ("flops", 0.5e6),
+          "M": ("params", 1e6), "K": ("params", 1e3), "B": ("params", 1e9),
+          "KB": ("size", 1e3), "MB": ("size", 1e6), "GB": ("size", 1e9), "MS": ("latency", 1.0)}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the result may cost: `kind` is flops, params, size or latency.
+
+    Attributes:
+        value: a fraction of the original (relative), or MACs, parameters, bytes, milliseconds.
+    """
+
+    kind: str
+    value: float
+    relative: bool = True
+
+    @classmethod
+    def parse(cls, kind: str, text: str | float) -> Budget:
+        """Read "0.6", "60%", "6GMAC", "12GFLOP", "30M", "25MB" or "8ms".
+
+        Raises:
+            UsageError: not a number, out of range, or a unit of another kind of budget.
+        """
+        found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e-?\d+)?)\s*(%|[A-Za-z]*)\s*", str(text))
+        if not found:
+            raise UsageError(f"--{kind} {text}: not a budget; give the fraction to keep (0.6 or 60%) or an amount (6GMAC, 30M, 25MB, 8ms)")
+        number, unit = float(found[1]), found[2]
+        if unit in ("", "%"):
+            value = number / 100 if unit else number
+            if not 0 < value < 1:
+                raise UsageError(f"--{kind} {text}: the fraction to keep lies between 0 and 1")
+            return cls(kind, value)
+        known = _UNITS.get(unit.upper().removesuffix("S") if unit.upper() not in ("MS",) else "MS")
+        if known is None or known[0] != kind:
+            raise UsageError(f"--{kind} {text}: {unit} is not a unit of {kind}")
+        if number <= 0:
+            raise UsageError(f"--{kind} {text}: nothing would be left")
+        return cls(kind, number * known[1], relative=False)
+
+    def limit(self, dense: float) -> float:
+        """The most the result may cost, in the unit of `dense`, the original's cost."""
+        return self.value * dense if self.relative else self.value
+
+    def __str__(self) -> str:
+        return f"{self.value:.0%} of {self.kind}" if self.relative else f"{self.value:g} {self.kind}"
+
+
+def selected(groups: Iterable[Group], kinds: Sequence[str]) -> Iterator[Group]:
+    """The groups of the wanted kinds."""
+    return (g for g in groups if g.kind in kinds)

@@ -1,0 +1,31 @@
+"""Plan and graph to pruned graph, in the order that keeps every step simple."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from onnxprune.errors import UsageError
+from onnxprune.model import Model
+from onnxprune.plan import Plan, Structure
+from onnxprune.rewrite import bypass, cleanup, cut, refit
+
+
+def apply(model: Model, structure: Structure, plan: Plan) -> ir.Model:
+    """Carry out a plan on a clone of the model.
+
+    Args:
+        plan: complete (`gates.Gates.complete`): it says what each dropped branch leaves behind.
+
+    Raises:
+        UsageError: the plan was made for another model.
+    """
+    if not plan.digest == structure.digest == model.digest:
+        raise UsageError(
+            f"the plan was made for a model with digest {plan.digest[:12]}…, this one has {model.digest[:12]}…; make a plan for this model"
+        )
+    clone = model.clone().ir
+    refit.weights(clone, plan)
+    bypass.branches(clone, structure, plan)
+    cut.units(clone, structure, plan)
+    refit.intercepts(clone, structure, plan)
+    return cleanup.tidy(clone)

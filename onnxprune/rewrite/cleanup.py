@@ -1,0 +1,17 @@
+"""What a cut leaves lying about: nodes and weights nobody reads, numbers that can be folded."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from onnxprune import shapes
+
+
+def tidy(model: ir.Model) -> ir.Model:
+    """Remove dead nodes and weights and refresh every shape."""
+    passes.RemoveUnusedNodesPass()(model)
+    for name in [n for n, v in model.graph.initializers.items() if not v.uses() and not v.is_graph_output()]:
+        del model.graph.initializers[name]
+    shapes.infer(model)
+    return model

@@ -1,0 +1,126 @@
+"""Cutting units: weights are indexed along every axis that shows them, shape operands and attributes follow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import ops
+from onnxprune.axes import DYNAMIC, Mask, atoms_of, flat_mask, kept_ratio
+from onnxprune.plan import Plan, Structure
+from onnxprune.rewrite.refit import replace
+from onnxprune.shapes import constant, dims
+
+
+class Cut:
+    """Dimensions after the cut (`ops.Sizes`); dynamic ones keep their stand-in size."""
+
+    def __init__(self, structure: Structure, masks: Mapping[int, Mask]) -> None:
+        self.structure = structure
+        self.masks = masks
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def shape(self, value: ir.Value) -> tuple[int, ...]:
+        name = value.name or ""
+        if name not in self._shapes:
+            self._shapes[name] = tuple(
+                kept_ratio(layout, self.masks, self.structure.sizes)[0] for layout in self.structure.layouts[name]
+            )
+        return self._shapes[name]
+
+    def changed(self, value: ir.Value, axis: int) -> bool:
+        layout = self.structure.layouts.get(value.name or "", ())
+        return bool(layout) and bool(atoms_of(layout[axis]) & self.masks.keys())
+
+    def kept(self, value: ir.Value, axis: int) -> np.ndarray:
+        return flat_mask(self.structure.layouts[value.name or ""][axis], self.masks, self.structure.sizes)
+
+    def constant(self, value: ir.Value | None) -> np.ndarray | None:
+        return None if value is None or value.const_value is None else value.const_value.numpy()
+
+
+def units(model: ir.Model, structure: Structure, plan: Plan) -> None:
+    """Cut every unit the plan leaves out."""
+    sizes = Cut(structure, plan.masks(structure))
+    changes = [(node, _change(node, sizes)) for node in model.graph]
+    for value in model.graph.initializers.values():
+        axes = [a for a in range(len(structure.layouts.get(value.name or "", ()))) if sizes.changed(value, a)]
+        if axes and value.const_value is not None:
+            array = value.const_value.numpy()
+            for axis in axes:
+                array = array.compress(sizes.kept(value, axis), axis=axis)
+            replace(value, array)
+    for node, change in changes:
+        for index, elements in change.elements.items():
+            _set_elements(model, node, index, elements)
+        for index, array in change.inputs.items():
+            if len(node.inputs) <= index:
+                node.resize_inputs(index + 1)
+            node.replace_input_with(index, constant(model, array, f"{node.name}_operand"))
+        for name, attribute in change.attributes.items():
+            if attribute is None:
+                node.attributes.pop(name, None)
+            else:
+                node.attributes[name] = ir.convenience.convert_attribute(name, attribute)
+    for node in model.graph:
+        for value in node.outputs:
+            _reshape_info(value, sizes)
+
+
+def _change(node: ir.Node, sizes: Cut) -> ops.Change:
+    operator = ops.lookup(node)
+    values = [v for v in (*node.inputs, *node.outputs) if v is not None]
+    if operator is None or operator.resize is None:
+        return ops.Change()
+    if not any(sizes.changed(v, a) for v in values for a in range(len(sizes.structure.layouts.get(v.name or "", ())))):
+        return ops.Change()
+    return operator.resize(node, sizes)
+
+
+def _set_elements(model: ir.Model, node: ir.Node, index: int, elements: Mapping[int, int]) -> None:
+    """Replace single numbers of a shape operand, in a copy: a constant, or the constant pieces of a Concat."""
+    operand = node.inputs[index]
+    if not elements or operand is None:
+        return
+    if operand.const_value is not None:
+        array = np.array(operand.const_value.numpy())
+        for position, number in elements.items():
+            array.reshape(-1)[position] = number
+        node.replace_input_with(index, constant(model, array, f"{operand.name}_cut"))
+        return
+    concat = operand.producer()
+    assert concat is not None and concat.op_type == "Concat"
+    pieces, start = [], 0
+    for piece in concat.inputs:
+        assert piece is not None
+        length = math.prod(d for d in dims(piece) or (1,) if isinstance(d, int))
+        inside = {p - start: n for p, n in elements.items() if start <= p < start + length}
+        if inside and piece.const_value is not None:
+            array = np.array(piece.const_value.numpy())
+            for position, number in inside.items():
+                array.reshape(-1)[position] = number
+            piece = constant(model, array, f"{piece.name}_cut")
+        pieces.append(piece)
+        start += length
+    copy = ir.node("Concat", pieces, {"axis": 0}, name=f"{concat.name}_{node.name}_cut", version=concat.version)
+    copy.outputs[0].name, copy.outputs[0].dtype, copy.outputs[0].shape = f"{copy.name}_output", ir.DataType.INT64, operand.shape
+    node.prepend(copy)
+    node.replace_input_with(index, copy.outputs[0])
+
+
+def _reshape_info(value: ir.Value, sizes: Cut) -> None:
+    """Write a value's new sizes into its description: stale shapes cost in-session fusions."""
+    known = dims(value)
+    if known is None or value.name not in sizes.structure.layouts or value.is_graph_output():
+        return
+    after = []
+    for axis, dim in enumerate(known):
+        if not sizes.changed(value, axis):
+            after.append(dim)
+            continue
+        size = sizes.shape(value)[axis]
+        after.append(size if size < DYNAMIC else None)
+    value.shape = ir.Shape(after)

@@ -1,0 +1,77 @@
+"""Putting compensated weights and intercepts into the graph."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.axes import flat_mask
+from onnxprune.plan import Plan, Structure
+from onnxprune.shapes import constant
+
+
+def weights(model: ir.Model, plan: Plan) -> None:
+    """Replace initializers by their refit, still in the original shape."""
+    for name, array in plan.weights.items():
+        replace(model.graph.initializers[name], array)
+
+
+def replace(value: ir.Value, array: np.ndarray) -> None:
+    """Give an initializer new contents, in its own element type."""
+    assert value.const_value is not None
+    dtype = value.const_value.dtype
+    value.const_value = ir.Tensor(np.ascontiguousarray(array).astype(dtype.numpy()), dtype=dtype, name=value.name)
+    value.shape = ir.Shape(array.shape)
+
+
+def intercepts(model: ir.Model, structure: Structure, plan: Plan) -> None:
+    """Add each intercept to the bias that follows its value, or by an Add of its own."""
+    masks = plan.masks(structure)
+    producers = {v.name: v for n in model.graph for v in n.outputs}
+    for name, vector in plan.intercepts.items():
+        value = producers.get(name)
+        if value is None:
+            continue  # its branch is gone
+        kept = flat_mask(structure.layouts[name][-1], masks, structure.sizes)
+        shift = np.asarray(vector)[kept]
+        if not np.any(shift):
+            continue
+        bias = _bias(value)
+        if bias is not None and bias.const_value is not None:
+            replace(bias, bias.const_value.numpy().astype(np.float64) + shift)
+        else:
+            _insert(model, value, shift)
+
+
+def _bias(value: ir.Value) -> ir.Value | None:
+    """The vector that is already added to a value: Gemm's third input, or the next Add's."""
+    node = value.producer()
+    if node is not None and node.op_type == "Gemm" and len(node.inputs) > 2 and node.attributes.get_float("beta", 1.0) == 1.0:
+        found = node.inputs[2]
+        if found is not None and found.const_value is not None and len(found.uses()) == 1 and len(found.const_value.shape) == 1:
+            return found
+    uses = list(value.uses())
+    if len(uses) != 1 or uses[0][0].op_type != "Add" or value.is_graph_output():
+        return None
+    other = uses[0][0].inputs[1 - uses[0][1]]
+    single = other is not None and other.const_value is not None and len(other.uses()) == 1
+    return other if single and other is not None and other.shape is not None and len(other.shape) == 1 else None
+
+
+def _insert(model: ir.Model, value: ir.Value, shift: np.ndarray) -> None:
+    node = value.producer()
+    assert node is not None and value.dtype is not None
+    bias = constant(model, shift.astype(value.dtype.numpy()), f"{value.name}_intercept")
+    add = ir.node("Add", [value, bias], name=f"{node.name}_intercept", version=model.opset_imports.get("", 1))
+    result = add.outputs[0]
+    result.name, result.shape, result.type = f"{value.name}_shifted", value.shape, value.type
+    if value.is_graph_output():
+        name = value.name
+        index = model.graph.outputs.index(value)
+        value.name = f"{name}_unshifted"
+        result.name = name
+        model.graph.outputs[index] = result
+    for user, index in list(value.uses()):
+        if user is not add:
+            user.replace_input_with(index, result)
+    node.append(add)

@@ -1,0 +1,443 @@
+"""Shape inference and folding: what turns an export into a graph whose structure can be read.
+
+Exporters write shapes as arithmetic at run time. Here ONNX Runtime's symbolic inference names every dimension,
+constants fold, and the targets of Reshape and Expand become constants wherever the dimensions are known.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import logging
+import math
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+logger = logging.getLogger(__name__)
+
+_SMALL = 2048
+"""Bytes up to which an initializer may be a shape operand; larger ones are hidden from shape inference."""
+
+
+def normalise(model: ir.Model) -> ir.Model:
+    """Inline, fold and infer in place; names of inputs and outputs, opsets and metadata stay."""
+    from onnxscript.optimizer import fold_constants
+
+    for step in (passes.InlinePass(), passes.RemoveInitializersFromInputsPass(), passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+                 passes.IdentityEliminationPass()):
+        step(model)
+    _unique_names(model)
+    infer(model)
+    for _ in range(2):
+        write_targets(model)
+        fold_constants(model)
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        passes.IdentityEliminationPass()(model)
+        passes.RemoveUnusedNodesPass()(model)
+        model.graph.meta.pop("onnxprune.dimensions", None)
+        infer(model)
+    split_shared_vectors(model)
+    _unique_names(model)
+    return stamp(model)
+
+
+def stamp(model: ir.Model) -> ir.Model:
+    """Give every node the version of its operator set, which run-time meaning depends on."""
+    for node in model.graph.all_nodes():
+        node.version = model.opset_imports.get(node.domain, 1)
+    return model
+
+
+def infer(model: ir.Model) -> ir.Model:
+    """Refresh every value's type and shape with ONNX Runtime's symbolic inference.
+
+    Weights are hidden from it (it needs their shapes alone), so that its time does not grow with them. Where it fails,
+    onnx's own inference stands in, and less can be cut.
+    """
+    hidden = {
+        name: value.const_value
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None and value.const_value.nbytes > _SMALL and value.const_value.dtype.is_floating_point()
+    }
+    try:
+        for name, tensor in hidden.items():
+            value = model.graph.initializers[name]
+            value.const_value = ir.ExternalTensor("hidden", 0, 0, tensor.dtype, shape=tensor.shape, name=name)  # type: ignore[arg-type]
+        proto = ir.to_proto(model)
+    finally:
+        for name, tensor in hidden.items():
+            model.graph.initializers[name].const_value = tensor
+    _as_inputs(proto, hidden)
+    inferred = _infer_proto(proto)
+    known = {v.name: v.type for v in (*inferred.graph.value_info, *inferred.graph.output)}
+    fixed = {v.name for v in model.graph.outputs}
+    declared = {str(d) for v in model.graph.inputs for d in dims(v) or ()}
+    for node in model.graph:
+        for value in node.outputs:
+            found = known.get(value.name)
+            if found is None or not found.HasField("tensor_type"):
+                continue
+            shape = _merged(dims(value), _shape(found.tensor_type), declared)
+            if value.name in fixed:
+                value.meta["onnxprune.shape"] = shape
+            else:
+                value.shape = shape
+            if found.tensor_type.elem_type:
+                value.dtype = ir.DataType(found.tensor_type.elem_type)
+    return model
+
+
+def _as_inputs(proto: Any, names: Mapping[str, Any]) -> None:
+    """Turn initializers that stand without data into graph inputs of the same type."""
+    import onnx
+
+    kept = [t for t in proto.graph.initializer if t.name not in names]
+    moved = [onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in proto.graph.initializer if t.name in names]
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(kept)
+    proto.graph.input.extend(moved)
+
+
+def _shape(tensor_type: Any) -> ir.Shape | None:
+    if not tensor_type.HasField("shape"):
+        return None
+    return ir.Shape([d.dim_param or (d.dim_value if d.HasField("dim_value") else None) for d in tensor_type.shape.dim])
+
+
+def _merged(before: tuple[int | str | None, ...] | None, found: ir.Shape | None, declared: set[str]) -> ir.Shape | None:
+    """The better of two descriptions, dimension by dimension: a number, a name the inputs declare, then what is newest.
+
+    Inference invents names (unk__7) that a later run uses for something else, so an old one never survives.
+    """
+    if found is None or before is None or len(before) != len(found):
+        return found
+    merged = []
+    for old, new in zip(before, found, strict=True):
+        name = new if isinstance(new, int) else new.value
+        better = not isinstance(name, int) and name not in declared and (isinstance(old, int) or old in declared)
+        merged.append(old if better else name)
+    return ir.Shape(merged)
+
+
+def _infer_proto(proto: Any) -> Any:
+    library = _symbolic()
+
+    class Inference(library.SymbolicShapeInference):  # type: ignore[name-defined, misc]
+        """The library's inference, in which a node that its rule fails on keeps what onnx infers for it alone."""
+
+        def __init__(self) -> None:
+            super().__init__(2**31 - 1, True, False, 0)
+            reductions = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
+            self.dispatcher_ |= {f"Reduce{kind}": self._infer_ReduceSum for kind in reductions}
+            self.dispatcher_ |= dict.fromkeys(("Clip", "Dropout", "Mish", "HardSwish", "ThresholdedRelu"), self._like_input)
+            self.dispatcher_ = {op: self._guarded(op, rule) for op, rule in self.dispatcher_.items()}
+
+        def _like_input(self, node: Any) -> None:
+            shape = self._get_shape(node, 0)
+            kind = self.known_vi_[node.input[0]].type.tensor_type.elem_type
+            dims = library.get_shape_from_sympy_shape(shape)
+            for output in filter(None, node.output):
+                self.known_vi_[output].CopyFrom(library.helper.make_tensor_value_info(output, kind, dims))
+
+        def _guarded(self, op: str, rule: Callable[[Any], None]) -> Callable[[Any], None]:
+            def infer(node: Any) -> None:
+                try:
+                    rule(node)
+                except Exception as error:
+                    logger.debug("shape inference of %s %s failed: %s", op, node.name, error)
+
+            return infer
+
+    inference = Inference()
+    try:
+        inference._preprocess(proto)
+        while inference.run_:
+            inference._infer_impl()
+        inference._update_output_from_vi()
+        return inference.out_mp_
+    except Exception as error:
+        logger.info("symbolic shape inference failed (%s); falling back to onnx's own", error)
+        import onnx
+
+        try:
+            return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        except Exception as second:
+            logger.warning("shape inference failed: %s", second)
+            return proto
+
+
+@cache
+def _symbolic() -> ModuleType:
+    """`onnxruntime.tools.symbolic_shape_infer`, loaded by file: importing its package pulls in torch (2.4 s)."""
+    package = importlib.util.find_spec("onnxruntime")
+    assert package is not None and package.submodule_search_locations
+    file = f"{package.submodule_search_locations[0]}/tools/symbolic_shape_infer.py"
+    spec = importlib.util.spec_from_file_location("onnxprune._symbolic_shape_infer", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.logger.setLevel(logging.ERROR)
+    return module
+
+
+def write_targets(model: ir.Model) -> None:
+    """Turn computed operands of Reshape and Expand, and single dimensions read off a Shape, into constants."""
+    for node in list(model.graph.all_nodes()):
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        if node.op_type == "Reshape" and not _is_constant(node.inputs[1]):
+            if not _own_target(node):
+                operand = _reshape_operand(model, node)
+                if operand is not None:
+                    node.replace_input_with(1, operand)
+            continue
+        elif node.op_type == "Expand" and not _is_constant(node.inputs[1]):
+            target = _expand_target(node)
+        elif node.op_type in ("Gather", "Slice") and node.inputs[0] is not None:
+            _fold_dimension(model, node)
+            continue
+        else:
+            continue
+        if target is not None:
+            node.replace_input_with(1, constant(model, np.array(target, dtype=np.int64), f"{node.name}_shape"))
+
+
+def _reshape_operand(model: ir.Model, node: ir.Node) -> ir.Value | None:
+    """The operand that describes a Reshape's inferred output: sizes, 0 for "as in the input", at most one -1.
+
+    `[0, 0, heads, head_dim]` is what ONNX Runtime's attention fusion recognises. Where several dimensions are only known
+    at run time, one of them (a product, if there is one: it may hold what is cut) is the -1, the others are read off the
+    graph's inputs, or else the computed operand, and the numbers stand apart, as constants that can be rewritten.
+    """
+    source, result, computed = node.inputs[0], node.outputs[0], node.inputs[1]
+    before, after = dims(source), dims(result)
+    if before is None or after is None or computed is None or 0 in after:
+        return None
+    target = [d if isinstance(d, int) else 0 if i < len(before) and before[i] == d else -1 for i, d in enumerate(after)]
+    open_axes = [i for i, d in enumerate(target) if d == -1]
+    node.attributes.pop("allowzero", None)
+    if len(open_axes) <= 1:
+        return constant(model, np.array(target, dtype=np.int64), f"{node.name}_shape")
+    inferred = next((i for i in open_axes if not str(after[i]).isidentifier()), open_axes[0])
+    pieces: list[ir.Value] = []
+    fixed: list[int] = []
+
+    def close() -> None:
+        if fixed:
+            pieces.append(constant(model, np.array(fixed, dtype=np.int64), f"{node.name}_shape"))
+            fixed.clear()
+
+    for axis, size in enumerate(target):
+        if axis in open_axes and axis != inferred:
+            close()
+            pieces.append(_dimension(model, str(after[axis])) or _element(model, node, computed, axis))
+        else:
+            fixed.append(size)
+    close()
+    return _insert(node, ir.node("Concat", pieces, {"axis": 0}, name=f"{node.name}_target"))
+
+
+def _dimension(model: ir.Model, symbol: str) -> ir.Value | None:
+    """A dimension that an input declares, read off that input: a vector of one number, made once per symbol."""
+    known: dict[str, ir.Value] = model.graph.meta.setdefault("onnxprune.dimensions", {})
+    if symbol in known and known[symbol].producer() is not None and known[symbol].producer().graph is not None:  # type: ignore[union-attr]
+        return known[symbol]
+    for value in model.graph.inputs:
+        if symbol in (dims(value) or ()):
+            axis = (dims(value) or ()).index(symbol)
+            first = model.graph[0]
+            shape = _insert(first, ir.node("Shape", [value], name=f"{value.name}_shape"))
+            known[symbol] = _insert(first, _pick(model, shape, axis, f"{value.name}_dim_{axis}"))
+            return known[symbol]
+    return None
+
+
+def _element(model: ir.Model, node: ir.Node, computed: ir.Value, axis: int) -> ir.Value:
+    return _insert(node, _pick(model, computed, axis, f"{node.name}_dim_{axis}"))
+
+
+def _pick(model: ir.Model, vector: ir.Value, position: int, name: str) -> ir.Node:
+    index = constant(model, np.array([position], dtype=np.int64), f"{name}_index")
+    return ir.node("Gather", [vector, index], {"axis": 0}, name=name)
+
+
+def _insert(before: ir.Node, new: ir.Node) -> ir.Value:
+    """Put a node that computes int64 numbers in front of another; returns its output."""
+    new.version = before.version if before.domain == "" else 13
+    new.outputs[0].name = f"{new.name}_output"
+    new.outputs[0].dtype = ir.DataType.INT64
+    before.prepend(new)
+    return new.outputs[0]
+
+
+def _expand_target(node: ir.Node) -> list[int] | None:
+    """An Expand's operand as a constant: 1 keeps the input's own dimension."""
+    before, after = dims(node.inputs[0]), dims(node.outputs[0])
+    if before is None or after is None:
+        return None
+    lead = len(after) - len(before)
+    target = []
+    for axis, size in enumerate(after):
+        if axis >= lead and before[axis - lead] == size and size is not None:
+            target.append(1)
+        elif isinstance(size, int):
+            target.append(size)
+        else:
+            return None
+    return target
+
+
+def _own_target(node: ir.Node) -> bool:
+    producer = node.inputs[1].producer() if node.inputs[1] is not None else None
+    return producer is not None and producer.name == f"{node.name}_target"
+
+
+def dims(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
+    """A value's inferred shape; symbols as strings, None for what is unknown.
+
+    The shape that the user's file declares for a graph output stays on the value; what inference found stands beside it.
+    """
+    if value is None:
+        return None
+    shape = value.meta.get("onnxprune.shape", value.shape)
+    return None if shape is None else tuple(d if isinstance(d, int) else d.value for d in shape)
+
+
+def _fold_dimension(model: ir.Model, node: ir.Node) -> None:
+    """Replace `Shape(x)[i]` by its number where that dimension is a number."""
+    source = node.inputs[0]
+    producer = source.producer() if source is not None else None
+    if producer is None or producer.op_type != "Shape" or (known := dims(producer.inputs[0])) is None:
+        return
+    start = producer.attributes["start"].as_int() if "start" in producer.attributes else 0
+    end = producer.attributes["end"].as_int() if "end" in producer.attributes else len(known)
+    operands = [_array(v) for v in node.inputs[1:]]
+    if any(o is None for o in operands):
+        return
+    vector = np.array(known[start:end], dtype=object)
+    if node.op_type == "Gather":
+        picked = vector[operands[0]]
+    elif len(operands) >= 2:
+        begin, stop = int(operands[0].ravel()[0]), int(operands[1].ravel()[0])
+        step = int(operands[3].ravel()[0]) if len(operands) > 3 else 1
+        picked = vector[begin:stop:step]
+    else:
+        return
+    picked = np.asarray(picked, dtype=object)
+    if all(isinstance(d, int) for d in picked.ravel()):
+        result = node.outputs[0]
+        value = constant(model, picked.astype(np.int64), f"{node.name}_dim")
+        if not result.is_graph_output():
+            result.replace_all_uses_with(value)
+
+
+def split_shared_vectors(model: ir.Model) -> None:
+    """Give every use of an initializer of rank <= 1 its own copy.
+
+    Exporters store equal vectors once, so that equal biases of different layers look tied; only matrices really tie.
+    """
+    for value in list(model.graph.initializers.values()):
+        if value.const_value is None or len(value.const_value.shape) > 1:
+            continue
+        for i, (node, index) in enumerate(list(value.uses())[1:], start=1):
+            copy = constant(model, value.const_value, f"{value.name}_{i}", graph=node.graph)
+            node.replace_input_with(index, copy)
+
+
+def constant(model: ir.Model, array: Any, name: str, graph: ir.Graph | None = None) -> ir.Value:
+    """A new initializer (named after `name`, made unique); `array` is a numpy array or an onnx_ir tensor."""
+    graph = model.graph
+    unique, count = name, 0
+    while unique in graph.initializers or unique in _value_names(model):
+        count += 1
+        unique = f"{name}_{count}"
+    tensor = ir.Tensor(array, name=unique) if isinstance(array, np.ndarray) else array
+    value = ir.Value(name=unique, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _value_names(model: ir.Model) -> set[str]:
+    cached: set[str] | None = model.graph.meta.get("onnxprune.names")
+    if cached is None:
+        cached = {v.name or "" for n in model.graph.all_nodes() for v in n.outputs}
+        cached |= {v.name or "" for v in model.graph.inputs}
+        model.graph.meta["onnxprune.names"] = cached
+    return cached
+
+
+def _unique_names(model: ir.Model) -> None:
+    """Name what has no name, and rename nodes that share one; values of the graph's interface keep theirs."""
+    model.graph.meta.pop("onnxprune.names", None)
+    passes.NameFixPass()(model)
+    seen: set[str] = set()
+    for node in model.graph.all_nodes():
+        name = node.name or node.op_type
+        count = 0
+        unique = name
+        while unique in seen:
+            count += 1
+            unique = f"{name}_{count}"
+        seen.add(unique)
+        node.name = unique
+
+
+def _is_constant(value: ir.Value | None) -> bool:
+    return value is not None and value.const_value is not None
+
+
+def _array(value: ir.Value | None) -> np.ndarray | None:
+    return None if value is None or value.const_value is None else value.const_value.numpy()
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {"floor": math.floor, "ceiling": math.ceil, "Max": max, "Min": min, "Mod": lambda a, b: a % b,
+                                             "max": max, "min": min, "ceil": math.ceil}  # fmt: skip
+_OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: lambda a, b: a + b, ast.Sub: lambda a, b: a - b, ast.Mult: lambda a, b: a * b, ast.Div: lambda a, b: Fraction(a) / Fraction(b),
+    ast.FloorDiv: lambda a, b: a // b, ast.Mod: lambda a, b: a % b, ast.Pow: lambda a, b: a**b,
+}  # fmt: skip
+
+
+def evaluate(dimension: int | str, bindings: Mapping[str, int], unknown: Callable[[str], int] | None = None) -> int:
+    """The number behind a symbolic dimension such as `floor(height/16)*batch_size`.
+
+    Args:
+        bindings: symbol -> size.
+        unknown: called for a symbol (or a whole expression that cannot be read) without a binding.
+
+    Raises:
+        KeyError: an unbound symbol, and no `unknown`.
+    """
+    if isinstance(dimension, int):
+        return dimension
+    if dimension in bindings:
+        return bindings[dimension]
+
+    def visit(node: ast.AST) -> Any:
+        if isinstance(node, ast.Constant):
+            return node.value
+        if isinstance(node, ast.Name):
+            if node.id in bindings:
+                return bindings[node.id]
+            raise KeyError(node.id)
+        if isinstance(node, ast.BinOp):
+            return _OPERATORS[type(node.op)](visit(node.left), visit(node.right))
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            return -visit(node.operand)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            return _FUNCTIONS[node.func.id](*map(visit, node.args))
+        raise KeyError(ast.dump(node))
+
+    try:
+        return int(visit(ast.parse(dimension, mode="eval").body))
+    except (SyntaxError, KeyError):
+        if unknown is None:
+            raise KeyError(dimension) from None
+        return unknown(dimension)

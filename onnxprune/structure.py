@@ -1,0 +1,300 @@
+"""Finding what can be cut: axis groups, residual branches, and why the rest is pinned.
+
+`analyze` states every node's constraints to the axis solver and reads the answer. It knows operators, never
+architectures: heads are the axis over which two activations are multiplied batch by batch, neurons what one weight
+writes and another reads.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import ops
+from onnxprune.axes import DYNAMIC, Layout, Solver, atoms_of, symbol_size
+from onnxprune.branches import find_branches
+from onnxprune.model import Model
+from onnxprune.plan import Group, Pin, Reader, Structure
+from onnxprune.shapes import dims, evaluate
+
+
+def analyze(model: Model) -> Structure:
+    """What can be cut in a model, and why the rest cannot."""
+    ties = Ties(model.graph)
+    for node in model.graph:
+        ties.add(node)
+    for value in model.graph.inputs:
+        if not value.is_initializer():
+            ties.pin(value, None, "an input of the graph")
+    for value in model.graph.outputs:
+        ties.pin(value, None, "an output of the graph")
+    layouts = ties.layouts()
+    groups = _groups(model.graph, ties, layouts)
+    branches = find_branches(model.graph, layouts, groups)
+    home = {group: branch.id for branch in branches for group in branch.groups}
+    groups = tuple(Group(**{**vars(g), "branch": home.get(g.id)}) for g in groups)
+    return Structure(model.digest, tuple(ties.solver.sizes), layouts, groups, branches, _pins(ties, layouts), _batch(model, layouts))
+
+
+class Ties:
+    """The graph's dimensions under the constraints of its operators (`ops.Constraints`)."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.solver = Solver()
+        self.read: list[tuple[ir.Node, int, int]] = []
+        self._symbols: dict[str, int] = {}
+        self._sizes: dict[ir.Value, tuple[int, ...] | None] = {}
+        self._dims: dict[ir.Value, tuple[Layout, ...]] = {}
+
+    def add(self, node: ir.Node) -> None:
+        """State a node's constraints; pin what it touches where it, or a shape, is unknown."""
+        operator = ops.lookup(node)
+        values = [v for v in (*node.inputs, *node.outputs) if v is not None]
+        subgraphs = [a for a in node.attributes.values() if a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)]
+        if operator is None or subgraphs:
+            why = f"{node.op_type} ({node.domain or 'ai.onnx'}, opset {node.version}) is not known"
+            values += [v for a in subgraphs for v in _captured(a)]
+        elif any(self._known(v) is None for v in values):
+            why = f"the shape around {node.op_type} {node.name} is not known"
+        else:
+            operator.axes(node, self)
+            return
+        for value in values:
+            self.pin(value, None, why)
+
+    # -- ops.Constraints ---------------------------------------------------------------------------------------
+
+    def dims(self, value: ir.Value) -> tuple[Layout, ...]:
+        if value not in self._dims:
+            self._dims[value] = tuple(self.solver.new(size) for size in self.sizes(value))
+        return self._dims[value]
+
+    def sizes(self, value: ir.Value) -> tuple[int, ...]:
+        sizes = self._known(value)
+        assert sizes is not None
+        return sizes
+
+    def constant(self, value: ir.Value | None) -> np.ndarray | None:
+        return None if value is None or value.const_value is None else value.const_value.numpy()
+
+    def same(self, a: Layout, b: Layout) -> None:
+        self.solver.same(a, b)
+
+    def flat(self, a: Sequence[Layout], b: Sequence[Layout]) -> None:
+        self.solver.flat(a, b)
+
+    def pin(self, value: ir.Value | None, axes: Iterable[int] | None, why: str) -> None:
+        if value is None or self._known(value) is None:
+            return
+        found = self.dims(value)
+        for axis in range(len(found)) if axes is None else axes:
+            self.solver.pin(found[axis], why)
+
+    def reads(self, node: ir.Node, index: int, axis: int) -> None:
+        self.read.append((node, index, axis))
+
+    def fresh(self, size: int) -> Layout:
+        return self.solver.new(size)
+
+    # ----------------------------------------------------------------------------------------------------------
+
+    def layouts(self) -> dict[str, tuple[Layout, ...]]:
+        """Every value's dimensions, resolved."""
+        return {v.name or "": tuple(self.solver.resolve(d) for d in found) for v, found in self._dims.items()}
+
+    def _known(self, value: ir.Value) -> tuple[int, ...] | None:
+        if value not in self._sizes:
+            found = dims(value)
+            self._sizes[value] = None if found is None or None in found else tuple(self._size(d) for d in found if d is not None)
+        return self._sizes[value]
+
+    def _size(self, dim: int | str) -> int:
+        return evaluate(dim, self._symbols, self._new_symbol) if isinstance(dim, int) or dim in self._symbols else self._parse(dim)
+
+    def _parse(self, dim: str) -> int:
+        while True:
+            try:
+                return evaluate(dim, self._symbols)
+            except KeyError as missing:
+                name = str(missing.args[0])
+                if name == dim and not name.isidentifier():
+                    return self._new_symbol(dim)
+                self._new_symbol(_first_free(dim, self._symbols) or dim)
+
+    def _new_symbol(self, name: str) -> int:
+        self._symbols[name] = symbol_size(len(self._symbols))
+        return self._symbols[name]
+
+
+def _first_free(expression: str, known: dict[str, int]) -> str | None:
+    """The first name in an expression that has no size yet."""
+    import ast
+
+    try:
+        tree = ast.parse(expression, mode="eval")
+    except SyntaxError:
+        return None
+    called = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+    return next((n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id not in known and n.id not in called), None)
+
+
+def _captured(attribute: ir.Attr) -> list[ir.Value]:
+    """Outer values that a node's subgraphs read."""
+    graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs()
+    found = []
+    for graph in graphs:
+        inner = {v for n in graph.all_nodes() for v in n.outputs} | set(graph.inputs) | set(graph.initializers.values())
+        used = [v for n in graph.all_nodes() for v in n.inputs] + list(graph.outputs)
+        found += [v for v in used if v is not None and v not in inner]
+    return found
+
+
+def _batch(model: Model, layouts: dict[str, tuple[Layout, ...]]) -> int | None:
+    """The atom of the batch: the first dimension of the inputs, where it is dynamic."""
+    for spec in model.inputs:
+        if spec.shape and not isinstance(spec.shape[0], int) and spec.name in layouts:
+            (term,) = layouts[spec.name][0]
+            if len(term) == 1:
+                return int(term[0])
+    return None
+
+
+def _groups(graph: ir.Graph, ties: Ties, layouts: dict[str, tuple[Layout, ...]]) -> tuple[Group, ...]:
+    """One group per free atom that something reads."""
+    readers: dict[int, list[tuple[int, Reader]]] = defaultdict(list)
+    position = {node: i for i, node in enumerate(graph)}
+    dynamic = {a for a, size in enumerate(ties.solver.sizes) if size >= DYNAMIC}
+    pairs: set[int] = set()  # atoms contracted between two activations
+    for node, index, axis in ties.read:
+        other = node.inputs[1 - index] if index < 2 and len(node.inputs) > 1 else None
+        value = node.inputs[index]
+        weighted = other is not None and other.const_value is not None
+        if value.const_value is not None or (not weighted and other is not None and index == 1):
+            continue  # of two operands one is gated: the activation, or the first
+        found = atoms_of(layouts[value.name][axis])
+        if found & dynamic and found - dynamic:
+            for atom in found:
+                ties.solver.pins.setdefault(atom, {})["contracted together with a dynamic dimension"] = None
+        weight_axis = next((a for n, i, a in ties.read if n is node and i == 1 - index), 0) if weighted else 0
+        reader = Reader(node.name, index, axis, other.name if weighted else None, weight_axis)
+        for atom in found - dynamic:
+            readers[atom].append((position[node], reader))
+            if not weighted:
+                pairs.add(atom)
+    free = {a for a in readers if a not in ties.solver.pins and ties.solver.sizes[a] > 1}
+    kinds = _kinds(graph, layouts, free, pairs)
+    contexts = _contexts(graph, layouts, free)
+    counters: dict[str, int] = defaultdict(int)
+    groups = []
+    for atom in sorted(free, key=lambda a: min(p for p, _ in readers[a])):
+        kind = kinds[atom]
+        context = tuple(c for c in contexts[atom] if c in free)
+        shape = (*(ties.solver.sizes[c] for c in context), ties.solver.sizes[atom])
+        uses = tuple(dict.fromkeys(r for _, r in sorted(readers[atom], key=lambda pair: pair[0])))
+        groups.append(Group(f"{kind}.{counters[kind]}", kind, counters[kind], atom, shape, context, uses, None, uses[0].node))
+        counters[kind] += 1
+    return tuple(groups)
+
+
+def _kinds(graph: ir.Graph, layouts: dict[str, tuple[Layout, ...]], free: set[int], pairs: set[int]) -> dict[int, str]:
+    """What people call an atom."""
+    heads: set[int] = set()
+    channels: set[int] = set()
+    for node in graph:
+        if node.op_type in ("Conv", "ConvTranspose"):
+            channels |= {a for d in layouts.get(node.inputs[1].name or "", ()) for a in atoms_of(d)}
+        operator = ops.lookup(node)
+        if operator is None or operator.macs is None or len(node.inputs) < 2:
+            continue
+        if any(v is not None and v.const_value is not None for v in node.inputs[:2]):
+            heads |= _fused_heads(node, layouts)
+            continue
+        # Two activations: what both have and neither loses is a batch axis.
+        left, right = ({a for d in layouts.get(v.name or "", ()) for a in atoms_of(d)} for v in node.inputs[:2])
+        heads |= (left & right & {a for d in layouts.get(node.outputs[0].name or "", ()) for a in atoms_of(d)}) - pairs
+        heads |= _fused_heads(node, layouts)
+    heads &= free
+    inner = _inner(layouts)
+    kinds = {}
+    for atom in free:
+        if atom in heads:
+            kinds[atom] = "query_heads" if inner.get(atom, set()) & heads else "heads"
+        elif atom in pairs or inner.get(atom, set()) & heads:
+            kinds[atom] = "head_dims"
+        else:
+            kinds[atom] = "channels" if atom in channels else "neurons"
+    return kinds
+
+
+def _fused_heads(node: ir.Node, layouts: dict[str, tuple[Layout, ...]]) -> set[int]:
+    """Heads of a fused attention operator: all but the innermost factor of its output's last dimension."""
+    if not any(name in node.attributes for name in ("num_heads", "q_num_heads")):
+        return set()
+    found = layouts.get(node.outputs[0].name or "", ())
+    return {f for term in (found[-1] if found else ()) for f in term[:-1] if isinstance(f, int)}
+
+
+def _inner(layouts: dict[str, tuple[Layout, ...]]) -> dict[int, set[int]]:
+    """atom -> atoms that stand outside it in some dimension."""
+    outside: dict[int, set[int]] = defaultdict(set)
+
+    def visit(layout: Layout, before: set[int]) -> None:
+        for term in layout:
+            lead = set(before)
+            for factor in term:
+                if isinstance(factor, int):
+                    outside[factor] |= lead
+                    lead.add(factor)
+                else:
+                    visit(factor, lead)
+                    lead |= atoms_of(factor)
+
+    for found in layouts.values():
+        for layout in found:
+            visit(layout, set())
+    return outside
+
+
+def _contexts(graph: ir.Graph, layouts: dict[str, tuple[Layout, ...]], free: set[int]) -> dict[int, tuple[int, ...]]:
+    """atom -> outer atoms that precede it in every weight: those may each choose their own units.
+
+    A weight that shows the atom alone (a table over head dimensions) forces one choice for all.
+    """
+    found: dict[int, tuple[int, ...]] = {}
+
+    def visit(layout: Layout, before: tuple[int, ...]) -> None:
+        for term in layout:
+            lead = before
+            for factor in term:
+                if isinstance(factor, int):
+                    known = found.get(factor, lead)
+                    found[factor] = tuple(a for a in known if a in lead)
+                    lead = (*lead, factor)
+                else:
+                    visit(factor, lead)
+
+    for value in graph.initializers.values():
+        for layout in layouts.get(value.name or "", ()):
+            visit(layout, ())
+    return {atom: found.get(atom, ()) for atom in free}
+
+
+def _pins(ties: Ties, layouts: dict[str, tuple[Layout, ...]]) -> tuple[Pin, ...]:
+    """Pinned atoms that a user may have hoped to cut, by size and reason."""
+    where: dict[int, str] = {}
+    weights = {v.name for v in ties.graph.initializers.values() if v.const_value is not None and len(v.const_value.shape) > 1}
+    for name, found in layouts.items():
+        for layout in found:
+            for atom in atoms_of(layout):
+                if atom not in where or (where[atom] not in weights and name in weights):
+                    where[atom] = name
+    merged: dict[tuple[int, tuple[str, ...]], list[str]] = defaultdict(list)
+    for atom, reasons in ties.solver.pins.items():
+        size = ties.solver.sizes[atom]
+        if 1 < size < DYNAMIC and where.get(atom) in weights:
+            merged[size, tuple(reasons)].append(where[atom])
+    return tuple(Pin(size, why, names[0], len(names)) for (size, why), names in merged.items())
