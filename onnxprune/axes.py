@@ -258,3 +258,18 @@ def kept_ratio(layout: Layout, masks: Mapping[int, Mask], sizes: Sequence[int]) 
         part = flat_mask((static,), masks, sizes)
         kept, total = kept + int(part.sum()) * dynamic, total + part.size * dynamic
     return kept, total
+
+
+def index_of(layout: Layout, atom: int, sizes: Sequence[int]) -> np.ndarray:
+    """Which index of `atom` each position of a dimension belongs to; -1 where it belongs to none. int64 [size]."""
+    parts = []
+    for term in layout:
+        found = np.full((1,), -1, dtype=np.int64)
+        for factor in term:
+            if isinstance(factor, tuple):
+                piece = index_of(factor, atom, sizes)
+            else:
+                piece = np.arange(sizes[factor]) if factor == atom else np.full(sizes[factor], -1, dtype=np.int64)
+            found = np.maximum(found[:, None], piece).reshape(-1)
+        parts.append(found)
+    return np.concatenate(parts)

@@ -12,7 +12,9 @@ from onnxprune.axes import Layout
 from onnxprune.plan import Branch, Group, Reader
 
 
-def find_branches(graph: ir.Graph, layouts: Mapping[str, tuple[Layout, ...]], groups: Sequence[Group]) -> tuple[Branch, ...]:
+def find_branches(
+    graph: ir.Graph, layouts: Mapping[str, tuple[Layout, ...]], groups: Sequence[Group]
+) -> tuple[Branch, ...]:
     """Every residual branch that holds a weight, in graph order."""
     nodes = list(graph)
     index = {node: i for i, node in enumerate(nodes)}
@@ -20,7 +22,11 @@ def find_branches(graph: ir.Graph, layouts: Mapping[str, tuple[Layout, ...]], gr
     found = []
     counters: dict[str, int] = defaultdict(int)
     for add in nodes:
-        if add.op_type not in ("Add", "Sum") or len(add.inputs) != 2 or any(v is None or v.const_value is not None for v in add.inputs):
+        if (
+            add.op_type not in ("Add", "Sum")
+            or len(add.inputs) != 2
+            or any(v is None or v.const_value is not None for v in add.inputs)
+        ):
             continue
         for operand in (0, 1):
             region = _region(nodes, index, ancestors, add, operand)
@@ -55,7 +61,9 @@ def _ancestors(nodes: Sequence[ir.Node], index: Mapping[ir.Node, int]) -> list[i
     return masks
 
 
-def _region(nodes: Sequence[ir.Node], index: Mapping[ir.Node, int], ancestors: Sequence[int], add: ir.Node, operand: int) -> list[ir.Node]:
+def _region(
+    nodes: Sequence[ir.Node], index: Mapping[ir.Node, int], ancestors: Sequence[int], add: ir.Node, operand: int
+) -> list[ir.Node]:
     """The nodes of f, or none where `operand` is no branch over the other one."""
     last, origin = add.inputs[operand].producer(), add.inputs[1 - operand].producer()
     if last is None or origin is None or not ancestors[index[last]] >> index[origin] & 1 or last is origin:
@@ -68,7 +76,9 @@ def _region(nodes: Sequence[ir.Node], index: Mapping[ir.Node, int], ancestors: S
     weighted = False
     for node in region:
         for value in node.outputs:
-            if value.is_graph_output() or any(user not in inside and not (user is add and i == operand) for user, i in value.uses()):
+            if value.is_graph_output() or any(
+                user not in inside and not (user is add and i == operand) for user, i in value.uses()
+            ):
                 return []
         operator = ops.lookup(node)
         if operator is not None and operator.macs is not None:
@@ -82,7 +92,9 @@ def _is_attention(node: ir.Node) -> bool:
     operator = ops.lookup(node)
     if operator is None or operator.macs is None:
         return False
-    pair = node.op_type in ("MatMul", "FusedMatMul", "Einsum") and all(v is not None and v.const_value is None for v in node.inputs[:2])
+    pair = node.op_type in ("MatMul", "FusedMatMul", "Einsum") and all(
+        v is not None and v.const_value is None for v in node.inputs[:2]
+    )
     return pair or "num_heads" in node.attributes or "q_num_heads" in node.attributes
 
 
@@ -96,7 +108,7 @@ def _tail(value: ir.Value) -> Reader | None:
         moving = [i for i, v in enumerate(node.inputs) if v is not None and v.const_value is None and _is_float(v)]
         if operator.macs is not None:
             if len(moving) == 1 and moving[0] in (0, 1) and len(node.inputs) > 1:
-                return _reader(node, moving[0])
+                return reader_of(node, moving[0])
             return None
         if len(moving) != 1 or moving[0] not in (0, 1):
             return None
@@ -109,7 +121,7 @@ def _is_float(value: ir.Value) -> bool:
     return value.dtype is None or value.dtype.is_floating_point()
 
 
-def _reader(node: ir.Node, index: int) -> Reader | None:
+def reader_of(node: ir.Node, index: int) -> Reader | None:
     """How `index` of a MatMul, Gemm or Conv is contracted with its weight."""
     weight, source = node.inputs[1 - index], node.inputs[index]
     if weight is None or source is None or weight.shape is None or source.shape is None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxprune.axes import Layout, Mask, atoms_of, flat_mask
 from onnxprune.errors import UnsupportedError
@@ -33,8 +34,10 @@ class Gates:
     def __init__(self, structure: Structure, interpreter: Interpreter) -> None:
         self.structure = structure
         self.interpreter = interpreter
-        self._uses = Counter(v.name for n in interpreter.graph for v in n.inputs if v is not None and v.const_value is not None)
-        self._readers = {v.name or "": list(v.uses()) for n in interpreter.graph for v in n.outputs}
+        self._uses = Counter(
+            v.name for n in interpreter.graph for v in n.inputs if v is not None and v.const_value is not None
+        )
+        self._usages = _usages(interpreter.graph)
         self._operands = {n.name or "": n for n in interpreter.graph}
 
     def gated(self, plan: Plan) -> Gated:
@@ -54,8 +57,8 @@ class Gates:
                 weight = weights[reader.weight] if reader.weight in weights else self.interpreter.weight(reader.weight)
                 weights[reader.weight] = weight * _along(kept, reader.weight_axis, weight)
         for name, vector in plan.intercepts.items():
-            for node, index in self._readers[name]:
-                _compose(edit, (node.name or "", index), _add(self._like(vector)))
+            for usage in self._usages[name]:
+                _compose(edit, usage, _add(self._like(vector)))
         for name in plan.drop:
             self._drop(self.structure.branch(name), plan, weights, edit)
         return Gated(weights, edit)
@@ -79,7 +82,9 @@ class Gates:
 
     # ----------------------------------------------------------------------------------------------------------
 
-    def _drop(self, branch: Branch, plan: Plan, weights: dict[str, Any], edit: dict[Usage, Callable[[Any], Any]]) -> None:
+    def _drop(
+        self, branch: Branch, plan: Plan, weights: dict[str, Any], edit: dict[Usage, Callable[[Any], Any]]
+    ) -> None:
         usage = (branch.add, branch.operand)
         if branch.id in plan.rests:
             rest = self._like(plan.rests[branch.id])
@@ -101,7 +106,9 @@ class Gates:
                 rest = first
         varying = [axis for axis in range(rest.ndim) if rest.shape[axis] > 1]
         if len(varying) > 1 or not all(fixed[a] or value.shape[a] == rest.shape[a] for a in varying):
-            raise UnsupportedError(f"{branch.id} (node {branch.add}): what it leaves behind depends on the input; it cannot be dropped")
+            raise UnsupportedError(
+                f"{branch.id} (node {branch.add}): what it leaves behind depends on the input; it cannot be dropped"
+            )
         return rest
 
     def _layouts(self, reader: Reader) -> tuple[Layout, ...]:
@@ -115,7 +122,9 @@ class Gates:
         Where the units' context lies on other axes (each head its own dimensions), the mask spans those too.
         """
         layouts = self._layouts(reader)
-        axis_of = {layout[0][0]: axis for axis, layout in enumerate(layouts) if len(layout) == 1 and len(layout[0]) == 1}
+        axis_of = {
+            layout[0][0]: axis for axis, layout in enumerate(layouts) if len(layout) == 1 and len(layout[0]) == 1
+        }
         atoms = atoms_of(layouts[reader.axis])
         needed = {c for a in atoms if a in masks for c in masks[a].context} - atoms
         outer = tuple(sorted((c for c in needed if c in axis_of), key=axis_of.__getitem__))
@@ -133,6 +142,16 @@ class Gates:
 
         tensor = torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
         return tensor.to(self.interpreter.device)
+
+
+def _usages(graph: ir.Graph) -> dict[str, list[Usage]]:
+    """Value name -> where it is read, the graph's outputs included."""
+    found: dict[str, list[Usage]] = {
+        v.name or "": [(n.name or "", i) for n, i in v.uses()] for m in graph for v in m.outputs
+    }
+    for index, value in enumerate(graph.outputs):
+        found.setdefault(value.name or "", []).append(("", index))
+    return found
 
 
 def _compose(edit: dict[Usage, Callable[[Any], Any]], usage: Usage, then: Callable[[Any], Any]) -> None:

@@ -86,7 +86,8 @@ class Interpreter:
             arguments = [None if name is None else values[name] for name in step.inputs]
             if hooks:
                 arguments = [
-                    hooks[usage](x) if (usage := (step.node.name or "", i)) in hooks else x for i, x in enumerate(arguments)
+                    hooks[usage](x) if (usage := (step.node.name or "", i)) in hooks else x
+                    for i, x in enumerate(arguments)
                 ]
             if self.device != "cpu":
                 arguments = _on_one_device(arguments)
@@ -94,7 +95,9 @@ class Interpreter:
                 result = step.call(*arguments)
             except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
                 raise UnsupportedError(f"{_describe(step.node)} cannot be computed in torch: {error}") from error
-            for name, tensor in zip(step.outputs, result if isinstance(result, (tuple, list)) else (result,), strict=False):
+            for name, tensor in zip(
+                step.outputs, result if isinstance(result, (tuple, list)) else (result,), strict=False
+            ):
                 values[name] = tensor
             for name in step.done:
                 del values[name]
@@ -107,7 +110,11 @@ class Interpreter:
     def weight(self, name: str) -> Any:
         """An initializer as a tensor (kept; it shares the model's memory on the CPU)."""
         if name not in self._weights:
-            self._weights[name] = self._load(name)
+            import torch
+
+            # Kept for later runs that may need gradients, which tensors made in inference mode cannot enter.
+            with torch.inference_mode(False):
+                self._weights[name] = self._load(name)
         return self._weights[name]
 
     def needed(self, feeds: Iterable[str], outputs: Iterable[str]) -> list[ir.Node]:
@@ -133,7 +140,10 @@ class Interpreter:
                 for value in (*node.inputs, *node.outputs):
                     if value is not None and value.name:
                         last[value.name] = i
-            steps = [self._step(node, [n for n, at in last.items() if at == i and n not in wanted]) for i, node in enumerate(nodes)]
+            steps = [
+                self._step(node, [n for n, at in last.items() if at == i and n not in wanted])
+                for i, node in enumerate(nodes)
+            ]
             read = {name for step in steps for name in step.inputs if name is not None} | set(wanted)
             self._schedules[key] = steps, frozenset(n for n in read if n in self.graph.initializers and n not in feeds)
         return self._schedules[key]
@@ -170,7 +180,11 @@ class Interpreter:
         return self._place(torch, loaded)
 
     def _place(self, torch: Any, tensor: Any) -> Any:
-        tensor = torch.from_numpy(np.ascontiguousarray(tensor).reshape(np.shape(tensor))) if isinstance(tensor, np.ndarray) else tensor
+        tensor = (
+            torch.from_numpy(np.ascontiguousarray(tensor).reshape(np.shape(tensor)))
+            if isinstance(tensor, np.ndarray)
+            else tensor
+        )
         small = tensor.dim() <= 1 and not tensor.is_floating_point()
         return tensor if small or self.device == "cpu" else tensor.to(self.device)
 

@@ -88,7 +88,9 @@ def find(path: str | os.PathLike[str]) -> Path:
         if not files:
             raise ModelError(f"{path}: the folder holds no .onnx file")
         if len(files) > 1 and not (path / "model.onnx").exists():
-            raise UnsupportedError(f"{path}: holds several graphs ({', '.join(f.name for f in files)}); name one of them")
+            raise UnsupportedError(
+                f"{path}: holds several graphs ({', '.join(f.name for f in files)}); name one of them"
+            )
         return path / "model.onnx" if (path / "model.onnx").exists() else files[0]
     if not path.exists():
         raise ModelError(f"{path}: no such file")
@@ -111,7 +113,9 @@ def load(path: str | os.PathLike[str]) -> Model:
     model = read(file)
     version = model.opset_imports.get("", 0)
     if version not in OPSETS:
-        raise UnsupportedError(f"{file}: opset {version} of the default domain; {OPSETS[0]} to {OPSETS[-1]} are supported")
+        raise UnsupportedError(
+            f"{file}: opset {version} of the default domain; {OPSETS[0]} to {OPSETS[-1]} are supported"
+        )
     digest = _digest(file, model)
     return Model(shapes.normalise(model), file, digest)
 
@@ -185,7 +189,9 @@ def _internalise(model: ir.Model) -> None:
     """Bring external weights into memory, so that the file written stands alone."""
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value = ir.Tensor(value.const_value.numpy().copy(), name=value.name, dtype=value.const_value.dtype)
+            value.const_value = ir.Tensor(
+                value.const_value.numpy().copy(), name=value.name, dtype=value.const_value.dtype
+            )
 
 
 def _digest(file: Path, model: ir.Model) -> str:

@@ -143,7 +143,8 @@ class Structure:
                 Group(**{**_tupled(g), "readers": tuple(Reader(**r) for r in g["readers"])}) for g in data["groups"]
             ),
             branches=tuple(
-                Branch(**{**_tupled(b), "reader": Reader(**b["reader"]) if b["reader"] else None}) for b in data["branches"]
+                Branch(**{**_tupled(b), "reader": Reader(**b["reader"]) if b["reader"] else None})
+                for b in data["branches"]
             ),
             pins=tuple(Pin(**_tupled(p)) for p in data["pins"]),
             batch=data.get("batch"),
@@ -203,13 +204,17 @@ class Plan:
         for name, units in self.keep.items():
             group = structure.group(name)
             if not units or min(units) < 0 or max(units) >= group.size:
-                raise UsageError(f"{name}: keeps {len(units)} units of {group.size}; at least one must stay, none out of range")
+                raise UsageError(
+                    f"{name}: keeps {len(units)} units of {group.size}; at least one must stay, none out of range"
+                )
             kept = np.zeros(group.size, dtype=bool)
             kept[list(units)] = True
             kept = kept.reshape(group.shape)
             counts = np.unique(kept.sum(axis=-1))
             if len(counts[counts > 0]) > 1:
-                raise UsageError(f"{name}: every {group.kind} choice must keep the same number; found {counts.tolist()}")
+                raise UsageError(
+                    f"{name}: every {group.kind} choice must keep the same number; found {counts.tolist()}"
+                )
             masks[group.atom] = Mask(kept, group.context)
         return masks
 
@@ -255,7 +260,9 @@ class Plan:
             data = json.loads(path.read_text())
             keep = {k: tuple(v) for k, v in data["keep"].items()}
             if data["schema_version"] > SCHEMA:
-                raise InputError(f"{path}: written by a newer version (schema {data['schema_version']}); update onnxprune")
+                raise InputError(
+                    f"{path}: written by a newer version (schema {data['schema_version']}); update onnxprune"
+                )
             tensors = {}
             if data["tensors"]:
                 tensors = load_file(path.with_suffix(".safetensors"))
@@ -266,7 +273,13 @@ class Plan:
             kind, _, key = name.partition("/")
             kinds[kind][key] = tensor
         return cls(
-            data["digest"], keep, tuple(data["drop"]), kinds["weight"], kinds["intercept"], kinds["rest"], data.get("notes", {})
+            data["digest"],
+            keep,
+            tuple(data["drop"]),
+            kinds["weight"],
+            kinds["intercept"],
+            kinds["rest"],
+            data.get("notes", {}),
         )
 
 
@@ -296,7 +309,9 @@ class Budget:
         """
         found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e-?\d+)?)\s*(%|[A-Za-z]*)\s*", str(text))
         if not found:
-            raise UsageError(f"--{kind} {text}: not a budget; give the fraction to keep (0.6 or 60%) or an amount (6GMAC, 30M, 25MB, 8ms)")
+            raise UsageError(
+                f"--{kind} {text}: not a budget; give the fraction to keep (0.6 or 60%) or an amount (6GMAC, 30M, 25MB, 8ms)"
+            )
         number, unit = float(found[1]), found[2]
         if unit in ("", "%"):
             value = number / 100 if unit else number

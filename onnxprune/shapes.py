@@ -30,8 +30,12 @@ def normalise(model: ir.Model) -> ir.Model:
     """Inline, fold and infer in place; names of inputs and outputs, opsets and metadata stay."""
     from onnxscript.optimizer import fold_constants
 
-    for step in (passes.InlinePass(), passes.RemoveInitializersFromInputsPass(), passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-                 passes.IdentityEliminationPass()):
+    for step in (
+        passes.InlinePass(),
+        passes.RemoveInitializersFromInputsPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.IdentityEliminationPass(),
+    ):
         step(model)
     _unique_names(model)
     infer(model)
@@ -64,7 +68,9 @@ def infer(model: ir.Model) -> ir.Model:
     hidden = {
         name: value.const_value
         for name, value in model.graph.initializers.items()
-        if value.const_value is not None and value.const_value.nbytes > _SMALL and value.const_value.dtype.is_floating_point()
+        if value.const_value is not None
+        and value.const_value.nbytes > _SMALL
+        and value.const_value.dtype.is_floating_point()
     }
     try:
         for name, tensor in hidden.items():
@@ -99,7 +105,11 @@ def _as_inputs(proto: Any, names: Mapping[str, Any]) -> None:
     import onnx
 
     kept = [t for t in proto.graph.initializer if t.name not in names]
-    moved = [onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in proto.graph.initializer if t.name in names]
+    moved = [
+        onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims))
+        for t in proto.graph.initializer
+        if t.name in names
+    ]
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
     proto.graph.input.extend(moved)
@@ -136,7 +146,9 @@ def _infer_proto(proto: Any) -> Any:
             super().__init__(2**31 - 1, True, False, 0)
             reductions = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
             self.dispatcher_ |= {f"Reduce{kind}": self._infer_ReduceSum for kind in reductions}
-            self.dispatcher_ |= dict.fromkeys(("Clip", "Dropout", "Mish", "HardSwish", "ThresholdedRelu"), self._like_input)
+            self.dispatcher_ |= dict.fromkeys(
+                ("Clip", "Dropout", "Mish", "HardSwish", "ThresholdedRelu"), self._like_input
+            )
             self.dispatcher_ = {op: self._guarded(op, rule) for op, rule in self.dispatcher_.items()}
 
         def _like_input(self, node: Any) -> None:

@@ -36,7 +36,9 @@ def analyze(model: Model) -> Structure:
     branches = find_branches(model.graph, layouts, groups)
     home = {group: branch.id for branch in branches for group in branch.groups}
     groups = tuple(Group(**{**vars(g), "branch": home.get(g.id)}) for g in groups)
-    return Structure(model.digest, tuple(ties.solver.sizes), layouts, groups, branches, _pins(ties, layouts), _batch(model, layouts))
+    return Structure(
+        model.digest, tuple(ties.solver.sizes), layouts, groups, branches, _pins(ties, layouts), _batch(model, layouts)
+    )
 
 
 class Ties:
@@ -53,12 +55,12 @@ class Ties:
     def add(self, node: ir.Node) -> None:
         """State a node's constraints; pin what it touches where it, or a shape, is unknown."""
         operator = ops.lookup(node)
-        values = [v for v in (*node.inputs, *node.outputs) if v is not None]
+        values = [v for v in (*node.inputs, *node.outputs) if v is not None and v.name]
         subgraphs = [a for a in node.attributes.values() if a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)]
         if operator is None or subgraphs:
             why = f"{node.op_type} ({node.domain or 'ai.onnx'}, opset {node.version}) is not known"
             values += [v for a in subgraphs for v in _captured(a)]
-        elif any(self._known(v) is None for v in values):
+        elif any(self._known(v) is None and not _is_shape_operand(v) for v in values):
             why = f"the shape around {node.op_type} {node.name} is not known"
         else:
             operator.axes(node, self)
@@ -94,6 +96,9 @@ class Ties:
         for axis in range(len(found)) if axes is None else axes:
             self.solver.pin(found[axis], why)
 
+    def hold(self, layout: Layout, why: str) -> None:
+        self.solver.pin(layout, why)
+
     def reads(self, node: ir.Node, index: int, axis: int) -> None:
         self.read.append((node, index, axis))
 
@@ -109,11 +114,17 @@ class Ties:
     def _known(self, value: ir.Value) -> tuple[int, ...] | None:
         if value not in self._sizes:
             found = dims(value)
-            self._sizes[value] = None if found is None or None in found else tuple(self._size(d) for d in found if d is not None)
+            self._sizes[value] = (
+                None if found is None or None in found else tuple(self._size(d) for d in found if d is not None)
+            )
         return self._sizes[value]
 
     def _size(self, dim: int | str) -> int:
-        return evaluate(dim, self._symbols, self._new_symbol) if isinstance(dim, int) or dim in self._symbols else self._parse(dim)
+        return (
+            evaluate(dim, self._symbols, self._new_symbol)
+            if isinstance(dim, int) or dim in self._symbols
+            else self._parse(dim)
+        )
 
     def _parse(self, dim: str) -> int:
         while True:
@@ -130,6 +141,19 @@ class Ties:
         return self._symbols[name]
 
 
+def _is_shape_operand(value: ir.Value) -> bool:
+    """Whether a value of unknown shape holds sizes computed at run time: its contents matter, its own shape does not."""
+    return (
+        value.dtype == ir.DataType.INT64
+        and all(
+            node.op_type in ("Reshape", "Expand", "Slice", "Tile", "ConstantOfShape", "Split", "Resize", "Pad")
+            and index > 0
+            for node, index in value.uses()
+        )
+        and bool(value.uses())
+    )
+
+
 def _first_free(expression: str, known: dict[str, int]) -> str | None:
     """The first name in an expression that has no size yet."""
     import ast
@@ -139,7 +163,9 @@ def _first_free(expression: str, known: dict[str, int]) -> str | None:
     except SyntaxError:
         return None
     called = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
-    return next((n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id not in known and n.id not in called), None)
+    return next(
+        (n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id not in known and n.id not in called), None
+    )
 
 
 def _captured(attribute: ir.Attr) -> list[ir.Value]:
@@ -195,7 +221,9 @@ def _groups(graph: ir.Graph, ties: Ties, layouts: dict[str, tuple[Layout, ...]])
         context = tuple(c for c in contexts[atom] if c in free)
         shape = (*(ties.solver.sizes[c] for c in context), ties.solver.sizes[atom])
         uses = tuple(dict.fromkeys(r for _, r in sorted(readers[atom], key=lambda pair: pair[0])))
-        groups.append(Group(f"{kind}.{counters[kind]}", kind, counters[kind], atom, shape, context, uses, None, uses[0].node))
+        groups.append(
+            Group(f"{kind}.{counters[kind]}", kind, counters[kind], atom, shape, context, uses, None, uses[0].node)
+        )
         counters[kind] += 1
     return tuple(groups)
 
@@ -286,7 +314,9 @@ def _contexts(graph: ir.Graph, layouts: dict[str, tuple[Layout, ...]], free: set
 def _pins(ties: Ties, layouts: dict[str, tuple[Layout, ...]]) -> tuple[Pin, ...]:
     """Pinned atoms that a user may have hoped to cut, by size and reason."""
     where: dict[int, str] = {}
-    weights = {v.name for v in ties.graph.initializers.values() if v.const_value is not None and len(v.const_value.shape) > 1}
+    weights = {
+        v.name for v in ties.graph.initializers.values() if v.const_value is not None and len(v.const_value.shape) > 1
+    }
     for name, found in layouts.items():
         for layout in found:
             for atom in atoms_of(layout):

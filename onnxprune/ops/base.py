@@ -107,6 +107,16 @@ def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     return found.value.decode() if isinstance(found.value, bytes) else found.value
 
 
+def operand(node: ir.Node, index: int) -> ir.Value | None:
+    """An input that may be absent."""
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def outcome(node: ir.Node, index: int) -> ir.Value | None:
+    """An output that may be absent, or stand without a name."""
+    return node.outputs[index] if index < len(node.outputs) and node.outputs[index].name else None
+
+
 def axis_of(node: ir.Node, rank: int, default: int) -> int:
     """The `axis` attribute, counted from the front."""
     axis = int(attribute(node, "axis", default))
@@ -120,7 +130,7 @@ def broadcast(node: ir.Node, c: Constraints) -> None:
     """Element-wise with numpy's broadcasting: equal dimensions move together, a 1 follows no one."""
     for result in node.outputs:
         for value in node.inputs:
-            if value is not None:
+            if value is not None and result.name:
                 tie_broadcast(c, value, result)
 
 

@@ -88,9 +88,13 @@ def _crops(node: Any, sizes: Sequence[int], full: Sequence[int], strides: Sequen
         pads = attribute(node, "pads", [0] * 2 * rank)
         return [(pads[i], pads[i + rank]) for i in range(rank)]
     wanted = [size * stride for size, stride in zip(sizes, strides, strict=True)] if target is None else target[-rank:]
-    totals = [size - out for size, out in zip(full, wanted, strict=True)]
-    small = [int(total / 2) for total in totals]
-    return [(t - s, s) if how == "SAME_LOWER" else (s, t - s) for t, s in zip(totals, small, strict=True)]
+    found = []
+    for size, out in zip(full, wanted, strict=True):
+        total = size - out
+        small = max(total, 0) // 2
+        # What is missing is added at the end.
+        found.append((small, total - small) if how == "SAME_UPPER" or total < 0 else (total - small, small))
+    return found
 
 
 def _conv_transpose(torch: Any, node: Any, x: Any, w: Any, b: Any = None) -> Any:
@@ -141,5 +145,8 @@ def _conv_transpose_resize(node: Any, s: Sizes) -> Change:
 
 
 register(
-    {"ConvTranspose": _conv_transpose}, axes=_conv_transpose_axes, macs=_conv_transpose_macs, resize=_conv_transpose_resize
+    {"ConvTranspose": _conv_transpose},
+    axes=_conv_transpose_axes,
+    macs=_conv_transpose_macs,
+    resize=_conv_transpose_resize,
 )

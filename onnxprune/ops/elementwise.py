@@ -6,8 +6,10 @@ from typing import Any
 
 from onnxprune.ops.base import Constraints, attribute, broadcast, register, tie_broadcast
 
-_CAST = {1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16", 11: "float64",
-         12: "uint32", 13: "uint64", 14: "complex64", 15: "complex128", 16: "bfloat16"}  # fmt: skip
+_CAST = {
+    1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16",
+    11: "float64", 12: "uint32", 13: "uint64", 14: "complex64", 15: "complex128", 16: "bfloat16",
+}  # fmt: skip
 
 
 def torch_dtype(torch: Any, code: int) -> Any:
@@ -42,8 +44,10 @@ def _clip(torch: Any, node: Any, x: Any, low: Any = None, high: Any = None) -> A
 
 
 def _dropout(torch: Any, node: Any, x: Any, *_: Any) -> Any:
-    # An export of a module in training mode says so here; ONNX Runtime's inference sessions drop nothing all the same.
-    return (x, torch.ones_like(x, dtype=torch.bool)) if len(node.outputs) > 1 else x
+    if len(node.outputs) == 1:
+        return x  # in training mode the result is random (in ONNX Runtime too); this is its expectation
+    # The mask says what is kept, and before opset 12 what is not.
+    return x, torch.full_like(x, (node.version or 13) >= 12, dtype=torch.bool)
 
 
 def _pow(torch: Any, node: Any, x: Any, exponent: Any) -> Any:
@@ -55,7 +59,11 @@ def _prelu(torch: Any, node: Any, x: Any, slope: Any) -> Any:
 
 
 def _shift(torch: Any, node: Any, x: Any, amount: Any) -> Any:
-    return torch.bitwise_left_shift(x, amount) if attribute(node, "direction") == "LEFT" else torch.bitwise_right_shift(x, amount)
+    return (
+        torch.bitwise_left_shift(x, amount)
+        if attribute(node, "direction") == "LEFT"
+        else torch.bitwise_right_shift(x, amount)
+    )
 
 
 def _shrink(torch: Any, node: Any, x: Any) -> Any:
@@ -121,15 +129,18 @@ register(
         "Add": "add", "Sub": "sub", "Mul": "mul", "Div": _div, "Pow": _pow, "Mod": _mod, "PRelu": _prelu,
         "And": "logical_and", "Or": "logical_or", "Xor": "logical_xor", "Not": "logical_not",
         "Equal": "eq", "Less": "lt", "LessOrEqual": "le", "Greater": "gt", "GreaterOrEqual": "ge",
-        "BitwiseAnd": "bitwise_and", "BitwiseOr": "bitwise_or", "BitwiseXor": "bitwise_xor", "BitwiseNot": "bitwise_not", "BitShift": _shift,
+        "BitwiseAnd": "bitwise_and", "BitwiseOr": "bitwise_or", "BitwiseXor": "bitwise_xor",
+        "BitwiseNot": "bitwise_not", "BitShift": _shift,
         "Where": "where", "Min": _fold("minimum"), "Max": _fold("maximum"), "Sum": _fold("add"), "Mean": _mean,
-        "Abs": "abs", "Neg": "neg", "Sign": "sign", "Exp": "exp", "Log": "log", "Sqrt": "sqrt", "Reciprocal": "reciprocal",
+        "Abs": "abs", "Neg": "neg", "Sign": "sign", "Exp": "exp", "Log": "log", "Sqrt": "sqrt",
+        "Reciprocal": "reciprocal",
         "Floor": "floor", "Ceil": "ceil", "Round": "round", "Erf": "erf", "IsNaN": "isnan", "IsInf": _is_inf,
         "Sin": "sin", "Cos": "cos", "Tan": "tan", "Asin": "asin", "Acos": "acos", "Atan": "atan",
         "Sinh": "sinh", "Cosh": "cosh", "Tanh": "tanh", "Asinh": "asinh", "Acosh": "acosh", "Atanh": "atanh",
         "Relu": "relu", "Sigmoid": "sigmoid", "Softplus": _activation("softplus"), "Softsign": _activation("softsign"),
-        "LeakyRelu": _activation("leaky_relu", alpha=0.01), "Elu": _activation("elu", alpha=1.0), "Celu": _activation("celu", alpha=1.0),
-        "ThresholdedRelu": _thresholded_relu, "Selu": _selu, "HardSigmoid": _hard_sigmoid, "HardSwish": _activation("hardswish"),
+        "LeakyRelu": _activation("leaky_relu", alpha=0.01), "ThresholdedRelu": _thresholded_relu,
+        "Elu": _activation("elu", alpha=1.0), "Celu": _activation("celu", alpha=1.0), "Selu": _selu,
+        "HardSigmoid": _hard_sigmoid, "HardSwish": _activation("hardswish"),
         "Mish": _activation("mish"), "Gelu": _gelu, "Swish": _swish, "Shrink": _shrink,
         "Clip": _clip, "Cast": _cast, "Identity": lambda torch, node, x: x, "Dropout": _dropout,
     },

@@ -32,8 +32,9 @@ def _shape_axes(node: Any, c: Constraints) -> None:
 
 
 def _picked(reader: Any, index: int, c: Constraints, count: int) -> list[int] | None:
-    operands = [c.constant(v) for v in reader.inputs[1:]]
-    if index != 0 or any(o is None for o in operands) or not operands:
+    found = [c.constant(v) for v in reader.inputs[1:]]
+    operands = [o for o in found if o is not None]
+    if index != 0 or len(operands) < len(found) or not operands:
         return None
     if reader.op_type == "Gather":
         return [int(i) % count for i in np.ravel(operands[0])]
@@ -46,18 +47,26 @@ def _picked(reader: Any, index: int, c: Constraints, count: int) -> list[int] | 
 register({"Shape": _shape}, axes=_shape_axes)
 
 
+def _tensor(torch: Any, held: Any) -> Any:
+    tensor = held.as_tensor()
+    if tensor.dtype.name == "BFLOAT16":
+        return torch.from_numpy(tensor.numpy().astype(np.float32)).to(torch.bfloat16)
+    return torch.from_numpy(np.array(tensor.numpy()))
+
+
 def _constant(torch: Any, node: Any) -> Any:
     for name in ("value_float", "value_floats", "value_int", "value_ints"):
         if name in node.attributes:
             return torch.tensor(attribute(node, name), dtype=torch.float32 if "float" in name else torch.int64)
-    return torch.from_numpy(np.array(node.attributes["value"].as_tensor().numpy()))
+    if "value" not in node.attributes:
+        raise NotImplementedError("a Constant of strings, or a sparse one")
+    return _tensor(torch, node.attributes["value"])
 
 
 def _constant_of_shape(torch: Any, node: Any, shape: Any) -> Any:
     found = node.attributes.get("value")
-    value = np.zeros(1, dtype=np.float32) if found is None else found.as_tensor().numpy()
-    fill = torch.from_numpy(np.array(value))
-    return fill.reshape(()).expand(integers(torch, shape)).clone()
+    fill = torch.zeros(()) if found is None else _tensor(torch, found).reshape(())
+    return torch.full(integers(torch, shape), fill.item(), dtype=fill.dtype)
 
 
 def _range(torch: Any, node: Any, start: Any, limit: Any, delta: Any) -> Any:

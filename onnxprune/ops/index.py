@@ -73,10 +73,11 @@ def _scatter_nd(torch: Any, node: Any, data: Any, indices: Any, updates: Any) ->
 
 def _one_hot(torch: Any, node: Any, indices: Any, depth: Any, values: Any) -> Any:
     axis, count = axis_of(node, indices.dim() + 1, -1), int(depth.reshape(()).item())
-    hot = (indices % count).to(torch.int64).unsqueeze(axis) == torch.arange(count, device=indices.device).reshape(
+    places = torch.arange(count, device=indices.device).reshape(
         [-1 if i == axis else 1 for i in range(indices.dim() + 1)]
     )
-    return torch.where(hot, values[1], values[0])
+    found = torch.where(indices < 0, indices + count, indices).unsqueeze(axis)
+    return torch.where(found == places, values[1], values[0])
 
 
 def _top_k(torch: Any, node: Any, x: Any, k: Any = None) -> Any:
@@ -99,22 +100,64 @@ def _arg(name: str) -> Any:
     return run
 
 
-def _cumsum(torch: Any, node: Any, x: Any, axis: Any) -> Any:
-    along = int(axis.reshape(()).item()) % x.dim()
-    x = x.flip(along) if attribute(node, "reverse", 0) else x
-    total = torch.cumsum(x, along).to(x.dtype)
-    total = total - x if attribute(node, "exclusive", 0) else total
-    return total.flip(along) if attribute(node, "reverse", 0) else total
+def _cumulated(name: str, start: int) -> Any:
+    def run(torch: Any, node: Any, x: Any, axis: Any) -> Any:
+        along = int(axis.reshape(()).item()) % x.dim()
+        x = x.flip(along) if attribute(node, "reverse", 0) else x
+        if attribute(node, "exclusive", 0):
+            first = torch.full_like(x.narrow(along, 0, 1), start)
+            x = torch.cat([first, x.narrow(along, 0, x.shape[along] - 1)], along)
+        total = getattr(torch, name)(x, along).to(x.dtype)
+        return total.flip(along) if attribute(node, "reverse", 0) else total
+
+    return run
+
+
+def _compress(torch: Any, node: Any, x: Any, keep: Any) -> Any:
+    places = keep.nonzero().reshape(-1)
+    return (
+        x.reshape(-1)[places] if attribute(node, "axis") is None else x.index_select(axis_of(node, x.dim(), 0), places)
+    )
+
+
+def _trilu(torch: Any, node: Any, x: Any, k: Any = None) -> Any:
+    return (torch.triu if attribute(node, "upper", 1) else torch.tril)(x, 0 if k is None else int(k.item()))
+
+
+def _tensor_scatter(torch: Any, node: Any, past: Any, update: Any, places: Any = None) -> Any:
+    """A cache with new entries written along an axis, each row of the batch at its own place."""
+    axis = axis_of(node, past.dim(), -2)
+    steps = torch.arange(update.shape[axis], device=past.device)[None]
+    at = steps if places is None else steps + places[:, None]
+    at = at % past.shape[axis] if attribute(node, "mode", "linear") == "circular" else at
+    shape = [update.shape[0] if i == 0 else update.shape[axis] if i == axis else 1 for i in range(past.dim())]
+    return past.scatter(
+        axis, at.expand(update.shape[0], -1).reshape(shape).expand(update.shape).to(torch.int64), update
+    )
+
+
+def _tensor_scatter_axes(node: Any, c: Constraints) -> None:
+    past, update = node.inputs[:2]
+    (result,) = node.outputs
+    axis = axis_of(node, len(c.sizes(past)), -2)
+    for other, dim in enumerate(c.dims(past)):
+        c.same(dim, c.dims(result)[other])
+        if other != axis:
+            c.same(dim, c.dims(update)[other])
+    for value in (past, update):
+        c.pin(value, [axis], "the length of a cache")
+
+
+register({"TensorScatter": _tensor_scatter}, axes=_tensor_scatter_axes)
 
 
 register(
     {
-        "GatherElements": _gather_elements, "GatherND": _gather_nd, "ScatterElements": _scatter_elements, "ScatterND": _scatter_nd,
-        "OneHot": _one_hot, "TopK": _top_k, "ArgMax": _arg("argmax"), "ArgMin": _arg("argmin"), "CumSum": _cumsum,
+        "GatherElements": _gather_elements, "GatherND": _gather_nd, "ScatterElements": _scatter_elements,
+        "Scatter": _scatter_elements, "ScatterND": _scatter_nd, "OneHot": _one_hot, "TopK": _top_k,
+        "ArgMax": _arg("argmax"), "ArgMin": _arg("argmin"),
+        "CumSum": _cumulated("cumsum", 0), "CumProd": _cumulated("cumprod", 1), "Compress": _compress, "Trilu": _trilu,
         "NonZero": lambda torch, node, x: torch.nonzero(x).T.contiguous(),
-        "Compress": lambda torch, node, x, keep: x.reshape(-1)[keep.nonzero().reshape(-1)] if attribute(node, "axis") is None
-        else x.index_select(axis_of(node, x.dim(), 0), keep.nonzero().reshape(-1)),
-        "Trilu": lambda torch, node, x, k=None: (torch.triu if attribute(node, "upper", 1) else torch.tril)(x, 0 if k is None else int(k.item())),
     },
     axes=opaque,
 )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.ops.base import Change, Constraints, Sizes, attribute, axis_of, opaque, register
+from onnxprune.ops.base import Change, Constraints, Sizes, attribute, axis_of, opaque, operand, register
 
 
 def integers(torch: Any, x: Any) -> list[int]:
@@ -63,7 +63,9 @@ def _reshape_axes(node: Any, c: Constraints) -> None:
 def _reshape_resize(node: Any, s: Sizes) -> Change:
     (result,) = node.outputs
     target = written(node.inputs[1]) or []
-    new = {axis: s.shape(result)[axis] for axis, size in enumerate(target) if size and size > 0 and s.changed(result, axis)}
+    new = {
+        axis: s.shape(result)[axis] for axis, size in enumerate(target) if size and size > 0 and s.changed(result, axis)
+    }
     return Change(elements={1: new} if new else {})
 
 
@@ -130,8 +132,11 @@ def _split(torch: Any, node: Any, x: Any, split: Any = None) -> Any:
 
 def _split_axes(node: Any, c: Constraints) -> None:
     source = node.inputs[0]
+    if not all(value.name for value in node.outputs):  # a part that nobody reads has no shape
+        opaque(node, c)
+        return
     axis = axis_of(node, len(c.sizes(source)), 0)
-    sizes = node.inputs[1] if len(node.inputs) > 1 else None
+    sizes = operand(node, 1)
     parts = tuple(term for value in node.outputs for term in c.dims(value)[axis])
     if (sizes is None or written(sizes) is not None) and all(c.sizes(v)[axis] > 1 for v in node.outputs):
         c.same(c.dims(source)[axis], parts)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from onnxprune.errors import UnsupportedError
-from onnxprune.ops.base import Constraints, Sizes, attribute, register, tie_broadcast
+from onnxprune.ops.base import Constraints, Sizes, attribute, opaque, register, tie_broadcast
 
 
 def _matmul_axes(node: Any, c: Constraints) -> None:
@@ -39,7 +38,8 @@ def _matmul_macs(node: Any, s: Sizes) -> int:
 register({"MatMul": "matmul"}, axes=_matmul_axes, macs=_matmul_macs)
 
 
-def _gemm(torch: Any, node: Any, a: Any, b: Any, c: Any = None) -> Any:
+def gemm(torch: Any, node: Any, a: Any, b: Any, c: Any = None) -> Any:
+    """alpha · A B + beta · C, A and B transposed as the node says."""
     a = a.transpose(-1, -2) if attribute(node, "transA", 0) else a
     b = b.transpose(-1, -2) if attribute(node, "transB", 0) else b
     alpha, beta = attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)
@@ -48,7 +48,8 @@ def _gemm(torch: Any, node: Any, a: Any, b: Any, c: Any = None) -> Any:
     return result if c is None else result + (c if beta == 1.0 else c * beta)
 
 
-def _gemm_axes(node: Any, c: Constraints) -> None:
+def gemm_axes(node: Any, c: Constraints) -> None:
+    """As a MatMul's, of matrices."""
     a, b = node.inputs[:2]
     (result,) = node.outputs
     inner_a = 0 if attribute(node, "transA", 0) else 1
@@ -62,11 +63,12 @@ def _gemm_axes(node: Any, c: Constraints) -> None:
         tie_broadcast(c, node.inputs[2], result)
 
 
-def _gemm_macs(node: Any, s: Sizes) -> int:
+def gemm_macs(node: Any, s: Sizes) -> int:
+    """Every output element reads the inner axis."""
     return math.prod(s.shape(node.outputs[0])) * s.shape(node.inputs[0])[0 if attribute(node, "transA", 0) else 1]
 
 
-register({"Gemm": _gemm}, axes=_gemm_axes, macs=_gemm_macs)
+register({"Gemm": gemm}, axes=gemm_axes, macs=gemm_macs)
 
 
 def equation(node: Any, ranks: list[int]) -> tuple[list[str], str]:
@@ -74,7 +76,9 @@ def equation(node: Any, ranks: list[int]) -> tuple[list[str], str]:
     text = attribute(node, "equation").replace(" ", "")
     left, arrow, right = text.partition("->")
     terms = left.split(",")
-    wide = max((rank - len(t.replace("...", "")) for t, rank in zip(terms, ranks, strict=True) if "..." in t), default=0)
+    wide = max(
+        (rank - len(t.replace("...", "")) for t, rank in zip(terms, ranks, strict=True) if "..." in t), default=0
+    )
     letters = [chr(0x391 + i) for i in range(wide)]
     spread = [
         t.replace("...", "".join(letters[wide - (rank - len(t.replace("...", ""))) :])) if "..." in t else t
@@ -88,10 +92,11 @@ def equation(node: Any, ranks: list[int]) -> tuple[list[str], str]:
 
 def _einsum_axes(node: Any, c: Constraints) -> None:
     terms, result = equation(node, [len(c.sizes(v)) for v in node.inputs])
+    if any(len(set(term)) != len(term) for term in terms):  # a diagonal
+        opaque(node, c)
+        return
     sizes: dict[str, tuple[int, Any]] = {}
     for value, term in [*zip(node.inputs, terms, strict=True), (node.outputs[0], result)]:
-        if len(set(term)) != len(term):
-            raise UnsupportedError(f"{node.name}: Einsum {attribute(node, 'equation')} takes a diagonal")
         for axis, letter in enumerate(term):
             size, dim = c.sizes(value)[axis], c.dims(value)[axis]
             if letter in sizes and sizes[letter][0] == size:
@@ -118,35 +123,3 @@ register(
     axes=_einsum_axes,
     macs=_einsum_macs,
 )
-
-
-def _fused_matmul(torch: Any, node: Any, a: Any, b: Any) -> Any:
-    a = a.transpose(-1, -2) if attribute(node, "transA", 0) else a
-    b = b.transpose(-1, -2) if attribute(node, "transB", 0) else b
-    return torch.matmul(a, b) * attribute(node, "alpha", 1.0)
-
-
-def _fused_matmul_axes(node: Any, c: Constraints) -> None:
-    if attribute(node, "transBatchA", 0) or attribute(node, "transBatchB", 0):
-        for value in (*node.inputs, *node.outputs):
-            c.pin(value, None, "FusedMatMul with transposed batch axes is not cut through")
-        return
-    a, b = node.inputs
-    (result,) = node.outputs
-    rank_a, rank_b, rank = len(c.sizes(a)), len(c.sizes(b)), len(c.sizes(result))
-    row, inner_a = (rank_a - 1, rank_a - 2) if attribute(node, "transA", 0) else (rank_a - 2, rank_a - 1)
-    inner_b, column = (rank_b - 1, rank_b - 2) if attribute(node, "transB", 0) else (rank_b - 2, rank_b - 1)
-    c.same(c.dims(a)[inner_a], c.dims(b)[inner_b])
-    c.reads(node, 0, inner_a)
-    c.reads(node, 1, inner_b)
-    c.same(c.dims(a)[row], c.dims(result)[rank - 2])
-    c.same(c.dims(b)[column], c.dims(result)[rank - 1])
-    tie_broadcast(c, a, result, skip=2)
-    tie_broadcast(c, b, result, skip=2)
-
-
-def _fused_matmul_macs(node: Any, s: Sizes) -> int:
-    return math.prod(s.shape(node.outputs[0])) * s.shape(node.inputs[0])[-2 if attribute(node, "transA", 0) else -1]
-
-
-register({"FusedMatMul": _fused_matmul}, axes=_fused_matmul_axes, macs=_fused_matmul_macs, domain="com.microsoft")

@@ -5,18 +5,24 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from onnxprune.ops.base import Constraints, attribute, axis_of, register, tie_broadcast
+from onnxprune.ops.base import Change, Constraints, Sizes, attribute, axis_of, outcome, register, tie_broadcast
 
 
-def _softmax(name: str) -> Any:
+def _along_axis(compute: Any) -> Any:
+    """A function of (torch, x, axis) with the meanings that `axis` has had."""
+
     def run(torch: Any, node: Any, x: Any) -> Any:
         if (node.version or 13) >= 13:
-            return getattr(torch, name)(x, axis_of(node, x.dim(), -1))
+            return compute(torch, x, axis_of(node, x.dim(), -1))
         # Before opset 13 the input counts as a matrix, rows up to `axis`.
         rows = math.prod(x.shape[: axis_of(node, x.dim(), 1)])
-        return getattr(torch, name)(x.reshape(rows, -1), -1).reshape(x.shape)
+        return compute(torch, x.reshape(rows, -1), 1).reshape(x.shape)
 
     return run
+
+
+def _hardmax(torch: Any, x: Any, axis: int) -> Any:
+    return torch.zeros_like(x).scatter(axis, x.argmax(axis, keepdim=True), 1.0)
 
 
 def _softmax_axes(node: Any, c: Constraints) -> None:
@@ -29,13 +35,13 @@ def _softmax_axes(node: Any, c: Constraints) -> None:
     c.pin(source, [axis] if modern else range(axis, rank), f"normalised by {node.op_type}")
 
 
-def _hardmax(torch: Any, node: Any, x: Any) -> Any:
-    axis = axis_of(node, x.dim(), -1)
-    return torch.zeros_like(x).scatter(axis, x.argmax(axis, keepdim=True), 1.0)
-
-
 register(
-    {"Softmax": _softmax("softmax"), "LogSoftmax": _softmax("log_softmax"), "Hardmax": _hardmax}, axes=_softmax_axes
+    {
+        "Softmax": _along_axis(lambda torch, x, axis: torch.softmax(x, axis)),
+        "LogSoftmax": _along_axis(lambda torch, x, axis: torch.log_softmax(x, axis)),
+        "Hardmax": _along_axis(_hardmax),
+    },
+    axes=_softmax_axes,
 )
 
 
@@ -73,9 +79,10 @@ def _layer_norm_axes(node: Any, c: Constraints) -> None:
     for value in node.inputs[1:]:
         if value is not None:
             tie_broadcast(c, value, result)
-    for extra in node.outputs[1:]:
-        for dim, before in zip(c.dims(extra)[:axis], c.dims(source)[:axis], strict=False):
-            c.same(dim, before)
+    for extra in (outcome(node, 1), outcome(node, 2)):
+        if extra is not None:
+            for dim, before in zip(c.dims(extra)[:axis], c.dims(source)[:axis], strict=False):
+                c.same(dim, before)
     c.pin(source, range(axis, len(c.sizes(source))), f"normalised by {node.op_type}")
 
 
@@ -91,17 +98,30 @@ def _per_channel(x: Any, v: Any) -> Any:
 
 
 def _batch_norm(torch: Any, node: Any, x: Any, scale: Any, bias: Any, mean: Any, variance: Any) -> Any:
-    factor = scale / torch.sqrt(variance + attribute(node, "epsilon", 1e-5))
-    y = (x - _per_channel(x, mean)) * _per_channel(x, factor) + _per_channel(x, bias)
-    return (y, mean, variance)[: len(node.outputs)] if len(node.outputs) > 1 else y
+    epsilon = attribute(node, "epsilon", 1e-5)
+    if not attribute(node, "training_mode", 0):
+        y = (x - _per_channel(x, mean)) * _per_channel(x, scale * torch.rsqrt(variance + epsilon)) + _per_channel(
+            x, bias
+        )
+        return (y, mean, variance)[: len(node.outputs)] if len(node.outputs) > 1 else y.to(x.dtype)
+    dims = (0, *range(2, x.dim()))
+    now_mean, now_variance = x.mean(dims), x.var(dims, unbiased=False)
+    y = (x - _per_channel(x, now_mean)) * _per_channel(x, scale * torch.rsqrt(now_variance + epsilon)) + _per_channel(
+        x, bias
+    )
+    momentum = attribute(node, "momentum", 0.9)
+    running = (old * momentum + new * (1 - momentum) for old, new in ((mean, now_mean), (variance, now_variance)))
+    return (y.to(x.dtype), *running)[: len(node.outputs)]
 
 
 def _batch_norm_axes(node: Any, c: Constraints) -> None:
     source, result = node.inputs[0], node.outputs[0]
     for before, after in zip(c.dims(source), c.dims(result), strict=True):
         c.same(before, after)
-    for value in (*node.inputs[1:], *node.outputs[1:]):
+    for value in (*node.inputs[1:], *(v for v in node.outputs[1:] if v.name)):
         c.same(c.dims(value)[0], c.dims(source)[1])
+    if attribute(node, "training_mode", 0):
+        c.pin(source, [0, *range(2, len(c.sizes(source)))], "normalised by BatchNormalization in training mode")
 
 
 register({"BatchNormalization": _batch_norm}, axes=_batch_norm_axes)
@@ -130,14 +150,65 @@ def _group_norm(torch: Any, node: Any, x: Any, scale: Any, bias: Any) -> Any:
 
 
 def _group_norm_axes(node: Any, c: Constraints) -> None:
+    """Groups do not know of each other: whole ones can go."""
     source, (result,) = node.inputs[0], node.outputs
     for before, after in zip(c.dims(source), c.dims(result), strict=True):
         c.same(before, after)
-    for value in (*node.inputs, result):
-        c.pin(value, None, "normalised by GroupNormalization")
+    channels = c.sizes(source)[1]
+    group = c.fresh(attribute(node, "num_groups"))
+    inner = c.fresh(channels // attribute(node, "num_groups"))
+    c.flat([c.dims(source)[1]], [group, inner])
+    c.hold(inner, "normalised by GroupNormalization")
+    c.pin(source, range(2, len(c.sizes(source))), "normalised by GroupNormalization")
+    for value in node.inputs[1:]:
+        c.same(c.dims(value)[0], c.dims(source)[1] if c.sizes(value)[0] == channels else group)
 
 
-register({"GroupNormalization": _group_norm}, axes=_group_norm_axes)
+def _group_norm_resize(node: Any, s: Sizes) -> Change:
+    if not s.changed(node.inputs[0], 1):
+        return Change()
+    kept = s.kept(node.inputs[0], 1)
+    return Change(attributes={"num_groups": attribute(node, "num_groups") * int(kept.sum()) // len(kept)})
+
+
+register({"GroupNormalization": _group_norm}, axes=_group_norm_axes, resize=_group_norm_resize)
+
+
+def _mean_variance(torch: Any, node: Any, x: Any) -> Any:
+    dims = tuple(attribute(node, "axes", (0, 2, 3)))
+    centred = x - x.mean(dims, keepdim=True)
+    return centred / (centred.square().mean(dims, keepdim=True).sqrt() + 1e-9)
+
+
+def _mean_variance_axes(node: Any, c: Constraints) -> None:
+    (source,), (result,) = node.inputs, node.outputs
+    for before, after in zip(c.dims(source), c.dims(result), strict=True):
+        c.same(before, after)
+    c.pin(source, attribute(node, "axes", (0, 2, 3)), "normalised by MeanVarianceNormalization")
+
+
+register({"MeanVarianceNormalization": _mean_variance}, axes=_mean_variance_axes)
+
+
+def _local_response(torch: Any, node: Any, x: Any) -> Any:
+    size = attribute(node, "size")
+    squares = x.square().unsqueeze(1)  # channels become the space that the window moves over
+    pads = [0, 0] * (x.dim() - 2) + [(size - 1) // 2, size // 2]
+    padded = torch.nn.functional.pad(squares, pads).squeeze(1)
+    sums = padded.unfold(1, size, 1).sum(-1)
+    return x / (attribute(node, "bias", 1.0) + attribute(node, "alpha", 1e-4) / size * sums) ** attribute(
+        node, "beta", 0.75
+    )
+
+
+def _local_response_axes(node: Any, c: Constraints) -> None:
+    (source,), (result,) = node.inputs, node.outputs
+    for before, after in zip(c.dims(source), c.dims(result), strict=True):
+        c.same(before, after)
+    c.pin(source, [1], "normalised by LRN")
+
+
+register({"LRN": _local_response}, axes=_local_response_axes)
 
 
 def _lp_norm(torch: Any, node: Any, x: Any) -> Any:

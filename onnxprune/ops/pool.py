@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from onnxprune.ops.base import Constraints, attribute, register
+from onnxprune.ops.base import Constraints, attribute, outcome, register
 from onnxprune.ops.conv import flat_pads, spatial_pads
 
 _Pads = list[tuple[int, int]]
@@ -14,16 +14,17 @@ _Pads = list[tuple[int, int]]
 
 def _pool_axes(node: Any, c: Constraints) -> None:
     source = node.inputs[0]
-    for result in node.outputs:
+    results = [value for value in node.outputs if value.name]
+    for result in results:
         for axis in (0, 1):
             c.same(c.dims(source)[axis], c.dims(result)[axis])
-    for value in (source, *node.outputs):
+    for value in (source, *results):
         c.pin(value, range(2, len(c.sizes(value))), f"the space {node.op_type} moves over")
 
 
 def _max_pool_axes(node: Any, c: Constraints) -> None:
     _pool_axes(node, c)
-    if len(node.outputs) > 1:
+    if outcome(node, 1) is not None:
         c.pin(node.inputs[0], None, "MaxPool's indices count through the whole tensor")
 
 
@@ -119,7 +120,8 @@ register({"MaxPool": _max_pool}, axes=_max_pool_axes)
 register(
     {
         "AveragePool": _average_pool, "LpPool": _lp_pool,
-        "GlobalAveragePool": _global_pool("mean"), "GlobalMaxPool": _global_pool("amax"), "GlobalLpPool": _global_lp_pool,
+        "GlobalAveragePool": _global_pool("mean"), "GlobalMaxPool": _global_pool("amax"),
+        "GlobalLpPool": _global_lp_pool,
     },
     axes=_pool_axes,
 )  # fmt: skip

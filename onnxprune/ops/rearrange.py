@@ -13,7 +13,9 @@ from onnxprune.ops.layout import integers
 def _pad(torch: Any, node: Any, x: Any, pads: Any = None, value: Any = None, axes: Any = None) -> Any:
     amounts = attribute(node, "pads") if pads is None else integers(torch, pads)
     listed = range(x.dim()) if axes is None else [a % x.dim() for a in integers(torch, axes)]
-    mode = {"edge": "replicate", "wrap": "circular"}.get(attribute(node, "mode", "constant"), attribute(node, "mode", "constant"))
+    mode = {"edge": "replicate", "wrap": "circular"}.get(
+        attribute(node, "mode", "constant"), attribute(node, "mode", "constant")
+    )
     fill = attribute(node, "value", 0.0) if value is None else value.item()
     count = len(amounts) // 2
     for i, axis in enumerate(listed):

@@ -1,7 +1,8 @@
-"""Reductions. A plain sum reads its axis as a contraction does; every other one pins it (a mean counts its elements)."""
+"""Reductions. A sum reads its axis as a contraction does; every other one pins it: a mean counts its elements."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -21,19 +22,40 @@ def _listed(node: Any, rank: int, operand: Any) -> list[int] | None:
 def _reduction(compute: Any) -> Any:
     def run(torch: Any, node: Any, x: Any, axes: Any = None) -> Any:
         listed = _listed(node, x.dim(), None if axes is None else integers(torch, axes))
-        if listed is None:
-            return x
         if not listed:
             return x
-        return compute(torch, x, tuple(listed), bool(attribute(node, "keepdims", 1)))
+        return compute(torch, x, tuple(listed), bool(attribute(node, "keepdims", 1))).to(x.dtype)
 
     return run
+
+
+def _real(compute: Any) -> Any:
+    """Torch has means, roots and logarithms of floating-point numbers only."""
+    return lambda torch, x, axes, keep: compute(torch, x if x.is_floating_point() else x.double(), axes, keep)
 
 
 def _prod(torch: Any, x: Any, axes: tuple[int, ...], keep: bool) -> Any:
     for axis in sorted(axes, reverse=True):
         x = x.prod(axis, keepdim=keep)
     return x
+
+
+def _extreme(name: str) -> Any:
+    def compute(torch: Any, x: Any, axes: tuple[int, ...], keep: bool) -> Any:
+        if all(x.shape[a] for a in axes):
+            return getattr(x, name)(axes, keepdim=keep)
+        # The extreme of nothing is the other end of the type's range.
+        least = name == "amax"
+        if x.dtype == torch.bool:
+            end: Any = not least
+        elif x.is_floating_point():
+            end = -math.inf if least else math.inf
+        else:
+            end = getattr(torch.iinfo(x.dtype), "min" if least else "max")
+        kept = [1 if a in axes else n for a, n in enumerate(x.shape) if keep or a not in axes]
+        return torch.full(kept, end, dtype=x.dtype, device=x.device)
+
+    return compute
 
 
 def _axes(node: Any, c: Constraints) -> None:
@@ -62,16 +84,16 @@ def _axes(node: Any, c: Constraints) -> None:
 
 register(
     {
-        "ReduceSum": _reduction(lambda torch, x, a, k: x.sum(a, keepdim=k).to(x.dtype)),
-        "ReduceMean": _reduction(lambda torch, x, a, k: x.mean(a, keepdim=k)),
-        "ReduceMax": _reduction(lambda torch, x, a, k: x.amax(a, keepdim=k)),
-        "ReduceMin": _reduction(lambda torch, x, a, k: x.amin(a, keepdim=k)),
+        "ReduceSum": _reduction(lambda torch, x, a, k: x.sum(a, keepdim=k)),
+        "ReduceMean": _reduction(_real(lambda torch, x, a, k: x.mean(a, keepdim=k))),
+        "ReduceMax": _reduction(_extreme("amax")),
+        "ReduceMin": _reduction(_extreme("amin")),
         "ReduceProd": _reduction(_prod),
         "ReduceL1": _reduction(lambda torch, x, a, k: x.abs().sum(a, keepdim=k)),
-        "ReduceL2": _reduction(lambda torch, x, a, k: x.square().sum(a, keepdim=k).sqrt()),
+        "ReduceL2": _reduction(_real(lambda torch, x, a, k: x.square().sum(a, keepdim=k).sqrt())),
         "ReduceSumSquare": _reduction(lambda torch, x, a, k: x.square().sum(a, keepdim=k)),
-        "ReduceLogSum": _reduction(lambda torch, x, a, k: x.sum(a, keepdim=k).log()),
-        "ReduceLogSumExp": _reduction(lambda torch, x, a, k: x.logsumexp(a, keepdim=k)),
+        "ReduceLogSum": _reduction(_real(lambda torch, x, a, k: x.sum(a, keepdim=k).log())),
+        "ReduceLogSumExp": _reduction(_real(lambda torch, x, a, k: x.logsumexp(a, keepdim=k))),
     },
     axes=_axes,
 )

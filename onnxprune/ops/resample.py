@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from onnxprune.ops.base import Constraints, attribute, register
+from onnxprune.ops.base import Change, Constraints, Sizes, attribute, register
 from onnxprune.ops.layout import integers
 
 
@@ -24,7 +24,11 @@ def _coordinates(how: str, size: int, out: int, scale: float, region: tuple[floa
     if how == "tf_crop_and_resize":
         start, end = (np.float32(r) for r in region)
         last = np.float32(size - 1)
-        return start * last + x * (end - start) * last / np.float32(out - 1) if out > 1 else x + half * (start + end) * last
+        return (
+            start * last + x * (end - start) * last / np.float32(out - 1)
+            if out > 1
+            else x + half * (start + end) * last
+        )
     if how == "pytorch_half_pixel" and out == 1:
         return x * 0
     centred = (x + half) / factor - half
@@ -36,11 +40,22 @@ def _coordinates(how: str, size: int, out: int, scale: float, region: tuple[floa
 def _kernel(mode: str, distance: np.ndarray, a: float) -> np.ndarray:
     """A tap's weight by its distance: a triangle, or Keys' cubic (IEEE TASSP 29(6), 1981)."""
     d = np.abs(distance)
+    weights: np.ndarray
     if mode == "linear":
-        return np.clip(1 - d, 0, None)
+        weights = np.clip(1 - d, 0, None)
+        return weights
     near = ((a + 2) * d - (a + 3)) * d * d + 1
     far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
-    return np.where(d <= 1, near, np.where(d < 2, far, 0))
+    weights = np.where(d <= 1, near, np.where(d < 2, far, 0))
+    return weights
+
+
+_ROUNDINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "round_prefer_floor": lambda at: np.ceil(at - np.float32(0.5)),
+    "round_prefer_ceil": lambda at: np.floor(at + np.float32(0.5)),
+    "floor": np.floor,
+    "ceil": np.ceil,
+}
 
 
 @lru_cache(maxsize=256)
@@ -52,18 +67,13 @@ def _taps(
     at = _coordinates(how, size, out, scale, region)
     outside = (at < 0) | (at > size - 1) if how == "tf_crop_and_resize" else np.zeros(out, dtype=bool)
     if mode == "nearest":
-        rounded = {
-            "round_prefer_floor": lambda v: np.ceil(v - np.float32(0.5)),
-            "round_prefer_ceil": lambda v: np.floor(v + np.float32(0.5)),
-            "floor": np.floor,
-            "ceil": np.ceil,
-        }[rounding](at)
+        rounded = _ROUNDINGS[rounding](at)
         return rounded.astype(np.int64).clip(0, size - 1)[None], np.ones((1, out)), outside
     squeeze = min(scale, 1.0) if antialias else 1.0
     reach = math.ceil((1 if mode == "linear" else 2) / squeeze)
     indices = np.floor(at).astype(np.int64) + np.arange(1 - reach, reach + 1)[:, None]
     weights = _kernel(mode, (indices - at.astype(np.float64)) * squeeze, a)
-    if exclude or antialias:
+    if exclude:
         weights = np.where((indices < 0) | (indices >= size), 0, weights)
     used = np.abs(weights).max(axis=1) > 0
     weights = weights[used] / weights.sum(axis=0)
@@ -106,9 +116,13 @@ def _resize(torch: Any, node: Any, x: Any, roi: Any = None, scales: Any = None, 
         indices, weights, beyond = _taps(mode, how, x.shape[axis], out, scale, region, options)
         y = _apply(torch, y, axis, indices, weights)
         if beyond.any():
-            outside.append(torch.from_numpy(beyond).to(x.device).reshape([-1 if i == axis else 1 for i in range(x.dim())]))
+            outside.append(
+                torch.from_numpy(beyond).to(x.device).reshape([-1 if i == axis else 1 for i in range(x.dim())])
+            )
     for mask in outside:
-        y = torch.where(mask, torch.tensor(attribute(node, "extrapolation_value", 0.0), dtype=y.dtype, device=y.device), y)
+        y = torch.where(
+            mask, torch.tensor(attribute(node, "extrapolation_value", 0.0), dtype=y.dtype, device=y.device), y
+        )
     return y.to(x.dtype)
 
 
@@ -118,27 +132,47 @@ def _apply(torch: Any, x: Any, axis: int, indices: np.ndarray, weights: np.ndarr
         return picks[0]
     shape = [-1 if i == axis else 1 for i in range(x.dim())]
     return sum(
-        pick * torch.from_numpy(row).to(x.device, x.dtype).reshape(shape) for pick, row in zip(picks, weights, strict=True)
+        pick * torch.from_numpy(row).to(x.device, x.dtype).reshape(shape)
+        for pick, row in zip(picks, weights, strict=True)
     )
 
 
+def _untouched(node: Any, rank: int, constant: Any) -> dict[int, int]:
+    """Listed axes that surely keep their elements (a scale of 1, or a constant size): axis -> place in the operand."""
+    if attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize":
+        return {}
+    listed = [a % rank for a in attribute(node, "axes", range(rank))]
+    if len(node.inputs) > 3 and node.inputs[3] is not None:
+        known = constant(node.inputs[3])
+        stretched = attribute(node, "keep_aspect_ratio_policy", "stretch") == "stretch"
+        return {a: i for i, a in enumerate(listed)} if known is not None and stretched else {}
+    scales = constant(node.inputs[2])
+    return {} if scales is None else {a: i for i, a in enumerate(listed) if float(scales[i]) == 1.0}
+
+
 def _resize_axes(node: Any, c: Constraints) -> None:
-    """Axes that keep their size by a scale of 1, or are not listed, pass through; sizes in an operand pin them."""
     source, (result,) = node.inputs[0], node.outputs
     rank = len(c.sizes(source))
-    listed = {a % rank for a in attribute(node, "axes", range(rank))}
-    by_size = len(node.inputs) > 3 and node.inputs[3] is not None
+    passing = {a for a in range(rank) if a not in {b % rank for b in attribute(node, "axes", range(rank))}}
+    passing |= set(_untouched(node, rank, c.constant))
     for axis in range(rank):
-        if axis not in listed or c.sizes(source)[axis] == c.sizes(result)[axis]:
+        if axis in passing and c.sizes(source)[axis] == c.sizes(result)[axis]:
             c.same(c.dims(source)[axis], c.dims(result)[axis])
-            if axis in listed and by_size:
-                c.pin(source, [axis], "its size is an operand of Resize")
         else:
             c.pin(source, [axis], "resized")
             c.pin(result, [axis], "resized")
 
 
-register({"Resize": _resize}, axes=_resize_axes)
+def _resize_resize(node: Any, s: Sizes) -> Change:
+    source = node.inputs[0]
+    if len(node.inputs) < 4 or node.inputs[3] is None:
+        return Change()
+    places = _untouched(node, len(s.shape(source)), s.constant)
+    new = {place: s.shape(source)[axis] for axis, place in places.items() if s.changed(source, axis)}
+    return Change(elements={3: new} if new else {})
+
+
+register({"Resize": _resize}, axes=_resize_axes, resize=_resize_resize)
 
 
 def _grid_sample(torch: Any, node: Any, x: Any, grid: Any) -> Any:

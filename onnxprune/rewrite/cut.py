@@ -106,7 +106,11 @@ def _set_elements(model: ir.Model, node: ir.Node, index: int, elements: Mapping[
         pieces.append(piece)
         start += length
     copy = ir.node("Concat", pieces, {"axis": 0}, name=f"{concat.name}_{node.name}_cut", version=concat.version)
-    copy.outputs[0].name, copy.outputs[0].dtype, copy.outputs[0].shape = f"{copy.name}_output", ir.DataType.INT64, operand.shape
+    copy.outputs[0].name, copy.outputs[0].dtype, copy.outputs[0].shape = (
+        f"{copy.name}_output",
+        ir.DataType.INT64,
+        operand.shape,
+    )
     node.prepend(copy)
     node.replace_input_with(index, copy.outputs[0])
 

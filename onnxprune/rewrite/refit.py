@@ -46,9 +46,19 @@ def intercepts(model: ir.Model, structure: Structure, plan: Plan) -> None:
 def _bias(value: ir.Value) -> ir.Value | None:
     """The vector that is already added to a value: Gemm's third input, or the next Add's."""
     node = value.producer()
-    if node is not None and node.op_type == "Gemm" and len(node.inputs) > 2 and node.attributes.get_float("beta", 1.0) == 1.0:
+    if (
+        node is not None
+        and node.op_type == "Gemm"
+        and len(node.inputs) > 2
+        and node.attributes.get_float("beta", 1.0) == 1.0
+    ):
         found = node.inputs[2]
-        if found is not None and found.const_value is not None and len(found.uses()) == 1 and len(found.const_value.shape) == 1:
+        if (
+            found is not None
+            and found.const_value is not None
+            and len(found.uses()) == 1
+            and len(found.const_value.shape) == 1
+        ):
             return found
     uses = list(value.uses())
     if len(uses) != 1 or uses[0][0].op_type != "Add" or value.is_graph_output():

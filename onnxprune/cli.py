@@ -1,0 +1,450 @@
+"""The command line. It parses, calls the pipeline, and prints; `prune` is the default command."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxprune.errors import OnnxPruneError, UsageError
+
+
+class _Default(click.Group):
+    """A group whose first argument may also be a model: `onnxprune m.onnx --flops 0.6`. `--help` and names stay as they are."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("--help", "-h", "--version"):
+            args = ["prune", *args]
+        return super().parse_args(ctx, args)
+
+
+class _Pairs(click.ParamType):
+    """`a=1,b=2` as a dictionary."""
+
+    name = "name=value,…"
+
+    def __init__(self, of: Callable[[str], Any]) -> None:
+        self.of = of
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        if isinstance(value, dict):
+            return value
+        try:
+            parts = [piece.split("=", 1) for piece in str(value).split(",")]
+            return {key.strip(): self.of(item.strip()) for key, item in parts}
+        except ValueError:
+            self.fail(f"{value!r} is not of the form name=value,name=value", param, ctx)
+
+
+def _split(ctx: click.Context, param: click.Parameter, value: Any) -> tuple[str, ...]:
+    values = (value,) if isinstance(value, str) else value or ()
+    return tuple(piece.strip() for v in values for piece in v.split(",") if piece.strip())
+
+
+def _ints(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(v) for v in (value or "").split(",") if v.strip())
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of numbers") from None
+
+
+def _round(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
+    if value == "auto":
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither a number nor auto") from None
+
+
+_MODEL = click.argument("model", type=click.Path(path_type=Path))
+
+
+def _budget(command: Any) -> Any:
+    for kind, what in (
+        ("size", "bytes (25MB)"),
+        ("params", "parameters (30M)"),
+        ("flops", "operations (6GMAC, 12GFLOP)"),
+    ):
+        command = click.option(
+            f"--{kind}", metavar="BUDGET", help=f"Keep this fraction (0.6, 60%), or this many {what}."
+        )(command)
+    return command
+
+
+def _rows(command: Any) -> Any:
+    for option in (
+        click.option(
+            "--calib",
+            "calibration",
+            metavar="ROWS",
+            help="Rows to learn from: .jsonl, .json, .csv, .tsv, .parquet, .npz, a folder of images, or `random`.",
+        ),
+        click.option("--columns", type=_Pairs(str), help="Rename columns: text=sentence1,label=gold."),
+        click.option(
+            "--pairs",
+            type=click.Choice(["joint", "separate"]),
+            help="Two texts as one input, or as two; guessed and said.",
+        ),
+        click.option(
+            "--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json or a folder, if not beside the model."
+        ),
+        click.option("--max-length", type=int, help="The most tokens of a row."),
+    ):
+        command = option(command)
+    return command
+
+
+def _method(command: Any) -> Any:
+    for option in (
+        click.option(
+            "--method",
+            default="auto",
+            show_default=True,
+            help="How units are ordered: auto, obs, fisher, wanda, magnitude.",
+        ),
+        click.option(
+            "--search", default="table", show_default=True, help="table: measured damage; rank: the papers' search."
+        ),
+        click.option(
+            "--units",
+            default="heads,neurons,blocks",
+            show_default=True,
+            callback=_split,
+            help="What may go: heads, neurons, blocks, channels, query_heads.",
+        ),
+        click.option("--no-compensate", is_flag=True, help="Leave the surviving weights as they are."),
+        click.option(
+            "--round-to",
+            default="auto",
+            show_default=True,
+            callback=_round,
+            help="Widths in multiples of this; auto: what runs fast.",
+        ),
+        click.option("--uniform", is_flag=True, help="Every layer alike."),
+        click.option("--include", multiple=True, callback=_split, help="Only units or nodes that match (glob)."),
+        click.option("--exclude", multiple=True, callback=_split, help="Not the units or nodes that match (glob)."),
+        click.option(
+            "--shape", type=_Pairs(int), default={}, help="Where FLOPs are counted: batch_size=1,sequence_length=128."
+        ),
+        click.option("--rows", default=512, show_default=True, help="The most calibration rows read."),
+        click.option("--device", default="auto", show_default=True, help="Where scoring runs: auto, cpu, cuda."),
+        click.option("--seed", default=0, show_default=True, help="Of every draw."),
+        click.option("--threads", default=0, help="Of scoring; 0 for all cores."),
+    ):
+        command = option(command)
+    return command
+
+
+def _talk(command: Any) -> Any:
+    command = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else.")(
+        command
+    )
+    command = click.option("--quiet", "-q", is_flag=True, help="Only errors.")(command)
+    return click.option("--verbose", "-v", count=True, help="Say more, on stderr.")(command)
+
+
+@click.group(cls=_Default, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="onnxprune")
+def cli() -> None:
+    """Make a transformer .onnx smaller and faster, to a budget, without retraining, and prove it."""
+
+
+def _options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Command-line values as fields of config.Options."""
+    kwargs["compensate"] = not kwargs.pop("no_compensate")
+    _threads(kwargs["threads"])
+    return kwargs
+
+
+def _threads(count: int) -> None:
+    import os
+
+    if count:
+        os.environ["OMP_NUM_THREADS"] = str(count)
+        import torch
+
+        torch.set_num_threads(count)
+
+
+@cli.command()
+@_MODEL
+@click.argument("output", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", "output_option", type=click.Path(path_type=Path), help="File to write; default NAME.pruned.onnx."
+)
+@_budget
+@_rows
+@click.option(
+    "--eval", "evaluation", metavar="ROWS", help="Rows for the report; default: some calibration rows, set aside."
+)
+@click.option("--metric", multiple=True, help="Task metric; guessed from labels and outputs.")
+@click.option(
+    "--ep", default="cpu", show_default=True, callback=_split, help="Execution providers to validate and time on."
+)
+@_method
+@click.option("--no-latency", is_flag=True, help="Do not time the models.")
+@click.option("--force", is_flag=True, help="Replace an output that exists.")
+@click.option("--dry-run", is_flag=True, help="Plan and tell, write nothing.")
+@_talk
+def prune(
+    model: Path,
+    output: Path | None,
+    output_option: Path | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+    dry_run: bool,
+    **kwargs: Any,
+) -> None:
+    """Prune MODEL to a budget: score, search, cut, mend, check, measure (the default command)."""
+    from onnxprune import model as models
+    from onnxprune import pipeline
+    from onnxprune.report import terminal
+
+    _logging(verbose)
+    if output and output_option:
+        raise UsageError("the output is named twice; give OUTPUT or -o")
+    file = models.find(model)
+    target = output_option or output or file.with_name(f"{file.stem}.pruned.onnx")
+    options = _options(kwargs)
+    measure = not options.pop("no_latency")
+    providers = options.pop("ep")
+    metric = options.pop("metric") or None
+    with _Bar(quiet or as_json) as bar:
+        result = pipeline.prune(
+            model,
+            None if dry_run else target,
+            providers=providers,
+            metric=metric,
+            measure_latency=measure,
+            progress=bar,
+            **options,
+        )
+    if as_json:
+        click.echo(json.dumps(result.report.to_json(), indent=1))
+    elif not quiet:
+        terminal.print_report(result.report)
+        for written in result.files:
+            click.echo(f"wrote {written}")
+
+
+@cli.command()
+@_MODEL
+@click.option("--shape", type=_Pairs(int), default={}, help="Where FLOPs are counted; default batch 1, else 128.")
+@click.option("--pins", is_flag=True, help="All pinned dimensions, not the most common reasons only.")
+@_talk
+def inspect(model: Path, shape: dict[str, int], pins: bool, as_json: bool, quiet: bool, verbose: int) -> None:
+    """Show what can be cut in MODEL, its share of the FLOPs, what is pinned and why."""
+    from onnxprune import pipeline
+    from onnxprune.report import inspection
+
+    _logging(verbose)
+    dense, structure, costs = pipeline.inspect(model, shape)
+    found = inspection.survey(dense, structure, costs)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        inspection.print_survey(found, everything=pins)
+
+
+@cli.command()
+@_MODEL
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="plan.json to write.")
+@_budget
+@_rows
+@_method
+@click.option("--force", is_flag=True, help="Replace a plan that exists.")
+@_talk
+def plan(model: Path, output: Path, force: bool, as_json: bool, quiet: bool, verbose: int, **kwargs: Any) -> None:
+    """Make a plan for MODEL without carrying it out: plan.json, and plan.safetensors with refit weights."""
+    from onnxprune import model as models
+    from onnxprune import pipeline
+    from onnxprune.config import Options
+
+    _logging(verbose)
+    models.refuse_overwrite(output, force=force)
+    options = _options(kwargs)
+    asked = {name: options.pop(name) for name in ("columns", "pairs", "tokenizer", "max_length")}
+    calibration = options.pop("calibration")
+    budget = pipeline.budget_of(**{kind: options.pop(kind) for kind in ("flops", "params", "size")})
+    with _Bar(quiet or as_json) as bar:
+        made = pipeline.make_plan(model, calibration, Options(budget, **options), progress=bar, **asked)
+    files = made.save(output)
+    if as_json:
+        click.echo(json.dumps(made.to_json(), indent=1))
+    elif not quiet:
+        for file in files:
+            click.echo(f"wrote {file}")
+
+
+@cli.command(name="apply")
+@_MODEL
+@click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; default NAME.pruned.onnx.")
+@click.option("--force", is_flag=True, help="Replace an output that exists.")
+@_talk
+def apply_plan(
+    model: Path, plan_file: Path, output: Path | None, force: bool, as_json: bool, quiet: bool, verbose: int
+) -> None:
+    """Carry out PLAN on the MODEL it was made for; needs no data."""
+    from onnxprune import model as models
+    from onnxprune import pipeline
+    from onnxprune.plan import Plan
+
+    _logging(verbose)
+    file = models.find(model)
+    files, found = pipeline.apply(
+        model, Plan.load(plan_file), output or file.with_name(f"{file.stem}.pruned.onnx"), force=force
+    )
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "files": [str(f) for f in files],
+                    "equivalence": {"max_abs": found.max_abs, "max_rel": found.max_rel, "rows": found.rows},
+                }
+            )
+        )
+    elif not quiet:
+        for written in files:
+            click.echo(f"wrote {written} (differs from the plan by {found.max_rel:.1e} of the outputs' scale)")
+
+
+@cli.command()
+@_MODEL
+@click.argument("pruned", type=click.Path(path_type=Path))
+@click.option("--eval", "evaluation", required=True, metavar="ROWS", help="Rows to compare on.")
+@click.option("--metric", multiple=True, help="Task metric; guessed.")
+@click.option("--ep", default="cpu", show_default=True, callback=_split, help="Execution providers.")
+@click.option("--columns", type=_Pairs(str))
+@click.option("--pairs", type=click.Choice(["joint", "separate"]))
+@click.option("--tokenizer", type=click.Path(path_type=Path))
+@_talk
+def validate(
+    model: Path, pruned: Path, evaluation: str, metric: tuple[str, ...], ep: tuple[str, ...], columns: dict[str, str] | None, pairs: str | None,
+    tokenizer: Path | None, as_json: bool, quiet: bool, verbose: int,
+) -> None:  # fmt: skip
+    """Compare PRUNED with MODEL on rows: task metric with its interval, and how far the outputs moved."""
+    from dataclasses import asdict
+
+    from onnxprune import data, pipeline
+    from onnxprune import model as models
+    from onnxprune import validate as validation
+    from onnxprune.report import terminal
+
+    _logging(verbose)
+    dense = models.load(model)
+    assert dense.path is not None
+    rows = data.read(
+        evaluation, dense.inputs, outputs=dense.outputs, folder=dense.folder, columns=columns, pairs=pairs, tokenizer=tokenizer,  # type: ignore[arg-type]
+        vocab_size=pipeline.vocabulary(dense),
+    )  # fmt: skip
+    evidence = validation.validate(dense.path, models.find(pruned), rows, providers=ep, metric=metric or None)
+    if as_json:
+        click.echo(json.dumps(asdict(evidence)))
+    elif not quiet:
+        terminal.print_evidence(evidence)
+
+
+@cli.command()
+@_MODEL
+@click.argument("pruned", type=click.Path(path_type=Path))
+@click.option("--ep", default="cpu", show_default=True, callback=_split, help="Execution providers.")
+@click.option("--batch", default="1", show_default=True, callback=_ints, help="Batch sizes: 1,8.")
+@click.option("--seq", default="", callback=_ints, help="Sequence lengths: 64,128,384.")
+@click.option("--shape", type=_Pairs(int), default={}, help="Other dimensions, by the graph's names.")
+@click.option("--threads", default=1, show_default=True)
+@click.option("--runs", default=50, show_default=True)
+@_talk
+def bench(
+    model: Path, pruned: Path, ep: tuple[str, ...], batch: tuple[int, ...], seq: tuple[int, ...], shape: dict[str, int], threads: int, runs: int,
+    as_json: bool, quiet: bool, verbose: int,
+) -> None:  # fmt: skip
+    """Time MODEL and PRUNED, interleaved: medians, tails, and the speed-up with its interval."""
+    from dataclasses import asdict
+
+    from onnxprune import latency
+    from onnxprune import model as models
+    from onnxprune.report import terminal
+
+    _logging(verbose)
+    rows = latency.bench(
+        models.find(model),
+        models.find(pruned),
+        providers=ep,
+        batch=batch,
+        sequence=seq,
+        dims=shape,
+        threads=threads,
+        runs=runs,
+    )
+    if as_json:
+        click.echo(json.dumps([asdict(r) for r in rows]))
+    elif not quiet:
+        terminal.print_latency(rows)
+
+
+class _Bar:
+    """A progress bar per stage, on stderr, when someone is looking."""
+
+    def __init__(self, off: bool) -> None:
+        self.off = off or not sys.stderr.isatty()
+        self.tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> _Bar:
+        if not self.off:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = (TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self.bar.start()
+        return self
+
+    def __call__(self, stage: str, done: int, of: int) -> None:
+        if not self.off:
+            if stage not in self.tasks:
+                self.tasks[stage] = self.bar.add_task(stage, total=of)
+            self.bar.update(self.tasks[stage], completed=done, total=of)
+
+    def __exit__(self, *_: object) -> None:
+        if not self.off:
+            self.bar.stop()
+
+
+def _logging(verbose: int) -> None:
+    level = {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(name)s: %(message)s")
+    if verbose < 2:
+        for noisy in ("onnxscript", "onnx_ir"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def main() -> None:
+    """The `onnxprune` program: one clear line and the exit code of `errors` for what goes wrong."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.Abort:
+        click.echo("interrupted; nothing was written", err=True)
+        sys.exit(130)
+    except KeyboardInterrupt:
+        click.echo("interrupted; nothing was written", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except OnnxPruneError as error:
+        click.echo(f"onnxprune: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

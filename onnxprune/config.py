@@ -1,0 +1,70 @@
+"""What a user asks for: the options of a run, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from onnxprune.errors import UsageError
+from onnxprune.plan import Budget
+from onnxprune.score import METHODS
+
+UNITS = ("heads", "neurons", "blocks", "channels", "query_heads")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that decides what a plan looks like; with the data, a run can be repeated from it.
+
+    Attributes:
+        budget: what the result may cost.
+        method: one of score.METHODS, or "auto": obs with calibration rows, magnitude without.
+        search: "table" (measured damage and a knapsack) or "rank" (the papers' search over scores).
+        units: kinds of units that may go.
+        compensate: mend the surviving weights.
+        round_to: widths are multiples of this; None for what runs fast.
+        uniform: every layer alike.
+        include, exclude: globs over group ids and node names.
+        shape: sizes of the graph's symbolic dimensions where FLOPs are counted; empty for batch 1 and the rows' mean.
+        rows: the most calibration rows read.
+        device: where scoring runs, "auto", "cpu" or "cuda".
+        seed: of every draw.
+        threads: of scoring; 0 for all cores.
+    """
+
+    budget: Budget
+    method: str = "auto"
+    search: str = "table"
+    units: tuple[str, ...] = ("heads", "neurons", "blocks")
+    compensate: bool = True
+    round_to: int | None = None
+    uniform: bool = False
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    shape: Mapping[str, int] = field(default_factory=dict)
+    rows: int = 512
+    device: str = "auto"
+    seed: int = 0
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.method not in (*METHODS, "auto"):
+            raise UsageError(f"--method {self.method}: choose from auto, {', '.join(METHODS)}")
+        if self.search not in ("table", "rank"):
+            raise UsageError(f"--search {self.search}: choose from table, rank")
+        unknown = [u for u in self.units if u not in UNITS]
+        if unknown or not set(self.units) - {"blocks"}:
+            raise UsageError(
+                f"--units {','.join(self.units)}: choose from {', '.join(UNITS)}; blocks only go with the units inside them"
+            )
+        if self.round_to is not None and self.round_to < 1:
+            raise UsageError(f"--round-to {self.round_to}: give a positive number, or auto")
+        if self.budget.kind not in ("flops", "params", "size"):
+            raise UsageError(f"a budget of {self.budget.kind} is not supported; give --flops, --params or --size")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise UsageError(f"--device {self.device}: choose from auto, cpu, cuda")
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data, for the report's recipe."""
+        return asdict(self)

@@ -1,0 +1,182 @@
+"""Exact costs of a plan at a stated shape: multiply-accumulates, parameters, bytes. Nothing is run."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import ops
+from onnxprune.axes import Layout, Mask, atoms_of, kept_ratio
+from onnxprune.errors import UnsupportedError, UsageError
+from onnxprune.model import Model
+from onnxprune.plan import Group, Plan, Structure
+from onnxprune.shapes import dims, evaluate
+
+
+class Costs:
+    """What a model costs under any plan.
+
+    Args:
+        bindings: symbol -> size ("batch_size" -> 1): the shape at which MACs are counted.
+    """
+
+    def __init__(self, model: Model, structure: Structure, bindings: Mapping[str, int]) -> None:
+        self.model = model
+        self.structure = structure
+        self.bindings = dict(bindings)
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def macs(self, plan: Plan | None = None) -> int:
+        """Multiply-accumulates of MatMul, Gemm, Conv, Einsum and attention operators (FLOPs are twice that)."""
+        return sum(self.by_node(plan).values())
+
+    def by_op(self, plan: Plan | None = None) -> dict[str, int]:
+        """MACs per operator type."""
+        total: Counter[str] = Counter()
+        for node, macs in self.by_node(plan).items():
+            total[self._nodes[node].op_type] += macs
+        return dict(total)
+
+    def by_node(self, plan: Plan | None = None) -> dict[str, int]:
+        """MACs per node; nodes of dropped branches are not there."""
+        masks, gone = self._cut(plan)
+        sizes = _Sizes(self, masks)
+        found = {}
+        for name, node in self._nodes.items():
+            operator = ops.lookup(node)
+            if name not in gone and operator is not None and operator.macs is not None:
+                found[name] = int(operator.macs(node, sizes))
+        return found
+
+    def params(self, plan: Plan | None = None) -> int:
+        """Numbers in floating-point weights."""
+        return sum(count for count, _ in self._weights(plan))
+
+    def bytes(self, plan: Plan | None = None) -> int:
+        """Bytes of all weights; the file adds some kilobytes of graph."""
+        return sum(count * width for count, width in self._weights(plan))
+
+    def total(self, kind: str, plan: Plan | None = None) -> float:
+        """The cost that a budget of `kind` (flops, params, size) limits."""
+        return float({"flops": self.macs, "params": self.params, "size": self.bytes}[kind](plan))
+
+    def unit_costs(self, kind: str, group: Group) -> float:
+        """What one unit of a group costs while everything else is whole (costs are linear in the units kept)."""
+        units = group.shape[-1]
+        if units < 2:
+            return 0.0
+        half = units // 2
+        keep = np.zeros(group.shape, dtype=bool)
+        keep[..., :half] = True
+        plan = Plan(self.structure.digest, {group.id: tuple(int(i) for i in np.flatnonzero(keep))})
+        return (self.total(kind) - self.total(kind, plan)) / (units - half)
+
+    def branch_cost(self, kind: str, branch: str) -> float:
+        """What a whole residual branch costs."""
+        return self.total(kind) - self.total(kind, Plan(self.structure.digest, drop=(branch,)))
+
+    # ----------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _nodes(self) -> dict[str, ir.Node]:
+        return {n.name or "": n for n in self.model.graph}
+
+    @cached_property
+    def _readers_of(self) -> dict[str, set[str]]:
+        readers: dict[str, set[str]] = defaultdict(set)
+        for name, node in self._nodes.items():
+            for value in node.inputs:
+                if value is not None and value.const_value is not None:
+                    readers[value.name or ""].add(name)
+        return readers
+
+    def _cut(self, plan: Plan | None) -> tuple[Mapping[int, Mask], frozenset[str]]:
+        if plan is None:
+            return {}, frozenset()
+        gone = {n for b in plan.drop for n in self.structure.branch(b).nodes}
+        return plan.masks(self.structure), frozenset(gone)
+
+    def _weights(self, plan: Plan | None) -> list[tuple[int, int]]:
+        masks, gone = self._cut(plan)
+        found = []
+        for name, value in self.model.graph.initializers.items():
+            if value.const_value is None or value.dtype is None or not value.dtype.is_floating_point():
+                continue
+            if gone and (users := self._readers_of.get(name)) and users <= gone:
+                continue
+            count = 1
+            for layout, size in zip(self.structure.layouts.get(name, ()), value.const_value.shape, strict=False):
+                count *= kept_ratio(layout, masks, self.structure.sizes)[0] if masks else int(size)
+            found.append(
+                (
+                    count if name in self.structure.layouts else int(np.prod(value.const_value.shape)),
+                    value.dtype.itemsize,
+                )
+            )
+        return found
+
+    def dense_shape(self, value: ir.Value) -> tuple[int, ...]:
+        """A value's shape under the bindings, before any cut."""
+        name = value.name or ""
+        if name not in self._shapes:
+            known = dims(value)
+            if known is None or None in known:
+                raise UnsupportedError(f"value {name}: its shape is not known, so its cost cannot be counted")
+            self._shapes[name] = tuple(self._size(d, name) for d in known if d is not None)
+        return self._shapes[name]
+
+    def _size(self, dim: int | str, name: str) -> int:
+        try:
+            return evaluate(dim, self.bindings)
+        except KeyError as missing:
+            raise UsageError(
+                f"--shape does not say how large {missing.args[0]} is (needed for {name}); known: {', '.join(self.bindings) or 'none'}"
+            ) from None
+
+
+class _Sizes:
+    """Dimensions under a plan (`ops.Sizes`), dynamic ones at their stated size."""
+
+    def __init__(self, costs: Costs, masks: Mapping[int, Mask]) -> None:
+        self.costs = costs
+        self.masks = masks
+
+    def shape(self, value: ir.Value) -> tuple[int, ...]:
+        dense = self.costs.dense_shape(value)
+        layouts = self.costs.structure.layouts.get(value.name or "", ())
+        if not self.masks or not layouts:
+            return dense
+        return tuple(self._scaled(size, layout) for size, layout in zip(dense, layouts, strict=True))
+
+    def _scaled(self, size: int, layout: Layout) -> int:
+        if not atoms_of(layout) & self.masks.keys():
+            return size
+        kept, total = kept_ratio(layout, self.masks, self.costs.structure.sizes)
+        return size * kept // total
+
+    def changed(self, value: ir.Value, axis: int) -> bool:
+        return bool(atoms_of(self.costs.structure.layouts[value.name or ""][axis]) & self.masks.keys())
+
+    def kept(self, value: ir.Value, axis: int) -> np.ndarray:
+        raise NotImplementedError("costs count, they do not index")
+
+    def constant(self, value: ir.Value | None) -> np.ndarray | None:
+        return None if value is None or value.const_value is None else value.const_value.numpy()
+
+
+def default_bindings(model: Model, shape: Mapping[str, int]) -> dict[str, int]:
+    """Every symbol of the inputs bound: as stated, else the batch to 1; the rest must be stated."""
+    bindings = dict(shape)
+    for spec in model.inputs:
+        if spec.shape and isinstance(spec.shape[0], str):
+            bindings.setdefault(spec.shape[0], 1)
+    return bindings
+
+
+def symbols(model: Model) -> Sequence[str]:
+    """The names of the inputs' dynamic dimensions."""
+    return list(dict.fromkeys(d for spec in model.inputs for d in spec.shape if isinstance(d, str)))

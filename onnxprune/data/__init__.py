@@ -1,0 +1,19 @@
+"""Calibration and evaluation rows: files, folders and iterables read as the feeds a graph takes.
+
+    sources   where rows come from: JSON Lines, CSV, Parquet, npz, image folders, iterables
+    text, image, audio, tensors   what a row holds, as arrays for the graph's inputs
+    made      what only the graph wants (position_ids, empty past_key_values, ...)
+    labels    class names and numbers as labels
+    dataset   Example, Batch, Dataset
+    reader    read(): the above, in that order
+
+A batch holds rows of one shape only, so nothing is padded (a graph that fixes its sequence length is the one
+exception; `Batch.real` then says which tokens are real). Every guess is said in `Dataset.description`.
+"""
+
+from __future__ import annotations
+
+from onnxprune.data.dataset import Batch, Dataset, Example
+from onnxprune.data.reader import read
+
+__all__ = ["Batch", "Dataset", "Example", "read"]

@@ -1,0 +1,136 @@
+"""Audio rows as waveforms or features, prepared the way the model's preprocessor_config.json says."""
+
+from __future__ import annotations
+
+import io
+import wave
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.data.graph import Graph, Job, Part, Spec, describe
+from onnxprune.data.packages import package
+from onnxprune.data.sources import Row
+from onnxprune.errors import DataError
+
+Array = NDArray[Any]
+RATE = 16000  # Hz; of practically every speech model
+
+
+def audio_input(graph: Graph) -> Spec | None:
+    """The input that takes the sound: `input_values`, `input_features`, or the only float input."""
+    for name in ("input_values", "input_features"):
+        if name in graph.by_role:
+            return graph.by_role[name]
+    floats = [s for s in graph.inputs if np.dtype(s.dtype).kind not in "iubO" and len(s.shape) in (2, 3)]
+    return floats[0] if len(floats) == 1 else None
+
+
+def encode_audio(rows: Sequence[Row], job: Job) -> list[list[Part]]:
+    """{"audio"}: one part a row: the waveform (rank 2 or [batch, 1, samples]), or the extractor's features."""
+    spec = audio_input(job.graph)
+    if spec is None:
+        raise DataError(
+            f"audio rows need one audio input; the graph takes {job.graph.listing}: give rows of its own inputs"
+        )
+    config = job.files.json("preprocessor_config.json")
+    rate = int(config.get("sampling_rate") or RATE)
+    if not config:
+        job.say(f"audio: taken as it is at {RATE} Hz (no preprocessor_config.json beside the model)")
+    extractor = _extractor(spec, job) if len(spec.shape) == 3 and spec.shape[1] != 1 else None
+    normalize = bool(config.get("do_normalize"))
+    parts = []
+    for row in rows:
+        samples = _at_rate(row, rate)
+        if extractor is not None:
+            features = extractor(samples, sampling_rate=rate, return_tensors="np")
+            parts.append([Part({spec.name: np.asarray(features[spec.name]).astype(spec.dtype)})])
+            continue
+        if normalize:
+            samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
+        samples = _fixed(samples, spec, job)
+        parts.append([Part({spec.name: samples.reshape(1, *([1] * (len(spec.shape) - 2)), -1).astype(spec.dtype)})])
+    return parts
+
+
+def _fixed(samples: Array, spec: Spec, job: Job) -> Array:
+    """Cut or filled up with silence to the length that the graph fixes."""
+    length = spec.shape[-1]
+    if not isinstance(length, int):
+        return samples
+    job.say(f"audio: cut or filled up with silence to the {length} samples that the graph fixes")
+    return np.pad(samples[:length], (0, max(0, length - len(samples))))
+
+
+def _extractor(spec: Spec, job: Job) -> Any:
+    path = job.files.find("preprocessor_config.json")
+    if path is None:
+        raise DataError(
+            f"the graph takes audio features, {describe(spec)}: put preprocessor_config.json beside the model"
+        )
+    transformers = package("transformers", f"{path}: audio features are made")
+    try:
+        return transformers.AutoFeatureExtractor.from_pretrained(str(path.parent), local_files_only=True)
+    except Exception as error:  # whatever an extractor class makes of damaged or foreign files
+        raise DataError(f"{path}: cannot be loaded: {error}: give rows of {spec.name}") from error
+
+
+def _at_rate(row: Row, rate: int) -> Array:
+    """The row's samples as float32, in -1..1, mono.
+
+    Raises:
+        DataError: no such file, not audio, or at another rate.
+    """
+    value = row.need("audio")
+    own: int | None = None
+    if isinstance(value, Mapping):  # how the datasets library holds a sound
+        own = value.get("sampling_rate")
+        value = next((value[key] for key in ("array", "bytes", "path") if value.get(key) is not None), None)
+    if isinstance(value, str | Path):
+        path = row.folder / value
+        if not path.is_file():
+            raise DataError(f"{row.source}: no file {path}: paths are relative to the file of the rows")
+        samples, own = _decode(path.read_bytes(), f"{row.source}: {path}")
+    elif isinstance(value, bytes):
+        samples, own = _decode(value, row.source)
+    else:
+        try:
+            samples = np.asarray(value, np.float32)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{row.source}: field 'audio' must be a path or samples, not {value!r:.60}") from error
+    if own is not None and own != rate:
+        raise DataError(
+            f"{row.source}: the audio has {own} Hz and the model takes {rate}: convert it (ffmpeg -i IN -ar {rate} OUT)"
+        )
+    if samples.ndim != 1 or not len(samples):
+        raise DataError(f"{row.source}: the audio has shape {list(samples.shape)}; one axis of samples is expected")
+    return samples
+
+
+def _decode(data: bytes, where: str) -> tuple[Array, int]:
+    """Samples (mono) and rate: PCM by the standard library, all else by soundfile if it is installed."""
+    try:
+        with wave.open(io.BytesIO(data)) as file:
+            samples = _pcm(file.readframes(file.getnframes()), file.getsampwidth())
+            return samples.reshape(-1, file.getnchannels()).mean(axis=1), file.getframerate()
+    except (wave.Error, EOFError, ValueError) as error:
+        soundfile = package("soundfile", f"{where}: not PCM audio in a .wav file ({error}); other formats are read")
+    try:
+        samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    except RuntimeError as error:
+        raise DataError(f"{where}: cannot be read as audio: {error}") from error
+    return samples.mean(axis=1), int(rate)
+
+
+def _pcm(raw: bytes, width: int) -> Array:
+    """float32 in -1..1 of little-endian PCM; 8 bits are unsigned."""
+    if width == 1:
+        return (np.frombuffer(raw, np.uint8).astype(np.float32) - 128) / 128
+    if width == 3:
+        triples = np.frombuffer(raw, np.uint8).reshape(-1, 3)
+        padded = np.concatenate([np.zeros((len(triples), 1), np.uint8), triples], axis=1)
+        return padded.reshape(-1).view("<i4").astype(np.float32) / 2**31
+    return np.frombuffer(raw, f"<i{width}").astype(np.float32) / np.float32(2 ** (8 * width - 1))

@@ -1,0 +1,182 @@
+"""What the reader needs to know of a graph: its inputs by role, its batch axis, the files beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from onnxprune.errors import DataError
+
+Pairs = Literal["joint", "separate"]
+
+ALIASES = {"input_mask": "attention_mask", "segment_ids": "token_type_ids"}  # names that TensorFlow exports use
+
+
+class Spec(Protocol):
+    """A graph input or output: `onnxprune.model.InputSpec`, or anything of its shape."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def shape(self) -> tuple[int | str | None, ...]: ...
+
+
+def role(name: str) -> str:
+    """What an input is for, whatever the exporter called it: `segment_ids:0` is `token_type_ids`."""
+    base = name.removesuffix(":0")
+    return ALIASES.get(base, base)
+
+
+def shape_text(shape: Sequence[int | str | None]) -> str:
+    """`[batch, 3, ?]`."""
+    return "[" + ", ".join("?" if dim is None else str(dim) for dim in shape) + "]"
+
+
+def describe(spec: Spec) -> str:
+    """`input_ids (int64 [batch, sequence])`, for messages."""
+    return f"{spec.name} ({np.dtype(spec.dtype).name} {shape_text(spec.shape)})"
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The inputs and outputs of a graph as a reader of rows sees them.
+
+    Attributes:
+        inputs: in the graph's order.
+        outputs: names.
+        shared: inputs without a batch axis.
+        max_batch: 1 where the graph fixes its batch size, else None.
+    """
+
+    inputs: tuple[Spec, ...]
+    outputs: tuple[str, ...]
+    shared: frozenset[str]
+    max_batch: int | None
+
+    @classmethod
+    def of(cls, inputs: Sequence[Spec], outputs: Sequence[Spec | str] | None) -> Graph:
+        """Find the batch axis.
+
+        Raises:
+            DataError: the graph has no inputs, or fixes its batch size at more than one row.
+        """
+        if not inputs:
+            raise DataError("the graph has no inputs: there is nothing to feed")
+        main = next((spec for spec in inputs if len(spec.shape) > 1), inputs[0])
+        first = {spec.name: spec.shape[0] if spec.shape else 0 for spec in inputs}
+        for spec in inputs:  # one symbolic axis is the batch's or, as cache_position's, the sequence's
+            if len(spec.shape) == 1 and spec.shape[0] not in (None, first[main.name]):
+                first[spec.name] = 0
+        free = any(not isinstance(dim, int) for dim in first.values())
+        if not free and first[main.name] != 1:
+            raise DataError(
+                f"the graph's input {describe(main)} has a fixed batch of {first[main.name]} rows, and calibration "
+                "goes row by row: export the model with a dynamic batch axis, or with a batch of 1"
+            )
+        shared = {name for name, dim in first.items() if (isinstance(dim, int) if free else dim != 1)}
+        names = tuple(out if isinstance(out, str) else out.name for out in outputs or ())
+        return cls(tuple(inputs), names, frozenset(shared), None if free else 1)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Spec]:
+        return {spec.name: spec for spec in self.inputs}
+
+    @cached_property
+    def by_role(self) -> Mapping[str, Spec]:
+        return {role(spec.name): spec for spec in self.inputs}
+
+    @cached_property
+    def listing(self) -> str:
+        """All inputs, for messages."""
+        return ", ".join(describe(spec) for spec in self.inputs)
+
+
+@dataclass(frozen=True, eq=False)
+class Files:
+    """The configuration files beside a model; a model in a folder called `onnx` also finds those of its parent."""
+
+    folder: Path | None
+    _read: dict[Path, dict[str, Any]] = field(default_factory=dict, repr=False)
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        if self.folder is None:
+            return ()
+        folder = self.folder.parent if self.folder.is_file() else self.folder
+        return (folder, folder.parent) if folder.name == "onnx" else (folder,)
+
+    def find(self, name: str) -> Path | None:
+        """The path of a file beside the model, or None."""
+        return next((folder / name for folder in self.folders if (folder / name).is_file()), None)
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A JSON object beside the model; empty where there is none.
+
+        Raises:
+            DataError: the file is not a JSON object.
+        """
+        path = self.find(name)
+        return {} if path is None else self.load(path)
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """A JSON object, read once.
+
+        Raises:
+            DataError: the file is not a JSON object.
+        """
+        if path not in self._read:
+            try:
+                value = json.loads(path.read_text(encoding="utf-8-sig"))
+            except (OSError, ValueError) as error:
+                raise DataError(f"{path}: cannot be read as JSON ({error}): copy it again from the model") from error
+            if not isinstance(value, dict):
+                raise DataError(f"{path}: holds no JSON object: copy it again from the model")
+            self._read[path] = value
+        return self._read[path]
+
+    def setting(self, *names: str) -> Any:
+        """The first of these that config.json (or the text model in it) or generation_config.json sets, or None."""
+        config = self.json("config.json")
+        places = [config, config.get("text_config"), self.json("generation_config.json")]
+        values = (place.get(name) for place in places if isinstance(place, dict) for name in names)
+        return next((value for value in values if value is not None), None)
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What one `read` was asked for. `notes` collects what is said to the user.
+
+    Attributes:
+        tokenizer: a tokenizer.json or a folder that has one, in place of the one beside the model.
+        pairs: how a text pair is fed, or None to guess.
+        max_length: the most tokens of a row, or None for the model's own limit.
+    """
+
+    graph: Graph
+    files: Files
+    tokenizer: Path | None = None
+    pairs: Pairs | None = None
+    max_length: int | None = None
+    seed: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def say(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What an encoder makes of a row: some feeds (leading axis 1), perhaps a label, and which tokens are real."""
+
+    feeds: Mapping[str, np.ndarray[Any, Any]]
+    label: Any = None
+    real: np.ndarray[Any, np.dtype[np.bool_]] | None = None

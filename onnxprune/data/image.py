@@ -1,0 +1,130 @@
+"""Image rows as pixel values, prepared the way the model's preprocessor_config.json says."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.data.graph import Graph, Job, Part, Spec, describe
+from onnxprune.data.packages import package
+from onnxprune.data.preprocess import Preprocess, plain, read_preprocess
+from onnxprune.data.sources import Row
+from onnxprune.errors import DataError
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a graph's image input has its channels and what size it wants."""
+
+    channels: int | None
+    height: int | None
+    width: int | None
+    last: bool  # channels are the last axis
+
+    @classmethod
+    def of(cls, spec: Spec) -> Layout:
+        dims = [dim if isinstance(dim, int) else None for dim in spec.shape]
+        last = dims[1] not in (1, 3, 4) and dims[3] in (1, 3, 4)
+        _, a, b, c = dims
+        return cls(c, a, b, True) if last else cls(a, b, c, False)
+
+
+def image_input(graph: Graph) -> Spec | None:
+    """The input that takes the image: `pixel_values`, or the only one of rank 4 that is not a cache."""
+    if (named := graph.by_role.get("pixel_values")) is not None:
+        return named
+    candidates = [s for s in graph.inputs if len(s.shape) == 4 and not s.name.startswith("past_key_values")]
+    return candidates[0] if len(candidates) == 1 else None
+
+
+def encode_images(rows: Sequence[Row], job: Job) -> list[list[Part]]:
+    """{"image", "mask"?}: one part a row; a mask becomes the label, at the image's size."""
+    spec = image_input(job.graph)
+    if spec is None:
+        raise DataError(
+            f"image rows need one image input; the graph takes {job.graph.listing}: give rows of its own inputs"
+        )
+    if len(spec.shape) != 4:
+        raise DataError(f"the graph's image input {describe(spec)} is not of rank 4: give rows of its own inputs")
+    layout = Layout.of(spec)
+    prepare = _preparation(spec, layout, job)
+    return [[_part(row, spec, layout, prepare)] for row in rows]
+
+
+def _preparation(spec: Spec, layout: Layout, job: Job) -> Preprocess:
+    """preprocessor_config.json if it is there, else the plainest that the graph's fixed size allows; said."""
+    integers = np.dtype(spec.dtype).kind in "iu"
+    path = job.files.find("preprocessor_config.json")
+    if path is not None and not integers:
+        job.say(f"images: prepared as {path} says")
+        channels = layout.channels or job.files.setting("num_channels") or 3
+        return read_preprocess(job.files.load(path), path, channels)
+    if layout.height is None or layout.width is None:
+        raise DataError(
+            f"image rows: no preprocessor_config.json beside the model, and {describe(spec)} fixes no size: put the "
+            "file there, or give rows of pixel values"
+        )
+    values = "left at 0..255" if integers else "scaled to 0..1"
+    reason = "the graph takes integers" if integers else "no preprocessor_config.json beside the model"
+    job.say(f"images: resized to {layout.height} x {layout.width} and {values} ({reason})")
+    return plain(layout.height, layout.width, layout.channels or 3, scale=not integers)
+
+
+def _part(row: Row, spec: Spec, layout: Layout, prepare: Preprocess) -> Part:
+    image = open_image(row, "image")
+    pixels = prepare.pixels(image)
+    if layout.last:
+        pixels = pixels.transpose(1, 2, 0)
+    wanted, got = (layout.height, layout.width), pixels.shape[:2] if layout.last else pixels.shape[1:]
+    if any(w is not None and w != g for w, g in zip(wanted, got, strict=True)):
+        raise DataError(
+            f"{row.source}: the image is prepared as {got[0]} x {got[1]}, and the graph takes {describe(spec)}: is "
+            "this its own preprocessor_config.json?"
+        )
+    label = None
+    if row.fields.get("mask") is not None:
+        mask = open_image(row, "mask")
+        if mask.size != image.size:
+            raise DataError(
+                f"{row.source}: the mask is {mask.size} and the image {image.size} pixels large: make them equal"
+            )
+        try:
+            label = prepare.mask(mask)
+        except DataError as error:
+            raise DataError(f"{row.source}: {error}") from error
+    return Part({spec.name: pixels[None].astype(spec.dtype)}, label)
+
+
+def open_image(row: Row, field: str) -> Any:
+    """A PIL image: of a path relative to the row's file, of bytes, of an 8-bit array, or as it is."""
+    pil = package("PIL.Image", f"{row.source}: images are read")
+    transpose = package("PIL.ImageOps", f"{row.source}: images are read").exif_transpose
+    value = row.need(field)
+    if isinstance(value, Mapping):  # how Parquet files of the datasets library hold an image
+        value = value.get("bytes") or value.get("path")
+    try:
+        if isinstance(value, str | Path):
+            path = row.folder / value
+            if not path.is_file():
+                raise DataError(f"{row.source}: no file {path}: paths are relative to the file of the rows")
+            image = pil.open(path)
+        elif isinstance(value, bytes):
+            image = pil.open(io.BytesIO(value))
+        elif isinstance(value, pil.Image):
+            image = value
+        else:
+            image = pil.fromarray(np.asarray(value, np.uint8) if isinstance(value, list) else value)
+        image.load()
+    except (OSError, ValueError, TypeError, OverflowError, AttributeError, pil.DecompressionBombError) as error:
+        raise DataError(f"{row.source}: field {field!r} cannot be read as an image: {error}") from error
+    if image.mode.startswith(("I", "F")) and field == "image":
+        raise DataError(f"{row.source}: the image has {image.mode} pixels: convert it to 8 bits a channel")
+    return transpose(image)

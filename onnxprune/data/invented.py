@@ -1,0 +1,84 @@
+"""Random rows, for when they are asked for: they say nothing about the data a model will see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.data.graph import Job, Part, Spec, describe, role
+from onnxprune.data.image import image_input
+from onnxprune.data.made import maker_of
+from onnxprune.data.sources import Row
+from onnxprune.errors import DataError
+
+TOKENS, SAMPLES, PIXELS = 64, 16000, 224  # where the graph leaves the size open
+
+
+def invent(job: Job, rows: int, vocab_size: Any) -> tuple[list[Row], list[list[Part]]]:
+    """`rows` rows of random ids and normal floats, all of one shape.
+
+    Raises:
+        DataError: the graph takes integers and their range is not known.
+    """
+    generator = np.random.default_rng(job.seed)
+    specs = [spec for spec in job.graph.inputs if maker_of(spec.name) is None]
+    sizes: dict[str, int] = {}
+    shapes = {spec.name: _shape(spec, sizes, job) for spec in specs}
+    parts = [
+        [Part({spec.name: _values(spec, shapes[spec.name], generator, vocab_size) for spec in specs})]
+        for _ in range(rows)
+    ]
+    listing = ", ".join(f"{name} {list(shape[1:])}" for name, shape in shapes.items())
+    job.say(
+        f"rows: {rows} RANDOM ones, as asked ({listing}; seed {job.seed}): scores from them say little about real data"
+    )
+    return [Row(f"random:{n + 1}", {}, Path()) for n in range(rows)], parts
+
+
+def _shape(spec: Spec, sizes: dict[str, int], job: Job) -> tuple[int, ...]:
+    """The input's shape with a batch of 1; the same symbol has the same size everywhere."""
+    shape = []
+    for axis, dim in enumerate(spec.shape):
+        if isinstance(dim, int):
+            shape.append(dim)
+        elif axis == 0 and spec.name not in job.graph.shared:
+            shape.append(1)
+        else:
+            size = _open_size(spec, axis, job)
+            shape.append(size if dim is None else sizes.setdefault(dim, size))
+    return tuple(shape)
+
+
+def _open_size(spec: Spec, axis: int, job: Job) -> int:
+    image = image_input(job.graph)
+    if image is not None and spec.name == image.name:
+        if axis == 1:
+            return int(job.files.setting("num_channels") or 3)
+        size = job.files.setting("image_size")
+        size = size[axis - 2] if isinstance(size, list) else size
+        return int(size or PIXELS)
+    if len(spec.shape) == 2 and np.dtype(spec.dtype).kind not in "iub":
+        return SAMPLES
+    if axis > 1:
+        return int(job.files.setting("hidden_size", "d_model") or TOKENS)
+    positions = job.files.setting("max_position_embeddings", "n_positions") or 2 * TOKENS
+    return min(TOKENS, job.max_length or TOKENS, int(positions) // 2)
+
+
+def _values(spec: Spec, shape: tuple[int, ...], generator: np.random.Generator, vocab_size: Any) -> NDArray[Any]:
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind == "b":
+        return np.ones(shape, dtype)
+    if dtype.kind in "iu":
+        if dtype == np.uint8:
+            return generator.integers(0, 256, shape).astype(dtype)
+        if vocab_size is None or "ids" not in role(spec.name):
+            raise DataError(
+                f"random rows: the range of {describe(spec)} is not known (no vocab_size in the model's config.json): "
+                "give real rows"
+            )
+        return generator.integers(0, int(vocab_size), shape).astype(dtype)
+    return generator.standard_normal(shape).astype(dtype)

@@ -1,0 +1,286 @@
+"""Where rows come from: files, image folders and Python iterables, each as an iterator of `Row`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxprune.data.graph import Graph, Job
+from onnxprune.data.packages import package
+from onnxprune.errors import DataError, UsageError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One row as it was found.
+
+    Attributes:
+        source: "file:row", for messages: the line in text files, else counted from 1.
+        fields: name -> value.
+        folder: what relative paths in it are relative to.
+    """
+
+    source: str
+    fields: Mapping[str, Any]
+    folder: Path
+
+    def need(self, field: str) -> Any:
+        """The value of a field.
+
+        Raises:
+            DataError: the row does not have it.
+        """
+        if (value := self.fields.get(field)) is None:
+            has = ", ".join(map(repr, self.fields)) or "none"
+            raise DataError(f"{self.source}: no field {field!r}; the row has {has}: add it, or leave the row out")
+        return value
+
+
+def open_rows(source: Any, job: Job, columns: Mapping[str, str] | None, limit: int | None) -> list[Row]:
+    """The first `limit` rows of a source (of a folder of images: a random `limit`), with columns renamed.
+
+    Raises:
+        DataError: the source does not exist, is of no known kind, is damaged or empty.
+    """
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if path.is_dir():
+            rows = _image_folder(path, job, limit)
+        elif not path.is_file():
+            raise DataError(f"{source}: no such file or folder: check the path")
+        elif (reader := READERS.get(path.suffix.lower())) is None:
+            raise DataError(
+                f"{source}: {path.suffix or 'no'} suffix; rows are read from {', '.join(READERS)} or a folder of images"
+            )
+        else:
+            rows = _decoded(path, reader(path, job.graph))
+    else:
+        rows = _python(source, job.graph)
+    read = list(islice(rows, limit))
+    if not read:
+        name = source if isinstance(source, str | Path) else type(source).__name__
+        raise DataError(f"{name}: holds no rows: give at least one")
+    return [_renamed(row, columns) for row in read] if columns else read
+
+
+def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
+    """`columns` maps our field names to the source's."""
+    for field, column in columns.items():
+        if column not in row.fields:
+            raise DataError(
+                f"{row.source}: no column {column!r} to read as {field!r}; the row has "
+                f"{', '.join(map(repr, row.fields))}: correct --columns {field}={column}"
+            )
+    kept = {name: value for name, value in row.fields.items() if name not in columns.values()}
+    return replace(row, fields=kept | {field: row.fields[column] for field, column in columns.items()})
+
+
+def _decoded(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
+    """The same rows, with what a file's bytes can do wrong as a DataError."""
+    try:
+        yield from rows
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def parsed(value: Any) -> Any:
+    """A list or object that CSV could only hold as JSON text; anything else as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _json_lines(path: Path, graph: Graph) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                fields = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{where}: not JSON: {error}: put one object on each line{_hint(line)}") from error
+            yield Row(where, _object(fields, where), path.parent)
+
+
+def _json_list(path: Path, graph: Graph) -> Iterator[Row]:
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        rows = json.loads(text) if text.strip() else []
+    except ValueError as error:
+        hint = "one object on each line goes into a .jsonl file" if "Extra data" in str(error) else "mend the file"
+        raise DataError(f"{path}: not JSON: {error}: {hint}") from error
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: holds a JSON {type(rows).__name__}, not a list of rows: write [{{...}}, {{...}}]")
+    for number, fields in enumerate(rows, 1):
+        yield Row(f"{path}:{number}", _object(fields, f"{path}:{number}"), path.parent)
+
+
+def _object(fields: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(fields, Mapping):
+        hint = _hint("[") if isinstance(fields, list) else ""
+        raise DataError(
+            f'{where}: a row must be an object such as {{"text": "..."}}, not {type(fields).__name__}{hint}'
+        )
+    return fields
+
+
+def _hint(line: str) -> str:
+    return " (a JSON list of rows goes into a .json file)" if line.lstrip().startswith("[") else ""
+
+
+def _csv(path: Path, graph: Graph) -> Iterator[Row]:
+    """Comma-separated, quoted as in RFC 4180, with a header line."""
+    return _separated(path, ",", csv.QUOTE_MINIMAL)
+
+
+def _tsv(path: Path, graph: Graph) -> Iterator[Row]:
+    """Tab-separated. Files of two kinds have this suffix; one that is not well quoted has plain quotation marks."""
+    try:
+        rows = list(_separated(path, "\t", csv.QUOTE_MINIMAL))
+    except DataError:
+        rows = list(_separated(path, "\t", csv.QUOTE_NONE))
+    return iter(rows)
+
+
+def _separated(path: Path, delimiter: str, quoting: Any) -> Iterator[Row]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
+        try:
+            header = next(reader, [])
+            for cells in reader:
+                if not cells:
+                    continue
+                where = f"{path}:{reader.line_num}"
+                if len(cells) != len(header):
+                    raise DataError(
+                        f"{where}: {len(cells)} columns, the header has {len(header)}: mend or quote the row"
+                    )
+                yield Row(where, dict(zip(header, cells, strict=True)), path.parent)
+        except csv.Error as error:
+            raise DataError(
+                f"{path}:{reader.line_num}: cannot be parsed: {error}: check its quotation marks"
+            ) from error
+
+
+def _parquet(path: Path, graph: Graph) -> Iterator[Row]:
+    parquet = package("pyarrow.parquet", f"{path}: .parquet files are read")
+    try:
+        number = 0
+        for batch in parquet.ParquetFile(path).iter_batches(batch_size=256):
+            for fields in batch.to_pylist():
+                number += 1
+                yield Row(f"{path}:{number}", fields, path.parent)
+    except (ValueError, OSError) as error:  # pyarrow's ArrowInvalid is a ValueError
+        raise DataError(f"{path}: cannot be read as Parquet: {error}: write it again") from error
+
+
+def _npz(path: Path, graph: Graph) -> Iterator[Row]:
+    import zipfile
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(
+            f"{path}: cannot be read as .npz: {error}: write it with numpy.savez, without objects"
+        ) from error
+    return _columnar(arrays, str(path), path.parent, graph)
+
+
+def _columnar(columns: Mapping[str, Any], where: str, folder: Path, graph: Graph) -> Iterator[Row]:
+    """Columns with a leading row axis; an input without a batch axis is the same for all rows."""
+    common = {name: column for name, column in columns.items() if name in graph.shared}
+    ours = {name: column for name, column in columns.items() if name not in common}
+    for name, column in ours.items():
+        if isinstance(column, str) or not hasattr(column, "__len__") or np.ndim(column) == 0:
+            raise DataError(f"{where}: {name!r} is a single value; a leading row axis is expected")
+    lengths = {name: len(column) for name, column in ours.items()}
+    if len(set(lengths.values())) > 1:
+        listing = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise DataError(f"{where}: the arrays differ in their number of rows ({listing}): the first axis is the row")
+    for index in range(next(iter(lengths.values()), 0)):
+        fields = {name: column[index] for name, column in ours.items()}
+        yield Row(f"{where}:{index + 1}", common | fields, folder)
+
+
+def _image_folder(path: Path, job: Job, limit: int | None) -> Iterator[Row]:
+    """Images in a folder; the name of a sub-folder is the label of all in it."""
+    images = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    images = [p for p in images if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+    if not images:
+        raise DataError(f"{path}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder or below it")
+    if limit is not None and limit < len(images):
+        chosen = np.random.default_rng(job.seed).permutation(len(images))[:limit]
+        images = [images[i] for i in sorted(chosen)]  # the first ones would all be of one label
+        job.say(f"rows: a random {limit} of the folder's images (seed {job.seed})")
+    for image in images:
+        parts = image.relative_to(path).parts
+        label = {"label": parts[0]} if len(parts) > 1 else {}
+        yield Row(str(image), {"image": str(image.resolve()), **label}, path)
+
+
+def _python(source: Any, graph: Graph) -> Iterator[Row]:
+    """Feeds or rows from Python: an iterable of mappings, columns, or an ORT CalibrationDataReader."""
+    name = type(source).__name__
+    if isinstance(source, Mapping):
+        yield from _columnar(source, name, Path(), graph)
+        return
+    items: Iterable[Any]
+    if hasattr(source, "get_next"):
+        items = iter(source.get_next, None)
+    elif isinstance(source, Iterable):
+        items = source
+    else:
+        raise UsageError(f"rows of type {name}: give a path, an iterable of dicts, or a CalibrationDataReader")
+    for number, fields in enumerate(items, 1):
+        yield from _unbatched(Row(f"{name}:{number}", _object(fields, f"{name}:{number}"), Path()), graph)
+
+
+def _unbatched(row: Row, graph: Graph) -> Iterator[Row]:
+    """Feeds with several rows on the batch axis, as one row each: what a data loader hands out is often a batch."""
+    batched = {
+        name: value
+        for name, value in row.fields.items()
+        if name in graph.by_name
+        and name not in graph.shared
+        and hasattr(value, "shape")
+        and len(value.shape) == len(graph.by_name[name].shape)
+    }
+    sizes = {value.shape[0] for value in batched.values()}
+    if len(sizes) != 1 or sizes == {1}:
+        yield row
+        return
+    (size,) = sizes
+    labels = {
+        name: row.fields[name] for name in ("label", "labels") if name in row.fields and np.ndim(row.fields[name]) > 0
+    }
+    for index in range(size):
+        one = {name: value[index : index + 1] for name, value in batched.items()}
+        one |= {name: value[index] for name, value in labels.items() if len(value) == size}
+        yield Row(f"{row.source}[{index}]", {**row.fields, **one}, row.folder)
+
+
+READERS: dict[str, Callable[[Path, Graph], Iterator[Row]]] = {
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json_list,
+    ".csv": _csv,
+    ".tsv": _tsv,
+    ".parquet": _parquet,
+    ".npz": _npz,
+}

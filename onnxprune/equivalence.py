@@ -1,0 +1,102 @@
+"""Does a written file compute what it should? The last check before it gets its name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune import runtime
+from onnxprune.errors import CheckError
+
+Array = NDArray[Any]
+
+_FLIPS = 0.01
+"""Share of an integer output's elements that may differ: an argmax over nearly equal values."""
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """How closely a file reproduces expected outputs.
+
+    Attributes:
+        max_abs: largest absolute difference in floating-point outputs.
+        max_rel: the same relative to the output's scale, max |expected| over all rows; the worst output counts.
+        rows: rows compared.
+        output: where `max_rel` was seen.
+        flips: share of elements that differ in the worst integer output.
+    """
+
+    max_abs: float
+    max_rel: float
+    rows: int
+    output: str = ""
+    flips: float = 0.0
+
+
+def equivalence(
+    file: str | os.PathLike[str] | bytes,
+    expected: Iterable[tuple[runtime.Feeds, Mapping[str, Array]]],
+    tolerance: float | None = None,
+    *,
+    providers: Sequence[str] = ("cpu",),
+    threads: int = 1,
+) -> Equivalence:
+    """Run a file and compare it with what its outputs should be.
+
+    Args:
+        file: a file, or a serialised model.
+        expected: feeds and the outputs they should give, by name.
+        tolerance: the largest `max_rel` that passes; None measures only.
+
+    Raises:
+        CheckError: the difference is above the tolerance, a value is not finite where it should be, an output has
+            another shape, or more than 1% of an integer output differs.
+    """
+    session = runtime.session(file, providers, threads=threads)
+    apart: dict[str, float] = {}
+    scale: dict[str, float] = {}
+    flips: dict[str, list[int]] = {}
+    rows = 0
+    for feeds, outputs in expected:
+        found = runtime.run(session, feeds, list(outputs))
+        rows += max((np.shape(value)[0] for value in outputs.values() if np.ndim(value)), default=1)
+        for name, should in outputs.items():
+            is_ = found[name]
+            if is_.shape != np.shape(should):
+                raise CheckError(f"output {name} has shape {is_.shape} where {np.shape(should)} is expected")
+            if is_.dtype.kind in "biu":
+                counts = flips.setdefault(name, [0, 0])
+                counts[0] += int((is_ != should).sum())
+                counts[1] += is_.size
+            else:
+                apart[name] = max(apart.get(name, 0.0), max_distance(is_, should))
+                scale[name] = max(scale.get(name, 0.0), _scale(should))
+    relative = {name: apart[name] / (scale[name] or 1.0) for name in apart}
+    worst = max(relative, key=lambda name: relative[name], default="")
+    flipped = max((differ / max(size, 1) for differ, size in flips.values()), default=0.0)
+    result = Equivalence(max(apart.values(), default=0.0), relative.get(worst, 0.0), rows, worst, flipped)
+    if tolerance is not None and not (result.max_rel <= tolerance and flipped <= _FLIPS):
+        raise CheckError(
+            f"the file does not compute what it should: output {worst or next(iter(flips))} differs by "
+            f"{result.max_rel:.2e} of its scale ({tolerance:.0e} is allowed), {flipped:.2%} of integer outputs differ"
+        )
+    return result
+
+
+def max_distance(found: Array, should: Array) -> float:
+    """Largest |found − should|; equal infinities and NaNs in the same places are equal, any other is infinitely far."""
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(np.asarray(found, np.float64) - np.asarray(should, np.float64))
+    same = (found == should) | (np.isnan(found) & np.isnan(should))
+    apart = np.where(same, 0.0, np.where(np.isnan(apart), np.inf, apart))
+    return float(apart.max(initial=0.0))
+
+
+def _scale(should: Array) -> float:
+    finite = np.abs(np.asarray(should, np.float64))
+    return float(finite[np.isfinite(finite)].max(initial=0.0))

@@ -1,0 +1,78 @@
+"""Every matrix of a graph that an activation is multiplied with, as something that can be refit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.branches import reader_of
+from onnxprune.matrices import Matrix
+from onnxprune.plan import Branch, Structure
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One matrix product y = xW.
+
+    Attributes:
+        source: name of the value it reads.
+        branch: the residual branch it closes (its output, plus constants, is what is added to the stream), if any.
+        inside: the branch it belongs to, if any.
+    """
+
+    matrix: Matrix
+    source: str
+    branch: Branch | None
+    inside: str | None
+
+    @property
+    def node(self) -> str:
+        return self.matrix.reader.node
+
+    @property
+    def weight(self) -> str:
+        return self.matrix.reader.weight or ""
+
+
+def find_linears(graph: ir.Graph, structure: Structure, widest: int = 8192) -> list[Linear]:
+    """MatMul and Gemm with a weight of their own, in graph order; vocabularies (outputs above `widest`) left out."""
+    closes = {b.reader.node: b for b in structure.branches if b.reader is not None and _adds_only(graph, b)}
+    inside = {n: b.id for b in structure.branches for n in b.nodes}
+    uses: dict[str, int] = {}
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and value.const_value is not None:
+                uses[value.name or ""] = uses.get(value.name or "", 0) + 1
+    found = []
+    for node in graph:
+        if node.op_type not in ("MatMul", "Gemm") or len(node.inputs) < 2:
+            continue
+        moving = [i for i in (0, 1) if (v := node.inputs[i]) is not None and v.const_value is None]
+        reader = reader_of(node, moving[0]) if len(moving) == 1 else None
+        if reader is None or reader.weight is None or uses[reader.weight] > 1 or reader.input != 0:
+            continue
+        tensor = graph.initializers[reader.weight].const_value
+        if tensor is None or len(tensor.shape) != 2 or int(tensor.shape[1 - reader.weight_axis]) > widest:
+            continue
+        rows = int(tensor.shape[reader.weight_axis])
+        matrix = Matrix(reader, node, np.full(rows, -1), node.outputs[0].name or "", 1)
+        source = node.inputs[0]
+        assert source is not None
+        found.append(Linear(matrix, source.name or "", closes.get(node.name or ""), inside.get(node.name or "")))
+    return found
+
+
+def _adds_only(graph: ir.Graph, branch: Branch) -> bool:
+    """Whether only constants are added between a branch's last product and its end: no scale, no normalisation."""
+    assert branch.reader is not None
+    nodes: Mapping[str, ir.Node] = {n.name or "": n for n in graph if n.name in set(branch.nodes)}
+    value = nodes[branch.reader.node].outputs[0]
+    while value.name != branch.value:
+        users: Sequence[tuple[ir.Node, int]] = list(value.uses())
+        if len(users) != 1 or users[0][0].op_type not in ("Add", "Reshape", "Identity", "Dropout", "Cast"):
+            return False
+        value = users[0][0].outputs[0]
+    return True

@@ -1,0 +1,14 @@
+"""Task metrics, as a statistic per row and a value of many rows, so that any of them can be bootstrapped.
+
+values    statistics of rows -> the metric (accuracy, F1, Matthews, Spearman, perplexity, …), and its interval
+observe   outputs and labels of a batch -> statistics, one row per example
+choose    which metric fits the labels and outputs, and why
+"""
+
+from __future__ import annotations
+
+from onnxprune.metrics.choose import NAMES, choose_metric
+from onnxprune.metrics.observe import IGNORED, VOID, Metric
+from onnxprune.metrics.values import bootstrap_interval
+
+__all__ = ["IGNORED", "NAMES", "VOID", "Metric", "bootstrap_interval", "choose_metric"]

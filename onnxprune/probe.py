@@ -1,0 +1,314 @@
+"""Running calibration rows through the interpreter: activations at readers, gradients, and cached cuts.
+
+Everything a method may need of the data comes from here; no method runs a model itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from onnxprune.data import Batch, Dataset
+from onnxprune.divergence import Divergence, Kind, choose
+from onnxprune.errors import UnsupportedError
+from onnxprune.gates import Gated
+from onnxprune.interpret import Interpreter, Usage
+from onnxprune.matrices import Matrix
+from onnxprune.plan import Structure
+from onnxprune.sites import Site
+
+NOTHING = Gated({}, {})
+
+
+@dataclass
+class Rows:
+    """A set of rows, batched by length, with the dense model's outputs on them.
+
+    Args:
+        interpreter: of the dense graph.
+        dataset: the rows.
+        max_tokens: the most tokens in a batch; what bounds memory.
+    """
+
+    interpreter: Interpreter
+    dataset: Dataset
+    max_tokens: int = 4096
+    _outputs: list[dict[str, Any]] = field(default_factory=list)
+
+    @cached_property
+    def batches(self) -> list[Batch]:
+        return list(self.dataset.batches(max_rows=64, max_tokens=self.max_tokens))
+
+    @property
+    def outputs(self) -> list[dict[str, Any]]:
+        """The dense model's outputs, batch by batch (computed once)."""
+        import torch
+
+        if not self._outputs:
+            with torch.inference_mode():
+                self._outputs = [self.interpreter.run(b.feeds) for b in self.batches]
+        return self._outputs
+
+    @cached_property
+    def divergence(self) -> Divergence:
+        """How far outputs are from the dense ones; chosen by what they are."""
+        names = [v.name or "" for v in self.interpreter.graph.outputs]
+        arrays = {
+            n: [o[n].float().cpu().numpy() if o[n].is_floating_point() else o[n].cpu().numpy() for o in self.outputs]
+            for n in names
+        }
+        return choose(arrays)
+
+
+class Evaluator:
+    """Mean divergence from the dense model over a set of rows, for any gated state.
+
+    `from_here` starts from cached values in front of a node, so that only what follows runs.
+    """
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __call__(self, gated: Gated) -> float:
+        """Divergence per row, averaged."""
+        return float(self.per_row(gated).mean())
+
+    def per_row(self, gated: Gated) -> np.ndarray:
+        """Divergence of every row, in batch order."""
+        import torch
+
+        with torch.inference_mode():
+            return np.concatenate(
+                [
+                    self._distance(
+                        i,
+                        self.rows.interpreter.run(
+                            b.feeds, outputs=self._wanted, weights=gated.weights, edit=gated.edit
+                        ),
+                    )
+                    for i, b in enumerate(self.rows.batches)
+                ]
+            )
+
+    def suffixes(self, stops: Sequence[str], state: Gated = NOTHING) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """Per batch, the values that must be known in front of each stop (node name), computed in one pass."""
+        for i, batch in enumerate(self.rows.batches):
+            walk = Walk(Rows(self.rows.interpreter, self.rows.dataset, self.rows.max_tokens), self._wanted)
+            walk.values = [dict(batch.feeds)]
+            found = []
+            for stop in stops:
+                walk.to(stop, state=state)
+                found.append(walk.values[0])
+            yield i, found
+
+    def from_here(self, batch: int, values: Mapping[str, Any], gated: Gated) -> np.ndarray:
+        """Divergence of a batch's rows when its suffix runs gated from cached values."""
+        import torch
+
+        with torch.inference_mode():
+            found = self.rows.interpreter.run(values, outputs=self._wanted, weights=gated.weights, edit=gated.edit)
+            return self._distance(batch, found)
+
+    @cached_property
+    def _wanted(self) -> tuple[str, ...]:
+        return self.rows.divergence.outputs
+
+    def _distance(self, batch: int, found: Mapping[str, Any]) -> np.ndarray:
+        import torch
+
+        real = self.rows.batches[batch].real
+        mask = None if real is None else torch.from_numpy(real)
+        return np.asarray(self.rows.divergence(self.rows.outputs[batch], found, mask).double().cpu().numpy())
+
+
+class Walk:
+    """Rows on their way through a graph: per batch, the values that are known in front of one node after another."""
+
+    def __init__(self, rows: Rows, wanted: Sequence[str]) -> None:
+        self.rows = rows
+        self.wanted = wanted
+        self.values: list[dict[str, Any]] = [dict(b.feeds) for b in rows.batches]
+
+    def to(self, stop: str, extra: Sequence[str] = (), state: Gated = NOTHING) -> None:
+        """Run on to just before a node; `extra` values are kept too, if they are behind it."""
+        import torch
+
+        cut = live_before(self.rows.interpreter, stop, self.wanted)
+        names = list(dict.fromkeys([*cut, *extra]))
+        for i, values in enumerate(self.values):
+            missing = [n for n in names if n not in values]
+            with torch.inference_mode():
+                made = (
+                    self.rows.interpreter.run(values, outputs=missing, weights=state.weights, edit=state.edit)
+                    if missing
+                    else {}
+                )
+            self.values[i] = {**{n: values[n] for n in names if n in values}, **made}
+
+    def peek(self, batch: int, name: str, state: Gated = NOTHING) -> Any:
+        """A value a little further on, without moving there."""
+        import torch
+
+        if name in self.values[batch]:
+            return self.values[batch][name]
+        with torch.inference_mode():
+            return self.rows.interpreter.run(
+                self.values[batch], outputs=[name], weights=state.weights, edit=state.edit
+            )[name]
+
+
+def live_before(interpreter: Interpreter, stop: str, wanted: Iterable[str]) -> list[str]:
+    """The values computed before a node that it, or a later node on the way to `wanted`, reads."""
+    inputs = {v.name or "" for v in interpreter.graph.inputs}
+    nodes = interpreter.needed(inputs, wanted)
+    position = next(i for i, n in enumerate(nodes) if n.name == stop)
+    made = {v.name for n in nodes[:position] for v in n.outputs} | inputs
+    read = {v.name for n in nodes[position:] for v in n.inputs if v is not None} | set(wanted)
+    return sorted(n for n in made & read if n)
+
+
+def record(rows: Rows, usages: Mapping[Usage, Callable[[Any, Any], None]], state: Gated = NOTHING) -> None:
+    """One forward pass; each usage's function gets (the tensor read there, the real-token mask or None)."""
+    import torch
+
+    nodes = {node for node, _ in usages}
+    wanted = tuple(n.outputs[0].name or "" for n in rows.interpreter.graph if n.name in nodes)
+    for batch in rows.batches:
+        real = None if batch.real is None else torch.from_numpy(batch.real)
+        edit = {**state.edit, **{u: _observed(use, state.edit.get(u), real) for u, use in usages.items()}}
+        with torch.inference_mode():
+            rows.interpreter.run(batch.feeds, outputs=wanted, weights=state.weights, edit=edit)
+
+
+def _observed(use: Callable[[Any, Any], None], before: Callable[[Any], Any] | None, real: Any) -> Callable[[Any], Any]:
+    def edit(x: Any) -> Any:
+        x = x if before is None else before(x)
+        use(x, real)
+        return x
+
+    return edit
+
+
+class Gram:
+    """Σ w x xᵀ and Σ w x over tokens, accumulated in double precision batch by batch."""
+
+    def __init__(self) -> None:
+        self.sum: Any = 0
+        self.first: Any = 0
+        self.count = 0.0
+
+    def add(self, x: Any, weight: Any = None) -> None:
+        """x [tokens, n]; weight [tokens] or None for ones."""
+        x = x.float()
+        scaled = x if weight is None else x * weight[:, None]
+        self.sum = self.sum + (scaled.T @ x).double()
+        self.first = self.first + scaled.double().sum(0)
+        self.count += float(x.shape[0] if weight is None else weight.sum())
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """[n, n] Σ w x xᵀ."""
+        return np.asarray(self.sum.cpu().numpy())
+
+    @property
+    def mean(self) -> np.ndarray:
+        """[n] weighted mean of x."""
+        return np.asarray((self.first / max(self.count, 1e-30)).cpu().numpy())
+
+    @property
+    def centred(self) -> np.ndarray:
+        """[n, n] Σ w (x − x̄)(x − x̄)ᵀ: what an intercept leaves to the weights."""
+        return self.matrix - self.count * np.outer(self.mean, self.mean)
+
+
+def grams(rows: Rows, matrices: Sequence[Matrix], state: Gated = NOTHING) -> dict[Usage, Gram]:
+    """Gram matrices of what every reader reads, in one forward pass."""
+    found = {(m.reader.node, m.reader.input): Gram() for m in matrices}
+
+    def adder(matrix: Matrix) -> Callable[[Any, Any], None]:
+        gram = found[matrix.reader.node, matrix.reader.input]
+        return lambda x, real: gram.add(matrix.rows(x, real))
+
+    record(rows, {(m.reader.node, m.reader.input): adder(m) for m in matrices}, state)
+    return found
+
+
+def gate_gradients(rows: Rows, sites: Sequence[Site], structure: Structure, seed: int = 0) -> dict[str, np.ndarray]:
+    """Per-sample gradients of the loss with respect to every unit's gate (1 on the intact model).
+
+    The loss is the cross-entropy with the row's label where there is one, else with a label drawn from the dense
+    model's own distribution (the KL itself has no gradient on the intact model); other outputs are projected on a random
+    direction, whose squared gradient has the Gauss–Newton matrix as its mean.
+
+    Returns:
+        group id -> [samples, units], samples in dataset order.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    found = {s.id: np.zeros((len(rows.dataset), s.group.size)) for s in sites}
+    usages = [(s, m, (m.reader.node, m.reader.input)) for s in sites for m in s.matrices]
+    for batch in rows.batches:
+        taps: dict[Usage, Any] = {}
+        edit = {usage: _tap(usage, taps) for _, _, usage in usages}
+        outputs = rows.interpreter.run(batch.feeds, outputs=rows.divergence.outputs, edit=edit)
+        labels = [rows.dataset.examples[i].label for i in batch.index]
+        loss = sum(_loss(torch, outputs[m.output], str(m.kind), labels, generator) for m in rows.divergence.measures)
+        gradients = torch.autograd.grad(loss, [taps[u] for _, _, u in usages], allow_unused=True)  # type: ignore[arg-type]
+        for (site, matrix, usage), gradient in zip(usages, gradients, strict=True):
+            if gradient is None:
+                continue
+            product = _by_sample(
+                (taps[usage].detach() * gradient).movedim(matrix.reader.axis, -1), matrix, structure, len(batch)
+            )
+            values = product.double().cpu().numpy()
+            owner = matrix.units[:: matrix.kernel]
+            summed = np.zeros((len(batch), site.group.size))
+            np.add.at(summed, (slice(None), owner[owner >= 0]), values[:, owner >= 0])
+            found[site.id][batch.index] += summed
+    return found
+
+
+def _tap(usage: Usage, taps: dict[Usage, Any]) -> Callable[[Any], Any]:
+    def edit(x: Any) -> Any:
+        taps[usage] = x if x.requires_grad else x.detach().requires_grad_()
+        return taps[usage]
+
+    return edit
+
+
+def _loss(torch: Any, z: Any, kind: str, labels: Sequence[Any], generator: Any) -> Any:
+    if kind == Kind.KL:
+        logits = z.reshape(-1, z.shape[-1])
+        whole = len(labels) == len(logits) and all(
+            isinstance(v, (int, np.integer)) and 0 <= v < z.shape[-1] for v in labels
+        )
+        if whole:
+            target = torch.tensor([int(v) for v in labels])
+        else:
+            target = torch.multinomial(
+                torch.softmax(logits.detach().float(), -1).cpu(), 1, generator=generator
+            ).reshape(-1)
+        return torch.nn.functional.cross_entropy(logits, target.to(logits.device), reduction="sum")
+    direction = torch.randn(z.shape, generator=generator).to(z.device)
+    if kind == Kind.COSINE:
+        direction = direction - (direction * z.detach()).sum(-1, keepdim=True) * z.detach()
+    return (z * direction).sum() / z[0].numel() ** 0.5
+
+
+def _by_sample(product: Any, matrix: Matrix, structure: Structure, samples: int) -> Any:
+    """[..., n] summed over everything but the samples and n; the batch is found by its atom, wherever it stands."""
+    value = matrix.node.inputs[matrix.reader.input]
+    layouts = list(structure.layouts[value.name or ""]) if value is not None else []
+    layouts.append(layouts.pop(matrix.reader.axis))
+    for axis, layout in enumerate(layouts[:-1]):
+        if structure.batch is not None and len(layout) == 1 and layout[0] and layout[0][0] == structure.batch:
+            moved = product.movedim(axis, 0)
+            return moved.reshape(samples, -1, moved.shape[-1]).sum(1)
+    if samples != 1:
+        raise UnsupportedError(f"{matrix.reader.node}: its samples cannot be told apart; give one row at a time")
+    return product.reshape(1, -1, product.shape[-1]).sum(1)

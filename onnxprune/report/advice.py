@@ -1,0 +1,119 @@
+"""What to do next, from what the report holds: each step a sentence, with a command where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from onnxprune.report import text
+from onnxprune.report.schema import Report
+
+_TEACHER_METRICS = ("agreement", "cosine", "teacher_spearman")
+_WIDE = 0.02
+"""An interval wider than this (two points) says little about a loss of one."""
+_LARGE = 0.02
+"""A drop that is surely larger than this (two points) asks for another budget."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One suggestion; `command` is empty where none fits."""
+
+    text: str
+    command: str = ""
+
+
+def next_steps(report: Report) -> tuple[Step, ...]:
+    """Suggestions, the most important first."""
+    return (*_accuracy(report), *_latency(report), *_sparsity(report), *_shipping(report))
+
+
+def _files(report: Report) -> tuple[str, str]:
+    dense = report.model.path
+    pruned = report.model.pruned_path or str(PurePath(dense).with_suffix(".pruned.onnx"))
+    return _quoted(dense), _quoted(pruned)
+
+
+def _quoted(path: str) -> str:
+    import shlex
+
+    return shlex.quote(path)
+
+
+def _accuracy(report: Report) -> Iterator[Step]:
+    dense, pruned = _files(report)
+    held = report.accuracy
+    if held is None:
+        yield Step(
+            "Accuracy was not measured. Evaluate on rows that pruning has not seen.",
+            f"onnxprune validate {dense} {pruned} --eval dev.jsonl",
+        )
+        return
+    if held.metric in _TEACHER_METRICS:
+        yield Step(
+            "The rows have no labels, so the dense model was the reference. Labelled rows would tell the true loss."
+        )
+    if held.confidence_interval is None or not held.higher_is_better:
+        return
+    low, high = held.confidence_interval
+    if high - low > _WIDE:
+        yield Step(
+            f"{held.rows} rows leave the drop uncertain by {(high - low) * 100:.1f} points: more of them narrow it."
+        )
+    if low > _LARGE:
+        yield Step(
+            "The loss is beyond chance. Keep more, calibrate on more rows, or let a bound on the drop find the size.",
+            f"onnxprune {dense} --max-drop 1pt --calib calibration.jsonl --eval dev.jsonl",
+        )
+    elif low <= 0 and high <= _WIDE:
+        yield Step(
+            "No loss beyond chance was measured. A smaller budget may cost as little: look at the whole curve.",
+            f"onnxprune sweep {dense} --flops {_lower_budgets(report)} --calib calibration.jsonl --eval dev.jsonl",
+        )
+
+
+def _lower_budgets(report: Report) -> str:
+    kept = report.flops.ratio
+    return ",".join(f"{kept * share:.2f}" for share in (1, 0.85, 0.7, 0.55))
+
+
+def _latency(report: Report) -> Iterator[Step]:
+    dense, pruned = _files(report)
+    if not report.latency:
+        yield Step(
+            "Latency was not measured, and fewer FLOPs alone promise none. Time both models where they will run.",
+            f"onnxprune bench {dense} {pruned} --ep cpu --batch 1,8",
+        )
+    for row in report.latency:
+        where = f"{text.provider(row.provider)} at {text.shape(row)}"
+        if not row.coverage.complete:
+            yield Step(f"{where}: {text.coverage(row)} run on the provider; the rest runs on the CPU and costs copies.")
+        if text.verdict(row) != "faster":
+            yield Step(
+                f"{where}: no speed-up ({text.speedup(row)}). Widths that suit it, or larger shapes, may help.",
+                f"onnxprune {dense} --latency 0.7 --ep {text.provider(row.provider)} --round-to auto "
+                "--calib calibration.jsonl",
+            )
+
+
+def _sparsity(report: Report) -> Iterator[Step]:
+    held = report.sparsity
+    if held is None:
+        return
+    slow = sorted({row.provider for row in report.latency} - set(held.accelerated))
+    if slow or not held.accelerated:
+        names = ", ".join(map(text.provider, slow)) or "any provider"
+        yield Step(f"The {held.pattern} zeros bring no speed on {names}; they make a smaller archive at best.")
+    if held.accelerated:
+        yield Step(
+            f"The {held.pattern} pattern is made for {', '.join(map(text.provider, held.accelerated))}: time it there."
+        )
+
+
+def _shipping(report: Report) -> Iterator[Step]:
+    _, pruned = _files(report)
+    yield Step(
+        "Write what is shipped to a device: ORT format, fixed shapes, int8 or fp16 on top of pruning.",
+        f"onnxprune export {pruned} --target android",
+    )

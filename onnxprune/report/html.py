@@ -1,0 +1,384 @@
+"""The report as one self-contained HTML page: it loads nothing, and a content policy keeps it that way."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+from onnxprune.latency import LatencyRow
+from onnxprune.report import advice, charts, text
+from onnxprune.report.markup import Child, Markup, join, tag
+from onnxprune.report.schema import Change, Report, Units
+from onnxprune.report.style import STYLE
+from onnxprune.validate import Accuracy
+
+_CELLS = 64
+"""Groups of up to this many units are drawn unit by unit, larger ones as a bar."""
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def render(report: Report, sweep: Sequence[Report] = ()) -> str:
+    """The page.
+
+    Args:
+        report: what is described.
+        sweep: reports of the same model at several budgets, for the accuracy and latency curves.
+    """
+    parts = [
+        _header(report),
+        _warnings(report),
+        _section("What was cut where", _MAP_NOTE, _unit_map(report.units)),
+        _section("Accuracy", _accuracy_note(report), _accuracy(report)),
+        _section("Accuracy against cost", _SWEEP_NOTE, _sweep(sweep)) if len(sweep) > 1 else None,
+        _section("Latency", _latency_note(report), _latency(report.latency)),
+        _section("Cost by operator", _flops_note(report), _flops(report)),
+        _section("What to do next", None, _steps(report)),
+        _section("How it was made", None, _details(report)),
+    ]
+    head = join(
+        [
+            Markup('<meta charset="utf-8">'),
+            Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+            Markup(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
+            tag("title", f"{text.name(report)}: pruning report"),
+            tag("style", Markup(STYLE)),
+        ]
+    )
+    page = tag("html", tag("head", head), tag("body", tag("main", *parts)), lang="en")
+    return f"<!doctype html>\n{page}\n"
+
+
+_MAP_NOTE = "Each row is a layer, in the order of the graph. Filled is what stays."
+_SWEEP_NOTE = "Each point is a pruned model; bars are 95% intervals on the evaluation rows."
+
+
+def _section(title: str, note: str | None, content: Markup | None) -> Markup | None:
+    if content is None:
+        return None
+    return tag("section", tag("h2", title), tag("p", note) if note else None, content)
+
+
+# ---- head of the page
+
+
+def _header(report: Report) -> Markup:
+    return join(
+        [
+            tag("div", "Pruning report", class_="eyebrow"),
+            tag("h1", text.name(report)),
+            tag("p", text.budget(report.budget), class_="lead"),
+            tag("div", *_figures(report), class_="figures"),
+        ]
+    )
+
+
+def _figures(report: Report) -> Iterator[Markup]:
+    flops, params, size = report.flops, report.params, report.size_bytes
+    yield _figure(
+        "FLOPs",
+        f"{text.percent(flops.ratio, 0)} kept",
+        f"{text.si(flops.dense, 'FLOP')} → {text.si(flops.pruned, 'FLOP')}",
+        charts.bar(flops.ratio),
+    )
+    yield _figure(
+        "File size",
+        text.size(size.pruned),
+        f"from {text.size(size.dense)}; {text.si(params.dense)} → {text.si(params.pruned)} parameters",
+        charts.bar(size.ratio),
+    )
+    if report.accuracy is not None:
+        held = report.accuracy
+        yield _figure(
+            text.metric_title(held.metric),
+            text.metric_value(held, held.pruned),
+            f"from {text.metric_value(held, held.dense)}; {text.drop(held)}",
+        )
+    if report.latency:
+        row = report.latency[0]
+        low, high = row.speedup_interval
+        yield _figure(
+            f"Speed-up on {text.provider(row.provider)}",
+            f"{row.speedup:.2f}×",
+            f"95% interval {low:.2f} to {high:.2f}, shape {text.shape(row)}, {_threads(row.threads)}",
+        )
+
+
+def _figure(name: str, value: str, note: str, drawing: Markup | None = None) -> Markup:
+    return tag("div", tag("span", name, class_="name"), tag("b", value), tag("small", note), drawing, class_="figure")
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count != 1)}"
+
+
+def _warnings(report: Report) -> Markup | None:
+    if not report.warnings:
+        return None
+    return tag("div", tag("ul", *(tag("li", line) for line in report.warnings)), class_="warnings", role="note")
+
+
+# ---- what was cut
+
+
+def _unit_map(units: Sequence[Units]) -> Markup | None:
+    if not units:
+        return None
+    kinds = list(dict.fromkeys(held.kind for held in units))
+    by_layer: dict[int, dict[str, list[Units]]] = defaultdict(lambda: defaultdict(list))
+    for held in units:
+        by_layer[held.layer][held.kind].append(held)
+    rows: list[list[Child]] = [
+        [layer, *(join(_units(held) for held in by_layer[layer].get(kind, [])) for kind in kinds)]
+        for layer in sorted(by_layer)
+    ]
+    totals = [_count([held for held in units if held.kind == kind]) for kind in kinds]
+    return _table(
+        ["Layer", *map(text.kind, kinds)], rows, ["layer", *("" for _ in kinds)], foot=["all", *totals], class_="map"
+    )
+
+
+def _count(units: Sequence[Units]) -> str:
+    return f"{sum(held.kept for held in units):,} of {sum(held.total for held in units):,}"
+
+
+def _units(held: Units) -> Markup:
+    count = tag("small", f"{held.kept:,} / {held.total:,}", class_=None if held.kept else "gone")
+    if held.total == 1:
+        said = tag("small", "kept") if held.kept else tag("small", "dropped", class_="gone")
+        return tag("div", charts.cells(1, {0} if held.kept else ()), said, class_="unit", title=held.id)
+    if held.index is not None and held.total <= _CELLS:
+        return tag("div", charts.cells(held.total, frozenset(held.index)), count, class_="unit", title=held.id)
+    share = held.kept / held.total if held.total else 1.0
+    return tag("div", charts.bar(share), count, class_="unit", title=held.id)
+
+
+def _flops_note(report: Report) -> str:
+    at = f" at {text.dims(report.flops.shape)}" if report.flops.shape else ""
+    return f"FLOPs of one forward pass{at}: two per multiply-accumulate."
+
+
+def _flops(report: Report) -> Markup:
+    most = max([change.dense for change in report.flops.by_op.values()], default=report.flops.dense) or 1
+
+    def row(name: str, change: Change, scale: float) -> list[Child]:
+        amounts = [text.si(change.dense, "FLOP"), text.si(change.pruned, "FLOP"), text.percent(change.ratio)]
+        return [name, *amounts, charts.bar(change.ratio, scale)]
+
+    ordered = sorted(report.flops.by_op.items(), key=lambda item: -item[1].dense)
+    rows = [row(op, change, change.dense / most) for op, change in ordered]
+    total = row("all", report.flops, 1.0)
+    columns = ["Operator", "Dense", "Pruned", "Kept", ""]
+    return _table(columns, rows or [total], ["", "n", "n", "n", "wide"], foot=total if len(rows) > 1 else None)
+
+
+# ---- accuracy
+
+
+def _accuracy_note(report: Report) -> str:
+    held = report.accuracy
+    if held is None:
+        return "No evaluation rows were given, so no accuracy was measured."
+    why = f" ({held.reason})" if held.reason else ""
+    return (
+        f"{text.metric_title(held.metric)}{why} of both files on the same {held.rows:,} rows, which decided nothing. "
+        "Intervals are paired bootstraps at 95%."
+    )
+
+
+def _accuracy(report: Report) -> Markup:
+    held = () if report.accuracy is None else (report.accuracy, *report.further)
+    rows: list[list[Child]] = [
+        [
+            text.metric_title(a.metric),
+            text.metric_value(a, a.dense),
+            text.metric_value(a, a.pruned),
+            text.drop(a),
+            f"{a.rows:,}",
+        ]
+        for a in held
+    ]
+    fractions = [change for a in held if (change := _change(a)) is not None]
+    plot = charts.forest(fractions, 0.0, "") if fractions else None
+    table = _table(["Metric", "Dense", "Pruned", "Change", "Rows"], rows, ["", "n", "n", "n", "n"]) if rows else None
+    return join([plot, table, _drift(report)])
+
+
+def _change(held: Accuracy) -> charts.Interval | None:
+    """A metric's change in points, where it is a fraction and has an interval."""
+    if held.confidence_interval is None or not held.higher_is_better:
+        return None
+    low, high = (-100 * bound for bound in reversed(held.confidence_interval))
+    good = False if high < 0 else True if low > 0 else None
+    title = text.metric_title(held.metric)
+    return charts.Interval(title, -100 * held.drop, low, high, text.drop(held).partition(" [")[0], good)
+
+
+def _drift(report: Report) -> Markup | None:
+    held = report.drift
+    if held is None:
+        return None
+    pairs = [
+        ("Divergence", f"{held.divergence:.4g}"),
+        ("KL", f"{held.kl:.4g} nats" if held.kl is not None else None),
+        ("Cosine", f"{held.cosine:.4f}" if held.cosine is not None else None),
+        ("Same decisions", text.percent(held.agreement) if held.agreement is not None else None),
+        ("Largest difference", f"{held.max_abs:.3g}"),
+        ("Compared by", held.measure),
+    ]
+    return join([tag("h3", "Outputs against the dense model's"), _pairs(pairs)])
+
+
+def _sweep(reports: Sequence[Report]) -> Markup | None:
+    held = [(r, r.accuracy) for r in reports if r.accuracy is not None]
+    if not held:
+        return None
+    first = held[0][1]
+    fraction = text.metric_value(first, 1.0).endswith("%")
+    scale, unit = (100, "%") if fraction else (1, "")
+    title = text.metric_title(first.metric)
+    by_cost = [
+        charts.Point(100 * r.flops.ratio, scale * a.pruned, _told(r, a), y_range=_bounds(a, scale)) for r, a in held
+    ]
+    by_speed = [
+        charts.Point(
+            r.latency[0].speedup,
+            scale * a.pruned,
+            f"{_told(r, a)}, {text.speedup(r.latency[0])}",
+            x_range=r.latency[0].speedup_interval,
+            y_range=_bounds(a, scale),
+        )
+        for r, a in held
+        if r.latency
+    ]
+    drawn = [charts.curve(by_cost, scale * first.dense, ("FLOPs kept", "%"), (title, unit))]
+    if len(by_speed) > 1:
+        row = next(r.latency[0] for r, _ in held if r.latency)
+        where = f"speed-up on {text.provider(row.provider)} at {text.shape(row)}, {_threads(row.threads)}"
+        drawn.append(charts.curve(by_speed, scale * first.dense, (where, "×"), (title, unit)))
+    rows = [
+        [
+            text.percent(r.flops.ratio),
+            text.percent(r.params.ratio),
+            text.metric_value(a, a.pruned),
+            text.drop(a),
+            text.speedup(r.latency[0]) if r.latency else "not measured",
+        ]
+        for r, a in sorted(held, key=lambda pair: -pair[0].flops.ratio)
+    ]
+    columns = ["FLOPs kept", "Parameters kept", title, "Change", "Speed-up"]
+    return join([*drawn, _table(columns, rows, ["", "n", "n", "n", "n"])])
+
+
+def _told(report: Report, accuracy: Accuracy) -> str:
+    return f"{text.percent(report.flops.ratio)} of the FLOPs: {text.metric_value(accuracy, accuracy.pruned)}"
+
+
+def _bounds(accuracy: Accuracy, scale: float) -> tuple[float, float] | None:
+    """The interval of the drop, put around the dense model's value."""
+    if accuracy.confidence_interval is None:
+        return None
+    turn = -1 if accuracy.higher_is_better else 1
+    ends = [scale * (accuracy.dense + turn * bound) for bound in accuracy.confidence_interval]
+    return min(ends), max(ends)
+
+
+# ---- latency
+
+
+def _latency_note(report: Report) -> str:
+    if not report.latency:
+        return "Latency was not measured. Fewer FLOPs alone promise no speed-up."
+    runs = min(row.runs for row in report.latency)
+    return (
+        f"Dense and pruned ran turn by turn in one process, {runs} times each. "
+        "A speed-up is the ratio of the medians, with its 95% interval."
+    )
+
+
+def _latency(rows: Sequence[LatencyRow]) -> Markup:
+    if not rows:
+        return join([])
+    goods = {"faster": True, "slower": False}
+    intervals = [
+        charts.Interval(
+            f"{text.provider(row.provider)}  {text.shape(row)}",
+            row.speedup,
+            *row.speedup_interval,
+            text.speedup(row),
+            goods.get(text.verdict(row)),
+        )
+        for row in rows
+    ]
+    table: list[list[Child]] = [
+        [
+            text.provider(row.provider),
+            text.shape(row),
+            row.threads,
+            *(text.digits(t) for times in (row.dense_ms, row.pruned_ms) for t in (times.p50, times.p90, times.p99)),
+            text.coverage(row),
+        ]
+        for row in rows
+    ]
+    columns = ["Provider", "Shape", "Threads", "Dense p50", "p90", "p99", "Pruned p50", "p90", "p99", "On the provider"]
+    return join([charts.forest(intervals, 1.0, "×"), _table(columns, table, ["", "", *["n"] * 7, ""], unit="ms")])
+
+
+# ---- end of the page
+
+
+def _steps(report: Report) -> Markup:
+    steps = (tag("li", s.text, tag("code", s.command) if s.command else None) for s in advice.next_steps(report))
+    return tag("ol", *steps, class_="steps")
+
+
+def _details(report: Report) -> Markup:
+    model, held, zeros = report.model, report.equivalence, report.sparsity
+    facts = [
+        ("Model", model.path),
+        ("SHA-256", model.sha256),
+        ("Opset", str(model.opset)),
+        ("Written to", model.pruned_path or None),
+        ("File against plan", f"off by {held.max_rel:.1e} of the outputs' scale, {held.rows} rows" if held else None),
+        ("Sparsity", f"{zeros.pattern}, {text.percent(zeros.zeros)} zeros" if zeros else None),
+        ("Peak memory", text.size(report.peak_memory_bytes) if report.peak_memory_bytes else None),
+        ("Time", text.seconds(sum(report.seconds.values())) if report.seconds else None),
+    ]
+    folded = []
+    if report.seconds:
+        longest = max(report.seconds.values()) or 1.0
+        rows = [[stage, text.seconds(s), charts.bar(1.0, s / longest)] for stage, s in report.seconds.items()]
+        folded.append(
+            tag("details", tag("summary", "Time by stage"), _table(["Stage", "", ""], rows, ["", "n", "wide"]))
+        )
+    if report.recipe:
+        recipe = json.dumps(report.to_json()["recipe"], indent=2, ensure_ascii=False)
+        folded.append(tag("details", tag("summary", "Recipe: what repeats this run"), tag("pre", recipe)))
+    return join([_pairs(facts), *folded])
+
+
+def _pairs(pairs: Iterable[tuple[str, str | None]]) -> Markup:
+    return tag("dl", *(join([tag("dt", key), tag("dd", value)]) for key, value in pairs if value is not None))
+
+
+def _table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Child]],
+    classes: Sequence[str],
+    *,
+    foot: Sequence[Child] | None = None,
+    class_: str | None = None,
+    unit: str = "",
+) -> Markup:
+    def cells(name: str, held: Sequence[Child]) -> Markup:
+        return join(tag(name, cell, class_=style or None) for cell, style in zip(held, classes, strict=True))
+
+    made = tag(
+        "table",
+        tag("thead", tag("tr", cells("th", columns))),
+        tag("tbody", *(tag("tr", cells("td", row)) for row in rows)),
+        tag("tfoot", tag("tr", cells("td", foot))) if foot is not None else None,
+        class_=class_,
+    )
+    note = tag("p", f"Times in {unit}.", class_="name") if unit else None
+    return tag("div", made, note, class_="scroll")

@@ -1,0 +1,72 @@
+"""What `inspect` shows: units with their share of the cost, branches, and the reasons behind every pin."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from onnxprune.cost import Costs
+from onnxprune.model import Model
+from onnxprune.plan import Structure
+
+
+def survey(dense: Model, structure: Structure, costs: Costs) -> dict[str, Any]:
+    """The analysis as plain data."""
+    total = costs.macs()
+    groups = [
+        {
+            "id": g.id, "kind": g.kind, "layer": g.layer, "units": g.size, "branch": g.branch, "node": g.name,
+            "flops_share": costs.unit_costs("flops", g) * g.shape[-1] / total if total else 0.0,
+        }
+        for g in structure.groups
+    ]  # fmt: skip
+    branches = [
+        {
+            "id": b.id,
+            "kind": b.kind,
+            "nodes": len(b.nodes),
+            "add": b.add,
+            "flops_share": costs.branch_cost("flops", b.id) / total if total else 0.0,
+        }
+        for b in structure.branches
+    ]
+    pins = [{"size": p.size, "count": p.count, "where": p.where, "reasons": list(p.reasons)} for p in structure.pins]
+    return {
+        "model": str(dense.path), "sha256": dense.digest, "opset": dense.opset,
+        "macs": total, "params": costs.params(), "shape": costs.bindings, "macs_by_op": costs.by_op(),
+        "groups": groups, "branches": branches, "pins": pins,
+    }  # fmt: skip
+
+
+def print_survey(found: dict[str, Any], *, everything: bool = False) -> None:
+    """Tables on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    shape = ", ".join(f"{k}={v}" for k, v in found["shape"].items())
+    console.print(f"[bold]{found['model']}[/bold]  opset {found['opset']}")
+    console.print(
+        f"{found['macs'] / 1e9:.3f} GMAC at {shape or 'its fixed shape'}, {found['params'] / 1e6:.2f} M parameters\n"
+    )
+    table = Table(title="Units that can be cut", title_justify="left")
+    for name in ("kind", "layers", "units a layer", "share of the FLOPs", "first read by"):
+        table.add_column(name)
+    by_kind: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for group in found["groups"]:
+        by_kind[group["kind"]].append(group)
+    for kind, members in by_kind.items():
+        sizes = sorted({m["units"] for m in members})
+        share = sum(m["flops_share"] for m in members)
+        table.add_row(kind, str(len(members)), ", ".join(map(str, sizes[:6])), f"{share:.1%}", members[0]["node"])
+    console.print(table)
+    if found["branches"]:
+        share = sum(b["flops_share"] for b in found["branches"])
+        console.print(f"{len(found['branches'])} residual branches can go as a whole ({share:.1%} of the FLOPs)\n")
+    pins = sorted(found["pins"], key=lambda p: -p["size"] * p["count"])
+    table = Table(title="Pinned, and why", title_justify="left")
+    for name in ("size", "how many", "for example", "reasons"):
+        table.add_column(name, overflow="fold")
+    for pin in pins if everything else pins[:8]:
+        table.add_row(str(pin["size"]), str(pin["count"]), pin["where"], "; ".join(pin["reasons"]))
+    console.print(table)

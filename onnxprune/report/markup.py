@@ -1,0 +1,40 @@
+"""HTML and SVG elements whose text and attributes are escaped by construction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+
+
+class Markup(str):
+    """Text that is markup already. Only `tag` and `join` make it; every other string is escaped when it is placed."""
+
+    __slots__ = ()
+
+
+Child = str | int | float | None
+
+
+def tag(name: str, /, *children: Child, **attributes: str | int | float | None) -> Markup:
+    """One element. `class_` is `class`, other underscores are hyphens; an attribute that is None is left out."""
+    held = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(_number(value), quote=True)}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    return Markup(f"<{name}{held}>{join(children)}</{name}>")
+
+
+def join(children: Iterable[Child]) -> Markup:
+    """Several pieces one after another; plain strings among them are escaped."""
+    return Markup("".join(_placed(child) for child in children))
+
+
+def _placed(child: Child) -> str:
+    if child is None:
+        return ""
+    return str(child) if isinstance(child, Markup) else escape(_number(child), quote=True)
+
+
+def _number(value: str | int | float) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)

@@ -1,0 +1,108 @@
+"""The style sheet of the HTML report: system fonts, light and dark, nothing from the network."""
+
+from __future__ import annotations
+
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --paper: #fcfbf9; --raised: #ffffff; --ink: #1c1b1a; --muted: #6d6a66; --faint: #a5a19b; --rule: #e5e1da;
+  --kept: #1f6f6b; --cut: #e4dfd6; --good: #1f6f6b; --bad: #b3402a; --open: #9a7b1e;
+  --note: #fbf3dc; --note-ink: #6b5310;
+  --serif: "Iowan Old Style", "Palatino Linotype", Palatino, "Source Serif 4", Georgia, serif;
+  --sans: ui-sans-serif, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
+  --mono: ui-monospace, "SF Mono", "Cascadia Code", Menlo, Consolas, monospace;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --paper: #141517; --raised: #1b1d20; --ink: #e8e5df; --muted: #a09c95; --faint: #6f6c67; --rule: #2d2f33;
+    --kept: #5fb3ab; --cut: #34363b; --good: #5fb3ab; --bad: #e5806a; --open: #d3b35a;
+    --note: #2b2615; --note-ink: #e3cd8d;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0; padding: 4.5rem 1.5rem 5rem; background: var(--paper); color: var(--ink);
+  font: 400 16px/1.55 var(--sans); font-variant-numeric: tabular-nums; -webkit-font-smoothing: antialiased;
+}
+main { max-width: 62rem; margin: 0 auto; }
+h1 { font: 500 2.6rem/1.12 var(--serif); letter-spacing: -0.015em; margin: 0 0 .5rem; overflow-wrap: anywhere; }
+h2 { font: 500 1.5rem/1.25 var(--serif); margin: 0 0 .25rem; letter-spacing: -0.005em; }
+h3 { font: 600 .8rem/1.4 var(--sans); color: var(--muted); margin: 1.75rem 0 .5rem; }
+p { margin: 0 0 1rem; max-width: 44rem; }
+.lead { color: var(--muted); font-size: 1.06rem; margin-bottom: 2.75rem; }
+section { margin-top: 3.75rem; }
+section > p:first-of-type { color: var(--muted); margin-bottom: 1.25rem; }
+.eyebrow { font-size: .82rem; color: var(--muted); margin-bottom: .9rem; }
+.figures {
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr));
+  border-top: 1px solid var(--rule);
+}
+.figure { padding: 1.35rem 1.5rem 1.5rem 0; border-bottom: 1px solid var(--rule); }
+.figure b { display: block; font: 500 2.15rem/1.15 var(--serif); letter-spacing: -0.02em; margin: .2rem 0 .3rem; }
+.figure small { color: var(--muted); font-size: .86rem; line-height: 1.45; display: block; }
+.figure .bar { margin-top: .8rem; max-width: 11rem; }
+.name { font-size: .86rem; color: var(--muted); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .92rem; }
+th {
+  font-weight: 500; color: var(--muted); text-align: left; padding: .4rem 1.4rem .4rem 0;
+  border-bottom: 1px solid var(--rule); white-space: nowrap;
+}
+td { padding: .42rem 1.4rem .42rem 0; border-bottom: 1px solid var(--rule); vertical-align: middle; }
+tr:last-child > td { border-bottom: 0; }
+tfoot td { color: var(--muted); border-top: 1px solid var(--rule); }
+th.n, td.n { text-align: right; white-space: nowrap; }
+td.wide { width: 38%; }
+.map td { padding-top: .36rem; padding-bottom: .36rem; border-bottom-color: transparent; }
+.map .layer { color: var(--faint); width: 3rem; }
+.unit { display: flex; align-items: center; gap: .9rem; min-width: 11rem; }
+.unit + .unit { margin-top: .3rem; }
+.unit .bar { flex: 0 0 11rem; height: 9px; }
+.unit small { color: var(--muted); font-size: .8rem; white-space: nowrap; }
+.unit .cells { flex: none; display: block; }
+.gone { color: var(--bad); } .unit small.gone { color: var(--bad); }
+.bar { display: block; height: 6px; border-radius: 3px; background: var(--cut); overflow: hidden; }
+.bar i { display: block; height: 100%; background: var(--kept); border-radius: 3px; }
+rect.on { fill: var(--kept); } rect.off { fill: var(--cut); }
+.chart { display: block; width: 100%; height: auto; margin: .5rem 0 1rem; overflow: visible; min-width: 38rem; }
+.chart text { font: 13px var(--sans); fill: var(--ink); }
+.chart .tick, .chart .axis { font-size: 12px; fill: var(--muted); }
+.chart .label { fill: var(--ink); } .chart .value { fill: var(--muted); }
+.chart .grid { stroke: var(--rule); stroke-width: 1; }
+.chart .reference { stroke: var(--faint); stroke-width: 1.25; stroke-dasharray: 3 3; }
+.chart .whisker { stroke: var(--kept); stroke-width: 2; stroke-linecap: round; opacity: .55; }
+.chart .dot { fill: var(--kept); stroke: var(--paper); stroke-width: 1.5; }
+.chart .path { fill: none; stroke: var(--kept); stroke-width: 1.75; stroke-linejoin: round; }
+.chart .whisker.bad { stroke: var(--bad); } .chart .dot.bad { fill: var(--bad); }
+.chart .whisker.open { stroke: var(--open); } .chart .dot.open { fill: var(--open); }
+.good { color: var(--good); } .bad { color: var(--bad); } .open { color: var(--open); }
+.warnings {
+  background: var(--note); color: var(--note-ink); border-radius: 6px; padding: 1rem 1.25rem;
+  margin-top: 2rem; font-size: .94rem;
+}
+.warnings ul { margin: 0; padding-left: 1.1rem; } .warnings li + li { margin-top: .35rem; }
+ol.steps { margin: 1rem 0 0; padding-left: 1.4rem; }
+ol.steps li { padding-left: .3rem; margin-bottom: 1.1rem; max-width: 46rem; }
+ol.steps li::marker { color: var(--faint); }
+code, pre { font: .84rem/1.5 var(--mono); }
+ol.steps code {
+  display: block; margin-top: .35rem; padding: .55rem .8rem; background: var(--raised);
+  border: 1px solid var(--rule); border-radius: 5px; white-space: pre-wrap; overflow-wrap: anywhere;
+}
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .35rem 1.6rem; margin: 1rem 0; font-size: .92rem; }
+dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
+details {
+  border-top: 1px solid var(--rule); padding: .8rem 0;
+}
+details:last-of-type { border-bottom: 1px solid var(--rule); }
+summary {
+  cursor: pointer; color: var(--muted);
+}
+summary:focus-visible { outline: 2px solid var(--kept); outline-offset: 3px; }
+pre {
+  margin: .8rem 0 .2rem; padding: 1rem; background: var(--raised); border: 1px solid var(--rule);
+  border-radius: 5px; overflow-x: auto;
+}
+@media (max-width: 40rem) { body { padding-top: 2.5rem; } h1 { font-size: 2rem; } td.wide { display: none; } }
+@media print { body { padding: 0; } details > *:not(summary) { display: block; } }
+"""

@@ -1,0 +1,177 @@
+"""Numbers as people read them. A speed-up has one wording here, and its interval is part of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import PurePath
+
+from onnxprune import runtime
+from onnxprune.latency import LatencyRow
+from onnxprune.report.schema import Budget, Report
+from onnxprune.validate import Accuracy
+
+_UNBOUNDED = ("perplexity",)
+"""Metrics that are no fraction and are not shown as one."""
+_TITLES = {
+    "accuracy": "Accuracy",
+    "f1": "F1",
+    "matthews": "Matthews correlation",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "top5": "Top-5 accuracy",
+    "perplexity": "Perplexity",
+    "token_f1": "Token F1",
+    "token_accuracy": "Token accuracy",
+    "miou": "Mean IoU",
+    "qa_f1": "Answer F1",
+    "qa_em": "Exact answers",
+    "agreement": "Agreement with the dense model",
+    "cosine": "Cosine to the dense model",
+    "teacher_spearman": "Rank correlation with the dense model",
+}
+
+_BUDGETS = {
+    "flops": "FLOPs",
+    "params": "Parameters",
+    "size": "File size",
+    "latency": "Latency",
+    "max_drop": "Metric drop",
+}
+
+
+def si(value: float, unit: str = "") -> str:
+    """1234567 -> "1.23 M": three significant digits with an SI prefix."""
+    sign, value = "-" if value < 0 else "", abs(value)
+    for scale, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= scale * 0.9995:
+            return f"{sign}{digits(value / scale)} {prefix}{unit}"
+    return f"{sign}{digits(value)} {unit}".rstrip() if value != int(value) else f"{sign}{int(value)} {unit}".rstrip()
+
+
+def size(value: float) -> str:
+    """Bytes in decimal megabytes, as in budgets."""
+    return si(value, "B")
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """0.5996 -> "60.0%"."""
+    return f"{share * 100:.{digits}f}%"
+
+
+def milliseconds(value: float) -> str:
+    """Three significant digits."""
+    return f"{digits(value)} ms"
+
+
+def seconds(value: float) -> str:
+    """ "0.4 s", "12 s", "3 min 05 s"."""
+    if value < 60:
+        return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
+    minutes, rest = divmod(round(value), 60)
+    return f"{minutes} min {rest:02d} s"
+
+
+def metric_title(name: str) -> str:
+    """A metric's name as a heading."""
+    return _TITLES.get(name, name)
+
+
+def metric_value(accuracy: Accuracy, value: float) -> str:
+    """89.68% for fractions, 0.867 for correlations and cosines, 12.3 for perplexity."""
+    if accuracy.metric in _UNBOUNDED:
+        return digits(value)
+    if accuracy.metric in ("matthews", "pearson", "spearman", "cosine", "teacher_spearman"):
+        return f"{value:.4f}"
+    return percent(value, 2)
+
+
+def drop(accuracy: Accuracy) -> str:
+    """The change with its interval: "-0.23 points [-0.69, +0.23]" (minus is worse, whatever the metric)."""
+    scale, unit = (1, "") if accuracy.metric in _UNBOUNDED else (100, " points")
+    # For perplexity a rise is worse; the sign shown is that of the metric itself.
+    turn = -scale if accuracy.higher_is_better else scale
+    text = f"{_signed(turn * accuracy.drop)}{unit}"
+    if accuracy.confidence_interval is None:
+        return f"{text} (too few rows for an interval)"
+    low, high = sorted(turn * bound for bound in accuracy.confidence_interval)
+    return f"{text} [{_signed(low)}, {_signed(high)}]"
+
+
+def speedup(row: LatencyRow) -> str:
+    """The only wording of a speed-up: the ratio of medians and its 95% interval."""
+    low, high = row.speedup_interval
+    return f"{row.speedup:.2f}× [{low:.2f}, {high:.2f}]"
+
+
+def verdict(row: LatencyRow) -> str:
+    """What the interval allows to say: faster, slower, or no difference that was measured."""
+    low, high = row.speedup_interval
+    if low > 1:
+        return "faster"
+    return "slower" if high < 1 else "no clear difference"
+
+
+def shape(row: LatencyRow) -> str:
+    """The shape of the largest input: "8 x 128"."""
+    largest = max(row.shape.values(), key=math.prod, default=(row.batch,))
+    return " × ".join(map(str, largest))
+
+
+def provider(name: str) -> str:
+    """Short name."""
+    return runtime.short_name(name)
+
+
+def coverage(row: LatencyRow) -> str:
+    """Where the pruned graph runs."""
+    held = row.coverage
+    on = f"all {held.nodes} nodes" if held.complete else f"{held.nodes_on_provider} of {held.nodes} nodes"
+    parts = f" in {held.partitions} partitions" if held.partitions and held.partitions > 1 else ""
+    return on + parts
+
+
+def budget(held: Budget) -> str:
+    """ "flops: 60% kept, 40% removed (target 60%)"."""
+    name = _BUDGETS.get(held.kind, held.kind)
+    if held.unit == "kept":
+        kept, gone, target = (percent(share) for share in (held.achieved, 1 - held.achieved, held.target))
+        return f"{name}: {kept} kept, {gone} removed (target {target})"
+    return f"{name}: {_amount(held.achieved, held.unit)} (target {_amount(held.target, held.unit)})"
+
+
+def _amount(value: float, unit: str) -> str:
+    if unit in ("ms", "points"):
+        return f"{digits(value)} {unit}"
+    return si(value, "B") if unit == "bytes" else si(value, unit)
+
+
+def name(report: Report) -> str:
+    """The model's file name, with its folder where the file is just `model.onnx`."""
+    path = PurePath(report.model.path)
+    return f"{path.parent.name}/{path.name}" if path.stem == "model" and path.parent.name else path.name
+
+
+def kind(held: str) -> str:
+    """A kind of units as a heading: "query_heads" -> "Query heads"."""
+    return held.replace("_", " ").capitalize()
+
+
+def dims(held: Mapping[str, int]) -> str:
+    """ "batch_size 1, sequence_length 26"."""
+    return ", ".join(f"{key} {value}" for key, value in held.items())
+
+
+def digits(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0:
+        return "0"
+    rounded = float(f"{value:.3g}")  # 999.7 has the digits of 1000
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(rounded))))}f}"
+
+
+def _signed(value: float) -> str:
+    text = f"{value:+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text.replace("-", "−")

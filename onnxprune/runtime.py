@@ -1,0 +1,331 @@
+"""ONNX Runtime sessions: the only place that makes them.
+
+Three things go wrong silently in ONNX Runtime and are made loud here: a provider that the installed build lacks, a
+provider whose libraries do not load (the session then runs on the CPU), and nodes that the provider refuses (they run
+on the CPU too). The first two are errors; the third is counted by `coverage`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+import platform
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from onnxprune.errors import CheckError, DataError, ModelError, OnnxPruneError, UnsupportedError, UsageError
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+log = logging.getLogger(__name__)
+
+Feeds = Mapping[str, np.ndarray]
+Session: TypeAlias = "ort.InferenceSession"
+CPU = "CPUExecutionProvider"
+
+_MOBILE = "the onnxruntime packages for Android and iOS (it is in no Python package: deploy the file and time it there)"
+_HOMES = {
+    CPU: "onnxruntime",
+    "CUDAExecutionProvider": "onnxruntime-gpu",
+    "TensorrtExecutionProvider": "onnxruntime-gpu",
+    "NvTensorRTRTXExecutionProvider": "onnxruntime-ep-nv-tensorrt-rtx",
+    "OpenVINOExecutionProvider": "onnxruntime-openvino (or the plugin onnxruntime-ep-openvino beside onnxruntime)",
+    "QNNExecutionProvider": "onnxruntime-qnn (a plugin beside onnxruntime)",
+    "WebGpuExecutionProvider": "onnxruntime-ep-webgpu (a plugin beside onnxruntime), or onnxruntime-web",
+    "WebNNExecutionProvider": "onnxruntime-web (npm)",
+    "DmlExecutionProvider": "onnxruntime-directml",
+    "MIGraphXExecutionProvider": "onnxruntime-migraphx",
+    "XnnpackExecutionProvider": _MOBILE,
+    "NnapiExecutionProvider": _MOBILE,
+    "CoreMLExecutionProvider": "onnxruntime for macOS, or " + _MOBILE,
+}
+"""The package that carries each provider."""
+
+SHORT_NAMES = {
+    "cpu": CPU,
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "trt-rtx": "NvTensorRTRTXExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "qnn": "QNNExecutionProvider",
+    "webgpu": "WebGpuExecutionProvider",
+    "webnn": "WebNNExecutionProvider",
+    "dml": "DmlExecutionProvider",
+    "migraphx": "MIGraphXExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+    "nnapi": "NnapiExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+}
+
+_PLUGINS = {
+    "QNNExecutionProvider": "onnxruntime_qnn",
+    "OpenVINOExecutionProvider": "onnxruntime_ep_openvino",
+    "WebGpuExecutionProvider": "onnxruntime_ep_webgpu",
+}
+"""Providers that come as a plugin library, and the module that knows where it lies."""
+
+_SIMULATED = {"backend_type": "htp", "soc_model": "57"}
+"""QNN on an x86 machine is Qualcomm's simulator; 57 is the first chip that it takes float graphs for."""
+_ON_DEVICE = {"backend_type": "htp"}
+
+_COMPILING = frozenset(
+    name + "ExecutionProvider"
+    for name in ("OpenVINO", "QNN", "Tensorrt", "NvTensorRTRTX", "CoreML", "Nnapi", "MIGraphX", "VitisAI", "WebNN")
+)
+"""Providers that compile whole subgraphs; each subgraph they take is one partition."""
+
+FIXED_SHAPES = frozenset({"QNNExecutionProvider", "NnapiExecutionProvider"})
+"""Providers that take fixed shapes only."""
+
+_LEVELS = {
+    "none": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Where the nodes of a session run.
+
+    Attributes:
+        provider: the provider asked for first.
+        nodes_on_provider: nodes of the partitioned graph (after constant folding and the like) placed on it.
+        nodes: all nodes of that graph.
+        partitions: subgraphs the provider runs without leaving it; None where ONNX Runtime does not tell (a provider
+            with single kernels that shares the graph with the CPU).
+    """
+
+    provider: str
+    nodes_on_provider: int
+    nodes: int
+    partitions: int | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every node runs on the provider."""
+        return self.nodes_on_provider == self.nodes
+
+
+def resolve_providers(names: str | Iterable[str]) -> tuple[str, ...]:
+    """Full ONNX Runtime provider names, in the order given and without repetitions.
+
+    Args:
+        names: short names (`cpu`, `cuda`, `openvino`, …) or full ones; a string may hold several, comma-separated.
+
+    Raises:
+        UsageError: an unknown name, or a provider that the installed build lacks (names the package that has it).
+    """
+    import onnxruntime as ort
+
+    asked = names.split(",") if isinstance(names, str) else list(names)
+    known = {name.lower(): name for name in (*ort.get_all_providers(), *_HOMES)} | SHORT_NAMES
+    resolved = []
+    for name in (n.strip() for n in asked):
+        full = known.get(name.lower())
+        if full is None:
+            raise UsageError(f"execution provider {name!r} is unknown; choose from {', '.join(SHORT_NAMES)}")
+        _require(full)
+        resolved.append(full)
+    if not resolved:
+        raise UsageError("no execution provider is named; the usual one is cpu")
+    return tuple(dict.fromkeys(resolved))
+
+
+def short_name(provider: str) -> str:
+    """`CPUExecutionProvider` -> `cpu`; a provider without a short name keeps its own."""
+    return next((short for short, full in SHORT_NAMES.items() if full == provider), provider)
+
+
+def session(
+    model: str | os.PathLike[str] | bytes,
+    providers: Sequence[str] = (CPU,),
+    *,
+    threads: int = 1,
+    spinning: bool = False,
+    optimization: str = "all",
+    dims: Mapping[str, int] | None = None,
+    profile: str | os.PathLike[str] | None = None,
+    provider_options: Mapping[str, Mapping[str, str]] | None = None,
+    config: Mapping[str, str] | None = None,
+) -> Session:
+    """Open a model in ONNX Runtime.
+
+    Args:
+        model: a file (external data beside it) or a serialised model.
+        providers: full or short provider names, by priority; the CPU takes what they leave.
+        threads: threads inside one operator.
+        spinning: whether idle threads burn their core while they wait for work.
+        optimization: `none`, `basic`, `extended` or `all`.
+        dims: sizes for the graph's symbolic dimensions, by name; some providers take fixed shapes only.
+        profile: prefix of the file where the profile of every run goes; None: no profiling.
+        provider_options: options by full provider name.
+        config: further session configuration entries, as ONNX Runtime names them.
+
+    Raises:
+        UsageError: a provider that is not there or does not load, or an unknown optimization level.
+        ModelError: the file is missing or damaged.
+        UnsupportedError: an operator that none of the providers implements.
+    """
+    import onnxruntime as ort
+
+    names = resolve_providers(providers)
+    if optimization not in _LEVELS:
+        raise UsageError(f"optimization {optimization!r} is unknown; choose from {', '.join(_LEVELS)}")
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # what fails is raised below, with its message
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[optimization])
+    entries = {"session.intra_op.allow_spinning": str(int(spinning)), "session.record_ep_graph_assignment_info": "1"}
+    for key, value in (entries | dict(config or {})).items():
+        options.add_session_config_entry(key, value)
+    for name, size in (dims or {}).items():
+        options.add_free_dimension_override_by_name(name, size)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = os.fspath(profile)
+    for name in names:
+        _add_provider(options, name, (provider_options or {}).get(name, {}))
+    label = "the serialised model" if isinstance(model, bytes) else os.fspath(model)
+    try:
+        opened = ort.InferenceSession(model if isinstance(model, bytes) else label, options)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise _opening_error(label, error) from error
+    opened.disable_fallback()
+    missing = [name for name in names if name not in opened.get_providers()]
+    if missing:
+        raise UsageError(f"{missing[0]} is installed but does not load (its libraries or its device are missing)")
+    return opened
+
+
+def coverage(opened: Session) -> Coverage:
+    """How much of the graph the session's first provider runs.
+
+    Raises:
+        UnsupportedError: this build of ONNX Runtime does not record placement (older than 1.24).
+    """
+    first = opened.get_providers()[0]
+    try:
+        groups = [(group.ep_name, len(group.get_nodes())) for group in opened.get_provider_graph_assignment_info()]
+    except (AttributeError, RuntimeError) as error:
+        raise UnsupportedError(
+            "this build of ONNX Runtime does not tell where nodes run; 1.24 or newer does"
+        ) from error
+    own = [nodes for provider, nodes in groups if provider == first]
+    total = sum(nodes for _, nodes in groups)
+    partitions: int | None = len(own)
+    if first not in _COMPILING:
+        partitions = {total: 1, 0: 0}.get(sum(own))
+    return Coverage(first, sum(own), total, partitions)
+
+
+def placed(opened: Session, label: str = "the model") -> Coverage:
+    """`coverage`, where something is covered.
+
+    Raises:
+        CheckError: the session's first provider takes none of the nodes: what is measured would be the CPU's.
+    """
+    found = coverage(opened)
+    if found.nodes and not found.nodes_on_provider:
+        fixed = " (it takes fixed shapes only)" if found.provider in FIXED_SHAPES else ""
+        raise CheckError(
+            f"{found.provider} takes none of the {found.nodes} nodes of {label}{fixed}: they would run on the CPU, and "
+            "what is measured would not be the provider's"
+        )
+    return found
+
+
+def run(opened: Session, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """One forward pass; outputs by name. Feeds that the graph does not take are left out.
+
+    Raises:
+        DataError: an input is missing, or has the wrong type or shape.
+        ModelError: a node failed.
+    """
+    wanted = list(outputs) if outputs is not None else [o.name for o in opened.get_outputs()]
+    taken = {i.name for i in opened.get_inputs()}
+    missing = sorted(taken - set(feeds))
+    if missing:
+        raise DataError(f"the rows hold no values for the graph's input {', '.join(missing)}")
+    try:
+        values = opened.run(wanted, {name: value for name, value in feeds.items() if name in taken})
+    except Exception as error:  # as above
+        kind = DataError if type(error).__name__ == "InvalidArgument" or isinstance(error, RuntimeError) else ModelError
+        raise kind(f"ONNX Runtime could not run the graph: {_message(error)}") from error
+    return dict(zip(wanted, values, strict=True))
+
+
+def evaluate(
+    opened: Session, batches: Iterable[Any], outputs: Sequence[str] | None = None
+) -> dict[str, list[np.ndarray]]:
+    """Every batch's outputs: one array [rows, …] per batch, by output name.
+
+    Args:
+        opened: a session.
+        batches: feeds, or objects that carry them in `.feeds`.
+        outputs: the outputs wanted; None for all.
+    """
+    wanted = list(outputs) if outputs is not None else [o.name for o in opened.get_outputs()]
+    gathered: dict[str, list[np.ndarray]] = {name: [] for name in wanted}
+    for batch in batches:
+        for name, value in run(opened, getattr(batch, "feeds", batch), wanted).items():
+            gathered[name].append(value)
+    return gathered
+
+
+def _require(provider: str) -> None:
+    """Register the plugin that carries a provider if need be; an error names the package where there is none."""
+    import onnxruntime as ort
+
+    if provider in ort.get_available_providers():
+        return
+    module = _PLUGINS.get(provider)
+    if module and importlib.util.find_spec(module) and hasattr(ort, "register_execution_provider_library"):
+        try:
+            ort.register_execution_provider_library(provider, importlib.import_module(module).get_library_path())
+        except Exception as error:
+            raise UsageError(f"the plugin {module} of {provider} does not load: {_message(error)}") from error
+        if provider in {device.ep_name for device in ort.get_ep_devices()}:
+            return
+        raise UsageError(f"the plugin {module} finds no device for {provider} on this machine")
+    home = _HOMES.get(provider, "another build of onnxruntime")
+    raise UsageError(f"{provider} is not in the installed onnxruntime {ort.__version__}; it comes with {home}")
+
+
+def _add_provider(options: ort.SessionOptions, provider: str, given: Mapping[str, str]) -> None:
+    import onnxruntime as ort
+
+    defaults: dict[str, str] = {}
+    if provider == "QNNExecutionProvider":
+        defaults = _SIMULATED if platform.machine().lower() in ("x86_64", "amd64") else _ON_DEVICE
+    settings = defaults | {str(k): str(v) for k, v in given.items()}
+    # Only a plugin's provider has devices of its own here; a built-in one of the same name is added by name.
+    devices = [d for d in ort.get_ep_devices() if d.ep_name == provider] if provider in _PLUGINS else []
+    try:
+        if devices:
+            options.add_provider_for_devices(devices[:1], settings)
+        else:
+            options.add_provider(provider, settings)
+    except Exception as error:
+        raise UsageError(f"{provider} does not load: {_message(error)}") from error
+
+
+def _opening_error(label: str, error: Exception) -> OnnxPruneError:
+    if type(error).__name__ == "NotImplemented":
+        return UnsupportedError(f"{label}: no provider of this session implements it: {_message(error)}")
+    return ModelError(f"{label}: ONNX Runtime cannot open it: {_message(error)}")
+
+
+def _message(error: Exception) -> str:
+    """ONNX Runtime's message on one line, without the status prefix."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)[:300]

@@ -1,0 +1,56 @@
+"""The seam of every method: which statistics it needs, and the order in which a site's units should go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from onnxprune.interpret import Usage
+from onnxprune.plan import Ranking
+from onnxprune.probe import Gram
+from onnxprune.sites import Site
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the probe collected, as far as the method asked for it.
+
+    Attributes:
+        weight: initializer name -> array, in the weight's own shape.
+        gram: usage -> Gram matrix of what is read there.
+        gate_grad: group id -> [samples, units] gradient of the loss with respect to each unit's gate.
+    """
+
+    weight: Callable[[str], np.ndarray]
+    gram: Mapping[Usage, Gram] = field(default_factory=dict)
+    gate_grad: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+class Method(Protocol):
+    """A way to order units. `needs` names fields of Statistics; data-free methods need none."""
+
+    needs: frozenset[str]
+
+    def __call__(self, site: Site, statistics: Statistics) -> Ranking: ...
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A method that gives each unit a score of its own; the highest stay longest."""
+
+    score: Callable[[Site, Statistics], np.ndarray]
+    needs: frozenset[str] = frozenset()
+
+    def __call__(self, site: Site, statistics: Statistics) -> Ranking:
+        scores = self.score(site, statistics)
+        order = np.argsort(-scores, kind="stable")
+        return Ranking(site.id, tuple(int(i) for i in order), tuple(float(s) for s in scores))
+
+
+def per_unit(units: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
+    """Sums of row values by the unit that owns the row. units, values [rows] -> [size]."""
+    owned = units >= 0
+    return np.bincount(units[owned], weights=values[owned], minlength=size)

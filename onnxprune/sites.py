@@ -1,0 +1,103 @@
+"""Where pruning acts: a group of units with the matrices that read it, and the branch that goes when all of it does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.matrices import Matrix, matrices
+from onnxprune.plan import Branch, Group, Ranking, Structure
+
+KINDS = {"heads": ("heads",), "neurons": ("neurons",), "channels": ("channels",), "query_heads": ("query_heads",)}
+"""What `--units` may name, and the groups it means; "blocks" are the branches of whatever is chosen."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A group that can be thinned.
+
+    Attributes:
+        branch: the residual branch that vanishes when no unit is left; None where one unit must stay.
+    """
+
+    group: Group
+    matrices: tuple[Matrix, ...]
+    branch: Branch | None
+
+    @property
+    def id(self) -> str:
+        return self.group.id
+
+    @property
+    def stop(self) -> str:
+        """The first node that reads the units: what a suffix starts at."""
+        return self.group.readers[0].node
+
+
+def find_sites(
+    graph: ir.Graph,
+    structure: Structure,
+    units: Sequence[str] = ("heads", "neurons", "blocks"),
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> list[Site]:
+    """The groups of the wanted kinds, in graph order.
+
+    Args:
+        units: kinds; with "blocks", branches may go as a whole.
+        include, exclude: globs over group ids and node names.
+    """
+    wanted = {kind for unit in units for kind in KINDS.get(unit, (unit,))}
+    order = {n.name: i for i, n in enumerate(graph)}
+    found = []
+    for group in structure.groups:
+        names = (group.id, group.name)
+        if group.kind not in wanted or (include and not _matches(names, include)) or _matches(names, exclude):
+            continue
+        read = matrices(graph, structure, group)
+        if read is None or group.context:
+            continue
+        branch = structure.branch(group.branch) if group.branch else None
+        whole = (
+            branch is not None and branch.reader is not None and branch.reader in group.readers and "blocks" in units
+        )
+        found.append(Site(group, tuple(read), branch if whole else None))
+    return sorted(found, key=lambda s: order[s.stop])
+
+
+def _matches(names: Iterable[str], globs: Sequence[str]) -> bool:
+    return any(fnmatch(name, glob) for name in names for glob in globs)
+
+
+def levels(site: Site, round_to: int, count: int = 13) -> list[int]:
+    """Numbers of units at which a site's damage is measured: all of a few, else closer together where little is left.
+
+    Multiples of `round_to`, from nothing (or one step, where something must stay) to everything.
+    """
+    size = site.group.size
+    step = max(1, min(round_to, size))
+    if size <= 16:
+        grid = set(range(0, size + 1, step if site.group.kind != "heads" else 1)) | {size}
+    else:
+        shares = np.linspace(0.0, 1.0, count) ** 1.6
+        grid = {min(int(round(s * size / step)) * step, size) for s in shares} | {step, size}
+    grid.add(0)
+    return sorted(k for k in grid if k > 0 or site.branch is not None)
+
+
+def kept_by(
+    counts: Mapping[str, int], rankings: Mapping[str, Ranking], sites: Sequence[Site]
+) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
+    """(keep, drop) of a plan that leaves `counts` units at every site."""
+    keep, drop = {}, []
+    for site in sites:
+        count = counts[site.id]
+        if count == 0 and site.branch is not None:
+            drop.append(site.branch.id)
+        elif count < site.group.size:
+            keep[site.id] = rankings[site.id].keep(count)
+    return keep, tuple(dict.fromkeys(drop))

@@ -1,0 +1,144 @@
+"""Linear regression of a layer's wanted outputs on the inputs that stay, from streamed moments.
+
+The compensation step of every method: min Σ_t w_t ‖y_t − Wᵀx_t − b‖² + λ · mean(diag H) · ‖W − W₀‖², where H is the
+Gram matrix of the kept inputs. The pull is toward a prior W₀ (the weights that are there), never toward zero, and
+the intercept is free: it takes up the mean of what was removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.errors import DataError
+from onnxprune.solve.linalg import Array, as_rows
+from onnxprune.solve.moments import Moments
+
+INFINITE = float("inf")
+"""As λ: the prior's weights stay and only the intercept is fitted."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A fitted linear map.
+
+    Attributes:
+        weight: [n, m], zero outside the kept inputs.
+        bias: [m].
+        strength: the λ it was fitted with; `INFINITE` when only the intercept was; None when it is the prior itself.
+    """
+
+    weight: Array
+    bias: Array
+    strength: float | None
+
+
+def error(moments: Moments, weight: npt.ArrayLike, bias: npt.ArrayLike | float = 0.0) -> float:
+    """Σ_t w_t ‖y_t − Wᵀx_t − b‖² over the tokens behind `moments`, exactly. weight [n, m], bias [m]."""
+    w = np.asarray(weight, dtype=np.float64)
+    offset = moments.y_mean - moments.x_mean @ w - np.asarray(bias, dtype=np.float64)
+    spread = float(moments.syy.sum() + np.sum(w * (moments.sxx @ w - 2.0 * moments.sxy)))
+    return max(spread, 0.0) + moments.count * float(offset @ offset)
+
+
+def ridge_path(
+    moments: Moments, kept: npt.ArrayLike, prior: npt.ArrayLike, strengths: Sequence[float], *, intercept: bool = True
+) -> list[Fit]:
+    """The ridge solutions for every λ in `strengths`, from one eigendecomposition of the kept inputs' Gram matrix.
+
+    Args:
+        moments: of the calibration tokens.
+        kept: bool mask [n], or indices, of the inputs that stay.
+        prior: W₀ [n, m]; its rows outside `kept` play no part.
+        strengths: values of λ ≥ 0, relative to the mean diagonal of the kept Gram matrix. Zero gives the solution of
+            least change (directions no token excites keep the prior); `INFINITE` keeps the prior.
+        intercept: fit b, unpenalised; otherwise b = 0.
+    """
+    w0 = np.array(prior, dtype=np.float64)
+    rows = as_rows(kept, len(moments.x_mean))
+    mask = np.zeros(len(w0), dtype=bool)
+    mask[rows] = True
+    w0[~mask] = 0.0
+    h, c = moments.sxx[np.ix_(rows, rows)], moments.sxy[rows]
+    if not intercept:
+        h = h + moments.count * np.outer(moments.x_mean[rows], moments.x_mean[rows])
+        c = c + moments.count * np.outer(moments.x_mean[rows], moments.y_mean)
+    if not (np.isfinite(h).all() and np.isfinite(c).all()):
+        raise DataError("layer inputs or outputs overflow on some calibration row; remove it or run the model in fp32")
+    values, vectors = np.linalg.eigh(h)
+    values = np.maximum(values, 0.0)
+    scale = float(np.trace(h)) / max(len(rows), 1)
+    pull = vectors.T @ (c - h @ w0[rows])
+    floor = len(rows) * np.finfo(np.float64).eps * float(values.max(initial=0.0))
+    fits = []
+    for strength in strengths:
+        if not strength >= 0:
+            raise ValueError(f"ridge strength {strength} is not a number from 0 up")
+        weight = w0.copy()
+        if np.isfinite(strength) and scale > 0:
+            denominator = values + strength * scale
+            usable = denominator > floor
+            gain = np.divide(1.0, denominator, out=np.zeros_like(denominator), where=usable)
+            weight[rows] += vectors @ (gain[:, None] * pull)
+        bias = moments.y_mean - moments.x_mean @ weight if intercept else np.zeros(w0.shape[1])
+        fits.append(Fit(weight, bias, float(strength)))
+    return fits
+
+
+def ridge(
+    moments: Moments, kept: npt.ArrayLike, prior: npt.ArrayLike, strength: float, *, intercept: bool = True
+) -> Fit:
+    """`ridge_path` at one λ."""
+    return ridge_path(moments, kept, prior, [strength], intercept=intercept)[0]
+
+
+def scale_units(moments: Moments, units: npt.ArrayLike, prior: npt.ArrayLike, strength: float = 0.0) -> Fit:
+    """The best single factor per unit: W = s_unit · W₀, with an intercept; λ pulls the factors toward 1.
+
+    A far smaller model than `ridge` (one number per head or neuron), for when rows are too few for a full refit.
+
+    Args:
+        units: int [n] the unit each input belongs to; −1 for inputs that are gone.
+        prior: W₀ [n, m].
+        strength: relative to the mean diagonal of the factors' Gram matrix.
+    """
+    ids = np.asarray(units, dtype=np.int64)
+    w0 = np.array(prior, dtype=np.float64)
+    w0[ids < 0] = 0.0
+    present, index = np.unique(ids[ids >= 0], return_inverse=True)
+    member = np.zeros((len(ids), len(present)))
+    member[np.flatnonzero(ids >= 0), index] = 1.0
+    # The regressors are z_u = W₀_uᵀ x_u, vectors of m outputs: their Gram matrix sums <z_u, z_v> over the tokens.
+    gram = member.T @ (moments.sxx * (w0 @ w0.T)) @ member
+    pull = member.T @ np.sum(w0 * (moments.sxy - moments.sxx @ w0), axis=1)
+    values, vectors = np.linalg.eigh(gram)
+    denominator = np.maximum(values, 0.0) + strength * float(np.trace(gram)) / max(len(present), 1)
+    floor = len(present) * np.finfo(np.float64).eps * float(values.max(initial=0.0))
+    gain = np.divide(1.0, denominator, out=np.zeros_like(denominator), where=denominator > floor)
+    factors = 1.0 + vectors @ (gain * (vectors.T @ pull))
+    weight = w0 * (member @ factors)[:, None]
+    return Fit(weight, moments.y_mean - moments.x_mean @ weight, float(strength))
+
+
+def fit_held_out(
+    train: Moments,
+    held_out: Moments,
+    kept: npt.ArrayLike,
+    prior: npt.ArrayLike,
+    prior_bias: npt.ArrayLike,
+    strengths: Sequence[float] = (1e-3, 1e-2, 1e-1, INFINITE),
+) -> Fit:
+    """The fit on `train` that errs least on `held_out`, which may be the prior itself: never worse than doing nothing.
+
+    Args:
+        prior, prior_bias: [n, m], [m] what stands if no fit helps (with the prior's removed rows at zero).
+    """
+    rows = as_rows(kept, len(train.x_mean))
+    untouched = np.zeros_like(np.asarray(prior, dtype=np.float64))
+    untouched[rows] = np.asarray(prior, dtype=np.float64)[rows]
+    candidates = [Fit(untouched, np.array(prior_bias, dtype=np.float64), None)]
+    candidates += ridge_path(train, rows, prior, strengths)
+    return min(candidates, key=lambda fit: error(held_out, fit.weight, fit.bias))

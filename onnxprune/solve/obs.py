@@ -1,0 +1,245 @@
+"""Greedy structured optimal brain surgeon: one run gives order of removal, error and weights at every level.
+
+A unit (a neuron, a head) is a block of input rows of the matrices that read it. Removing block u from a reader W with
+Gram matrix H costs tr(W_uᵀ [(H⁻¹)_uu]⁻¹ W_u) after the best correction of the rows that stay,
+W ← W − (H⁻¹)_:u [(H⁻¹)_uu]⁻¹ W_u; and H⁻¹ is downdated to the inverse of the smaller problem, so that interactions
+between units count (ZipLM, Kurtic et al. 2023; OSSCAR, Meng et al. 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.solve.linalg import Array, Bools, Ints, as_rows, damped, inverse
+
+DAMPING = 1e-2
+POOL_STEPS = 4
+MIN_POOL = 32
+COMPACT_BELOW = 0.75
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """A matrix that reads the units.
+
+    Attributes:
+        weight: [n, m], rows = inputs.
+        gram: [n, n] H = Σ x xᵀ over tokens (centred where an intercept will be fitted).
+        units: int [n] the unit of each row, −1 for rows that always stay. Units have equally many rows, which need
+            not be adjacent; two readers may give a unit differently many rows.
+    """
+
+    weight: npt.NDArray[np.floating]
+    gram: npt.NDArray[np.floating]
+    units: npt.NDArray[np.integer]
+
+    def blocks(self) -> dict[int, Ints]:
+        """Unit id -> its row indices; checked to be of equal size and as many as H has."""
+        units = np.asarray(self.units, dtype=np.int64)
+        n = len(units)
+        if self.weight.shape[0] != n or self.gram.shape != (n, n):
+            raise ValueError(f"{n} unit ids for weight {self.weight.shape} and Gram matrix {self.gram.shape}")
+        order = np.argsort(units, kind="stable")
+        order = order[units[order] >= 0]
+        ids, counts = np.unique(units[order], return_counts=True)
+        if len(set(counts.tolist())) > 1:
+            raise ValueError("units of different sizes in one reader")
+        rows = order.reshape(len(ids), -1) if len(ids) else np.zeros((0, 1), dtype=np.int64)
+        return {int(u): r for u, r in zip(ids, rows, strict=True)}
+
+    def rows_of(self, kept: npt.ArrayLike) -> Bools:
+        """Bool mask [n] of the rows that stay when exactly the unit ids `kept` do."""
+        units = np.asarray(self.units, dtype=np.int64)
+        return np.isin(units, np.asarray(kept, dtype=np.int64)) | (units < 0)
+
+
+@dataclass(frozen=True, eq=False)
+class ObsPath:
+    """Removal of all units, one after another.
+
+    Attributes:
+        order: [U] unit ids, first removed first.
+        error: [U + 1] predicted squared output error (damped, summed over readers) after k removals; error[0] = 0.
+        total: tr(WᵀHW) summed over readers: the error of removing everything without correction, to compare with.
+        weights: units left -> refit weights per reader [n, m] (zero rows for removed units), at the levels asked for.
+    """
+
+    order: Ints
+    error: Array
+    total: float
+    weights: dict[int, tuple[Array, ...]] = field(default_factory=dict)
+
+    def kept(self, level: int) -> Ints:
+        """Ids, ascending, of the units left when `level` are."""
+        return np.sort(self.order[len(self.order) - level :])
+
+    def error_at(self, level: int) -> float:
+        """Predicted error when `level` units are left."""
+        return float(self.error[len(self.order) - level])
+
+
+def obs_path(
+    readers: Sequence[Reader],
+    *,
+    step: int | None = None,
+    keep_levels: Iterable[int] = (),
+    damping: float = DAMPING,
+) -> ObsPath:
+    """The greedy path from all units to none.
+
+    Within a step, units are picked one by one from a pool of the cheapest (exactly corrected for one another, so that
+    of two copies of a neuron only one goes cheaply); the large matrices are updated once a step.
+
+    Args:
+        readers: the matrices that read the same unit ids.
+        step: units removed between updates of the whole matrices; about 1% of the units by default. It buys speed;
+            with at most `MIN_POOL` units the path is the exact greedy one whatever it is.
+        keep_levels: numbers of units left at which the weights are recorded.
+        damping: share of H's mean diagonal added to it; it pulls the refit weights toward the given ones.
+    """
+    states = [_State(reader, damping) for reader in readers]
+    units = np.array(sorted(states[0].blocks), dtype=np.int64) if states else np.zeros(0, dtype=np.int64)
+    if any(set(s.blocks) != set(units.tolist()) for s in states):
+        raise ValueError("the readers do not read the same units")
+    wanted = {int(level) for level in keep_levels}
+    if wanted and not wanted <= set(range(len(units) + 1)):
+        raise ValueError(f"a level in {sorted(wanted)} is outside 0..{len(units)}")
+    step = step or max(1, len(units) // 96)
+    order: list[int] = []
+    error = [0.0]
+    weights = {}
+    alive = units
+    while True:
+        if len(alive) in wanted:
+            weights[len(alive)] = tuple(state.weight_now() for state in states)
+        if not len(alive):
+            break
+        stop = max((level for level in wanted if level < len(alive)), default=0)
+        count = min(step, len(alive) - stop)
+        picked, costs = _pick(states, alive, count)
+        for state in states:
+            state.remove(picked)
+        alive = np.setdiff1d(alive, picked)
+        order += picked.tolist()
+        error += (error[-1] + np.cumsum(costs)).tolist()
+    return ObsPath(np.array(order, dtype=np.int64), np.array(error), sum(s.total for s in states), weights)
+
+
+def refit(weight: npt.ArrayLike, gram: npt.ArrayLike, kept: npt.ArrayLike, *, damping: float = DAMPING) -> Array:
+    """The weights [n, m] nearest to `weight` in the damped H, with only the rows `kept` (mask or indices).
+
+    W_S + (H_SS)⁻¹ H_SR W_R: what `obs_path` arrives at, for any kept set.
+    """
+    w = np.array(weight, dtype=np.float64)
+    safe = damped(gram, damping)
+    rows = as_rows(kept, len(w))
+    gone = np.setdiff1d(np.arange(len(w)), rows)
+    if len(gone) and len(rows):
+        h = safe.matrix
+        w[rows] += np.linalg.solve(h[np.ix_(rows, rows)], h[np.ix_(rows, gone)] @ w[gone])
+    w[gone] = 0.0
+    return w
+
+
+def removal_costs(inverse_blocks: Array, rows: Array) -> Array:
+    """tr(W_uᵀ [(H⁻¹)_uu]⁻¹ W_u) for a stack of blocks: [U, b, b] and [U, b, m] -> [U]."""
+    if inverse_blocks.shape[-1] == 1:
+        return np.asarray(np.einsum("ubm,ubm->u", rows, rows) / inverse_blocks[:, 0, 0])
+    return np.asarray(np.einsum("ubm,ubm->u", rows, np.linalg.solve(inverse_blocks, rows)))
+
+
+class _State:
+    """One reader on its way down: current weights and current H⁻¹, compacted to the rows that are left."""
+
+    def __init__(self, reader: Reader, damping: float) -> None:
+        self.blocks = reader.blocks()
+        self.original = np.asarray(reader.weight, dtype=np.float64)
+        safe = damped(reader.gram, damping)
+        # A dead input's weights read nothing: they cost nothing to remove and are left alone while they stay.
+        self.dead = safe.dead
+        self.w = np.where(safe.dead[:, None], 0.0, self.original)
+        self.total = float(np.sum(self.w * (safe.matrix @ self.w)))
+        self.inverse = inverse(safe.matrix)
+        self.buffer = np.empty_like(self.inverse)
+        self.rows = np.arange(len(self.w))
+        self.position = np.arange(len(self.w))
+
+    def at(self, units: Ints) -> Ints:
+        """[U, b] positions of the units' rows in the compacted matrices."""
+        return self.position[np.stack([self.blocks[int(u)] for u in units])]
+
+    def costs(self, units: Ints) -> Array:
+        at = self.at(units)
+        return removal_costs(self.inverse[at[:, :, None], at[:, None, :]], self.w[at])
+
+    def remove(self, units: Ints) -> None:
+        at = self.at(units).ravel()
+        across = self.inverse[at]
+        gain = np.linalg.solve(across[:, at], across)
+        self.w -= gain.T @ self.w[at]
+        np.matmul(across.T, gain, out=self.buffer)
+        self.inverse -= self.buffer
+        # What is left of a removed row is rounding; it is not read again, but must not leak into the others.
+        self.w[at] = 0.0
+        self.inverse[at] = 0.0
+        self.inverse[:, at] = 0.0
+        self.rows[at] = -1
+        left = np.flatnonzero(self.rows >= 0)
+        if len(left) < COMPACT_BELOW * len(self.rows):
+            self.w, self.inverse = self.w[left], self.inverse[np.ix_(left, left)]
+            self.buffer = np.empty_like(self.inverse)
+            self.rows = self.rows[left]
+            self.position[self.rows] = np.arange(len(left))
+
+    def weight_now(self) -> Array:
+        result = np.zeros_like(self.original)
+        left = self.rows >= 0
+        rows = self.rows[left]
+        result[rows] = np.where(self.dead[rows, None], self.original[rows], self.w[left])
+        return result
+
+
+def _pick(states: Sequence[_State], alive: Ints, count: int) -> tuple[Ints, Array]:
+    """`count` units to remove next, in order, and the error each adds given the ones before it."""
+    costs = np.sum([state.costs(alive) for state in states], axis=0)
+    size = min(len(alive), max(POOL_STEPS * count, MIN_POOL))
+    pool = np.sort(np.argsort(costs, kind="stable")[:size])
+    costs, units = costs[pool], alive[pool]
+    local = [_Local(state, units) for state in states]
+    picked, added = [], []
+    for k in range(count):
+        if k:
+            costs = np.sum([part.costs() for part in local], axis=0)
+        best = int(np.argmin(costs))
+        picked.append(int(units[best]))
+        added.append(max(float(costs[best]), 0.0))
+        units = np.delete(units, best)
+        for part in local:
+            part.remove(best)
+    return np.array(picked, dtype=np.int64), np.array(added)
+
+
+class _Local:
+    """A reader's current weights and H⁻¹ restricted to a pool of units; small, so updated at every pick."""
+
+    def __init__(self, state: _State, units: Ints) -> None:
+        at = state.at(units)
+        self.block = at.shape[1]
+        self.w = state.w[at.ravel()]
+        self.inverse = state.inverse[np.ix_(at.ravel(), at.ravel())]
+
+    def costs(self) -> Array:
+        at = np.arange(len(self.w)).reshape(-1, self.block)
+        return removal_costs(self.inverse[at[:, :, None], at[:, None, :]], self.w[at])
+
+    def remove(self, index: int) -> None:
+        at = slice(index * self.block, (index + 1) * self.block)
+        left = np.delete(np.arange(len(self.w)), at)
+        across = self.inverse[at]
+        gain = np.linalg.solve(across[:, at], across[:, left])
+        self.w = self.w[left] - gain.T @ self.w[at]
+        self.inverse = self.inverse[np.ix_(left, left)] - across[:, left].T @ gain

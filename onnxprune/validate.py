@@ -1,0 +1,353 @@
+"""Evidence about a written file: does it compute what it should, and what did pruning cost?
+
+Everything here runs in ONNX Runtime from the files themselves, on rows that decided nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune import divergence as measures
+from onnxprune import runtime
+from onnxprune.equivalence import Equivalence, equivalence, max_distance
+from onnxprune.errors import DataError
+from onnxprune.metrics import IGNORED, Metric, bootstrap_interval, choose_metric
+from onnxprune.metrics.observe import teacher_cosines, teacher_decisions
+from onnxprune.metrics.values import ratio
+
+if TYPE_CHECKING:
+    from onnxprune.data import Batch, Dataset
+
+Array = NDArray[Any]
+Outputs = dict[str, Array]
+__all__ = [
+    "Accuracy",
+    "Drift",
+    "Equivalence",
+    "Evidence",
+    "Teacher",
+    "compare",
+    "equivalence",
+    "validate",
+]
+
+ModelFile = str | os.PathLike[str] | bytes
+
+_SAMPLE_BATCHES = 4
+"""Batches whose outputs tell what kind they are."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A task metric of both models on the same rows.
+
+    Attributes:
+        metric: its name.
+        dense, pruned: its values, as fractions (0.897) or in its own unit (perplexity).
+        drop: how much worse the pruned model is, in the same unit; negative where it is better.
+        rows: examples (or pairs) it was computed on.
+        confidence_interval: 95% interval of the drop (paired bootstrap over rows); None for fewer than two rows.
+        higher_is_better: false for perplexity.
+        reason: why this metric.
+    """
+
+    metric: str
+    dense: float
+    pruned: float
+    drop: float
+    rows: int
+    confidence_interval: tuple[float, float] | None
+    higher_is_better: bool = True
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far the pruned model's outputs are from the dense model's; no labels are used.
+
+    Attributes:
+        divergence: mean over rows of the divergence that pruning minimised.
+        measure: what that divergence is, in words.
+        kl: mean KL(dense ‖ pruned) in nats over class scores; None without such outputs.
+        cosine: mean cosine of output vectors; None where rows hold single scores.
+        agreement: share of decisions (highest class) that are the same; None without class scores.
+        max_abs: largest absolute difference in any output that counts.
+    """
+
+    divergence: float
+    measure: str
+    kl: float | None
+    cosine: float | None
+    agreement: float | None
+    max_abs: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What pruning cost, measured on the files.
+
+    Attributes:
+        accuracy: the metric that was asked for, or guessed.
+        drift: distance between the outputs.
+        coverage: where the pruned graph ran; what the provider left ran on the CPU.
+        further: more metrics, where several were asked for.
+    """
+
+    accuracy: Accuracy
+    drift: Drift
+    coverage: runtime.Coverage
+    further: tuple[Accuracy, ...] = ()
+
+
+class Teacher:
+    """The dense model's outputs on a dataset, computed once for any number of pruned models.
+
+    Outputs are kept in memory up to a limit and computed again beyond it.
+    """
+
+    def __init__(
+        self,
+        model: ModelFile,
+        dataset: Dataset,
+        *,
+        providers: Sequence[str] = ("cpu",),
+        threads: int = 1,
+        max_rows: int = 32,
+        max_tokens: int = 4096,
+        keep_bytes: int = 1 << 29,
+        divergence: measures.Divergence | None = None,
+    ) -> None:
+        if not len(dataset):
+            raise DataError("there are no rows to evaluate on")
+        self.dataset, self.providers, self.threads = dataset, tuple(providers), threads
+        self._session = runtime.session(model, providers, threads=threads)
+        runtime.placed(self._session, "the dense model")
+        self._limits = max_rows, max_tokens
+        self._kept: dict[int, Outputs] = {}
+        self._room = keep_bytes
+        self._given = divergence
+
+    @cached_property
+    def samples(self) -> dict[str, list[Array]]:
+        """All outputs on a few batches."""
+        return runtime.evaluate(self._session, islice(self._batches(), _SAMPLE_BATCHES))
+
+    @cached_property
+    def divergence(self) -> measures.Divergence:
+        """How the outputs are compared."""
+        return self._given or measures.choose(self.samples)
+
+    @cached_property
+    def causal(self) -> bool:
+        """Whether the graph predicts next tokens: another last token leaves the scores before it as they are."""
+        output = self.divergence.outputs[0]
+        for batch in self._batches():
+            feeds = dict(batch.feeds)
+            name = token_input(feeds)
+            if name is None:
+                return False
+            if feeds[name].shape[1] > 1:
+                return self._causal(feeds, name, output)
+        return False
+
+    def _causal(self, feeds: dict[str, Array], name: str, output: str) -> bool:
+        before = runtime.run(self._session, feeds, [output])[output]
+        ids = feeds[name]
+        if before.ndim != 3 or before.shape[:2] != ids.shape or before.shape[2] <= ids.max():
+            return False
+        feeds[name] = np.concatenate([ids[:, :-1], np.where(ids[:, -1:] == 1, 0, 1).astype(ids.dtype)], 1)
+        after = runtime.run(self._session, feeds, [output])[output]
+        return bool(np.abs(after - before)[:, :-1].max() <= 1e-5 * np.abs(before).max())
+
+    def batches(self) -> Iterator[tuple[Batch, Outputs]]:
+        """Every batch with the dense model's outputs that count."""
+        for number, batch in enumerate(self._batches()):
+            outputs = self._kept.get(number)
+            if outputs is None:
+                outputs = runtime.run(self._session, batch.feeds, self.divergence.outputs)
+                size = sum(value.nbytes for value in outputs.values())
+                if size <= self._room:
+                    self._kept[number] = outputs
+                    self._room -= size
+            yield batch, outputs
+
+    def _batches(self) -> Iterator[Batch]:
+        return self.dataset.batches(*self._limits)
+
+
+def validate(
+    dense: ModelFile,
+    pruned: ModelFile,
+    dataset: Dataset,
+    *,
+    providers: Sequence[str] = ("cpu",),
+    metric: str | Sequence[str] | None = None,
+    seed: int = 0,
+    threads: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evidence:
+    """Compare a pruned file with its dense original on rows with or without labels.
+
+    Args:
+        dense, pruned: files, or serialised models.
+        dataset: rows that decided nothing in pruning.
+        providers: execution providers by priority.
+        metric: one of `metrics.NAMES`, several, or None to guess (the reason is in the result).
+        seed: of the bootstrap.
+        threads: threads inside one operator.
+        progress: called with (rows done, rows).
+
+    Raises:
+        DataError: no rows, or rows that do not fit the graph or the metric.
+        UsageError: an unknown metric or provider.
+        UnsupportedError: no output can be compared.
+        CheckError: the provider takes none of the nodes.
+    """
+    teacher = Teacher(dense, dataset, providers=providers, threads=threads)
+    return compare(teacher, pruned, metric=metric, seed=seed, progress=progress)
+
+
+def compare(
+    teacher: Teacher,
+    pruned: ModelFile,
+    *,
+    metric: str | Sequence[str] | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evidence:
+    """`validate` with a teacher that is kept between several pruned models."""
+    session = runtime.session(pruned, teacher.providers, threads=teacher.threads)
+    coverage = runtime.placed(session, "the pruned model")
+    tallies = [_Tally(teacher, chosen) for chosen in _metrics(teacher, metric)]
+    drift = _DriftTally(teacher.divergence, teacher.samples)
+    done = 0
+    for batch, expected in teacher.batches():
+        found = runtime.run(session, batch.feeds, teacher.divergence.outputs)
+        drift.add(expected, found, batch.real)
+        for tally in tallies:
+            tally.add(batch, expected, found)
+        done += len(batch)
+        if progress:
+            progress(done, len(teacher.dataset))
+    accuracies = tuple(tally.result(seed) for tally in tallies)
+    return Evidence(accuracies[0], drift.result(), coverage, accuracies[1:])
+
+
+def token_input(feeds: Mapping[str, Array]) -> str | None:
+    """The input whose tokens the outputs follow: the decoder's where there is one."""
+    return next((n for n in ("decoder_input_ids", "input_ids") if n in feeds and feeds[n].ndim == 2), None)
+
+
+class _Tally:
+    """One metric's statistics of both models, row by row."""
+
+    def __init__(self, teacher: Teacher, metric: Metric) -> None:
+        self.metric, self.dataset = metric, teacher.dataset
+        self.dense: list[Array | None] = [None] * len(teacher.dataset)
+        self.pruned: list[Array | None] = [None] * len(teacher.dataset)
+
+    def add(self, batch: Batch, expected: Outputs, found: Outputs) -> None:
+        labels: Any = expected
+        if self.metric.next_token:
+            labels = _next_tokens(batch)
+        elif not self.metric.teacher:
+            labels = [self.dataset.examples[i].label for i in batch.index]
+        for outputs, store in ((expected, self.dense), (found, self.pruned)):
+            for position, row in zip(batch.index, self.metric.observe(outputs, labels, batch.real), strict=True):
+                store[position] = row
+
+    def result(self, seed: int) -> Accuracy:
+        dense, pruned = self._rows(self.dense), self._rows(self.pruned)
+        metric = self.metric
+        both = metric.value(dense), metric.value(pruned)
+        interval = bootstrap_interval(
+            lambda drawn: metric.drop(metric.value(dense[drawn]), metric.value(pruned[drawn])), len(dense), seed=seed
+        )
+        return Accuracy(
+            metric.name, *both, metric.drop(*both), len(dense), interval, metric.higher_is_better, metric.reason
+        )
+
+    def _rows(self, stored: Sequence[Array | None]) -> Array:
+        rows = np.array(stored)
+        if not self.metric.pairwise:
+            return rows
+        first, second, labels = zip(*self.dataset.pairs, strict=True)
+        cosines = (rows[list(first)] * rows[list(second)]).sum(-1)
+        return np.stack([cosines, np.asarray(labels, np.float64)], 1)
+
+
+class _DriftTally:
+    """Sums over rows of every distance between two models' outputs."""
+
+    def __init__(self, divergence: measures.Divergence, samples: Mapping[str, Sequence[Array]]) -> None:
+        self.divergence = divergence
+        scores = {
+            m.output: m.axis for m in divergence.measures if m.kind in (measures.Kind.KL, measures.Kind.PROBABILITY_KL)
+        }
+        vectors = [n for n in divergence.outputs if samples[n][0].ndim > 1 and samples[n][0].shape[-1] > 1]
+        self.kl_outputs = [m.output for m in divergence.measures if m.kind in measures.SCORES]
+        self.observers = {}
+        if scores:
+            self.observers["agreement"] = teacher_decisions(scores)
+        if vectors:
+            self.observers["cosine"] = teacher_cosines(vectors)
+        self.rows: dict[str, list[Array]] = {"divergence": [], "kl": [], **{name: [] for name in self.observers}}
+        self.max_abs = 0.0
+
+    def add(self, expected: Outputs, found: Outputs, real: Array | None) -> None:
+        each = self.divergence.each(expected, found, real)
+        self.rows["divergence"].append(np.sum(list(each.values()), axis=0))
+        if self.kl_outputs:
+            self.rows["kl"].append(np.sum([each[name] for name in self.kl_outputs], axis=0))
+        for name, observe in self.observers.items():
+            self.rows[name].append(observe(found, expected, real))
+        self.max_abs = max(self.max_abs, *(max_distance(found[name], expected[name]) for name in expected))
+
+    def result(self) -> Drift:
+        gathered = {name: np.concatenate(rows) for name, rows in self.rows.items() if rows}
+        return Drift(
+            divergence=float(gathered["divergence"].mean()),
+            measure=self.divergence.description,
+            kl=float(gathered["kl"].mean()) if "kl" in gathered else None,
+            cosine=ratio(gathered["cosine"]) if "cosine" in gathered else None,
+            agreement=ratio(gathered["agreement"]) if "agreement" in gathered else None,
+            max_abs=self.max_abs,
+        )
+
+
+def _metrics(teacher: Teacher, names: str | Sequence[str] | None) -> list[Metric]:
+    dataset = teacher.dataset
+    pairs = dataset.pairs
+    labels = [label for *_, label in pairs] if pairs else dataset.labels
+    samples = {name: arrays[0] for name, arrays in teacher.samples.items()}
+    wanted: Sequence[str | None] = [names] if isinstance(names, str) or names is None else names or [None]
+    unlabelled = labels is None or all(label is None for label in labels)
+    return [
+        choose_metric(
+            teacher.divergence,
+            samples,
+            None if unlabelled else labels,
+            pairs=bool(pairs),
+            causal=unlabelled and not pairs and teacher.causal,
+            name=name,
+        )
+        for name in wanted
+    ]
+
+
+def _next_tokens(batch: Batch) -> list[Array]:
+    name = token_input(batch.feeds)
+    if name is None:
+        raise DataError("perplexity without labels needs input_ids: the row's own next tokens are the labels")
+    ids = batch.feeds[name].astype(np.int64)
+    if batch.real is not None and batch.real.shape == ids.shape:
+        ids = np.where(batch.real, ids, IGNORED)
+    return [np.append(row[1:], IGNORED) for row in ids]

@@ -1,0 +1,442 @@
+"""The report: lossless JSON, honest words, pages that load nothing and run nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from onnxprune.equivalence import Equivalence
+from onnxprune.errors import DataError
+from onnxprune.latency import LatencyRow, Times
+from onnxprune.report import (
+    Budget,
+    Change,
+    Flops,
+    ModelInfo,
+    Report,
+    Sparsity,
+    Units,
+    advice,
+    charts,
+    html,
+    terminal,
+    text,
+)
+from onnxprune.report.markup import Markup, tag
+from onnxprune.report.schema import ranges, unranges
+from onnxprune.runtime import Coverage
+from onnxprune.validate import Accuracy, Drift, Evidence
+
+EVIL = "<script>alert('1')</script>&\"[red]x[/red]"
+CPU = "CPUExecutionProvider"
+
+
+def latency(
+    speedup: float, low: float, high: float, provider: str = CPU, nodes: int = 10, batch: int = 1
+) -> LatencyRow:
+    def times(p50: float) -> Times:
+        return Times(0.9 * p50, p50, 1.1 * p50, 1.3 * p50, p50)
+
+    shape = {"input_ids": (batch, 128), "attention_mask": (batch, 128)}
+    coverage = Coverage(provider, nodes, 10, 1 if nodes == 10 else 3)
+    return LatencyRow(
+        provider, batch, shape, 1, times(10), times(10 / speedup), speedup, (low, high), 35, coverage, coverage
+    )
+
+
+def full(**changes: Any) -> Report:
+    held = Report(
+        model=ModelInfo("models/bert/model.onnx", "ab" * 32, 17, "models/bert/model.pruned.onnx"),
+        budget=Budget("flops", 0.6, 0.5996),
+        flops=Flops(
+            1000, 600, {"MatMul": Change(900, 500), "Gemm": Change(100, 100)}, {"batch_size": 1, "sequence_length": 26}
+        ),
+        params=Change(22_713_602, 18_000_000),
+        size_bytes=Change(90_966_181, 72_000_000),
+        units=(
+            Units("heads.0", "heads", 0, 12, 11, tuple(range(11))),
+            Units("heads.1", "heads", 1, 12, 0, ()),
+            Units("neurons.0", "neurons", 0, 1536, 768),
+            Units("block.1", "attention_blocks", 1, 1, 0),
+        ),
+        recipe={"seed": 0, "method": "optin", "paths": [Path("a.jsonl")], "alpha": np.float32(0.5)},
+        equivalence=Equivalence(1e-6, 2e-7, 64, "logits"),
+        accuracy=Accuracy("accuracy", 0.8968, 0.8945, 0.0023, 872, (-0.0046, 0.0092), True, "class labels"),
+        further=(Accuracy("perplexity", 20.0, 21.5, 1.5, 872, (1.0, 2.0), False),),
+        drift=Drift(0.012, "logits: KL", 0.012, 0.998, 0.977, 0.83),
+        latency=(latency(1.6, 1.55, 1.65), latency(1.01, 0.97, 1.04, batch=8)),
+        warnings=("3 of 512 rows were cut off.",),
+        seconds={"score": 9.5, "validate": 22.0},
+        peak_memory_bytes=1_830_000_000,
+    )
+    return replace(held, **changes)
+
+
+def plain(report: Report, width: int = 110) -> str:
+    stream = io.StringIO()
+    terminal.print_report(report, Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+# ---- JSON
+
+
+def test_json_is_what_the_interface_promises() -> None:
+    data = json.loads(json.dumps(full().to_json(), allow_nan=False))
+    assert data["schema_version"] == 1
+    assert data["model"] | {"pruned_path": ""} == {
+        "path": "models/bert/model.onnx", "sha256": "ab" * 32, "opset": 17, "pruned_path": "",
+    }  # fmt: skip
+    assert data["flops"]["ratio"] == 0.6
+    assert data["flops"]["by_op"]["MatMul"] == {"dense": 900, "pruned": 500, "ratio": 500 / 900}
+    assert data["units"][0] == {
+        "id": "heads.0", "kind": "heads", "layer": 0, "total": 12, "kept": 11, "index": "0-10",
+    }  # fmt: skip
+    assert data["units"][2]["index"] is None
+    assert set(data["equivalence"]) >= {"max_abs", "max_rel", "rows"}
+    assert set(data["accuracy"]) >= {"metric", "dense", "pruned", "drop", "rows", "confidence_interval"}
+    assert set(data["drift"]) >= {"kl", "cosine", "agreement"}
+    row = data["latency"][0]
+    assert set(row) >= {"provider", "batch", "shape", "threads", "dense_ms", "pruned_ms", "speedup", "speedup_interval"}
+    assert set(row["dense_ms"]) >= {"p50", "p90", "p99"}
+    assert row["coverage"] == {"provider": CPU, "nodes_on_provider": 10, "nodes": 10, "partitions": 1}
+    assert row["shape"]["input_ids"] == [1, 128]
+    assert data["recipe"] == {"seed": 0, "method": "optin", "paths": ["a.jsonl"], "alpha": 0.5}
+
+
+def test_json_round_trip_and_file(tmp_path: Path) -> None:
+    report = full(recipe={"seed": 0, "nested": {"a": [1, None, "ü"]}}, sparsity=Sparsity("2:4", 0.5, ("X",)))
+    report.save(tmp_path / "r.json")
+    assert Report.load(tmp_path / "r.json") == report
+    bare = Report(ModelInfo("m", "", 17), Budget("size", 1, 2, "bytes"), Flops(0, 0), Change(0, 0), Change(0, 0), ())
+    assert Report.from_json(json.loads(json.dumps(bare.to_json()))) == bare
+
+
+def test_numbers_that_json_lacks() -> None:
+    data = full(equivalence=Equivalence(math.inf, math.nan, 1)).to_json()
+    assert data["equivalence"]["max_abs"] is None
+    found = Report.from_json(data).equivalence
+    assert found is not None
+    assert math.isnan(found.max_abs)
+
+
+def test_newer_fields_are_left_out_and_older_reports_lack_some() -> None:
+    data = full().to_json() | {"invented": 1}
+    data["model"]["invented"] = 2
+    del data["peak_memory_bytes"]
+    assert Report.from_json(data) == replace(Report.from_json(full().to_json()), peak_memory_bytes=0)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("schema_version",), 2, "schema version 1"),
+        (("model", "opset"), "17", r"report\.model\.opset"),
+        (("units", 1), 5, r"report\.units\[1\]"),
+        (("latency", 0, "speedup_interval"), [1.0], r"report\.latency\[0\]\.speedup_interval"),
+        (("flops",), None, r"report\.flops"),
+        (("warnings",), "text", r"report\.warnings"),
+        (("params", "dense"), True, r"report\.params\.dense"),
+    ],
+)
+def test_wrong_fields_are_named(path: tuple[str | int, ...], value: Any, message: str) -> None:
+    data: Any = full().to_json()
+    place = data
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(DataError, match=message):
+        Report.from_json(data)
+
+
+def test_missing_fields_and_files(tmp_path: Path) -> None:
+    data = full().to_json()
+    del data["latency"][1]["speedup_interval"]
+    with pytest.raises(DataError, match=r"latency\[1\]\.speedup_interval is missing"):
+        Report.from_json(data)
+    for content in ("{", "[]", "null"):
+        (tmp_path / "r.json").write_text(content)
+        with pytest.raises(DataError, match=r"r\.json"):
+            Report.load(tmp_path / "r.json")
+    with pytest.raises(DataError, match=r"none\.json"):
+        Report.load(tmp_path / "none.json")
+
+
+@given(st.sets(st.integers(0, 200)))
+def test_ranges(index: set[int]) -> None:
+    held = tuple(sorted(index))
+    assert unranges(ranges(held)) == held
+    assert ranges((0, 1, 2, 5, 7, 8)) == "0-2,5,7-8"
+
+
+# ---- words
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "expected"),
+    [
+        (0, "B", "0 B"),
+        (999, "B", "999 B"),
+        (1234567, "", "1.23 M"),
+        (999_700, "", "1.00 M"),
+        (90_966_181, "B", "91.0 MB"),
+        (2_224_000_000, "FLOP", "2.22 GFLOP"),
+        (0.5, "ms", "0.500 ms"),
+        (-1500, "", "-1.50 k"),
+    ],
+)
+def test_si(value: float, unit: str, expected: str) -> None:
+    assert text.si(value, unit) == expected
+
+
+def test_changes_say_better_and_worse_with_their_interval() -> None:
+    held = full()
+    assert held.accuracy is not None
+    assert text.drop(held.accuracy) == "−0.23 points [−0.92, +0.46]"
+    assert text.drop(held.further[0]) == "+1.50 [+1.00, +2.00]"
+    assert "too few rows" in text.drop(replace(held.accuracy, confidence_interval=None))
+    assert text.metric_value(held.accuracy, 0.8968) == "89.68%"
+    assert text.metric_value(replace(held.accuracy, metric="spearman"), 0.86719) == "0.8672"
+
+
+def test_a_speedup_is_never_worded_without_its_interval() -> None:
+    row = latency(1.6, 1.55, 1.65)
+    assert text.speedup(row) == "1.60× [1.55, 1.65]"
+    assert text.verdict(row) == "faster"
+    assert text.verdict(latency(1.3, 0.9, 1.7)) == "no clear difference"
+    assert text.verdict(latency(0.8, 0.7, 0.9)) == "slower"
+
+
+def test_budgets() -> None:
+    assert text.budget(Budget("flops", 0.6, 0.5996)) == "FLOPs: 60.0% kept, 40.0% removed (target 60.0%)"
+    assert text.budget(Budget("latency", 8, 7.912, "ms")) == "Latency: 7.91 ms (target 8.00 ms)"
+    assert text.budget(Budget("size", 25e6, 24.5e6, "bytes")) == "File size: 24.5 MB (target 25.0 MB)"
+
+
+def test_seconds() -> None:
+    assert [text.seconds(s) for s in (0.44, 12.4, 59.6, 185)] == ["0.4 s", "12 s", "60 s", "3 min 05 s"]
+
+
+# ---- advice
+
+
+def steps(report: Report) -> str:
+    return " ".join(f"{step.text} {step.command}" for step in advice.next_steps(report))
+
+
+def test_what_was_not_measured_is_named_with_its_command() -> None:
+    said = steps(full(accuracy=None, latency=()))
+    assert "onnxprune validate models/bert/model.onnx models/bert/model.pruned.onnx" in said
+    assert "onnxprune bench models/bert/model.onnx" in said
+    assert "bench" not in steps(full()) and "validate" not in steps(full())
+
+
+def test_sure_losses_and_no_losses_lead_to_different_steps() -> None:
+    held = full().accuracy
+    assert held is not None
+    assert "--max-drop" in steps(full(accuracy=replace(held, drop=0.05, confidence_interval=(0.03, 0.07))))
+    assert "sweep" in steps(full())
+    unsure = steps(full(accuracy=replace(held, confidence_interval=(-0.02, 0.03))))
+    assert "uncertain by 5.0 points" in unsure
+    assert "sweep" not in unsure
+
+
+def test_providers_that_gain_nothing_are_named() -> None:
+    said = steps(full(latency=(latency(1.0, 0.95, 1.05), latency(1.4, 1.3, 1.5, nodes=7))))
+    assert "cpu at 1 × 128: no speed-up (1.00× [0.95, 1.05])" in said
+    assert "7 of 10 nodes in 3 partitions" in said
+
+
+def test_zeros_that_bring_no_speed_are_said_to() -> None:
+    said = steps(full(sparsity=Sparsity("2:4", 0.5, ("TensorrtExecutionProvider",))))
+    assert "2:4 zeros bring no speed on cpu" in said
+    assert "made for tensorrt" in said
+    assert "bring no speed on any provider" in steps(full(latency=(), sparsity=Sparsity("2:4", 0.5)))
+    fast = full(latency=(latency(1.6, 1.5, 1.7, "TensorrtExecutionProvider"),))
+    assert "no speed on" not in steps(replace(fast, sparsity=Sparsity("2:4", 0.5, ("TensorrtExecutionProvider",))))
+
+
+def test_paths_are_quoted_for_the_shell() -> None:
+    assert "'my model.onnx'" in steps(full(model=ModelInfo("my model.onnx", "", 17)))
+
+
+# ---- terminal
+
+
+def test_plain_output_is_ascii_and_complete() -> None:
+    said = plain(full())
+    assert said.isascii()
+    assert "\x1b" not in said
+    for expected in ("bert/model.onnx", "60.0% kept", "###########. 11/12", "............ 0/12", "768/1536", "dropped"):
+        assert expected in said
+    assert "89.68%" in said and "-0.23 points [-0.92, +0.46]" in said
+    assert "1.60x [1.55, 1.65]" in said and "no clear difference" in said
+    assert "3 of 512 rows" in said
+    assert terminal.to_text(full()) == said
+
+
+@pytest.mark.parametrize("width", [60, 80, 110, 200])
+def test_intervals_are_never_cut_off(width: int) -> None:
+    stream = io.StringIO()
+    terminal.print_latency(full().latency, Console(file=stream, width=width))
+    terminal.print_sweep([full(), full()], Console(file=stream, width=max(width, 110)))
+    assert stream.getvalue().count("1.60x [1.55, 1.65]") == 3
+
+
+def test_terminals_get_colour_and_blocks() -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=120, force_terminal=True, color_system="truecolor", _environ={})
+    terminal.print_report(full(), console)
+    said = stream.getvalue()
+    assert "\x1b[" in said
+    assert all(special in said for special in "█■×")
+
+
+def test_brackets_are_no_markup() -> None:
+    said = plain(full(warnings=(EVIL,), model=ModelInfo(f"{EVIL}.onnx", "", 17)))
+    assert said.count("[red]x[/red]") >= 2
+
+
+def test_validation_and_sweep_tables() -> None:
+    held = full()
+    assert held.accuracy is not None and held.drift is not None
+    stream = io.StringIO()
+    console = Console(file=stream, width=110)
+    terminal.print_evidence(Evidence(held.accuracy, held.drift, held.latency[0].coverage, held.further), console)
+    terminal.print_sweep([full(flops=Flops(1000, 400)), held, full(flops=Flops(1000, 900), latency=())], console)
+    said = stream.getvalue()
+    assert "Perplexity" in said and "agreement 97.7%" in said
+    assert re.search(r"90\.0%.*60\.0%.*40\.0%", said, re.DOTALL)
+
+
+def test_a_bare_report_prints() -> None:
+    said = plain(
+        Report(ModelInfo("m", "", 17), Budget("params", 0.5, 0.5), Flops(0, 0), Change(0, 0), Change(0, 0), ())
+    )
+    assert "Parameters: 50.0% kept" in said
+
+
+# ---- HTML
+
+
+class Page(HTMLParser):
+    """Elements and text; fails on anything that does not close."""
+
+    VOID = frozenset({"meta"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] != "style":
+            self.text += data + " "
+
+    def count(self, name: str, class_: str) -> int:
+        return sum(tag == name and held.get("class") == class_ for tag, held in self.elements)
+
+
+def test_the_page_loads_and_runs_nothing() -> None:
+    page = html.render(full(), [full(), full(flops=Flops(1000, 400))])
+    parsed = Page(page)
+    names = {name for name, _ in parsed.elements}
+    assert not names & {"script", "link", "img", "iframe", "object", "embed", "base", "form", "audio", "video", "use"}
+    for _, held in parsed.elements:
+        assert not set(held) & {"src", "href", "xlink:href", "action", "srcset"}
+        assert not any(key.startswith("on") for key in held)
+    assert not re.search(r"url\(|@import|https?:", page)
+    policy = next(held for name, held in parsed.elements if held.get("http-equiv") == "Content-Security-Policy")
+    assert policy["content"] == "default-src 'none'; style-src 'unsafe-inline'"
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_everything_is_escaped() -> None:
+    evil = full(
+        model=ModelInfo(EVIL, EVIL, 17, EVIL),
+        budget=Budget(EVIL, 1, 1, EVIL),
+        flops=Flops(10, 5, {EVIL: Change(10, 5)}, {EVIL: 1}),
+        units=(Units(EVIL, EVIL, 0, 4, 2, (0, 1)),),
+        recipe={EVIL: EVIL},
+        accuracy=Accuracy(EVIL, 1, 1, 0, 2, (0, 0), True, EVIL),
+        drift=Drift(0, EVIL, 0, 1, 1, 0),
+        latency=(latency(1.5, 1.4, 1.6, provider=EVIL),),
+        sparsity=Sparsity(EVIL, 0.5, (EVIL,)),
+        warnings=(EVIL,),
+        seconds={EVIL: 1.0},
+    )
+    page = html.render(evil, [evil, evil])
+    parsed = Page(page)
+    assert "script" not in {name for name, _ in parsed.elements}
+    assert "<script" not in page.lower()
+    assert parsed.text.count(EVIL) >= 12
+
+
+def test_the_map_shows_what_is_left() -> None:
+    parsed = Page(html.render(full()))
+    assert parsed.count("rect", "on") == 11
+    assert parsed.count("rect", "off") == 1 + 12 + 1
+    for expected in ("Attention blocks", "dropped", "11 / 12", "768 / 1,536", "11 of 24"):
+        assert expected in parsed.text
+
+
+def test_every_speedup_on_the_page_has_its_interval() -> None:
+    parsed = Page(html.render(full(latency=(latency(1.6, 1.55, 1.65), latency(0.7, 0.6, 0.8)))))
+    quoted = re.findall(r"1\.60×(.{0,40})", parsed.text)
+    assert quoted
+    assert all("1.55" in after for after in quoted)
+    assert parsed.count("circle", "dot good") == 1
+    assert parsed.count("circle", "dot bad") == 1
+
+
+def test_the_curve_needs_several_reports() -> None:
+    assert "Accuracy against cost" not in Page(html.render(full(), [full()])).text
+    several = [full(flops=Flops(1000, kept)) for kept in (900, 600, 300)]
+    parsed = Page(html.render(several[1], several))
+    assert "Accuracy against cost" in parsed.text
+    assert parsed.count("circle", "dot") == 6
+    assert "Accuracy against cost" not in Page(html.render(full(), [full(accuracy=None)] * 2)).text
+
+
+def test_a_bare_page() -> None:
+    bare = Report(ModelInfo("m", "", 17), Budget("params", 0.5, 0.5), Flops(0, 0), Change(0, 0), Change(0, 0), ())
+    parsed = Page(html.render(bare))
+    assert "no accuracy was measured" in parsed.text
+    assert "Latency was not measured" in parsed.text
+
+
+def test_tags_escape_all_but_markup() -> None:
+    made = tag("a", "<", Markup("<b></b>"), 1.50, None, class_='"', data_x=2, title=None)
+    assert made == '<a class="&quot;" data-x="2">&lt;<b></b>1.5</a>'
+    assert tag("p", made) == f"<p>{made}</p>"
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
+def test_ticks_lie_inside_and_are_few(low: float, span: float) -> None:
+    ticks = charts._Scale(low, low + span, 0, 100).ticks(6)
+    assert 1 <= len(ticks) <= 7
+    assert all(low - 1e-6 * span <= tick <= low + span + 1e-6 * span for tick in ticks)

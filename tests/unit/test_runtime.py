@@ -1,0 +1,214 @@
+"""Sessions of real ONNX Runtime on small graphs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import parser
+
+from onnxprune import runtime
+from onnxprune.errors import CheckError, DataError, ModelError, UnsupportedError, UsageError
+
+LINEAR = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[batch, tokens, 4] x) => (float[batch, tokens, 4] y, float[batch, tokens, 4] z)
+<float[4, 4] w = {2,0,0,0, 0,2,0,0, 0,0,2,0, 0,0,0,2}>
+{ y = MatMul(x, w)  z = Relu(y) }
+"""
+X = np.linspace(-1, 1, 24, dtype=np.float32).reshape(2, 3, 4)
+
+
+@pytest.fixture(scope="module")
+def linear(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runtime") / "linear.onnx"
+    onnx.save(parser.parse_model(LINEAR), path)
+    return path
+
+
+def test_names_short_long_and_listed() -> None:
+    assert runtime.resolve_providers("cpu") == ("CPUExecutionProvider",)
+    assert runtime.resolve_providers("CPUExecutionProvider, CPU") == ("CPUExecutionProvider",)
+    assert runtime.resolve_providers(["cpu"]) == ("CPUExecutionProvider",)
+    assert runtime.short_name("CPUExecutionProvider") == "cpu"
+    assert runtime.short_name("SomeExecutionProvider") == "SomeExecutionProvider"
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "CPUExecution"])
+def test_unknown_provider_lists_the_known(name: str) -> None:
+    with pytest.raises(UsageError, match=r"cuda.*openvino"):
+        runtime.resolve_providers(name)
+
+
+def test_no_provider_at_all() -> None:
+    with pytest.raises(UsageError, match="no execution provider"):
+        runtime.resolve_providers([])
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [
+        ("cuda", "onnxruntime-gpu"),
+        ("tensorrt", "onnxruntime-gpu"),
+        ("openvino", "onnxruntime-openvino"),
+        ("qnn", "onnxruntime-qnn"),
+        ("xnnpack", "Android and iOS"),
+        ("nnapi", "Android and iOS"),
+        ("dml", "onnxruntime-directml"),
+    ],
+)
+def test_a_missing_provider_names_its_package(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(runtime, "_PLUGINS", {})
+    with pytest.raises(UsageError, match=package):
+        runtime.resolve_providers(name)
+
+
+def test_a_provider_that_the_build_lists_but_that_does_not_load_is_an_error(
+    linear: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(runtime.SHORT_NAMES.values()))
+    with pytest.raises(UsageError, match="CUDAExecutionProvider"):
+        runtime.session(linear, ["cuda"])
+
+
+def test_a_broken_plugin_is_an_error(linear: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    library = tmp_path / "broken.so"
+    library.write_bytes(b"no library")
+    (tmp_path / "onnxprune_broken_plugin.py").write_text(f"def get_library_path(): return {str(library)!r}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(runtime, "_PLUGINS", {"QNNExecutionProvider": "onnxprune_broken_plugin"})
+    with pytest.raises(UsageError, match="onnxprune_broken_plugin of QNNExecutionProvider does not load"):
+        runtime.session(linear, ["qnn"])
+
+
+def test_run_computes_what_is_asked_and_drops_other_feeds(linear: Path) -> None:
+    opened = runtime.session(linear)
+    found = runtime.run(opened, {"x": X, "label": np.ones(2)}, ["z"])
+    assert list(found) == ["z"]
+    np.testing.assert_array_equal(found["z"], np.maximum(2 * X, 0))
+
+
+def test_a_serialised_model_is_a_model() -> None:
+    opened = runtime.session(parser.parse_model(LINEAR).SerializeToString())
+    np.testing.assert_array_equal(runtime.run(opened, {"x": X})["y"], 2 * X)
+
+
+def test_evaluate_keeps_batches_apart(linear: Path) -> None:
+    class Batch:
+        def __init__(self, x: np.ndarray) -> None:
+            self.feeds = {"x": x}
+
+    found = runtime.evaluate(runtime.session(linear), [Batch(X), {"x": X[:1, :2]}], ["y"])
+    assert [a.shape for a in found["y"]] == [(2, 3, 4), (1, 2, 4)]
+    np.testing.assert_array_equal(found["y"][1], 2 * X[:1, :2])
+
+
+def test_threads_spinning_and_dims_reach_the_session(linear: Path) -> None:
+    opened = runtime.session(linear, threads=2, spinning=True, dims={"tokens": 7}, optimization="basic")
+    options = opened.get_session_options()
+    assert options.intra_op_num_threads == 2
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
+    assert opened.get_inputs()[0].shape == ["batch", 7, 4]
+    quiet = runtime.session(linear).get_session_options()
+    assert (quiet.intra_op_num_threads, quiet.inter_op_num_threads) == (1, 1)
+    assert quiet.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert not quiet.enable_profiling
+
+
+def test_optimization_level(linear: Path) -> None:
+    with pytest.raises(UsageError, match="none, basic, extended, all"):
+        runtime.session(linear, optimization="O3")
+
+
+def test_coverage_counts_the_nodes(linear: Path) -> None:
+    counted = runtime.coverage(runtime.session(linear, optimization="none"))
+    assert counted == runtime.Coverage("CPUExecutionProvider", nodes_on_provider=2, nodes=2, partitions=1)
+    assert counted.complete
+    assert not runtime.Coverage("CUDAExecutionProvider", 1, 2, None).complete
+
+
+class _Recorded:
+    """A session as far as `coverage` looks: what ONNX Runtime recorded about placement."""
+
+    def __init__(self, provider: str, groups: list[tuple[str, int]]) -> None:
+        self.provider, self.groups = provider, groups
+
+    def get_providers(self) -> list[str]:
+        return [self.provider, "CPUExecutionProvider"]
+
+    def get_provider_graph_assignment_info(self) -> list[object]:
+        return [
+            type("Group", (), {"ep_name": name, "get_nodes": lambda self, n=n: [None] * n})() for name, n in self.groups
+        ]
+
+
+@pytest.mark.parametrize(
+    ("provider", "groups", "expected"),
+    [
+        ("QNNExecutionProvider", [("QNN", 40), ("CPU", 1), ("QNN", 20)], (60, 61, 2)),
+        ("QNNExecutionProvider", [("CPU", 5)], (0, 5, 0)),
+        ("CUDAExecutionProvider", [("CUDA", 1), ("CUDA", 1)], (2, 2, 1)),
+        ("CUDAExecutionProvider", [("CUDA", 1), ("CPU", 1), ("CUDA", 1)], (2, 3, None)),
+    ],
+)
+def test_partitions(provider: str, groups: list[tuple[str, int]], expected: tuple[int, int, int | None]) -> None:
+    recorded = _Recorded(provider, [(f"{name}ExecutionProvider", n) for name, n in groups])
+    counted = runtime.coverage(recorded)
+    assert (counted.nodes_on_provider, counted.nodes, counted.partitions) == expected
+
+
+def test_a_provider_that_takes_nothing_is_refused(linear: Path) -> None:
+    recorded = _Recorded("QNNExecutionProvider", [("CPUExecutionProvider", 5)])
+    with pytest.raises(CheckError, match=r"none of the 5 nodes of the dense model \(it takes fixed shapes only\)"):
+        runtime.placed(recorded, "the dense model")
+    assert runtime.placed(runtime.session(linear)).complete
+
+
+def test_old_runtimes_cannot_tell_coverage() -> None:
+    class Old:
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    with pytest.raises(UnsupportedError, match="newer"):
+        runtime.coverage(Old())
+
+
+def test_missing_and_damaged_files(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"none\.onnx"):
+        runtime.session(tmp_path / "none.onnx")
+    (tmp_path / "text.onnx").write_text("hello")
+    with pytest.raises(ModelError, match=r"text\.onnx"):
+        runtime.session(tmp_path / "text.onnx")
+    with pytest.raises(ModelError, match="serialised"):
+        runtime.session(b"hello")
+
+
+def test_an_unknown_operator_is_unsupported(tmp_path: Path) -> None:
+    graph = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (string[n] x) => (string[n] y) { y = Identity(x) }'
+    )
+    graph.graph.node[0].op_type = "Relu"  # no kernel takes strings
+    onnx.save(graph, tmp_path / "m.onnx")
+    with pytest.raises((ModelError, UnsupportedError), match="Relu"):
+        runtime.session(tmp_path / "m.onnx")
+    half = '<ir_version: 8, opset_import: ["" : 17]> g (bfloat16[n] x) => (bfloat16[n] y) { y = Erf(x) }'
+    onnx.save(parser.parse_model(half), tmp_path / "half.onnx")
+    with pytest.raises(UnsupportedError, match="Erf"):
+        runtime.session(tmp_path / "half.onnx")
+
+
+def test_feeds_that_do_not_fit(linear: Path) -> None:
+    opened = runtime.session(linear)
+    with pytest.raises(DataError, match="input x"):
+        runtime.run(opened, {"y": X})
+    with pytest.raises(DataError, match="float"):
+        runtime.run(opened, {"x": X.astype(np.int64)})
+    with pytest.raises(DataError, match="x"):
+        runtime.run(opened, {"x": X[0]})
+    with pytest.raises(DataError, match="Got: 3 Expected: 4"):
+        runtime.run(opened, {"x": X[..., :3]})

@@ -1,0 +1,138 @@
+"""Level swaps: within the budget, never worse, repeatable, and better than the table alone where damages interact."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxprune.errors import BudgetError
+from onnxprune.search import Allocation, Level, Module, allocate, cost_of, damage_of, swaps
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+class Problem:
+    """Modules whose damages compound: neighbours both cut hard harm each other."""
+
+    def __init__(self, seed: int, modules: int, levels: int, interaction: float = 1.0) -> None:
+        random = np.random.default_rng(seed)
+        shares = np.linspace(1.0, 0.0, levels)
+        weight = random.uniform(0.2, 2.0, modules)
+        self.price = random.integers(1, 4, modules)
+        self.pull = interaction * random.uniform(-1.0, 1.0, (modules, modules))
+        self.weight, self.shares = weight, shares
+        self.modules = [
+            Module(
+                f"m{i}",
+                tuple(
+                    Level(k, float(self.price[i]) * share * 10, float(weight[i] * (1 - share) ** 2))
+                    for k, share in zip(range(levels, 0, -1), shares.tolist(), strict=True)
+                ),
+            )
+            for i in range(modules)
+        ]
+        self.calls = 0
+
+    def evaluate(self, allocation: Allocation) -> float:
+        self.calls += 1
+        gone = np.array([1.0 - self.shares[allocation[m.id]] for m in self.modules])
+        return float(self.weight @ gone**2 + 0.5 * abs(gone @ self.pull @ gone))
+
+    def budget(self, share: float) -> float:
+        return share * sum(m.levels[0].cost for m in self.modules)
+
+
+@given(seeds, st.integers(1, 6), st.integers(1, 6), st.floats(0.05, 1.0), st.integers(1, 30), st.integers(1, 3))
+def test_swaps_stay_within_budget_and_never_lose(
+    seed: int, modules: int, levels: int, share: float, evaluations: int, reach: int
+) -> None:
+    if levels == 1:
+        share = 1.0
+    problem = Problem(seed, modules, levels)
+    budget = problem.budget(share)
+    start = allocate(problem.modules, budget)
+    found = swaps(start, problem.modules, problem.evaluate, budget, evaluations=evaluations, reach=reach, seed=seed)
+    assert problem.calls <= evaluations
+    assert cost_of(problem.modules, found.levels) <= budget
+    assert found.start == problem.evaluate(start)
+    assert found.value == problem.evaluate(found.levels) <= found.start
+    again = swaps(start, problem.modules, problem.evaluate, budget, evaluations=evaluations, reach=reach, seed=seed)
+    assert again == found
+
+
+@given(seeds)
+def test_the_trials_retell_the_way(seed: int) -> None:
+    """Replaying the accepted moves from the start gives the result, each one an improvement, none tried twice."""
+    problem = Problem(seed, 5, 5)
+    budget = problem.budget(0.5)
+    start = allocate(problem.modules, budget)
+    found = swaps(start, problem.modules, problem.evaluate, budget)
+    levels, value, seen = dict(start), found.start, {tuple(start.values())}
+    for trial in found.trials:
+        after = dict(levels)
+        for key, old, new in trial.changes:
+            assert levels[key] == old != new
+            after[key] = new
+        assert 1 <= len(trial.changes) <= 2
+        assert tuple(after.values()) not in seen
+        seen.add(tuple(after.values()))
+        assert trial.measured == pytest.approx(problem.evaluate(after) - value)
+        before, now = (damage_of(problem.modules, a) for a in (levels, after))
+        assert trial.predicted == pytest.approx(now - before)
+        assert trial.accepted == (trial.measured < 0)
+        if trial.accepted:
+            levels, value = after, value + trial.measured
+    assert levels == found.levels and value == pytest.approx(found.value)
+
+
+def test_interacting_damages_are_improved_on() -> None:
+    """Over fixed problems: what swaps close of the gap between the table's choice and the true optimum."""
+    closed = []
+    for seed in range(12):
+        problem = Problem(seed, 5, 4, interaction=2.0)
+        budget = problem.budget(0.5)
+        start = allocate(problem.modules, budget)
+        found = swaps(start, problem.modules, problem.evaluate, budget, evaluations=40)
+        keys = [m.id for m in problem.modules]
+        every = (dict(zip(keys, choice, strict=True)) for choice in product(range(4), repeat=5))
+        best = min(problem.evaluate(a) for a in every if cost_of(problem.modules, a) <= budget)
+        assert found.value >= best - 1e-12
+        if found.start > best + 1e-9:
+            closed.append((found.start - found.value) / (found.start - best))
+    assert len(closed) >= 6, "the table's choice was the best already: no test"
+    assert float(np.mean(closed)) > 0.8, closed
+
+
+def test_the_tables_favourite_is_tried_first() -> None:
+    """With additive damages and a bad start, the first move measured is the best one there is."""
+    problem = Problem(3, 6, 5, interaction=0.0)
+    budget = problem.budget(0.6)
+    start = {m.id: len(m.levels) - 1 for m in problem.modules}
+    found = swaps(start, problem.modules, problem.evaluate, budget, evaluations=2, reach=1)
+    ups = [m.levels[4].damage - m.levels[3].damage for m in problem.modules]
+    assert found.trials[0].accepted
+    assert -found.trials[0].measured == pytest.approx(max(ups))
+
+
+def test_forbidden_levels_and_nan_are_never_taken() -> None:
+    modules = [Module(k, (Level(2, 2.0, 0.0), Level(1, 1.0, math.inf), Level(0, 0.0, 0.5))) for k in "ab"]
+    asked: list[Allocation] = []
+
+    def evaluate(allocation: Allocation) -> float:
+        asked.append(allocation)
+        return math.nan if len(asked) > 1 else 1.0
+
+    found = swaps({"a": 0, "b": 2}, modules, evaluate, 2.0)
+    assert found.levels == {"a": 0, "b": 2} and found.value == 1.0
+    assert len(asked) > 1 and all(1 not in a.values() for a in asked)
+
+
+def test_a_start_above_the_budget_is_refused() -> None:
+    problem = Problem(0, 3, 3)
+    with pytest.raises(BudgetError):
+        swaps({m.id: 0 for m in problem.modules}, problem.modules, problem.evaluate, problem.budget(0.9))
