@@ -70,7 +70,7 @@ def make_classifier(folder: Path, epochs: int = 10, seed: int = 0) -> Path:
 
 
 def vocabulary(texts: list[str]) -> list[str]:
-    """Gives the words that occur more than once, after BERT's special tokens; the other words are unknown to the model."""
+    """Gives BERT's special tokens and the words that occur more than once; the others are unknown to the model."""
     counts = Counter(re.findall(r"\w+|[^\w\s]", "\n".join(texts).lower()))
     return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted(word for word, count in counts.items() if count > 1)]
 
@@ -113,10 +113,14 @@ def main() -> None:
 
     import onnxprune
 
-    classifier = options.classifier or make_classifier(options.output / "torch")
-    rows = options.calib or (SENTENCES if options.classifier else classifier / "rows.jsonl")
-    dense = as_onnx(classifier, options.output / "dense")
-    pruned = options.output / "pruned"
+    if options.classifier:
+        classifier, rows = options.classifier, options.calib or SENTENCES
+        output = options.output / classifier.resolve().name
+    else:
+        output = options.output / "questions"
+        classifier = make_classifier(output / "torch")
+        rows = classifier / "rows.jsonl"
+    dense, pruned = as_onnx(classifier, output / "dense"), output / "pruned"
     pruned.mkdir(parents=True, exist_ok=True)
     # Tokenizer and configuration go along, so that `pruned` is an optimum folder as `dense` is.
     onnxprune.prune(dense, pruned / "model.onnx", flops=options.flops, calibration=rows, force=True)
@@ -124,7 +128,7 @@ def main() -> None:
     texts = sentences(rows)
     before, after = probabilities(dense, texts), probabilities(pruned, texts)
     agreed = float((before.argmax(-1) == after.argmax(-1)).mean())
-    print(f"Dense and pruned give the same class to {agreed:.1%} of {len(texts)} texts;")
+    print(f"Dense and pruned give the same class to {agreed:.1%} of the {len(texts)} calibration texts;")
     print(f"their probabilities differ by {np.abs(before - after).max(-1).mean():.4f} on average.")
 
 

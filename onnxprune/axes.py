@@ -17,12 +17,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
-Factor = "int | Layout"
-Term = tuple  # of Factor, outermost first
-Layout = tuple  # of Term, in memory order
+Factor: TypeAlias = "int | Layout"
+Term: TypeAlias = "tuple[Factor, ...]"  # outermost first
+Layout: TypeAlias = "tuple[Term, ...]"  # in memory order
 
 ONE: Layout = ((),)
 """The layout of a dimension of size 1."""
@@ -79,7 +80,7 @@ class Solver:
         """The layout in today's atoms; sums are spread over the products they lead."""
         terms: list[Term] = []
         for term in layout:
-            factors: list = []
+            factors: list[Factor] = []
             for factor in term:
                 inner = self._resolve_factor(factor)
                 if len(inner) == 1:
@@ -113,12 +114,13 @@ class Solver:
         tail: list[tuple[Layout, Layout]] = []
         while left and right and self.size(left[-1]) == self.size(right[-1]):
             tail.append((left.pop(), right.pop()))
-        ok &= all([self.same(d, e, why) for d, e in tail])
+        for d, e in tail:
+            ok &= self.same(d, e, why)
         return self.same(self.product(left), self.product(right), why) and ok
 
     def product(self, layouts: Iterable[Layout]) -> Layout:
         """One dimension out of several, the first outermost."""
-        factors: list = []
+        factors: list[Factor] = []
         for layout in map(self.resolve, layouts):
             factors.extend(layout[0] if len(layout) == 1 else (layout,))
         return self.resolve((tuple(factors),))
@@ -158,6 +160,8 @@ class Solver:
             return self._split(t, size_s)
         while s and t and s[-1] == t[-1]:
             s, t = s[:-1], t[:-1]
+        if not s or not t:  # the rest has size 1
+            return self._vanish(s or t)
         f, g = s[-1], t[-1]
         size_f, size_g = self._factor_size(f), self._factor_size(g)
         if size_f < size_g:
@@ -182,6 +186,13 @@ class Solver:
         self._bind(f, ((self._atom(size_f // common), shared),))
         self._bind(g, ((self._atom(size_g // common), shared),))
         return True
+
+    def _vanish(self, term: Term) -> bool:
+        """Take out the factors of a product of size 1."""
+        atoms = [factor for factor in term if isinstance(factor, int)]
+        for atom in atoms:
+            self._bind(atom, ONE)
+        return len(atoms) == len(term)
 
     def _split(self, term: Term, first: int) -> bool:
         """Cut a product into a sum of two at `first`, through its outermost atom."""
@@ -246,7 +257,8 @@ def _aligned(atom: int, mask: Mask | None, axes: Sequence[int | None], sizes: Se
     order = sorted(range(len(mask.context)), key=lambda i: axes.index(mask.context[i]))
     kept = mask.kept.transpose(*order, len(mask.context))
     shape = [sizes[a] if a in mask.context else 1 for a in axes if a is not None] if mask.context else []
-    return kept.reshape(*shape, sizes[atom]) if mask.context else kept
+    aligned: np.ndarray = kept.reshape(*shape, sizes[atom]) if mask.context else kept
+    return aligned
 
 
 def kept_ratio(layout: Layout, masks: Mapping[int, Mask], sizes: Sequence[int]) -> tuple[int, int]:

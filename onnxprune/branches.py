@@ -37,12 +37,21 @@ def find_branches(
                 if kind == "block" and any(g.kind == "neurons" for g in groups if g.id in held):
                     kind = "ffn"
                 value, skip = add.inputs[operand], add.inputs[1 - operand]
+                assert value is not None and skip is not None
                 found.append(
                     Branch(
-                        f"{kind}.{counters[kind]}", kind, counters[kind], add.name or "", operand, value.name or "", skip.name or "",
-                        tuple(n.name or "" for n in region), _tail(value), held,
+                        f"{kind}.{counters[kind]}",
+                        kind,
+                        counters[kind],
+                        add.name or "",
+                        operand,
+                        value.name or "",
+                        skip.name or "",
+                        tuple(n.name or "" for n in region),
+                        _tail(value, index),
+                        held,
                     )
-                )  # fmt: skip
+                )
                 counters[kind] += 1
                 break
     return tuple(found)
@@ -65,16 +74,22 @@ def _region(
     nodes: Sequence[ir.Node], index: Mapping[ir.Node, int], ancestors: Sequence[int], add: ir.Node, operand: int
 ) -> list[ir.Node]:
     """The nodes of f, or none where `operand` is no branch over the other one."""
-    last, origin = add.inputs[operand].producer(), add.inputs[1 - operand].producer()
-    if last is None or origin is None or not ancestors[index[last]] >> index[origin] & 1 or last is origin:
+    branch, skip = add.inputs[operand], add.inputs[1 - operand]
+    last = branch.producer() if branch is not None else None
+    if last is None or last not in index:
         return []
-    start = index[origin]
-    before = ancestors[start]
-    picked = ancestors[index[last]] & ~before
-    region = [nodes[i] for i in range(len(nodes)) if picked >> i & 1 and ancestors[i] >> start & 1]
-    inside = set(region)
+    inside: dict[ir.Node, None] = {}
+    for i, node in enumerate(nodes[: index[last] + 1]):
+        # What is computed from the size of x alone (position tables, masks) is no part of f.
+        if ancestors[index[last]] >> i & 1 and any(
+            v is not None and (v.producer() in inside or (v is skip and node.op_type not in ("Shape", "Size")))
+            for v in node.inputs
+        ):
+            inside[node] = None
+    if last not in inside:
+        return []
     weighted = False
-    for node in region:
+    for node in inside:
         for value in node.outputs:
             if value.is_graph_output() or any(
                 user not in inside and not (user is add and i == operand) for user, i in value.uses()
@@ -83,9 +98,7 @@ def _region(
         operator = ops.lookup(node)
         if operator is not None and operator.macs is not None:
             weighted |= any(v is not None and v.const_value is not None for v in node.inputs[1:])
-    # f must start at x itself: the skip connection and the branch share their source.
-    reads_skip = any(v is add.inputs[1 - operand] for node in region for v in node.inputs)
-    return region if weighted and reads_skip else []
+    return list(inside) if weighted else []
 
 
 def _is_attention(node: ir.Node) -> bool:
@@ -98,22 +111,23 @@ def _is_attention(node: ir.Node) -> bool:
     return pair or "num_heads" in node.attributes or "q_num_heads" in node.attributes
 
 
-def _tail(value: ir.Value) -> Reader | None:
+def _tail(value: ir.Value, index: Mapping[ir.Node, int]) -> Reader | None:
     """The last contraction with a weight before a branch ends, where only constants act after it."""
-    node = value.producer()
-    while node is not None:
+    open_nodes = {value.producer()}
+    while open_nodes:
+        if None in open_nodes or not all(n in index for n in open_nodes):
+            return None
+        node = max((n for n in open_nodes if n is not None), key=index.__getitem__)
         operator = ops.lookup(node)
         if operator is None:
             return None
         moving = [i for i, v in enumerate(node.inputs) if v is not None and v.const_value is None and _is_float(v)]
         if operator.macs is not None:
-            if len(moving) == 1 and moving[0] in (0, 1) and len(node.inputs) > 1:
-                return reader_of(node, moving[0])
-            return None
-        if len(moving) != 1 or moving[0] not in (0, 1):
-            return None
-        producer = node.inputs[moving[0]]
-        node = producer.producer() if producer is not None else None
+            if len(open_nodes) > 1 or len(moving) != 1 or moving[0] not in (0, 1) or len(node.inputs) < 2:
+                return None
+            return reader_of(node, moving[0])
+        open_nodes.remove(node)
+        open_nodes |= {v.producer() for i in moving if (v := node.inputs[i]) is not None}
     return None
 
 

@@ -15,7 +15,7 @@ from onnxprune.errors import OnnxPruneError, UsageError
 
 
 class _Default(click.Group):
-    """A group whose first argument may also be a model: `onnxprune m.onnx --flops 0.6`. `--help` and names stay as they are."""
+    """A group whose first argument may also be a model: `onnxprune m.onnx --flops 0.6`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h", "--version"):
@@ -23,7 +23,7 @@ class _Default(click.Group):
         return super().parse_args(ctx, args)
 
 
-class _Pairs(click.ParamType):
+class _Pairs(click.ParamType):  # type: ignore[type-arg]
     """`a=1,b=2` as a dictionary."""
 
     name = "name=value,…"
@@ -188,6 +188,9 @@ def _threads(count: int) -> None:
     "--ep", default="cpu", show_default=True, callback=_split, help="Execution providers to validate and time on."
 )
 @_method
+@click.option(
+    "--max-drop", metavar="DROP", help="The smallest model within 1pt (points) or 1% (relative) of the metric."
+)
 @click.option("--no-latency", is_flag=True, help="Do not time the models.")
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
 @click.option("--dry-run", is_flag=True, help="Plan and tell, write nothing.")
@@ -232,6 +235,58 @@ def prune(
         terminal.print_report(result.report)
         for written in result.files:
             click.echo(f"wrote {written}")
+
+
+@cli.command()
+@_MODEL
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder for the pruned models; default: none are written."
+)
+@click.option(
+    "--flops", required=True, callback=_split, metavar="BUDGETS", help="Fractions to keep: 0.9,0.75,0.6,0.5,0.4."
+)
+@_rows
+@click.option(
+    "--eval", "evaluation", metavar="ROWS", help="Rows for the report; default: some calibration rows, set aside."
+)
+@click.option("--metric", multiple=True, help="Task metric; guessed from labels and outputs.")
+@click.option(
+    "--ep", default="cpu", show_default=True, callback=_split, help="Execution providers to validate and time on."
+)
+@_method
+@click.option("--no-latency", is_flag=True, help="Do not time the models.")
+@click.option("--report", type=click.Path(path_type=Path), help="HTML page with the curve.")
+@click.option("--force", is_flag=True, help="Replace outputs that exist.")
+@_talk
+def sweep(
+    model: Path, output: Path | None, flops: tuple[str, ...], report: Path | None, force: bool, as_json: bool,
+    quiet: bool, verbose: int, **kwargs: Any,
+) -> None:  # fmt: skip
+    """The curve: MODEL at several budgets, scored once."""
+    from onnxprune import model as models
+    from onnxprune import pipeline
+    from onnxprune.report import html, terminal
+
+    _logging(verbose)
+    if report is not None:
+        models.refuse_overwrite(report, force=force)
+    options = _options(kwargs)
+    asked = ("columns", "pairs", "tokenizer", "max_length", "calibration", "evaluation")
+    common = {name: options.pop(name) for name in asked}
+    common |= {
+        "measure": not options.pop("no_latency"),
+        "providers": options.pop("ep"),
+        "metric": options.pop("metric") or None,
+    }
+    with _Bar(quiet or as_json) as bar:
+        results = pipeline.sweep(model, flops, output, force=force, options=options, progress=bar, **common)
+    reports = [r.report for r in results]
+    if report is not None:
+        report.write_text(html.render(reports[0], reports))
+    if as_json:
+        click.echo(json.dumps([r.to_json() for r in reports], indent=1))
+    elif not quiet:
+        terminal.print_sweep(reports)
 
 
 @cli.command()
@@ -327,25 +382,26 @@ def apply_plan(
 @click.option("--tokenizer", type=click.Path(path_type=Path))
 @_talk
 def validate(
-    model: Path, pruned: Path, evaluation: str, metric: tuple[str, ...], ep: tuple[str, ...], columns: dict[str, str] | None, pairs: str | None,
-    tokenizer: Path | None, as_json: bool, quiet: bool, verbose: int,
+    model: Path, pruned: Path, evaluation: str, metric: tuple[str, ...], ep: tuple[str, ...],
+    columns: dict[str, str] | None, pairs: Any, tokenizer: Path | None, as_json: bool, quiet: bool, verbose: int,
 ) -> None:  # fmt: skip
     """Compare PRUNED with MODEL on rows: task metric with its interval, and how far the outputs moved."""
     from dataclasses import asdict
 
-    from onnxprune import data, pipeline
+    from onnxprune import data
     from onnxprune import model as models
-    from onnxprune import validate as validation
+    from onnxprune.job import vocabulary
     from onnxprune.report import terminal
+    from onnxprune.validate import validate as compare
 
     _logging(verbose)
     dense = models.load(model)
     assert dense.path is not None
     rows = data.read(
-        evaluation, dense.inputs, outputs=dense.outputs, folder=dense.folder, columns=columns, pairs=pairs, tokenizer=tokenizer,  # type: ignore[arg-type]
-        vocab_size=pipeline.vocabulary(dense),
+        evaluation, dense.inputs, outputs=dense.outputs, folder=dense.folder, columns=columns, pairs=pairs,
+        tokenizer=tokenizer, vocab_size=vocabulary(dense),
     )  # fmt: skip
-    evidence = validation.validate(dense.path, models.find(pruned), rows, providers=ep, metric=metric or None)
+    evidence = compare(dense.path, models.find(pruned), rows, providers=ep, metric=metric or None)
     if as_json:
         click.echo(json.dumps(asdict(evidence)))
     elif not quiet:
@@ -363,8 +419,8 @@ def validate(
 @click.option("--runs", default=50, show_default=True)
 @_talk
 def bench(
-    model: Path, pruned: Path, ep: tuple[str, ...], batch: tuple[int, ...], seq: tuple[int, ...], shape: dict[str, int], threads: int, runs: int,
-    as_json: bool, quiet: bool, verbose: int,
+    model: Path, pruned: Path, ep: tuple[str, ...], batch: tuple[int, ...], seq: tuple[int, ...], shape: dict[str, int],
+    threads: int, runs: int, as_json: bool, quiet: bool, verbose: int,
 ) -> None:  # fmt: skip
     """Time MODEL and PRUNED, interleaved: medians, tails, and the speed-up with its interval."""
     from dataclasses import asdict

@@ -18,12 +18,15 @@ from onnxprune.axes import flat_mask
 from onnxprune.gates import Gated, Gates
 from onnxprune.linears import Linear
 from onnxprune.plan import Plan
-from onnxprune.probe import Evaluator, Rows, Walk
+from onnxprune.probe import Evaluator, Rows, Walk, Weights
 
 logger = logging.getLogger(__name__)
 
 STRENGTHS = (1e-3, 1e-2, 1e-1)
-"""Ridge strengths tried, relative to the mean diagonal of the inputs' Gram matrix."""
+"""Ridge strengths tried where a branch or the graph ends, relative to the mean diagonal of the inputs' Gram matrix."""
+
+INNER = (1e-2,)
+"""Ridge strengths tried elsewhere (queries, first FFN matrices): they gain less, and every trial is an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ def compensate(
     plan: Plan,
     linears: Sequence[Linear],
     strengths: Sequence[float] = STRENGTHS,
+    weights: Weights | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Plan, float, list[Step]]:
     """One sweep over `linears`, which are in graph order.
@@ -49,11 +53,12 @@ def compensate(
     Args:
         fit: rows whose tokens are regressed on.
         evaluator: over rows that accept or refuse each step.
+        weights: of the fit rows' tokens, for the products that have some.
 
     Returns:
         (plan with refit weights and intercepts, its divergence, what was done). Never worse than the plan given.
     """
-    sweep = _Sweep(gates, fit, evaluator, plan)
+    sweep = _Sweep(gates, fit, evaluator, plan, weights or {})
     steps = []
     for i, linear in enumerate(linears):
         if linear.inside in plan.drop and linear.branch is None:
@@ -67,11 +72,12 @@ def compensate(
 class _Sweep:
     """The state of a sweep: the plan so far, and per batch the values in front of the current node."""
 
-    def __init__(self, gates: Gates, fit: Rows, evaluator: Evaluator, plan: Plan) -> None:
+    def __init__(self, gates: Gates, fit: Rows, evaluator: Evaluator, plan: Plan, weights: Weights) -> None:
+        self.weights = weights
         self.gates, self.fit, self.evaluator, self.plan = gates, fit, evaluator, plan
         self.best = evaluator(gates.gated(plan))
         self.masks = plan.masks(gates.structure)
-        self.wanted = evaluator.rows.divergence.outputs
+        self.wanted = evaluator.wanted
         self.teacher, self.student = Walk(fit, self.wanted), Walk(fit, self.wanted)
         self.judge = Walk(evaluator.rows, self.wanted)
 
@@ -108,7 +114,7 @@ class _Sweep:
                 for name in skip:
                     drift = self.teacher.values[i][name] - self.student.values[i][name]
                     y = y + linear.matrix.written(drift, real).float()
-                total.add(x, y)
+                total.add(x, y, self.weights[linear.node][i] if linear.node in self.weights else None)
         return total
 
     def _candidates(self, linear: Linear, moments: _Moments, strengths: Sequence[float]) -> list[tuple[str, Plan]]:
@@ -133,8 +139,9 @@ class _Sweep:
         h = sxx[np.ix_(rows, rows)]
         scale = float(np.trace(h)) / max(len(rows), 1)
         pull = sxy[rows] - h @ prior[rows]
-        found = [("bias", self._with(linear, array, None, y_mean - x_mean @ prior))]
-        for strength in strengths if scale > 0 else ():
+        ends = linear.branch is not None or linear.inside is None
+        found = [("bias", self._with(linear, array, None, y_mean - x_mean @ prior))] if ends or scale <= 0 else []
+        for strength in () if scale <= 0 else strengths if ends else INNER:
             weight = prior.copy()
             weight[rows] += np.linalg.solve(h + strength * scale * np.eye(len(rows)), pull)
             found.append((f"{strength:g}", self._with(linear, array, weight, y_mean - x_mean @ weight)))
@@ -144,11 +151,8 @@ class _Sweep:
         node = linear.matrix.node
         value = node.inputs[linear.matrix.reader.input]
         assert value is not None
-        return flat_mask(
-            self.gates.structure.layouts[value.name or ""][linear.matrix.reader.axis],
-            self.masks,
-            self.gates.structure.sizes,
-        )
+        layout = self.gates.structure.layouts[value.name or ""][linear.matrix.reader.axis]
+        return np.asarray(flat_mask(layout, self.masks, self.gates.structure.sizes))
 
     def _with(self, linear: Linear, array: np.ndarray, weight: np.ndarray | None, intercept: np.ndarray) -> Plan:
         plan = replace(
@@ -166,20 +170,23 @@ class _Sweep:
         """
         assert linear.branch is not None
         alone = self.gates.complete(Plan(self.plan.digest, drop=(linear.branch.id,)), self.fit.batches[0].feeds)
-        return moments.centred()[1] + np.asarray(alone.rests[linear.branch.id]).reshape(-1)
+        return np.asarray(moments.centred()[1] + alone.rests[linear.branch.id].reshape(-1))
 
 
 class _Moments:
     """Σxxᵀ, Σxyᵀ, Σx, Σy over tokens: products in single precision per batch, sums in double."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count = 0.0
         self.sums: list[Any] = []
 
-    def add(self, x: Any, y: Any) -> None:
-        parts = [(x.T @ x).double(), (x.T @ y).double(), x.double().sum(0), y.double().sum(0)]
+    def add(self, x: Any, y: Any, weight: Any = None) -> None:
+        """x [tokens, n], y [tokens, m], weight [tokens] or None for ones."""
+        scaled = x if weight is None else x * weight[:, None]
+        first = y if weight is None else y * weight[:, None]
+        parts = [(scaled.T @ x).double(), (scaled.T @ y).double(), scaled.double().sum(0), first.double().sum(0)]
         self.sums = [a + b for a, b in zip(self.sums, parts, strict=True)] if self.sums else parts
-        self.count += x.shape[0]
+        self.count += float(x.shape[0] if weight is None else weight.sum())
 
     def centred(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(x mean, y mean, Σ(x−x̄)(x−x̄)ᵀ, Σ(x−x̄)(y−ȳ)ᵀ)."""

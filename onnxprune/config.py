@@ -31,6 +31,9 @@ class Options:
         device: where scoring runs, "auto", "cpu" or "cuda".
         seed: of every draw.
         threads: of scoring; 0 for all cores.
+        token_weight: share of a token's weight in least squares that its influence on the outputs decides.
+        swaps: measured level swaps after the knapsack, per stage.
+        stages: shares at which a deep cut pauses to score anew.
     """
 
     budget: Budget
@@ -47,6 +50,9 @@ class Options:
     device: str = "auto"
     seed: int = 0
     threads: int = 0
+    token_weight: float = 0.5
+    swaps: int = 24
+    stages: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.method not in (*METHODS, "auto"):
@@ -56,7 +62,7 @@ class Options:
         unknown = [u for u in self.units if u not in UNITS]
         if unknown or not set(self.units) - {"blocks"}:
             raise UsageError(
-                f"--units {','.join(self.units)}: choose from {', '.join(UNITS)}; blocks only go with the units inside them"
+                f"--units {','.join(self.units)}: choose from {', '.join(UNITS)}; blocks go with the others only"
             )
         if self.round_to is not None and self.round_to < 1:
             raise UsageError(f"--round-to {self.round_to}: give a positive number, or auto")

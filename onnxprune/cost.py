@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -11,10 +12,12 @@ import onnx_ir as ir
 
 from onnxprune import ops
 from onnxprune.axes import Layout, Mask, atoms_of, kept_ratio
+from onnxprune.dimensions import evaluate
 from onnxprune.errors import UnsupportedError, UsageError
+from onnxprune.foreign import reads
 from onnxprune.model import Model
 from onnxprune.plan import Group, Plan, Structure
-from onnxprune.shapes import dims, evaluate
+from onnxprune.shapes import dims
 
 
 class Costs:
@@ -54,11 +57,11 @@ class Costs:
 
     def params(self, plan: Plan | None = None) -> int:
         """Numbers in floating-point weights."""
-        return sum(count for count, _ in self._weights(plan))
+        return sum(count for count, kind in self._weights(plan) if kind.is_floating_point())
 
     def bytes(self, plan: Plan | None = None) -> int:
         """Bytes of all weights; the file adds some kilobytes of graph."""
-        return sum(count * width for count, width in self._weights(plan))
+        return sum(math.ceil(count * kind.itemsize) for count, kind in self._weights(plan))
 
     def total(self, kind: str, plan: Plan | None = None) -> float:
         """The cost that a budget of `kind` (flops, params, size) limits."""
@@ -89,7 +92,7 @@ class Costs:
     def _readers_of(self) -> dict[str, set[str]]:
         readers: dict[str, set[str]] = defaultdict(set)
         for name, node in self._nodes.items():
-            for value in node.inputs:
+            for value in reads(node):
                 if value is not None and value.const_value is not None:
                     readers[value.name or ""].add(name)
         return readers
@@ -100,23 +103,18 @@ class Costs:
         gone = {n for b in plan.drop for n in self.structure.branch(b).nodes}
         return plan.masks(self.structure), frozenset(gone)
 
-    def _weights(self, plan: Plan | None) -> list[tuple[int, int]]:
+    def _weights(self, plan: Plan | None) -> list[tuple[int, ir.DataType]]:
+        """(count, element type) of every initializer that stays."""
         masks, gone = self._cut(plan)
         found = []
         for name, value in self.model.graph.initializers.items():
-            if value.const_value is None or value.dtype is None or not value.dtype.is_floating_point():
+            tensor = value.const_value
+            if tensor is None or (gone and (users := self._readers_of.get(name)) and users <= gone):
                 continue
-            if gone and (users := self._readers_of.get(name)) and users <= gone:
-                continue
-            count = 1
-            for layout, size in zip(self.structure.layouts.get(name, ()), value.const_value.shape, strict=False):
-                count *= kept_ratio(layout, masks, self.structure.sizes)[0] if masks else int(size)
-            found.append(
-                (
-                    count if name in self.structure.layouts else int(np.prod(value.const_value.shape)),
-                    value.dtype.itemsize,
-                )
-            )
+            sizes, layouts = tensor.shape.numpy(), self.structure.layouts.get(name, ())
+            if masks and layouts:
+                sizes = tuple(kept_ratio(layout, masks, self.structure.sizes)[0] for layout in layouts)
+            found.append((math.prod(sizes), tensor.dtype))
         return found
 
     def dense_shape(self, value: ir.Value) -> tuple[int, ...]:
@@ -134,7 +132,8 @@ class Costs:
             return evaluate(dim, self.bindings)
         except KeyError as missing:
             raise UsageError(
-                f"--shape does not say how large {missing.args[0]} is (needed for {name}); known: {', '.join(self.bindings) or 'none'}"
+                f"--shape does not say how large {missing.args[0]} is (needed for {name}); "
+                f"known: {', '.join(self.bindings) or 'none'}"
             ) from None
 
 

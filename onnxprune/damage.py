@@ -1,16 +1,16 @@
-"""The damage table: how far outputs move when one site alone is brought to each of its levels, measured on held-out rows."""
+"""The damage table: how far outputs move when one site alone is at each of its levels, on held-out rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from onnxprune.gates import Gates
-from onnxprune.plan import Plan, Ranking
-from onnxprune.probe import Evaluator, Gram
 from onnxprune.interpret import Usage
+from onnxprune.plan import Plan, Ranking
+from onnxprune.probe import Evaluator, Gram, Walk
 from onnxprune.sites import Site, kept_by
 from onnxprune.solve import refit
 
@@ -24,6 +24,7 @@ class Refitter:
 
     weight: Callable[[str], np.ndarray]
     gram: Mapping[Usage, Gram]
+    damping: float = 1e-2
 
     def __call__(self, site: Site, units: Sequence[int]) -> dict[str, np.ndarray]:
         """initializer -> refit weight, in its own shape."""
@@ -38,7 +39,7 @@ class Refitter:
                 continue
             array = self.weight(name)
             kept = np.isin(matrix.units, units) | (matrix.units < 0)
-            fitted = refit(matrix.weight(array), gram.matrix, kept)
+            fitted = refit(matrix.weight(array), gram.matrix, kept, damping=self.damping)
             found[name] = matrix.restore(fitted.astype(np.float32), array.shape)
         return found
 
@@ -53,31 +54,31 @@ def damage_table(
     refitter: Refitter,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Divergence per site and level, every other site as in `base`.
+    """Divergence per site and level, everything else as in `base`.
 
     Only what follows a site is run, from values cached in front of it.
 
     Returns:
         group id -> [levels], mean over rows.
     """
-    table = {s.id: np.zeros(len(levels[s.id])) for s in sites}
-    states = {}
-    for site in sites:
-        for j, count in enumerate(levels[site.id]):
-            if count < site.group.size:
-                keep, drop = kept_by({site.id: count}, rankings, [site])
-                units = keep.get(site.id, ())
-                states[site.id, j] = gates.gated(Plan(base.digest, keep, drop, refitter(site, units)))
-    rows = 0
-    for batch, starts in evaluator.suffixes([s.stop for s in sites]):
-        for site, values in zip(sites, starts, strict=True):
-            for j in range(len(levels[site.id])):
-                if (site.id, j) in states:
-                    table[site.id][j] += evaluator.from_here(batch, values, states[site.id, j]).sum()
-        rows += len(evaluator.rows.batches[batch])
+    walk = Walk(evaluator.rows, evaluator.wanted)
+    before = gates.gated(base)
+    table = {}
+    for done, site in enumerate(sites):
+        walk.to(site.stop, state=before)
+        damages = []
+        for count in levels[site.id]:
+            keep, drop = kept_by({site.id: count}, rankings, [site])
+            weights = refitter(site, keep[site.id]) if site.id in keep else {}
+            state = gates.gated(
+                replace(base, keep={**base.keep, **keep}, drop=(*base.drop, *drop), weights={**base.weights, **weights})
+            )
+            rows = [evaluator.from_here(i, values, state) for i, values in enumerate(walk.values)]
+            damages.append(float(np.concatenate(rows).mean()))
+        table[site.id] = np.array(damages)
         if progress is not None:
-            progress(batch + 1, len(evaluator.rows.batches))
-    return {name: values / max(rows, 1) for name, values in table.items()}
+            progress(done + 1, len(sites))
+    return table
 
 
 def spread(levels: Sequence[int], damage: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:

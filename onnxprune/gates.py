@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from onnxprune.axes import Layout, Mask, atoms_of, flat_mask
 from onnxprune.errors import UnsupportedError
+from onnxprune.foreign import reads
 from onnxprune.interpret import Interpreter, Usage
 from onnxprune.plan import Branch, Plan, Reader, Structure
 
@@ -35,9 +36,9 @@ class Gates:
         self.structure = structure
         self.interpreter = interpreter
         self._uses = Counter(
-            v.name for n in interpreter.graph for v in n.inputs if v is not None and v.const_value is not None
+            v.name for n in interpreter.graph for v in reads(n) if v is not None and v.const_value is not None
         )
-        self._usages = _usages(interpreter.graph)
+        self.usages = _usages(interpreter.graph)
         self._operands = {n.name or "": n for n in interpreter.graph}
 
     def gated(self, plan: Plan) -> Gated:
@@ -57,7 +58,7 @@ class Gates:
                 weight = weights[reader.weight] if reader.weight in weights else self.interpreter.weight(reader.weight)
                 weights[reader.weight] = weight * _along(kept, reader.weight_axis, weight)
         for name, vector in plan.intercepts.items():
-            for usage in self._usages[name]:
+            for usage in self.usages[name]:
                 _compose(edit, usage, _add(self._like(vector)))
         for name in plan.drop:
             self._drop(self.structure.branch(name), plan, weights, edit)
@@ -73,6 +74,9 @@ class Gates:
             UnsupportedError: a branch whose gated value is not one number per channel.
         """
         missing = [self.structure.branch(b) for b in plan.drop if b not in plan.rests]
+        nothing = {b.id: np.zeros(1, dtype=np.float32) for b in missing if b.reader is None}
+        plan = replace(plan, rests={**plan.rests, **nothing})
+        missing = [b for b in missing if b.reader is not None]
         if not missing:
             return plan
         gated = self.gated(plan)
@@ -88,7 +92,7 @@ class Gates:
         usage = (branch.add, branch.operand)
         if branch.id in plan.rests:
             rest = self._like(plan.rests[branch.id])
-            _compose(edit, usage, lambda x: rest.expand_as(x))
+            _compose(edit, usage, _constantly(rest))
         elif branch.reader is None:
             _compose(edit, usage, _zero)
         elif branch.reader.weight is not None and self._uses[branch.reader.weight] == 1:
@@ -98,7 +102,7 @@ class Gates:
 
     def _rest(self, branch: Branch, value: Any) -> np.ndarray:
         """A tensor that is constant along most axes, with those axes shrunk to 1."""
-        rest = value.detach().float().cpu().numpy()
+        rest: np.ndarray = value.detach().float().cpu().numpy()
         fixed = [len(t) == 1 and len(t[0]) == 1 for t in self.structure.layouts[branch.value]]
         for axis in range(rest.ndim):
             first = rest.take([0], axis=axis)
@@ -146,9 +150,11 @@ class Gates:
 
 def _usages(graph: ir.Graph) -> dict[str, list[Usage]]:
     """Value name -> where it is read, the graph's outputs included."""
-    found: dict[str, list[Usage]] = {
-        v.name or "": [(n.name or "", i) for n, i in v.uses()] for m in graph for v in m.outputs
-    }
+    found: dict[str, list[Usage]] = {v.name or "": [] for n in graph for v in n.outputs}
+    for node in graph:
+        for index, value in enumerate(reads(node)):
+            if value is not None:
+                found.setdefault(value.name or "", []).append((node.name or "", index))
     for index, value in enumerate(graph.outputs):
         found.setdefault(value.name or "", []).append(("", index))
     return found
@@ -169,6 +175,10 @@ def _multiply(kept: Any) -> Callable[[Any], Any]:
 
 def _add(vector: Any) -> Callable[[Any], Any]:
     return lambda x: x + vector.to(x.dtype)
+
+
+def _constantly(rest: Any) -> Callable[[Any], Any]:
+    return lambda x: rest.to(x.dtype).expand_as(x)
 
 
 def _zero(x: Any) -> Any:

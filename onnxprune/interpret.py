@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune import ops
 from onnxprune.errors import UnsupportedError
+from onnxprune.foreign import Foreign, reads
 
 Usage = tuple[str, int]
 """(node name, input index); a graph output is ("", its position)."""
@@ -70,7 +70,7 @@ class Interpreter:
             name -> tensor.
 
         Raises:
-            UnsupportedError: an operator that is not registered; names node, type and opset.
+                UnsupportedError: an operator that neither torch nor ONNX Runtime computes; names node, type and opset.
             KeyError: a graph input that is needed and not fed.
         """
         import torch
@@ -126,7 +126,7 @@ class Interpreter:
             if node is None or node in seen:
                 continue
             seen.add(node)
-            stack.extend(v.name for v in node.inputs if v is not None and v.name and v.name not in bound)
+            stack.extend(v.name for v in reads(node) if v is not None and v.name and v.name not in bound)
         return sorted(seen, key=self._order.__getitem__)
 
     # -- internals ---------------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ class Interpreter:
             nodes = self.needed(feeds, wanted)
             last: dict[str, int] = {}
             for i, node in enumerate(nodes):
-                for value in (*node.inputs, *node.outputs):
+                for value in (*reads(node), *node.outputs):
                     if value is not None and value.name:
                         last[value.name] = i
             steps = [
@@ -149,22 +149,23 @@ class Interpreter:
         return self._schedules[key]
 
     def _step(self, node: ir.Node, done: list[str]) -> _Step:
+        inputs = tuple(None if v is None else v.name for v in reads(node))
+        return _Step(node, self._call(node), inputs, tuple(v.name or "" for v in node.outputs), tuple(done))
+
+    def _call(self, node: ir.Node) -> Callable[..., Any]:
         import torch
 
         operator = ops.lookup(node)
         if operator is None:
-            raise UnsupportedError(f"{_describe(node)} is not known to the interpreter; it cannot be scored through")
+            return Foreign(node, dict(self.graph.opset_imports))
         run = operator.run
         if isinstance(run, str):
-            call = reduce(getattr, run.split("."), torch)
-        else:
-            function = run
-
-            def call(*xs: Any) -> Any:
-                return function(torch, node, *xs)
-
-        inputs = tuple(None if v is None else v.name for v in node.inputs)
-        return _Step(node, call, inputs, tuple(v.name or "" for v in node.outputs), tuple(done))
+            found: Any = torch
+            for name in run.split("."):
+                found = getattr(found, name)
+            return cast(Callable[..., Any], found)
+        function = run
+        return lambda *xs: function(torch, node, *xs)
 
     def _load(self, name: str) -> Any:
         import torch

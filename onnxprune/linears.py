@@ -55,9 +55,9 @@ def find_linears(graph: ir.Graph, structure: Structure, widest: int = 8192) -> l
         if reader is None or reader.weight is None or uses[reader.weight] > 1 or reader.input != 0:
             continue
         tensor = graph.initializers[reader.weight].const_value
-        if tensor is None or len(tensor.shape) != 2 or int(tensor.shape[1 - reader.weight_axis]) > widest:
+        if tensor is None or len(tensor.shape) != 2 or tensor.shape.numpy()[1 - reader.weight_axis] > widest:
             continue
-        rows = int(tensor.shape[reader.weight_axis])
+        rows = tensor.shape.numpy()[reader.weight_axis]
         matrix = Matrix(reader, node, np.full(rows, -1), node.outputs[0].name or "", 1)
         source = node.inputs[0]
         assert source is not None

@@ -95,7 +95,7 @@ def matrices(graph: ir.Graph, structure: Structure, group: Group) -> list[Matrix
         assert weight.const_value is not None and source is not None
         if node.op_type != "Conv" and len(weight.const_value.shape) != 2:
             return None
-        kernel = int(np.prod(weight.const_value.shape[2:])) if node.op_type == "Conv" else 1
+        kernel = int(np.prod(weight.const_value.shape.numpy()[2:])) if node.op_type == "Conv" else 1
         if node.op_type == "Conv" and (
             len(weight.const_value.shape) > 4 or ops.attribute(node, "auto_pad", "NOTSET") != "NOTSET"
         ):

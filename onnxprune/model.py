@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx_ir
 import onnx_ir as ir
 
 from onnxprune import shapes
@@ -49,7 +50,7 @@ class Model:
     digest: str
 
     @property
-    def graph(self) -> ir.Graph:
+    def graph(self) -> onnx_ir.Graph:
         return self.ir.graph
 
     @property
@@ -167,7 +168,7 @@ def staged(target: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> Itera
     try:
         yield folder
         for file in sorted(folder.iterdir()):
-            os.replace(file, target.parent / file.name)
+            file.replace(target.parent / file.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

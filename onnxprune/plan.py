@@ -116,7 +116,8 @@ class Structure:
 
     @cached_property
     def _by_id(self) -> dict[str, Group | Branch]:
-        return {x.id: x for x in (*self.groups, *self.branches)}
+        groups: dict[str, Group | Branch] = {g.id: g for g in self.groups}
+        return groups | {b.id: b for b in self.branches}
 
     def group(self, name: str) -> Group:
         found = self._by_id.get(name)
@@ -310,7 +311,8 @@ class Budget:
         found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e-?\d+)?)\s*(%|[A-Za-z]*)\s*", str(text))
         if not found:
             raise UsageError(
-                f"--{kind} {text}: not a budget; give the fraction to keep (0.6 or 60%) or an amount (6GMAC, 30M, 25MB, 8ms)"
+                f"--{kind} {text}: not a budget; "
+                "give the fraction to keep (0.6 or 60%) or an amount (6GMAC, 30M, 25MB, 8ms)"
             )
         number, unit = float(found[1]), found[2]
         if unit in ("", "%"):

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from onnxprune.interpret import Interpreter
 from onnxprune.linears import find_linears
 from onnxprune.model import Model
 from onnxprune.plan import Plan, Ranking, Structure
-from onnxprune.probe import Evaluator, Rows, gate_gradients, grams
+from onnxprune.probe import Evaluator, Rows, Weights, gate_gradients, grams, sensitivities
 from onnxprune.score import METHODS, Statistics
 from onnxprune.search.knapsack import allocate
 from onnxprune.search.module import Level, Module
@@ -51,6 +52,29 @@ class Clock:
             yield
         finally:
             self.seconds[name] += time.perf_counter() - start
+
+
+@dataclass(eq=False)
+class Stage:
+    """A plan's model with its units ordered, and what was measured on it."""
+
+    plan: Plan
+    rankings: Mapping[str, Ranking]
+    refitter: Refitter
+    modules: tuple[Module, ...] | None = None
+    _fitted: dict[tuple[str, int], dict[str, np.ndarray]] = field(default_factory=dict)
+
+    def weights(self, sites: Sequence[Site], counts: Mapping[str, int]) -> dict[str, np.ndarray]:
+        """Refit weights of every thinned site at its level, kept for reuse."""
+        found: dict[str, np.ndarray] = {}
+        for site in sites:
+            key = (site.id, counts[site.id])
+            if key not in self._fitted:
+                self._fitted[key] = (
+                    self.refitter(site, self.rankings[site.id].keep(counts[site.id])) if counts[site.id] else {}
+                )
+            found.update(self._fitted[key])
+        return found
 
 
 class Planner:
@@ -84,14 +108,13 @@ class Planner:
         if calibration is not None:
             if len(calibration) < 8:
                 raise UsageError(
-                    f"{len(calibration)} calibration rows are too few to learn from and to decide by; give at least 8 (some hundreds are usual)"
+                    f"{len(calibration)} calibration rows are too few to learn from and to decide by; "
+                    "give at least 8 (some hundreds are usual)"
                 )
             parts = calibration.split({"fit": 0.75, "select": 0.25}, options.seed)
             self.fit = Rows(self.interpreter, parts["fit"])
-            self.select = Evaluator(Rows(self.interpreter, parts["select"]))
+            self.select = Evaluator(Rows(self.interpreter, by_quantiles(parts["select"], bins=12, rows=16)))
             self.table = Evaluator(Rows(self.interpreter, by_quantiles(parts["select"])))
-        self._rankings: dict[str, Ranking] | None = None
-        self._modules: tuple[Module, ...] | None = None
 
     def plan(self, budget: float) -> Plan:
         """The best plan found whose cost is at most `budget` (in the budget kind's own unit).
@@ -100,49 +123,78 @@ class Planner:
             BudgetError: no plan is that cheap; carries the closest that is.
         """
         self._feasible(budget)
-        with self.clock.stage("score"):
-            rankings = self.rankings()
-        if self.options.search == "rank" or self.calibration is None:
-            counts = self._ranked(rankings, budget)
-        else:
-            with self.clock.stage("table"):
-                modules = self.modules(rankings)
-            with self.clock.stage("search"):
-                counts = self._searched(modules, rankings, budget)
-        keep, drop = kept_by(counts, rankings, self.sites)
-        plan = Plan(self.model.digest, keep, drop)
-        if self.calibration is None:
-            return self._completed(plan)
-        plan = self._completed(
-            replace(plan, weights=self._weights(counts, rankings)) if self.options.compensate else plan
-        )
-        if self.options.compensate:
-            with self.clock.stage("compensate"):
-                plan = self._mended(plan)
+        dense = self.costs.total(self.options.budget.kind)
+        if self.calibration is None or self.options.search == "rank":
+            return self._last(self._ranked(self.start, budget), self.start)
+        stage = self.start
+        targets = self._stages(budget / dense)
+        for i, target in enumerate(targets):
+            counts = self._searched(stage, min(target * dense, budget) if i + 1 < len(targets) else budget)
+            plan = self._last(counts, stage)
+            if i + 1 < len(targets):
+                stage = self._stage(plan)
         return plan
+
+    def _stages(self, share: float) -> list[float]:
+        """Going down in steps, scoring anew after each, pays where little is left."""
+        steps = [s for s in self.options.stages if s > share * 1.1]
+        return [*steps, share]
+
+    def _last(self, counts: Mapping[str, int], stage: Stage) -> Plan:
+        """A choice of levels as a plan, mended."""
+        keep, drop = kept_by(counts, stage.rankings, self.sites)
+        plan = replace(
+            stage.plan, keep={**stage.plan.keep, **keep}, drop=tuple(dict.fromkeys((*stage.plan.drop, *drop)))
+        )
+        if self.calibration is None or not self.options.compensate:
+            return self._completed(plan)
+        plan = self._completed(replace(plan, weights={**plan.weights, **stage.weights(self.sites, counts)}))
+        with self.clock.stage("compensate"):
+            return self._mended(plan)
 
     # -- score -------------------------------------------------------------------------------------------------
 
-    def rankings(self) -> dict[str, Ranking]:
-        """group id -> order of its units by the chosen method; computed once."""
-        if self._rankings is None:
+    @cached_property
+    def start(self) -> Stage:
+        """The dense model, scored; what is measured on it serves every budget."""
+        return self._stage(Plan(self.model.digest))
+
+    def _stage(self, plan: Plan) -> Stage:
+        """Score the units of a plan's model."""
+        with self.clock.stage("score"):
+            gated = self.gates.gated(plan)
+
+            def weight(name: str) -> np.ndarray:
+                tensor = gated.weights.get(name)
+                return self.weight(name) if tensor is None else np.asarray(tensor.detach().cpu().numpy())
+
             method = METHODS[self.method]
             needs = set(method.needs)
             if self.calibration is not None and (self.options.compensate or self.options.search == "table"):
                 needs.add("gram")
-            self.statistics = Statistics(
-                self.weight,
-                grams(self.fit, [m for s in self.sites for m in s.matrices]) if "gram" in needs else {},
+            matrices = [m for s in self.sites for m in s.matrices]
+            statistics = Statistics(
+                weight,
+                grams(self.fit, matrices, gated, self.token_weights) if "gram" in needs else {},
                 gate_gradients(self.fit, self.sites, self.structure, self.options.seed) if "gate_grad" in needs else {},
             )
-            found = {}
+            rankings = {}
             for i, site in enumerate(self.sites):
-                found[site.id] = method(site, self.statistics)
+                rankings[site.id] = _behind(method(site, statistics), plan.keep.get(site.id))
                 self.progress("score", i + 1, len(self.sites))
-            self._rankings = found
-            self.refitter = Refitter(self.weight, self.statistics.gram if self.options.compensate else {})
-            self._fitted: dict[tuple[str, int], dict[str, np.ndarray]] = {}
-        return self._rankings
+        refitter = Refitter(weight, statistics.gram if self.options.compensate else {})
+        return Stage(plan, rankings, refitter)
+
+    @cached_property
+    def token_weights(self) -> Weights | None:
+        """How much each token of the fit rows matters to the outputs, mixed with an equal share for all."""
+        if self.calibration is None or not self.options.token_weight:
+            return None
+        share = self.options.token_weight
+        found = sensitivities(
+            self.fit, [m for s in self.sites for m in s.matrices], self.gates.usages, self.options.seed
+        )
+        return {node: [share * w + (1 - share) for w in parts] for node, parts in found.items()}
 
     def weight(self, name: str) -> np.ndarray:
         """A dense weight."""
@@ -152,65 +204,63 @@ class Planner:
 
     # -- search ------------------------------------------------------------------------------------------------
 
-    def modules(self, rankings: Mapping[str, Ranking]) -> tuple[Module, ...]:
-        """The damage table with its costs, at every width that may be chosen; measured once."""
-        if self._modules is None:
-            grid = {s.id: levels(s, self._step(s)) for s in self.sites}
-            base = Plan(self.model.digest)
-            measured = damage_table(
-                self.table,
-                self.gates,
-                base,
-                self.sites,
-                rankings,
-                grid,
-                self.refitter,
-                lambda d, n: self.progress("table", d, n),
-            )
+    def _modules(self, stage: Stage) -> tuple[Module, ...]:
+        """The damage table with its costs, at every width that may be chosen; measured once a stage."""
+        if stage.modules is None:
+            live = self._live(stage)
+            grid = {s.id: [k for k in levels(s, self._step(s)) if k < len(units)] + [len(units)] for s, units in live}
+            with self.clock.stage("table"):
+                measured = damage_table(
+                    self.table, self.gates, stage.plan, [s for s, _ in live], stage.rankings, grid, stage.refitter,
+                    lambda d, n: self.progress("table", d, n),
+                )  # fmt: skip
             kind = self.options.budget.kind
             found = []
-            for site in self.sites:
-                counts, damages = spread(grid[site.id], measured[site.id], self._step(site))
+            for site, _ in live:
+                damage = measured[site.id] - measured[site.id][-1]
+                counts, damages = spread(grid[site.id], damage, self._step(site))
                 unit = self.costs.unit_costs(kind, site.group)
-                found.append(
-                    Module(
-                        site.id,
-                        tuple(Level(int(k), unit * int(k), float(d)) for k, d in zip(counts, damages, strict=True)),
-                    )
+                rows = (Level(int(k), unit * int(k), float(d)) for k, d in zip(counts, damages, strict=True))
+                found.append(Module(site.id, tuple(rows)))
+            stage.modules = tuple(found)
+        return stage.modules
+
+    def _live(self, stage: Stage) -> list[tuple[Site, tuple[int, ...]]]:
+        """The sites that are still there, with the units they have."""
+        gone = set(stage.plan.drop)
+        return [
+            (s, stage.plan.keep.get(s.id, tuple(range(s.group.size)))) for s in self.sites if s.group.branch not in gone
+        ]
+
+    def _searched(self, stage: Stage, budget: float) -> dict[str, int]:
+        modules = self._modules(stage)
+        with self.clock.stage("search"):
+            room = budget - self._fixed_cost()
+            shared = _uniform(modules, self.sites) if self.options.uniform else {m.id: [m] for m in modules}
+            merged = [_merged(name, members) for name, members in shared.items()]
+            chosen = allocate(merged, room)
+
+            def counts_of(allocation: Mapping[str, int]) -> dict[str, int]:
+                there = {m.id: m.levels[allocation[name]].kept for name, members in shared.items() for m in members}
+                return {s.id: there.get(s.id, 0) for s in self.sites}
+
+            def evaluate(allocation: Mapping[str, int]) -> float:
+                counts = counts_of(allocation)
+                keep, drop = kept_by(counts, stage.rankings, self.sites)
+                weights = {**stage.plan.weights, **stage.weights(self.sites, counts)}
+                return self.table(
+                    self.gates.gated(replace(stage.plan, keep={**stage.plan.keep, **keep}, drop=drop, weights=weights))
                 )
-            self._modules = tuple(found)
-        return self._modules
 
-    def _searched(self, modules: Sequence[Module], rankings: Mapping[str, Ranking], budget: float) -> dict[str, int]:
-        fixed = self._fixed_cost()
-        shared = _uniform(modules, self.sites) if self.options.uniform else {m.id: [m] for m in modules}
-        merged = [_merged(name, members) for name, members in shared.items()]
-        chosen = allocate(merged, budget - fixed)
-
-        def counts_of(allocation: Mapping[str, int]) -> dict[str, int]:
-            return {m.id: m.levels[allocation[name]].kept for name, members in shared.items() for m in members}
-
-        def evaluate(allocation: Mapping[str, int]) -> float:
-            counts = counts_of(allocation)
-            keep, drop = kept_by(counts, rankings, self.sites)
-            return self.table(self.gates.gated(Plan(self.model.digest, keep, drop, self._weights(counts, rankings))))
-
-        found = swaps(chosen, merged, evaluate, budget - fixed, evaluations=24, seed=self.options.seed)
+            found = swaps(chosen, merged, evaluate, room, evaluations=self.options.swaps, seed=self.options.seed)
         logger.info("search: divergence %.5f, after %d swaps %.5f", found.start, len(found.trials), found.value)
-        return counts_of(found.levels)
+        counts = counts_of(found.levels)
+        logger.info("kept: %s", list(counts.values()))
+        return counts
 
-    def _weights(self, counts: Mapping[str, int], rankings: Mapping[str, Ranking]) -> dict[str, np.ndarray]:
-        """Refit weights of every thinned site at its level, kept for reuse."""
-        weights: dict[str, np.ndarray] = {}
-        for site in self.sites:
-            key = (site.id, counts[site.id])
-            if key not in self._fitted:
-                self._fitted[key] = self.refitter(site, rankings[site.id].keep(counts[site.id]))
-            weights.update(self._fitted[key])
-        return weights
-
-    def _ranked(self, rankings: Mapping[str, Ranking], budget: float) -> dict[str, int]:
+    def _ranked(self, stage: Stage, budget: float) -> dict[str, int]:
         """The papers' search: every unit has one score, comparable within its kind."""
+        rankings = stage.rankings
         by_kind: dict[str, list[Site]] = defaultdict(list)
         for site in self.sites:
             by_kind[site.group.kind].append(site)
@@ -219,14 +269,8 @@ class Planner:
             total = sum(float(np.sum(rankings[s.id].scores)) for s in members) or 1.0
             scores = {s.id: np.array(rankings[s.id].scores) / total for s in members}
             costs = {s.id: self.costs.unit_costs(self.options.budget.kind, s.group) for s in members}
-            kinds.append(
-                Kind(
-                    scores,
-                    costs,
-                    round_to=min(self._step(s) for s in members),
-                    at_least=0 if all(s.branch for s in members) else 1,
-                )
-            )
+            least = 0 if all(s.branch for s in members) else 1
+            kinds.append(Kind(scores, costs, round_to=min(self._step(s) for s in members), at_least=least))
         room = budget - self._fixed_cost()
         kept = rank_pair(kinds[0], kinds[1], room) if len(kinds) == 2 else rank(kinds, room)
         return {s.id: len(kept[s.id]) for s in self.sites}
@@ -243,7 +287,8 @@ class Planner:
         dense = self.costs.total(kind)
         if budget < floor:
             raise BudgetError(
-                f"--{kind}: {budget / dense:.3f} of the model cannot be reached; the units that may go leave at least {math.ceil(floor / dense * 1000) / 1000:.3f} "
+                f"--{kind}: {budget / dense:.3f} of the model cannot be reached; the units that may go leave "
+                f"at least {math.ceil(floor / dense * 1000) / 1000:.3f} "
                 f"({', '.join(self.options.units)}); raise the budget, or allow more kinds with --units",
                 closest=floor / dense,
             )
@@ -274,7 +319,13 @@ class Planner:
     def _mended(self, plan: Plan) -> Plan:
         linears = find_linears(self.model.graph, self.structure)
         mended, value, steps = compensate(
-            self.gates, self.fit, self.select, plan, linears, progress=lambda d, n: self.progress("compensate", d, n)
+            self.gates,
+            self.fit,
+            self.select,
+            plan,
+            linears,
+            weights=self.token_weights,
+            progress=lambda d, n: self.progress("compensate", d, n),
         )
         logger.info(
             "compensation: divergence %.5f after %d steps, %d kept",
@@ -318,6 +369,14 @@ def by_quantiles(dataset: Dataset, bins: int = 8, rows: int = 10) -> Dataset:
     )
 
 
+def _behind(ranking: Ranking, kept: Sequence[int] | None) -> Ranking:
+    """An order in which units that are gone already come last."""
+    if kept is None:
+        return ranking
+    there = set(kept)
+    return replace(ranking, order=tuple(sorted(ranking.order, key=lambda u: u not in there)))
+
+
 def _merged(name: str, members: Sequence[Module]) -> Module:
     """Modules that must be at the same level, as one."""
     rows = zip(*(m.levels for m in members), strict=True)
@@ -356,5 +415,6 @@ def _why_nothing(structure: Structure, options: Options) -> str:
     reasons = sorted({why for pin in structure.pins for why in pin.reasons})[:6]
     return (
         f"nothing to prune: no {', '.join(u for u in options.units if u != 'blocks')} are free to be cut.{hint} "
-        f"What pins the dimensions: {'; '.join(reasons) or 'there are no matrices with a free dimension'}. `onnxprune inspect` lists them."
+        f"What pins the dimensions: {'; '.join(reasons) or 'there are no matrices with a free dimension'}. "
+        "`onnxprune inspect` lists them."
     )

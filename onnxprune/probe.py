@@ -5,7 +5,7 @@ Everything a method may need of the data comes from here; no method runs a model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -86,35 +86,23 @@ class Evaluator:
                 [
                     self._distance(
                         i,
-                        self.rows.interpreter.run(
-                            b.feeds, outputs=self._wanted, weights=gated.weights, edit=gated.edit
-                        ),
+                        self.rows.interpreter.run(b.feeds, outputs=self.wanted, weights=gated.weights, edit=gated.edit),
                     )
                     for i, b in enumerate(self.rows.batches)
                 ]
             )
-
-    def suffixes(self, stops: Sequence[str], state: Gated = NOTHING) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        """Per batch, the values that must be known in front of each stop (node name), computed in one pass."""
-        for i, batch in enumerate(self.rows.batches):
-            walk = Walk(Rows(self.rows.interpreter, self.rows.dataset, self.rows.max_tokens), self._wanted)
-            walk.values = [dict(batch.feeds)]
-            found = []
-            for stop in stops:
-                walk.to(stop, state=state)
-                found.append(walk.values[0])
-            yield i, found
 
     def from_here(self, batch: int, values: Mapping[str, Any], gated: Gated) -> np.ndarray:
         """Divergence of a batch's rows when its suffix runs gated from cached values."""
         import torch
 
         with torch.inference_mode():
-            found = self.rows.interpreter.run(values, outputs=self._wanted, weights=gated.weights, edit=gated.edit)
+            found = self.rows.interpreter.run(values, outputs=self.wanted, weights=gated.weights, edit=gated.edit)
             return self._distance(batch, found)
 
     @cached_property
-    def _wanted(self) -> tuple[str, ...]:
+    def wanted(self) -> tuple[str, ...]:
+        """The outputs that count."""
         return self.rows.divergence.outputs
 
     def _distance(self, batch: int, found: Mapping[str, Any]) -> np.ndarray:
@@ -225,24 +213,95 @@ class Gram:
         return self.matrix - self.count * np.outer(self.mean, self.mean)
 
 
-def grams(rows: Rows, matrices: Sequence[Matrix], state: Gated = NOTHING) -> dict[Usage, Gram]:
-    """Gram matrices of what every reader reads, in one forward pass."""
+Weights = Mapping[str, Sequence[Any]]
+"""Reader node -> per batch, [tokens] weights: how much an error written at that token matters."""
+
+
+def grams(
+    rows: Rows, matrices: Sequence[Matrix], state: Gated = NOTHING, weights: Weights | None = None
+) -> dict[Usage, Gram]:
+    """Gram matrices of what every reader reads, in one forward pass; tokens weighted where weights are given."""
     found = {(m.reader.node, m.reader.input): Gram() for m in matrices}
 
     def adder(matrix: Matrix) -> Callable[[Any, Any], None]:
         gram = found[matrix.reader.node, matrix.reader.input]
-        return lambda x, real: gram.add(matrix.rows(x, real))
+        per_batch = iter(weights[matrix.reader.node]) if weights is not None else None
+        return lambda x, real: gram.add(matrix.rows(x, real), next(per_batch) if per_batch is not None else None)
 
     record(rows, {(m.reader.node, m.reader.input): adder(m) for m in matrices}, state)
     return found
+
+
+def sensitivities(
+    rows: Rows, matrices: Sequence[Matrix], usages: Mapping[str, Sequence[Usage]], seed: int = 0, probes: int = 2
+) -> dict[str, list[Any]]:
+    """How much the outputs feel an error that a matrix writes at a token: E‖∂(rᵀz)/∂y_t‖², r drawn so that its
+    covariance is the Gauss–Newton matrix of the divergence (KL: diag p − ppᵀ; 1 − cos: the tangent plane).
+
+    In a model that reads one token at the end, this is what singles that token out in the last block.
+
+    Args:
+        usages: value name -> where it is read (gates.Gates.usages).
+        probes: random directions per row.
+
+    Returns:
+        reader node -> per batch, [tokens], mean 1 over all tokens.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, list[Any]] = {m.reader.node: [] for m in matrices}
+    for batch in rows.batches:
+        real = None if batch.real is None else torch.from_numpy(batch.real)
+        taps: dict[str, Any] = {}
+        edit = {usage: _shifted(m.output, taps) for m in matrices for usage in usages[m.output]}
+        outputs = rows.interpreter.run(batch.feeds, outputs=rows.divergence.outputs, edit=edit)
+        total: dict[str, Any] = {}
+        for _ in range(probes):
+            loss = sum(_projected(torch, outputs[m.output], m.kind, generator) for m in rows.divergence.measures)
+            gradients = torch.autograd.grad(
+                loss, [taps[m.output] for m in matrices], retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            for matrix, gradient in zip(matrices, gradients, strict=True):
+                squared = matrix.written(gradient, real).square().sum(-1)
+                total[matrix.reader.node] = total.get(matrix.reader.node, 0) + squared
+        for node, value in total.items():
+            found[node].append(value)
+    for node, parts in found.items():
+        mean = torch.cat(parts).mean().clamp_min(1e-30)
+        found[node] = [part / mean for part in parts]
+    return found
+
+
+def _shifted(name: str, taps: dict[str, Any]) -> Callable[[Any], Any]:
+    """A hook that adds a zero which can be differentiated by, the same one at every reader of a value."""
+
+    def edit(x: Any) -> Any:
+        if name not in taps:
+            taps[name] = x.detach().new_zeros(x.shape).requires_grad_()
+        return x + taps[name]
+
+    return edit
+
+
+def _projected(torch: Any, z: Any, kind: Kind, generator: Any) -> Any:
+    """rᵀz with r of the divergence's Gauss–Newton covariance, summed over rows."""
+    sign = (torch.randint(0, 2, z.shape, generator=generator) * 2 - 1).to(z.device, z.dtype)
+    if kind == Kind.KL:
+        root = torch.softmax(z.detach(), -1).sqrt()
+        return (z * (root * sign - root.square() * (root * sign).sum(-1, keepdim=True))).sum()
+    if kind == Kind.COSINE:
+        unit = torch.nn.functional.normalize(z.detach(), dim=-1)
+        sign = sign - (sign * unit).sum(-1, keepdim=True) * unit
+    return (z * sign).sum() / max(z[0].numel(), 1) ** 0.5
 
 
 def gate_gradients(rows: Rows, sites: Sequence[Site], structure: Structure, seed: int = 0) -> dict[str, np.ndarray]:
     """Per-sample gradients of the loss with respect to every unit's gate (1 on the intact model).
 
     The loss is the cross-entropy with the row's label where there is one, else with a label drawn from the dense
-    model's own distribution (the KL itself has no gradient on the intact model); other outputs are projected on a random
-    direction, whose squared gradient has the Gauss–Newton matrix as its mean.
+    model's own distribution (the KL itself has no gradient on the intact model); other outputs are projected on a
+    random direction, whose squared gradient has the Gauss–Newton matrix as its mean.
 
     Returns:
         group id -> [samples, units], samples in dataset order.
@@ -258,7 +317,7 @@ def gate_gradients(rows: Rows, sites: Sequence[Site], structure: Structure, seed
         outputs = rows.interpreter.run(batch.feeds, outputs=rows.divergence.outputs, edit=edit)
         labels = [rows.dataset.examples[i].label for i in batch.index]
         loss = sum(_loss(torch, outputs[m.output], str(m.kind), labels, generator) for m in rows.divergence.measures)
-        gradients = torch.autograd.grad(loss, [taps[u] for _, _, u in usages], allow_unused=True)  # type: ignore[arg-type]
+        gradients = torch.autograd.grad(loss, [taps[u] for _, _, u in usages], allow_unused=True)
         for (site, matrix, usage), gradient in zip(usages, gradients, strict=True):
             if gradient is None:
                 continue
@@ -267,9 +326,9 @@ def gate_gradients(rows: Rows, sites: Sequence[Site], structure: Structure, seed
             )
             values = product.double().cpu().numpy()
             owner = matrix.units[:: matrix.kernel]
-            summed = np.zeros((len(batch), site.group.size))
-            np.add.at(summed, (slice(None), owner[owner >= 0]), values[:, owner >= 0])
-            found[site.id][batch.index] += summed
+            member = np.zeros((len(owner), site.group.size))
+            member[np.flatnonzero(owner >= 0), owner[owner >= 0]] = 1.0
+            found[site.id][batch.index] += values @ member
     return found
 
 

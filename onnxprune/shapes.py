@@ -6,12 +6,9 @@ constants fold, and the targets of Reshape and Expand become constants wherever 
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import logging
-import math
-from collections.abc import Callable, Mapping
-from fractions import Fraction
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -34,22 +31,40 @@ def normalise(model: ir.Model) -> ir.Model:
         passes.InlinePass(),
         passes.RemoveInitializersFromInputsPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        passes.IdentityEliminationPass(),
     ):
         step(model)
+    drop_identities(model)
     _unique_names(model)
     infer(model)
     for _ in range(2):
         write_targets(model)
         fold_constants(model)
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-        passes.IdentityEliminationPass()(model)
+        drop_identities(model)
         passes.RemoveUnusedNodesPass()(model)
         model.graph.meta.pop("onnxprune.dimensions", None)
         infer(model)
     split_shared_vectors(model)
     _unique_names(model)
     return stamp(model)
+
+
+def drop_identities(model: ir.Model) -> None:
+    """Take out Identity nodes; where one gives a graph its output, what it reads takes over the name, if it can."""
+    for node in list(model.graph.all_nodes()):
+        if node.op_type != "Identity" or node.domain not in ("", "ai.onnx") or node.inputs[0] is None:
+            continue
+        source, result = node.inputs[0], node.outputs[0]
+        if result.is_graph_output():
+            producer = source.producer()
+            if producer is None or producer.graph is not node.graph or source.is_graph_output() or node.graph is None:
+                continue
+            outputs = node.graph.outputs
+            outputs[outputs.index(result)] = source
+            result.name, source.name, source.shape, source.type = None, result.name, result.shape, result.type
+        result.replace_all_uses_with(source)
+        assert node.graph is not None
+        node.graph.remove(node, safe=True)
 
 
 def stamp(model: ir.Model) -> ir.Model:
@@ -143,6 +158,7 @@ def _infer_proto(proto: Any) -> Any:
         """The library's inference, in which a node that its rule fails on keeps what onnx infers for it alone."""
 
         def __init__(self) -> None:
+            self.dispatcher_: dict[str, Callable[[Any], None]]
             super().__init__(2**31 - 1, True, False, 0)
             reductions = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
             self.dispatcher_ |= {f"Reduce{kind}": self._infer_ReduceSum for kind in reductions}
@@ -201,58 +217,69 @@ def _symbolic() -> ModuleType:
 
 def write_targets(model: ir.Model) -> None:
     """Turn computed operands of Reshape and Expand, and single dimensions read off a Shape, into constants."""
-    for node in list(model.graph.all_nodes()):
+    for node in list(model.graph):
         if node.domain not in ("", "ai.onnx"):
             continue
-        if node.op_type == "Reshape" and not _is_constant(node.inputs[1]):
-            if not _own_target(node):
-                operand = _reshape_operand(model, node)
-                if operand is not None:
-                    node.replace_input_with(1, operand)
-            continue
-        elif node.op_type == "Expand" and not _is_constant(node.inputs[1]):
-            target = _expand_target(node)
-        elif node.op_type in ("Gather", "Slice") and node.inputs[0] is not None:
+        if node.op_type in ("Gather", "Slice") and node.inputs[0] is not None:
             _fold_dimension(model, node)
-            continue
-        else:
-            continue
-        if target is not None:
-            node.replace_input_with(1, constant(model, np.array(target, dtype=np.int64), f"{node.name}_shape"))
+        elif node.op_type in ("Reshape", "Expand") and not _is_constant(node.inputs[1]) and not _own_target(node):
+            target = _reshape_target(node) if node.op_type == "Reshape" else _expand_target(node)
+            if target is not None:
+                node.replace_input_with(1, _operand(model, node, target))
 
 
-def _reshape_operand(model: ir.Model, node: ir.Node) -> ir.Value | None:
-    """The operand that describes a Reshape's inferred output: sizes, 0 for "as in the input", at most one -1.
+def _reshape_target(node: ir.Node) -> list[int | str] | None:
+    """A Reshape's inferred output: sizes, 0 for "as in the input", at most one -1, and names for what else is open.
 
-    `[0, 0, heads, head_dim]` is what ONNX Runtime's attention fusion recognises. Where several dimensions are only known
-    at run time, one of them (a product, if there is one: it may hold what is cut) is the -1, the others are read off the
-    graph's inputs, or else the computed operand, and the numbers stand apart, as constants that can be rewritten.
+    `[0, 0, heads, head_dim]` is what ONNX Runtime's attention fusion recognises. Where several dimensions are only
+    known at run time, one of them (a product, if there is one: it may hold what is cut) is the -1.
     """
-    source, result, computed = node.inputs[0], node.outputs[0], node.inputs[1]
-    before, after = dims(source), dims(result)
-    if before is None or after is None or computed is None or 0 in after:
+    before, after = dims(node.inputs[0]), dims(node.outputs[0])
+    if before is None or after is None or 0 in after:
         return None
     target = [d if isinstance(d, int) else 0 if i < len(before) and before[i] == d else -1 for i, d in enumerate(after)]
-    open_axes = [i for i, d in enumerate(target) if d == -1]
     node.attributes.pop("allowzero", None)
-    if len(open_axes) <= 1:
+    open_axes = [i for i, d in enumerate(target) if d == -1]
+    inferred = next((i for i in open_axes if not str(after[i]).isidentifier()), next(iter(open_axes), None))
+    return [str(after[i]) if i in open_axes and i != inferred else d for i, d in enumerate(target)]
+
+
+def _expand_target(node: ir.Node) -> list[int | str] | None:
+    """An Expand's inferred output: 1 keeps the input's own dimension."""
+    before, after = dims(node.inputs[0]), dims(node.outputs[0])
+    if before is None or after is None:
+        return None
+    lead = len(after) - len(before)
+    target: list[int | str] = [
+        1 if d is not None and i >= lead and before[i - lead] == d else d if isinstance(d, int) else str(d)
+        for i, d in enumerate(after)
+    ]
+    # An operand shorter than the result does not have a number for every dimension.
+    return target if dims(node.inputs[1]) == (len(after),) or not any(isinstance(d, str) for d in target) else None
+
+
+def _operand(model: ir.Model, node: ir.Node, target: Sequence[int | str]) -> ir.Value:
+    """A shape operand: one constant where all is known; else a Concat of constants and dimensions read at run time.
+
+    Those are read off the graph's inputs, or else off the operand that the node had. The numbers stand apart, so that
+    they can be rewritten.
+    """
+    if all(isinstance(size, int) for size in target):
         return constant(model, np.array(target, dtype=np.int64), f"{node.name}_shape")
-    inferred = next((i for i in open_axes if not str(after[i]).isidentifier()), open_axes[0])
+    computed = node.inputs[1]
+    assert computed is not None
     pieces: list[ir.Value] = []
     fixed: list[int] = []
-
-    def close() -> None:
+    for axis, size in enumerate(target):
+        if isinstance(size, int):
+            fixed.append(size)
+            continue
         if fixed:
             pieces.append(constant(model, np.array(fixed, dtype=np.int64), f"{node.name}_shape"))
-            fixed.clear()
-
-    for axis, size in enumerate(target):
-        if axis in open_axes and axis != inferred:
-            close()
-            pieces.append(_dimension(model, str(after[axis])) or _element(model, node, computed, axis))
-        else:
-            fixed.append(size)
-    close()
+            fixed = []
+        pieces.append(_dimension(model, size) or _element(model, node, computed, axis))
+    if fixed:
+        pieces.append(constant(model, np.array(fixed, dtype=np.int64), f"{node.name}_shape"))
     return _insert(node, ir.node("Concat", pieces, {"axis": 0}, name=f"{node.name}_target"))
 
 
@@ -289,23 +316,6 @@ def _insert(before: ir.Node, new: ir.Node) -> ir.Value:
     return new.outputs[0]
 
 
-def _expand_target(node: ir.Node) -> list[int] | None:
-    """An Expand's operand as a constant: 1 keeps the input's own dimension."""
-    before, after = dims(node.inputs[0]), dims(node.outputs[0])
-    if before is None or after is None:
-        return None
-    lead = len(after) - len(before)
-    target = []
-    for axis, size in enumerate(after):
-        if axis >= lead and before[axis - lead] == size and size is not None:
-            target.append(1)
-        elif isinstance(size, int):
-            target.append(size)
-        else:
-            return None
-    return target
-
-
 def _own_target(node: ir.Node) -> bool:
     producer = node.inputs[1].producer() if node.inputs[1] is not None else None
     return producer is not None and producer.name == f"{node.name}_target"
@@ -314,7 +324,7 @@ def _own_target(node: ir.Node) -> bool:
 def dims(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
     """A value's inferred shape; symbols as strings, None for what is unknown.
 
-    The shape that the user's file declares for a graph output stays on the value; what inference found stands beside it.
+    The shape that the user's file declares for a graph output stays on the value; what inference found is beside it.
     """
     if value is None:
         return None
@@ -330,8 +340,8 @@ def _fold_dimension(model: ir.Model, node: ir.Node) -> None:
         return
     start = producer.attributes["start"].as_int() if "start" in producer.attributes else 0
     end = producer.attributes["end"].as_int() if "end" in producer.attributes else len(known)
-    operands = [_array(v) for v in node.inputs[1:]]
-    if any(o is None for o in operands):
+    operands = [a for v in node.inputs[1:] if (a := _array(v)) is not None]
+    if len(operands) < len(node.inputs) - 1:
         return
     vector = np.array(known[start:end], dtype=object)
     if node.op_type == "Gather":
@@ -407,49 +417,3 @@ def _is_constant(value: ir.Value | None) -> bool:
 
 def _array(value: ir.Value | None) -> np.ndarray | None:
     return None if value is None or value.const_value is None else value.const_value.numpy()
-
-
-_FUNCTIONS: dict[str, Callable[..., Any]] = {"floor": math.floor, "ceiling": math.ceil, "Max": max, "Min": min, "Mod": lambda a, b: a % b,
-                                             "max": max, "min": min, "ceil": math.ceil}  # fmt: skip
-_OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: lambda a, b: a + b, ast.Sub: lambda a, b: a - b, ast.Mult: lambda a, b: a * b, ast.Div: lambda a, b: Fraction(a) / Fraction(b),
-    ast.FloorDiv: lambda a, b: a // b, ast.Mod: lambda a, b: a % b, ast.Pow: lambda a, b: a**b,
-}  # fmt: skip
-
-
-def evaluate(dimension: int | str, bindings: Mapping[str, int], unknown: Callable[[str], int] | None = None) -> int:
-    """The number behind a symbolic dimension such as `floor(height/16)*batch_size`.
-
-    Args:
-        bindings: symbol -> size.
-        unknown: called for a symbol (or a whole expression that cannot be read) without a binding.
-
-    Raises:
-        KeyError: an unbound symbol, and no `unknown`.
-    """
-    if isinstance(dimension, int):
-        return dimension
-    if dimension in bindings:
-        return bindings[dimension]
-
-    def visit(node: ast.AST) -> Any:
-        if isinstance(node, ast.Constant):
-            return node.value
-        if isinstance(node, ast.Name):
-            if node.id in bindings:
-                return bindings[node.id]
-            raise KeyError(node.id)
-        if isinstance(node, ast.BinOp):
-            return _OPERATORS[type(node.op)](visit(node.left), visit(node.right))
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-            return -visit(node.operand)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            return _FUNCTIONS[node.func.id](*map(visit, node.args))
-        raise KeyError(ast.dump(node))
-
-    try:
-        return int(visit(ast.parse(dimension, mode="eval").body))
-    except (SyntaxError, KeyError):
-        if unknown is None:
-            raise KeyError(dimension) from None
-        return unknown(dimension)

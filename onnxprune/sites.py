@@ -84,7 +84,7 @@ def levels(site: Site, round_to: int, count: int = 13) -> list[int]:
         grid = set(range(0, size + 1, step if site.group.kind != "heads" else 1)) | {size}
     else:
         shares = np.linspace(0.0, 1.0, count) ** 1.6
-        grid = {min(int(round(s * size / step)) * step, size) for s in shares} | {step, size}
+        grid = {min(round(float(s) * size / step) * step, size) for s in shares} | {step, size}
     grid.add(0)
     return sorted(k for k in grid if k > 0 or site.branch is not None)
 

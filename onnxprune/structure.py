@@ -8,7 +8,7 @@ writes and another reads.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -16,9 +16,11 @@ import onnx_ir as ir
 from onnxprune import ops
 from onnxprune.axes import DYNAMIC, Layout, Solver, atoms_of, symbol_size
 from onnxprune.branches import find_branches
+from onnxprune.dimensions import evaluate
+from onnxprune.foreign import reads
 from onnxprune.model import Model
 from onnxprune.plan import Group, Pin, Reader, Structure
-from onnxprune.shapes import dims, evaluate
+from onnxprune.shapes import dims
 
 
 def analyze(model: Model) -> Structure:
@@ -55,11 +57,9 @@ class Ties:
     def add(self, node: ir.Node) -> None:
         """State a node's constraints; pin what it touches where it, or a shape, is unknown."""
         operator = ops.lookup(node)
-        values = [v for v in (*node.inputs, *node.outputs) if v is not None and v.name]
-        subgraphs = [a for a in node.attributes.values() if a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)]
-        if operator is None or subgraphs:
+        values = [v for v in (*reads(node), *node.outputs) if v is not None and v.name]
+        if operator is None:
             why = f"{node.op_type} ({node.domain or 'ai.onnx'}, opset {node.version}) is not known"
-            values += [v for a in subgraphs for v in _captured(a)]
         elif any(self._known(v) is None and not _is_shape_operand(v) for v in values):
             why = f"the shape around {node.op_type} {node.name} is not known"
         else:
@@ -142,7 +142,7 @@ class Ties:
 
 
 def _is_shape_operand(value: ir.Value) -> bool:
-    """Whether a value of unknown shape holds sizes computed at run time: its contents matter, its own shape does not."""
+    """Whether a value of unknown shape holds sizes computed at run time: its contents matter, not its own shape."""
     return (
         value.dtype == ir.DataType.INT64
         and all(
@@ -168,24 +168,13 @@ def _first_free(expression: str, known: dict[str, int]) -> str | None:
     )
 
 
-def _captured(attribute: ir.Attr) -> list[ir.Value]:
-    """Outer values that a node's subgraphs read."""
-    graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs()
-    found = []
-    for graph in graphs:
-        inner = {v for n in graph.all_nodes() for v in n.outputs} | set(graph.inputs) | set(graph.initializers.values())
-        used = [v for n in graph.all_nodes() for v in n.inputs] + list(graph.outputs)
-        found += [v for v in used if v is not None and v not in inner]
-    return found
-
-
 def _batch(model: Model, layouts: dict[str, tuple[Layout, ...]]) -> int | None:
     """The atom of the batch: the first dimension of the inputs, where it is dynamic."""
     for spec in model.inputs:
         if spec.shape and not isinstance(spec.shape[0], int) and spec.name in layouts:
             (term,) = layouts[spec.name][0]
             if len(term) == 1:
-                return int(term[0])
+                return next(iter(atoms_of((term,))), None)
     return None
 
 
@@ -197,16 +186,18 @@ def _groups(graph: ir.Graph, ties: Ties, layouts: dict[str, tuple[Layout, ...]])
     pairs: set[int] = set()  # atoms contracted between two activations
     for node, index, axis in ties.read:
         other = node.inputs[1 - index] if index < 2 and len(node.inputs) > 1 else None
-        value = node.inputs[index]
+        value, name = node.inputs[index], node.name or ""
+        assert value is not None
         weighted = other is not None and other.const_value is not None
         if value.const_value is not None or (not weighted and other is not None and index == 1):
             continue  # of two operands one is gated: the activation, or the first
-        found = atoms_of(layouts[value.name][axis])
+        found = atoms_of(layouts[value.name or ""][axis])
         if found & dynamic and found - dynamic:
             for atom in found:
                 ties.solver.pins.setdefault(atom, {})["contracted together with a dynamic dimension"] = None
         weight_axis = next((a for n, i, a in ties.read if n is node and i == 1 - index), 0) if weighted else 0
-        reader = Reader(node.name, index, axis, other.name if weighted else None, weight_axis)
+        weight = other.name if weighted and other is not None else None
+        reader = Reader(name, index, axis, weight, weight_axis)
         for atom in found - dynamic:
             readers[atom].append((position[node], reader))
             if not weighted:
@@ -232,9 +223,12 @@ def _kinds(graph: ir.Graph, layouts: dict[str, tuple[Layout, ...]], free: set[in
     """What people call an atom."""
     heads: set[int] = set()
     channels: set[int] = set()
+    products: set[int] = set()
     for node in graph:
         if node.op_type in ("Conv", "ConvTranspose"):
-            channels |= {a for d in layouts.get(node.inputs[1].name or "", ()) for a in atoms_of(d)}
+            channels |= _atoms(node.inputs[1], layouts)
+        elif node.op_type in ("MatMul", "Gemm"):
+            products |= _atoms(node.outputs[0], layouts)
         operator = ops.lookup(node)
         if operator is None or operator.macs is None or len(node.inputs) < 2:
             continue
@@ -242,8 +236,8 @@ def _kinds(graph: ir.Graph, layouts: dict[str, tuple[Layout, ...]], free: set[in
             heads |= _fused_heads(node, layouts)
             continue
         # Two activations: what both have and neither loses is a batch axis.
-        left, right = ({a for d in layouts.get(v.name or "", ()) for a in atoms_of(d)} for v in node.inputs[:2])
-        heads |= (left & right & {a for d in layouts.get(node.outputs[0].name or "", ()) for a in atoms_of(d)}) - pairs
+        left, right = (_atoms(v, layouts) for v in node.inputs[:2])
+        heads |= (left & right & _atoms(node.outputs[0], layouts)) - pairs
         heads |= _fused_heads(node, layouts)
     heads &= free
     inner = _inner(layouts)
@@ -254,8 +248,14 @@ def _kinds(graph: ir.Graph, layouts: dict[str, tuple[Layout, ...]], free: set[in
         elif atom in pairs or inner.get(atom, set()) & heads:
             kinds[atom] = "head_dims"
         else:
-            kinds[atom] = "channels" if atom in channels else "neurons"
+            # Convolutions may pass over what one matrix writes and another reads.
+            kinds[atom] = "channels" if atom in channels - products else "neurons"
     return kinds
+
+
+def _atoms(value: ir.Value | None, layouts: Mapping[str, tuple[Layout, ...]]) -> set[int]:
+    found = layouts.get(value.name or "", ()) if value is not None else ()
+    return {a for layout in found for a in atoms_of(layout)}
 
 
 def _fused_heads(node: ir.Node, layouts: dict[str, tuple[Layout, ...]]) -> set[int]:

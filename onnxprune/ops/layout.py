@@ -245,24 +245,23 @@ def _expand(torch: Any, node: Any, x: Any, shape: Any) -> Any:
 def _expand_axes(node: Any, c: Constraints) -> None:
     source, (result,) = node.inputs[0], node.outputs
     lead = len(c.sizes(result)) - len(c.sizes(source))
-    fixed = written(node.inputs[1]) is not None
     for axis, size in enumerate(c.sizes(result)):
         if axis >= lead and c.sizes(source)[axis - lead] == size:
             c.same(c.dims(source)[axis - lead], c.dims(result)[axis])
-        elif not fixed or (axis >= lead and c.sizes(source)[axis - lead] != 1):
-            c.pin(result, [axis], "its Expand's target is computed at run time")
+        elif axis >= lead and c.sizes(source)[axis - lead] != 1:
+            c.pin(source, [axis - lead], "expanded to a size that is not known")
+    target = written(node.inputs[1])
+    short = len(c.sizes(result)) - len(target or ())
+    computed = [a for a in range(len(c.sizes(result))) if target is None or (a >= short and target[a - short] is None)]
+    c.pin(result, computed, "its Expand's target is computed at run time")
 
 
 def _expand_resize(node: Any, s: Sizes) -> Change:
     (result,) = node.outputs
-    target = s.constant(node.inputs[1])
-    (count,) = s.shape(node.inputs[1]) if target is None else target.shape
-    lead = len(s.shape(result)) - count
-    new = {
-        i: s.shape(result)[i + lead]
-        for i in range(count)
-        if s.changed(result, i + lead) and (target is None or target[i] > 1)
-    }
+    target = written(node.inputs[1]) or []
+    lead = len(s.shape(result)) - len(target)
+    numbers = ((i, size) for i, size in enumerate(target) if size and size > 1)
+    new = {i: s.shape(result)[i + lead] for i, _ in numbers if s.changed(result, i + lead)}
     return Change(elements={1: new} if new else {})
 
 

@@ -26,7 +26,7 @@ class Step:
 
 def next_steps(report: Report) -> tuple[Step, ...]:
     """Suggestions, the most important first."""
-    return (*_accuracy(report), *_latency(report), *_sparsity(report), *_shipping(report))
+    return (*_accuracy(report), *_latency(report), *_sparsity(report))
 
 
 def _files(report: Report) -> tuple[str, str]:
@@ -109,11 +109,3 @@ def _sparsity(report: Report) -> Iterator[Step]:
         yield Step(
             f"The {held.pattern} pattern is made for {', '.join(map(text.provider, held.accelerated))}: time it there."
         )
-
-
-def _shipping(report: Report) -> Iterator[Step]:
-    _, pruned = _files(report)
-    yield Step(
-        "Write what is shipped to a device: ORT format, fixed shapes, int8 or fp16 on top of pruning.",
-        f"onnxprune export {pruned} --target android",
-    )

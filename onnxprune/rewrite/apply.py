@@ -21,7 +21,8 @@ def apply(model: Model, structure: Structure, plan: Plan) -> ir.Model:
     """
     if not plan.digest == structure.digest == model.digest:
         raise UsageError(
-            f"the plan was made for a model with digest {plan.digest[:12]}…, this one has {model.digest[:12]}…; make a plan for this model"
+            f"the plan was made for a model with digest {plan.digest[:12]}…, this one has {model.digest[:12]}…; "
+            "make a plan for this model"
         )
     clone = model.clone().ir
     refit.weights(clone, plan)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.axes import atoms_of, flat_mask
 from onnxprune.errors import UsageError
 from onnxprune.plan import Plan, Structure
 from onnxprune.shapes import constant
@@ -13,12 +14,16 @@ from onnxprune.shapes import constant
 def branches(model: ir.Model, structure: Structure, plan: Plan) -> None:
     """Take every dropped branch out; its nodes go with the clean-up."""
     nodes = {n.name: n for n in model.graph}
+    masks = plan.masks(structure)
     for name in plan.drop:
         branch = structure.branch(name)
         if name not in plan.rests:
             raise UsageError(f"{name}: the plan does not say what the branch leaves behind; complete it first")
         add = nodes[branch.add]
         rest = np.asarray(plan.rests[name])
+        for axis, layout in enumerate(structure.layouts[branch.value]):
+            if rest.shape[axis] > 1 and atoms_of(layout) & masks.keys():
+                rest = rest.compress(flat_mask(layout, masks, structure.sizes), axis)
         skip, result = add.inputs[1 - branch.operand], add.outputs[0]
         assert skip is not None and result.dtype is not None
         if np.any(rest) or result.is_graph_output():

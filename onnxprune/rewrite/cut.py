@@ -94,8 +94,9 @@ def _set_elements(model: ir.Model, node: ir.Node, index: int, elements: Mapping[
     concat = operand.producer()
     assert concat is not None and concat.op_type == "Concat"
     pieces, start = [], 0
-    for piece in concat.inputs:
-        assert piece is not None
+    for old in concat.inputs:
+        assert old is not None
+        piece = old
         length = math.prod(d for d in dims(piece) or (1,) if isinstance(d, int))
         inside = {p - start: n for p, n in elements.items() if start <= p < start + length}
         if inside and piece.const_value is not None:

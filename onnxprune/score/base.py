@@ -8,10 +8,12 @@ from typing import Protocol
 
 import numpy as np
 
+from onnxprune.flow import Flow
 from onnxprune.interpret import Usage
 from onnxprune.plan import Ranking
 from onnxprune.probe import Gram
 from onnxprune.sites import Site
+from onnxprune.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
@@ -22,17 +24,24 @@ class Statistics:
         weight: initializer name -> array, in the weight's own shape.
         gram: usage -> Gram matrix of what is read there.
         gate_grad: group id -> [samples, units] gradient of the loss with respect to each unit's gate.
+        trajectory: group or branch id -> how far features and outputs move without each unit.
+        flow: group or branch id -> norms of what units and branches write, and of the stream.
+        weight_score: initializer name -> what the method's own accumulator made of its gradients, in its shape.
     """
 
     weight: Callable[[str], np.ndarray]
     gram: Mapping[Usage, Gram] = field(default_factory=dict)
     gate_grad: Mapping[str, np.ndarray] = field(default_factory=dict)
+    trajectory: Mapping[str, Trajectory] = field(default_factory=dict)
+    flow: Mapping[str, Flow] = field(default_factory=dict)
+    weight_score: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Method(Protocol):
     """A way to order units. `needs` names fields of Statistics; data-free methods need none."""
 
-    needs: frozenset[str]
+    @property
+    def needs(self) -> frozenset[str]: ...
 
     def __call__(self, site: Site, statistics: Statistics) -> Ranking: ...
 
@@ -45,9 +54,13 @@ class Scored:
     needs: frozenset[str] = frozenset()
 
     def __call__(self, site: Site, statistics: Statistics) -> Ranking:
-        scores = self.score(site, statistics)
-        order = np.argsort(-scores, kind="stable")
-        return Ranking(site.id, tuple(int(i) for i in order), tuple(float(s) for s in scores))
+        return ranking(site, self.score(site, statistics))
+
+
+def ranking(site: Site, scores: np.ndarray) -> Ranking:
+    """Units by score, highest first; of equals, the earlier one. scores [units]"""
+    order = np.argsort(-scores, kind="stable")
+    return Ranking(site.id, tuple(int(i) for i in order), tuple(float(s) for s in scores))
 
 
 def per_unit(units: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:

@@ -1,0 +1,67 @@
+"""Dimensions that are known by name: what `floor(height/16)*batch_size` is at given sizes."""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "floor": math.floor,
+    "ceiling": math.ceil,
+    "ceil": math.ceil,
+    "Max": max,
+    "Min": min,
+    "max": max,
+    "min": min,
+    "Mod": lambda a, b: a % b,
+}
+_OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.Div: lambda a, b: Fraction(a) / Fraction(b),
+    ast.FloorDiv: lambda a, b: a // b,
+    ast.Mod: lambda a, b: a % b,
+    ast.Pow: lambda a, b: a**b,
+}
+
+
+def evaluate(dimension: int | str, bindings: Mapping[str, int], unknown: Callable[[str], int] | None = None) -> int:
+    """The number behind a symbolic dimension such as `floor(height/16)*batch_size`.
+
+    Args:
+        bindings: symbol -> size.
+        unknown: called for a symbol (or a whole expression that cannot be read) without a binding.
+
+    Raises:
+        KeyError: an unbound symbol, and no `unknown`.
+    """
+    if isinstance(dimension, int):
+        return dimension
+    if dimension in bindings:
+        return bindings[dimension]
+
+    def visit(node: ast.AST) -> Any:
+        if isinstance(node, ast.Constant):
+            return node.value
+        if isinstance(node, ast.Name):
+            if node.id in bindings:
+                return bindings[node.id]
+            raise KeyError(node.id)
+        if isinstance(node, ast.BinOp):
+            return _OPERATORS[type(node.op)](visit(node.left), visit(node.right))
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            return -visit(node.operand)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            return _FUNCTIONS[node.func.id](*map(visit, node.args))
+        raise KeyError(ast.dump(node))
+
+    try:
+        return int(visit(ast.parse(dimension, mode="eval").body))
+    except (SyntaxError, KeyError):
+        if unknown is None:
+            raise KeyError(dimension) from None
+        return unknown(dimension)

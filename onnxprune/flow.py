@@ -1,0 +1,181 @@
+"""How much residual modules write: mean norms of what a unit, or a whole branch, adds to the stream it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxprune.data import Batch
+from onnxprune.interpret import Usage
+from onnxprune.linears import find_linears
+from onnxprune.matrices import Matrix
+from onnxprune.plan import Structure
+from onnxprune.probe import Rows
+from onnxprune.sites import Site
+from onnxprune.trajectory import boundaries
+
+POWER_STEPS = 100
+POWER_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """Mean norms over tokens, padding left out.
+
+    Attributes:
+        write: [units] E‖W_uᵀx_u‖, what each unit writes; one entry, E‖f(x)‖, for a branch.
+        stream: E‖x‖ of what the branch is added to; of all that the site's readers write, where there is no branch.
+    """
+
+    write: np.ndarray
+    stream: float
+
+    @property
+    def relative(self) -> np.ndarray:
+        """The function norm: what is written, relative to the stream. [units]"""
+        return self.write / max(self.stream, 1e-30)
+
+
+def flows(rows: Rows, sites: Sequence[Site], structure: Structure, *, spectral: bool = False) -> dict[str, Flow]:
+    """Norms of every unit's and every branch's writes, in one pass (two if spectral).
+
+    Args:
+        spectral: with each linear map's weight divided by its largest singular value (Lin et al. 2020), every branch
+            still reading the dense model's own stream.
+
+    Returns:
+        group or branch id -> Flow.
+    """
+    import torch
+
+    interpreter = rows.interpreter
+    axes = {b.branch: b.axis for b in boundaries(interpreter.graph, structure)}
+    scaled = spectral_weights(rows, structure, sites) if spectral else {}
+    totals = _Totals()
+    for batch in rows.batches:
+        with torch.no_grad():
+            skips = list(dict.fromkeys(b.skip for b in structure.branches if b.skip not in batch.feeds))
+            bound = {**batch.feeds, **interpreter.run(batch.feeds, outputs=skips)} if spectral else batch.feeds
+            wanted = list(dict.fromkeys([*skips, *(b.value for b in structure.branches), *_written(sites)]))
+            read: dict[Usage, Any] = {}
+            edit = {
+                (m.reader.node, m.reader.input): _keep((m.reader.node, m.reader.input), read)
+                for s in sites
+                for m in s.matrices
+            }
+            found = interpreter.run(bound, outputs=[n for n in wanted if n not in bound], weights=scaled, edit=edit)
+            found = {**bound, **found}
+            for branch in structure.branches:
+                totals.add(branch.id, _norms(found[branch.value], axes[branch.id], batch)[None])
+                totals.add("stream of " + branch.id, _norms(found[branch.skip], axes[branch.id], batch)[None])
+            for site in sites:
+                totals.add(
+                    site.id,
+                    sum(
+                        _unit_squares(m, read, scaled, interpreter, batch, site.group.size) for m in site.matrices
+                    ).sqrt(),
+                )
+                squares = [_real(m.written(found[m.output]), batch).float().square().sum(-1) for m in site.matrices]
+                if len({len(s) for s in squares}) == 1:
+                    totals.add("stream of " + site.id, sum(squares).sqrt()[None])  # type: ignore[union-attr]
+    result = {b.id: Flow(totals.mean(b.id), float(totals.mean("stream of " + b.id)[0])) for b in structure.branches}
+    for site in sites:
+        own = f"stream of {site.group.branch or site.id}"
+        result[site.id] = Flow(totals.mean(site.id), float(totals.mean(own)[0]) if own in totals.sums else 1.0)
+    return result
+
+
+def spectral_weights(rows: Rows, structure: Structure, sites: Sequence[Site]) -> dict[str, Any]:
+    """Weights of linear maps inside branches, divided by their largest singular values."""
+    graph = rows.interpreter.graph
+    names = {x.weight: x.matrix for x in find_linears(graph, structure) if x.inside is not None}
+    names |= {m.reader.weight or "": m for s in sites if s.group.branch for m in s.matrices}
+    found = {}
+    for name, matrix in names.items():
+        weight = rows.interpreter.weight(name)
+        found[name] = weight / largest_singular_value(matrix.weight(weight.float().cpu().numpy()))
+    return found
+
+
+def largest_singular_value(weight: np.ndarray, seed: int = 0) -> float:
+    """σ₁ of a matrix [n, m] by power iteration on WᵀW."""
+    vector = np.random.default_rng(seed).standard_normal(weight.shape[1])
+    vector /= np.linalg.norm(vector)
+    sigma = 0.0
+    for _ in range(POWER_STEPS):
+        image = weight @ vector
+        before, sigma = sigma, float(np.linalg.norm(image))
+        if sigma == 0.0:
+            return 1.0  # a zero matrix: nothing to divide
+        vector = weight.T @ image
+        vector /= np.linalg.norm(vector)
+        if abs(sigma - before) <= POWER_TOLERANCE * sigma:
+            break
+    return sigma
+
+
+class _Totals:
+    """Sums over tokens by name."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Any] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, name: str, values: Any) -> None:
+        """values [entries, tokens]"""
+        self.sums[name] = self.sums.get(name, 0) + values.double().sum(-1)
+        self.counts[name] = self.counts.get(name, 0) + values.shape[-1]
+
+    def mean(self, name: str) -> np.ndarray:
+        return np.asarray((self.sums[name] / max(self.counts[name], 1)).cpu().numpy())
+
+
+def _unit_squares(
+    matrix: Matrix, read: Mapping[Usage, Any], scaled: Mapping[str, Any], interpreter: Any, batch: Batch, size: int
+) -> Any:
+    """‖W_uᵀx_u‖² of every unit and token. [units, tokens]"""
+    import torch
+
+    name = matrix.reader.weight or ""
+    weight = scaled[name] if name in scaled else interpreter.weight(name)
+    w = torch.from_numpy(np.ascontiguousarray(matrix.weight(weight.float().cpu().numpy()))).to(weight.device)
+    x = _real(matrix.rows(read[matrix.reader.node, matrix.reader.input]), batch).float()
+    found = torch.zeros((size, len(x)), device=x.device)
+    units, counts = np.unique(matrix.units[matrix.units >= 0], return_counts=True)
+    if counts.max(initial=1) == 1:  # one row each: the norm is a product
+        rows = np.flatnonzero(matrix.units >= 0)
+        found[torch.from_numpy(matrix.units[rows])] = (x[:, rows].square() * w[rows].square().sum(1)).T
+        return found
+    for unit in units.tolist():
+        rows = np.flatnonzero(matrix.units == unit)
+        gram = w[rows] @ w[rows].T
+        found[unit] = ((x[:, rows] @ gram) * x[:, rows]).sum(-1).clamp_min(0)
+    return found
+
+
+def _norms(x: Any, axis: int, batch: Batch) -> Any:
+    return _real(x.movedim(axis, -1).reshape(-1, x.shape[axis]), batch).float().norm(dim=-1)
+
+
+def _real(flat: Any, batch: Batch) -> Any:
+    """The rows [tokens, n] of real tokens."""
+    import torch
+
+    if batch.real is None or batch.real.size != flat.shape[0]:
+        return flat
+    return flat[torch.from_numpy(batch.real.reshape(-1)).to(flat.device)]
+
+
+def _written(sites: Sequence[Site]) -> list[str]:
+    return [m.output for s in sites for m in s.matrices]
+
+
+def _keep(usage: Usage, read: dict[Usage, Any]) -> Callable[[Any], Any]:
+    def edit(x: Any) -> Any:
+        read[usage] = x
+        return x
+
+    return edit

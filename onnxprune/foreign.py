@@ -1,0 +1,80 @@
+"""Nodes the tool does not know, computed by ONNX Runtime one at a time: control flow, operators of other domains.
+
+They pin what they touch, and no gradient flows through them; the rest of the model can still be scored and cut.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import runtime
+from onnxprune.errors import UnsupportedError
+
+_IR_VERSION = 10
+
+
+def reads(node: ir.Node) -> tuple[ir.Value | None, ...]:
+    """What a node reads: its inputs, then the outer values that its subgraphs capture."""
+    graphs = [g for a in node.attributes.values() for g in _subgraphs(a)]
+    if not graphs:
+        return tuple(node.inputs)
+    inner: set[ir.Value] = set()
+    used: dict[ir.Value, None] = {}
+    for graph in graphs:
+        for part in (graph, *(g for n in graph.all_nodes() for a in n.attributes.values() for g in _subgraphs(a))):
+            inner |= {*part.inputs, *part.initializers.values(), *(v for n in part for v in n.outputs)}
+            used |= dict.fromkeys(v for n in part for v in n.inputs if v is not None)
+            used |= dict.fromkeys(part.outputs)
+    return (*node.inputs, *(v for v in used if v not in inner and v not in node.inputs))
+
+
+def _subgraphs(attribute: ir.Attr) -> list[ir.Graph]:
+    if attribute.type == ir.AttributeType.GRAPH:
+        return [attribute.as_graph()]
+    return list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
+
+
+class Foreign:
+    """One node as a model of its own; called with torch tensors in the order of `reads`."""
+
+    def __init__(self, node: ir.Node, opsets: dict[str, int]) -> None:
+        self.node = node
+        self.opsets = opsets
+        self._sessions: dict[tuple[str, ...], Any] = {}
+
+    def __call__(self, *tensors: Any) -> tuple[Any, ...]:
+        import torch
+
+        names = [v.name or "" for v in reads(self.node) if v is not None]
+        arrays = [t.detach().cpu().numpy() for t in tensors if t is not None]
+        feeds = dict(zip(names, arrays, strict=True))
+        found = runtime.run(self._session(feeds), feeds)
+        outputs = [found.get(v.name or "") for v in self.node.outputs]
+        device = next((t.device for t in tensors if t is not None), "cpu")
+        return tuple(None if o is None else torch.from_numpy(np.array(o)).to(device) for o in outputs)
+
+    def _session(self, feeds: dict[str, np.ndarray]) -> Any:
+        import onnx
+
+        key = tuple(str(a.dtype) for a in feeds.values())
+        if key not in self._sessions:
+            inputs = [
+                onnx.helper.make_tensor_value_info(k, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), [None] * a.ndim)
+                for k, a in feeds.items()
+            ]
+            outputs = [onnx.helper.make_empty_tensor_value_info(v.name) for v in self.node.outputs if v.name]
+            graph = onnx.helper.make_graph([ir.to_proto(self.node)], "node", inputs, outputs)
+            versions = [onnx.helper.make_opsetid(domain, version) for domain, version in self.opsets.items()]
+            model = onnx.helper.make_model(graph, opset_imports=versions, ir_version=_IR_VERSION)
+            try:
+                self._sessions[key] = runtime.session(model.SerializeToString())
+            except Exception as error:  # whatever keeps ONNX Runtime from it: the node cannot be computed
+                described = f"{self.node.domain}::{self.node.op_type}" if self.node.domain else self.node.op_type
+                raise UnsupportedError(
+                    f"node {self.node.name} ({described}, opset {self.node.version}) is known neither here nor to "
+                    f"ONNX Runtime: {error}"
+                ) from error
+        return self._sessions[key]

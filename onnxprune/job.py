@@ -1,0 +1,372 @@
+"""One model with its rows: everything that is the same for every budget, and the way from a plan to checked files."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import resource
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import data, latency, rewrite
+from onnxprune import model as models
+from onnxprune import report as reports
+from onnxprune.config import Options
+from onnxprune.cost import default_bindings
+from onnxprune.data import Dataset
+from onnxprune.equivalence import Equivalence, equivalence
+from onnxprune.errors import UsageError
+from onnxprune.gates import Gates
+from onnxprune.interpret import Interpreter
+from onnxprune.model import Model
+from onnxprune.plan import Budget, Plan, Structure
+from onnxprune.planning import Clock, Planner, Progress
+from onnxprune.report import html
+from onnxprune.structure import analyze
+from onnxprune.validate import Evidence, Teacher, compare
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = {"float16": 1e-2, "bfloat16": 4e-2}
+"""How far the written file may be from the plan, relative to the outputs' scale; 1e-4 in single precision."""
+
+CHECK_ROWS = 64
+
+COMPANIONS = (
+    "config.json", "generation_config.json", "preprocessor_config.json", "vocab.json", "vocab.txt", "merges.txt",
+    "spiece.model", "sentencepiece.bpe.model", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
+    "added_tokens.json",
+)  # fmt: skip
+"""Files that belong to a model folder and go with the pruned one."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gives.
+
+    Attributes:
+        model: the pruned graph.
+        plan: what was cut, with refit weights.
+        report: everything measured.
+        files: what was written; empty until `save`, if `prune` was not given an output.
+    """
+
+    model: ir.Model
+    plan: Plan
+    report: reports.Report
+    files: tuple[Path, ...] = ()
+
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> list[Path]:
+        """Write the model (weights beside it where they do not fit in one file)."""
+        models.refuse_overwrite(Path(path), force=force)
+        return models.save(self.model, path)
+
+
+@dataclass(eq=False)
+class Job:
+    """A model, its rows, and a planner that remembers what it measured.
+
+    Attributes:
+        learn: rows that decide; None without calibration.
+        judge: rows for the report, which decide nothing; None without any.
+        providers, metric: of validation and timing.
+        measure: whether to time the models.
+    """
+
+    dense: Model
+    structure: Structure
+    planner: Planner
+    options: Options
+    learn: Dataset | None
+    judge: Dataset | None
+    clock: Clock
+    providers: tuple[str, ...] = ("cpu",)
+    metric: str | Sequence[str] | None = None
+    measure: bool = True
+
+    @classmethod
+    def open(
+        cls,
+        source: str | os.PathLike[str],
+        options: Options,
+        calibration: Any,
+        evaluation: Any,
+        *,
+        providers: Sequence[str] = ("cpu",),
+        metric: str | Sequence[str] | None = None,
+        measure: bool = True,
+        progress: Progress | None = None,
+        **asked: Any,
+    ) -> Job:
+        """Load, analyze, and read the rows (`asked`: columns, pairs, tokenizer, max_length)."""
+        clock = Clock()
+        with clock.stage("load"):
+            dense = models.load(source)
+        with clock.stage("analyze"):
+            structure = analyze(dense)
+        with clock.stage("read"):
+            learn, judge = read_rows(dense, calibration, evaluation, options, **asked)
+        bindings = shape_of(dense, options.shape, learn or judge)
+        planner = Planner(dense, structure, options, learn, bindings, clock, progress)
+        return cls(dense, structure, planner, options, learn, judge, clock, tuple(providers), metric, measure)
+
+    def plan(self, budget: Budget) -> Plan:
+        """A plan within a budget of the options' kind."""
+        return self.planner.plan(budget.limit(self.planner.costs.total(budget.kind)))
+
+    def run(self, budget: Budget, target: Path | None, *, force: bool = False) -> Result:
+        """Plan, rewrite, check, measure, and write; nothing is written where the check fails."""
+        return self.finish(self.plan(budget), budget, target, force=force)
+
+    def finish(self, plan: Plan, budget: Budget, target: Path | None, *, force: bool = False) -> Result:
+        """From a plan to files: written to a staging place, checked and measured there, and only then named."""
+        assert self.dense.path is not None
+        scratch = None if target is not None else Path(tempfile.mkdtemp(prefix="onnxprune-"))
+        place = target or Path(scratch or ".") / f"{self.dense.path.stem}.pruned.onnx"
+        try:
+            with self.clock.stage("rewrite"):
+                pruned = rewrite.apply(self.dense, self.structure, plan)
+            with models.staged(place, force=force, inputs=(self.dense.path,)) as folder:
+                file = models.save(pruned, folder / place.name)[0]
+                report = self._measured(plan, budget, file, place)
+                stem = place.name.removesuffix(".onnx")
+                plan.save(folder / f"{stem}.plan.json")
+                report.save(folder / f"{stem}.report.json")
+                (folder / f"{stem}.report.html").write_text(html.render(report))
+                names = [place.parent / f.name for f in sorted(folder.iterdir())]
+            if target is not None:
+                names += copy_companions(self.dense.path.parent, target.parent, force=force)
+        finally:
+            if scratch is not None:
+                shutil.rmtree(scratch, ignore_errors=True)
+        return Result(pruned, plan, report, tuple(names) if target is not None else ())
+
+    def evidence(self, file: Path) -> Evidence | None:
+        """What a file costs on the rows for the report."""
+        if self.teacher is None:
+            return None
+        with self.clock.stage("validate"):
+            return compare(self.teacher, file, metric=self.metric, seed=self.options.seed)
+
+    @cached_property
+    def teacher(self) -> Teacher | None:
+        """The dense model's outputs on the rows for the report."""
+        assert self.dense.path is not None
+        return None if self.judge is None else Teacher(self.dense.path, self.judge, providers=self.providers)
+
+    def _measured(self, plan: Plan, budget: Budget, file: Path, place: Path) -> reports.Report:
+        assert self.dense.path is not None
+        rows = self.judge or self.learn
+        with self.clock.stage("check"):
+            bindings = self.planner.costs.bindings
+            feeds = (
+                [latency.synthesize(self.dense.inputs, dims=bindings)]
+                if rows is None
+                else [b.feeds for b in rows.take(CHECK_ROWS, 0).batches(max_rows=16)]
+            )
+            found = check(self.dense, self.structure, plan, file, feeds)
+        evidence = self.evidence(file)
+        timed: list[latency.LatencyRow] = []
+        if self.measure:
+            with self.clock.stage("latency"):
+                examples = [e.feeds for e in rows.examples[:8]] if rows is not None else []
+                timed = latency.bench(self.dense.path, file, providers=self.providers, dims=bindings, examples=examples)
+        return self._report(plan, budget, file, place, found, evidence, timed)
+
+    def _report(
+        self,
+        plan: Plan,
+        budget: Budget,
+        file: Path,
+        place: Path,
+        found: Equivalence,
+        evidence: Evidence | None,
+        timed: Sequence[latency.LatencyRow],
+    ) -> reports.Report:
+        costs = self.planner.costs
+        assert self.dense.path is not None
+        before, after = costs.total(budget.kind), costs.total(budget.kind, plan)
+        unit = "kept" if budget.relative else {"flops": "MAC", "params": "parameters", "size": "bytes"}[budget.kind]
+        pruned_by_op = costs.by_op(plan)
+        by_op = {op: reports.Change(2 * macs, 2 * pruned_by_op.get(op, 0)) for op, macs in costs.by_op().items()}
+        named = {"calibration": self.learn, "report": self.judge}
+        said = {
+            name: {"rows": len(d), "digest": d.digest, "said": list(d.description)}
+            for name, d in named.items()
+            if d is not None
+        }
+        divergence = (
+            "none: no calibration rows" if self.learn is None else self.planner.select.rows.divergence.description
+        )
+        return reports.Report(
+            model=reports.ModelInfo(str(self.dense.path), self.dense.digest, self.dense.opset, str(place)),
+            budget=reports.Budget(budget.kind, budget.value, after / before if budget.relative else after, unit),
+            flops=reports.Flops(2 * costs.macs(), 2 * costs.macs(plan), by_op, costs.bindings),
+            params=reports.Change(costs.params(), costs.params(plan)),
+            size_bytes=reports.Change(_size(self.dense.path), _size(file)),
+            units=units_of(self.structure, plan, self.planner),
+            recipe={
+                "options": replace(self.options, budget=budget).to_json(),
+                "method": self.planner.method,
+                "versions": versions(),
+                "data": said,
+                "divergence": divergence,
+            },
+            equivalence=found,
+            accuracy=evidence.accuracy if evidence else None,
+            further=evidence.further if evidence else (),
+            drift=evidence.drift if evidence else None,
+            latency=tuple(timed),
+            warnings=_warnings(self.learn, self.judge),
+            seconds=dict(self.clock.seconds),
+            peak_memory_bytes=peak_memory(),
+        )
+
+
+def read_rows(
+    dense: Model, calibration: Any, evaluation: Any, options: Options, **asked: Any
+) -> tuple[Dataset | None, Dataset | None]:
+    """(rows to learn from, rows to report on). Report rows decide nothing."""
+    common = dict(
+        inputs=dense.inputs,
+        outputs=dense.outputs,
+        folder=dense.folder,
+        seed=options.seed,
+        vocab_size=vocabulary(dense),
+        **asked,
+    )
+    learn = data.read(calibration, limit=options.rows, **common) if calibration is not None else None
+    if evaluation is not None:
+        return learn, data.read(evaluation, **common)
+    if learn is None or len(learn) < 20:
+        return learn, None
+    parts = learn.split({"learn": 0.8, "report": 0.2}, options.seed)
+    return parts["learn"], parts["report"]
+
+
+def vocabulary(dense: Model) -> int | None:
+    """Rows of the table that `input_ids` index, so that ids out of range are refused with their row."""
+    value = next((v for v in dense.graph.inputs if v.name == "input_ids"), None)
+    for node, index in value.uses() if value is not None else ():
+        table = node.inputs[0]
+        if node.op_type == "Gather" and index == 1 and table is not None and table.const_value is not None:
+            return int(table.const_value.shape.numpy()[0])
+    return None
+
+
+def shape_of(dense: Model, shape: Mapping[str, int], rows: Dataset | None) -> dict[str, int]:
+    """Where FLOPs are counted: as stated, else batch 1 and the rows' mean."""
+    known = {spec_dim for spec in dense.inputs for spec_dim in spec.shape if isinstance(spec_dim, str)}
+    unknown = [name for name in shape if name not in known]
+    if unknown:
+        raise UsageError(f"--shape {unknown[0]}: the graph's dimensions are {', '.join(sorted(known)) or 'all fixed'}")
+    found = {**(rows.mean_shape(dense.inputs) if rows is not None else {}), **shape}
+    found = default_bindings(dense, found)
+    missing = sorted(known - found.keys())
+    if missing:
+        raise UsageError(
+            f"the size of {', '.join(missing)} is not known without calibration rows; "
+            f"state it with --shape {missing[0]}=128"
+        )
+    return found
+
+
+def check(
+    dense: Model, structure: Structure, plan: Plan, file: Path, rows: Sequence[Mapping[str, np.ndarray]]
+) -> Equivalence:
+    """Law 1: the written file, in ONNX Runtime, gives what the original gives with the plan's gates and weights.
+
+    Raises:
+        CheckError: it does not.
+    """
+    import torch
+
+    interpreter = Interpreter(dense.graph)
+    gated = Gates(structure, interpreter).gated(plan)
+    expected = []
+    for feeds in rows:
+        with torch.inference_mode():
+            found = interpreter.run(feeds, weights=gated.weights, edit=gated.edit)
+        expected.append(
+            (dict(feeds), {k: v.float().numpy() if v.is_floating_point() else v.numpy() for k, v in found.items()})
+        )
+    types = {v.dtype.name.lower() for v in dense.graph.initializers.values() if v.dtype is not None}
+    tolerance = max((limit for name, limit in TOLERANCE.items() if name in types), default=1e-4)
+    return equivalence(file, expected, tolerance)
+
+
+def copy_companions(source: Path, target: Path, *, force: bool = False) -> list[Path]:
+    """Copy tokenizer and configuration files beside the output: where none are yet, or over those of another model."""
+    copied = []
+    if source.resolve() != target.resolve():
+        for name in COMPANIONS:
+            if (source / name).exists() and (force or not (target / name).exists()):
+                shutil.copy2(source / name, target / name)
+                copied.append(target / name)
+    return copied
+
+
+def units_of(structure: Structure, plan: Plan, planner: Planner) -> tuple[reports.Units, ...]:
+    """What every site and branch keeps."""
+    found = []
+    for site in planner.sites:
+        group = site.group
+        gone = group.branch is not None and group.branch in plan.drop
+        kept = () if gone else plan.keep.get(group.id, tuple(range(group.size)))
+        found.append(reports.Units(group.id, group.kind, group.layer, group.size, len(kept), tuple(kept)))
+    for branch in structure.branches:
+        there = int(branch.id not in plan.drop)
+        found.append(reports.Units(branch.id, "blocks", branch.layer, 1, there, (0,) if there else ()))
+    return tuple(found)
+
+
+def _warnings(learn: Dataset | None, judge: Dataset | None) -> tuple[str, ...]:
+    said = []
+    if learn is None:
+        said.append(
+            "no calibration rows: units were ranked by magnitude alone and nothing was mended; "
+            "accuracy is likely to suffer"
+        )
+    elif learn.kind == "random":
+        said.append("calibration rows are random: scores and compensation mean little on real inputs")
+    if judge is None:
+        said.append("no evaluation rows: what pruning cost in accuracy was not measured")
+    elif judge.labels is None:
+        said.append(
+            "the evaluation rows have no labels: the dense model is the teacher, and agreement with it is reported"
+        )
+    return tuple(said)
+
+
+def _size(file: Path) -> int:
+    return sum(
+        f.stat().st_size for f in file.parent.glob(file.name + "*") if f.name in (file.name, file.name + ".data")
+    )
+
+
+def peak_memory() -> int:
+    """The most memory this process has held, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def versions() -> dict[str, str]:
+    """What a run depends on."""
+    found = {"python": platform.python_version()}
+    for name in ("onnxprune", "onnx", "onnx-ir", "onnxruntime", "torch", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,92 @@
+"""`seven-dyn`: pruning in steps of a cubic schedule, scored anew in between (Xiao et al. 2024, after Zhu & Gupta 2017).
+
+Post-training: weights move only by the least-squares solve between steps, if one is given.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from onnxprune.gates import Gates
+from onnxprune.gradients import seen_through
+from onnxprune.plan import Plan, Ranking
+from onnxprune.probe import Rows, gate_gradients
+from onnxprune.score.seven import Seven
+from onnxprune.search.schedule import cubic
+from onnxprune.sites import Site, kept_by
+
+STEPS = 8
+
+Refit = Callable[[Site, Sequence[int]], Mapping[str, np.ndarray]]
+"""Weights of a site's readers, corrected for the units that are gone."""
+
+
+def dynamic(
+    rows: Rows, sites: Sequence[Site], gates: Gates, final: float, method: Seven | None = None,
+    *, count: int = STEPS, refit: Refit | None = None, seed: int = 0,
+) -> dict[str, Ranking]:  # fmt: skip
+    """Orders in which units go when the share kept of each kind falls to `final` along the cubic schedule.
+
+    At every step the units with the least score on the model as pruned so far go, over all sites of a kind together.
+
+    Args:
+        final: share of units kept at the end; what is left then is ordered by its last score.
+        method: the accumulator's options.
+        count: steps T of the schedule.
+        refit: as `damage.Refitter`; None leaves the weights as they are.
+
+    Returns:
+        group id -> Ranking; scores rise with the time of death, so that they compare across the sites of a kind.
+    """
+    method = method or Seven()
+    alive = {s.id: np.ones(s.group.size, dtype=bool) for s in sites}
+    reached = {s.id: np.zeros(s.group.size) for s in sites}
+    floor: dict[str, float] = defaultdict(float)
+    for step in range(count):
+        scores = _scores(rows, sites, gates, alive, method, refit, seed + step)
+        for kind in dict.fromkeys(s.group.kind for s in sites):
+            members = [s for s in sites if s.group.kind == kind]
+            keep = max(round(cubic(step, count, final) * sum(s.group.size for s in members)), len(members))
+            flat = [(float(scores[s.id][u]), s.id, int(u)) for s in members for u in np.flatnonzero(alive[s.id])]
+            going = max(len(flat) - keep, 0)
+            for score, name, unit in sorted(flat):
+                # Never below what an earlier step let go: the order of death is the order of the scores.
+                reached[name][unit] = max(score, floor[kind])
+                if going and alive[name].sum() > 1:
+                    alive[name][unit] = False
+                    going -= 1
+                    floor[kind] = max(floor[kind], score)
+    for site in sites:
+        kept = reached[site.id][alive[site.id]]
+        gone = reached[site.id][~alive[site.id]].max(initial=0.0)
+        if len(kept) and kept.min() < gone:
+            reached[site.id][alive[site.id]] += gone - kept.min()
+    return {s.id: _ranking(s.id, reached[s.id], alive[s.id]) for s in sites}
+
+
+def _scores(
+    rows: Rows, sites: Sequence[Site], gates: Gates, alive: Mapping[str, np.ndarray], method: Seven,
+    refit: Refit | None, seed: int,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """SEVEN's scores on the model as pruned so far."""
+    orders = {s.id: Ranking(s.id, tuple(np.argsort(~alive[s.id], kind="stable").tolist())) for s in sites}
+    keep, _ = kept_by({s.id: int(alive[s.id].sum()) for s in sites}, orders, sites)
+    plan = Plan(gates.structure.digest, keep)
+    if refit is not None:
+        weights: dict[str, np.ndarray] = {}
+        for site in sites:
+            if site.id in keep:
+                weights.update(refit(site, keep[site.id]))
+        plan = replace(plan, weights=weights)
+    state = gates.gated(plan)
+    found = gate_gradients(seen_through(rows, state), sites, gates.structure, seed)
+    return {name: method.on_gates(g) for name, g in found.items()}
+
+
+def _ranking(name: str, scores: np.ndarray, alive: np.ndarray) -> Ranking:
+    order = np.lexsort((-scores, ~alive))
+    return Ranking(name, tuple(int(i) for i in order), tuple(float(s) for s in scores))

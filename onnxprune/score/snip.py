@@ -1,0 +1,42 @@
+"""Spectral-normalised identity prior (Lin et al. 2020, arXiv 2010.01791): modules that write little become the identity.
+
+The function norm of a residual module y = x + f(x) is E‖f(x)‖, here relative to E‖x‖. By default on the true weights: a
+small σ(W) is part of what marks a module as near-identity. (Connection sensitivity, also called SNIP, is `taylor`.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from onnxprune.flow import Flow
+from onnxprune.plan import Ranking, Structure
+from onnxprune.score.base import Statistics, ranking
+from onnxprune.sites import Site
+
+
+@dataclass(frozen=True)
+class Snip:
+    """The score of units: the norm of what they write, relative to the stream.
+
+    Attributes:
+        spectral: as the paper trains, with each weight divided by its largest singular value.
+    """
+
+    spectral: bool = False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"spectral_flow" if self.spectral else "flow"})
+
+    def __call__(self, site: Site, statistics: Statistics) -> Ranking:
+        return ranking(site, statistics.flow[site.id].relative)
+
+
+def near_identity(flow: Mapping[str, Flow], structure: Structure, threshold: float) -> tuple[str, ...]:
+    """Branches whose relative function norm is below a threshold, least first."""
+    norms = {b.id: float(flow[b.id].relative[0]) for b in structure.branches if b.id in flow}
+    return tuple(sorted((b for b, norm in norms.items() if norm < threshold), key=norms.__getitem__))
+
+
+snip = Snip()

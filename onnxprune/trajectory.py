@@ -1,0 +1,457 @@
+"""Feature trajectories: how far hidden features and outputs move when a unit goes.
+
+The features are those at the block boundaries, the sums of the residual stream. OPTIN (Khaki & Plataniotis, ICLR 2024,
+arXiv 2403.17921) compares their manifolds, M = F̂F̂ᵀ over unit-norm token features, before and after a unit is gated off:
+L_MD = Σ_z ‖M_z − M'_z‖²_F over the boundaries z behind the unit, and the outputs by KL at a temperature.
+
+`exact` gates units one by one and runs only what follows them, many copies at once. `linearised` gets all units from a
+few reverse passes: with independent signs R_z, s = Σ_z ⟨R_z, M_z⟩ has E[(∂s)²] = Σ_z ‖∂M_z‖²_F in any direction, and
+outputs are probed by vectors whose covariance is the Gauss–Newton matrix of their divergence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.data import Batch
+from onnxprune.divergence import Kind, Measure
+from onnxprune.errors import UnsupportedError
+from onnxprune.interpret import Usage
+from onnxprune.plan import Structure
+from onnxprune.probe import Rows, _by_sample, live_before
+from onnxprune.sites import Site
+
+TOKENS = 768
+"""The most tokens whose features are compared with one another."""
+
+LINEARISED_TOKENS = 8 * TOKENS
+EXACT_TOKENS = TOKENS
+"""The most tokens read in all by either way."""
+
+COPIES_TOKENS = 4096
+"""The most tokens, over all gated copies, that run at once."""
+
+FEW = 64
+"""A site with at most this many units is evaluated exactly; heads, as a rule."""
+
+TEMPERATURE = 4.0
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """What moves when each unit of a group, or a branch (one entry), goes.
+
+    Attributes:
+        manifold: [units] L_MD per pair of tokens: Σ over later boundaries of the mean square of M − M'.
+        output: [units] divergence of the outputs per row, class scores at the temperature.
+    """
+
+    manifold: np.ndarray
+    output: np.ndarray
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """A sum of the residual stream: the value's name, the axis of its features, and the branch that ends there."""
+
+    value: str
+    axis: int
+    branch: str
+
+    def features(self, x: Any, tokens: Any = None) -> Any:
+        """[tokens, features] of unit norm; `tokens` picks some."""
+        import torch
+
+        flat = x.movedim(self.axis, -1).reshape(-1, x.shape[self.axis]).float()
+        return torch.nn.functional.normalize(flat if tokens is None else flat[tokens], dim=-1)
+
+    def slope(self, x: Any, tokens: Any, signs: Any) -> Any:
+        """∂/∂x of ⟨signs, F̂F̂ᵀ⟩ / tokens, in the shape of x."""
+        moved = x.detach().movedim(self.axis, -1)
+        flat = moved.reshape(-1, moved.shape[-1]).float()
+        norm = flat[tokens].norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        unit = flat[tokens] / norm
+        pull = (signs + signs.T) @ unit / len(tokens)
+        found = flat.new_zeros(flat.shape)
+        found[tokens] = (pull - unit * (unit * pull).sum(-1, keepdim=True)) / norm
+        return found.reshape(moved.shape).movedim(-1, self.axis).to(x.dtype)
+
+
+def boundaries(graph: ir.Graph, structure: Structure) -> tuple[Boundary, ...]:
+    """Where residual branches are added to the stream, in graph order."""
+    nodes = {n.name: n for n in graph}
+    found = []
+    for branch in structure.branches:
+        value = nodes[branch.add].outputs[0]
+        rank = len(value.shape) if value.shape is not None else 0
+        convolved = any(
+            nodes[n].op_type == "Conv" and len(nodes[n].inputs[1].shape or ()) == rank  # type: ignore[union-attr]
+            for n in branch.nodes
+        )
+        found.append(Boundary(value.name or "", 1 if convolved else rank - 1, branch.id))
+    order = {n.name: i for i, n in enumerate(graph)}
+    places = {b.id: order[b.add] for b in structure.branches}
+    return tuple(sorted(found, key=lambda b: places[b.branch]))
+
+
+def trajectories(
+    rows: Rows,
+    sites: Sequence[Site],
+    structure: Structure,
+    *,
+    probes: int = 2,
+    temperature: float = TEMPERATURE,
+    seed: int = 0,
+) -> dict[str, Trajectory]:
+    """Trajectories of every unit and of every branch that a site can drop.
+
+    Where units are few (heads), and for branches, exact on up to `EXACT_TOKENS`; linearised for the thousands.
+
+    Returns:
+        group or branch id -> Trajectory.
+    """
+    many = [s for s in sites if s.group.size > FEW]
+    few = [s for s in sites if s.group.size <= FEW]
+    found = linearised(spread_rows(rows, LINEARISED_TOKENS), many, structure, probes, temperature, seed) if many else {}
+    states = {s.id: np.ones((0, s.group.size)) for s in many} | {s.id: 1.0 - np.eye(s.group.size) for s in few}
+    for site in sites:
+        if site.branch is not None:
+            states[site.id] = np.vstack([states[site.id], np.zeros(site.group.size)])
+    measured = exact(spread_rows(rows, EXACT_TOKENS), sites, structure, states, temperature, seed)
+    for site in few:
+        whole, size = measured[site.id], site.group.size
+        found[site.id] = Trajectory(whole.manifold[:size], whole.output[:size])
+    for site in sites:
+        if site.branch is not None:
+            found[site.branch.id] = Trajectory(measured[site.id].manifold[-1:], measured[site.id].output[-1:])
+    return found
+
+
+def spread_rows(rows: Rows, tokens: int) -> Rows:
+    """Whole batches of at most `TOKENS` tokens, evenly over the lengths there are, `tokens` in all (one at least)."""
+    batches = list(rows.dataset.batches(max_rows=64, max_tokens=TOKENS))
+    sizes = [len(b) * rows.dataset.examples[b.index[0]].tokens for b in batches]
+    share = min(1.0, tokens / max(sum(sizes), 1))
+    picked: list[int] = []
+    spent = due = 0.0
+    # From a half: the first batch comes when half of its share of the budget is due, the last one likewise.
+    for batch, size in sorted(zip(batches, sizes, strict=True), key=lambda pair: -pair[1]):
+        due += share * size
+        if spent + size / 2 <= due or not picked:
+            picked += batch.index.tolist()
+            spent += size
+    examples = tuple(rows.dataset.examples[i] for i in sorted(picked))
+    return Rows(rows.interpreter, replace(rows.dataset, examples=examples), TOKENS)
+
+
+# -- exact ---------------------------------------------------------------------------------------------------------
+
+
+def exact(
+    rows: Rows,
+    sites: Sequence[Site],
+    structure: Structure,
+    states: Mapping[str, np.ndarray],
+    temperature: float = TEMPERATURE,
+    seed: int = 0,
+) -> dict[str, Trajectory]:
+    """Trajectories of gated states, each site alone, by running what follows the site.
+
+    Args:
+        states: group id -> [states, units], the gates: 1 where a unit stays, 0 where it goes.
+
+    Returns:
+        group id -> Trajectory with one entry per state.
+    """
+    import torch
+
+    graph, wanted = rows.interpreter.graph, rows.divergence.outputs
+    ends = {s.id: later(graph, boundaries(graph, structure), structure, s) for s in sites}
+    cuts = {s.id: live_before(rows.interpreter, s.stop, [*wanted, *(b.value for b in ends[s.id])]) for s in sites}
+    everything = {b.value: b for found in ends.values() for b in found}
+    sums = {s.id: np.zeros((2, len(states[s.id]))) for s in sites}
+    generator = torch.Generator().manual_seed(seed)
+    for i, batch in enumerate(rows.batches):
+        names = list(dict.fromkeys([*everything, *(n for cut in cuts.values() for n in cut if n not in batch.feeds)]))
+        with torch.no_grad():
+            known = {**batch.feeds, **rows.interpreter.run(batch.feeds, outputs=names)}
+            tokens = {v: _tokens(batch, known[v], b, generator) for v, b in everything.items()}
+            dense = {v: b.features(known[v], tokens[v]) for v, b in everything.items()}
+            dense = {v: f @ f.T for v, f in dense.items()}
+            for site in sites:
+                measure = _Distance(rows, i, ends[site.id], tokens, dense, temperature)
+                start = {n: known[n] for n in cuts[site.id]}
+                gates = torch.from_numpy(states[site.id].astype(np.float32)).to(rows.interpreter.device)
+                found = _copies(lambda g, s=site, v=start, m=measure: m(v, gate_edit(s, g)), gates, _size(batch))
+                sums[site.id] += found.double().cpu().numpy().T * [[len(batch)], [1.0]]
+    count = max(len(rows.dataset), 1)
+    return {name: Trajectory(both[0] / count, both[1] / count) for name, both in sums.items()}
+
+
+def later(graph: ir.Graph, found: Sequence[Boundary], structure: Structure, site: Site) -> tuple[Boundary, ...]:
+    """The boundaries behind a site, but for the one where its own branch ends: it moves by the unit's write alone."""
+    position = {n.name: i for i, n in enumerate(graph)}
+    own = structure.branch(site.group.branch) if site.group.branch else None
+    start = position[own.add] if own is not None else position[site.stop] - 1
+    behind = _descendants(graph, site.stop)
+    adds = {b.id: b.add for b in structure.branches}
+    return tuple(b for b in found if adds[b.branch] in behind and position[adds[b.branch]] > start)
+
+
+def gate_edit(site: Site, gate: Any) -> dict[Usage, Callable[[Any], Any]]:
+    """The hooks that multiply what a site's readers read by its units' gates [units]."""
+    return {(m.reader.node, m.reader.input): _gate(m.units[:: m.kernel], m.reader.axis, gate) for m in site.matrices}
+
+
+def _gate(units: np.ndarray, axis: int, gate: Any) -> Callable[[Any], Any]:
+    import torch
+
+    index = torch.from_numpy(np.maximum(units, 0)).to(gate.device)
+    owned = torch.from_numpy(units >= 0).to(gate.device)
+
+    def edit(x: Any) -> Any:
+        rows = torch.where(owned, gate[index], torch.ones((), device=gate.device))
+        return x * rows.to(x.dtype).reshape([-1 if i == axis else 1 for i in range(x.dim())])
+
+    return edit
+
+
+@dataclass(frozen=True, eq=False)
+class _Distance:
+    """How far a gated copy of one batch's suffix is from the dense run: (manifold, summed output divergence)."""
+
+    rows: Rows
+    batch: int
+    ends: tuple[Boundary, ...]
+    tokens: Mapping[str, Any]
+    dense: Mapping[str, Any]
+    temperature: float
+
+    def __call__(self, start: Mapping[str, Any], edit: Mapping[Usage, Callable[[Any], Any]]) -> Any:
+        import torch
+
+        divergence = self.rows.divergence
+        names = list(dict.fromkeys([*divergence.outputs, *(b.value for b in self.ends)]))
+        found = self.rows.interpreter.run(start, outputs=names, edit=edit)
+        manifold = torch.zeros(())
+        for end in self.ends:
+            features = end.features(found[end.value], self.tokens[end.value])
+            manifold = manifold + (features @ features.T - self.dense[end.value]).square().mean()
+        real = self.rows.batches[self.batch].real
+        mask = None if real is None else torch.from_numpy(real)
+        output = torch.zeros(())
+        for measure in divergence.measures:
+            warm = self.temperature if measure.kind in (Kind.KL, Kind.BERNOULLI_KL) else 1.0
+            teacher = self.rows.outputs[self.batch][measure.output]
+            output = output + measure(teacher / warm, found[measure.output] / warm, mask).sum()
+        return torch.stack([manifold, output])
+
+
+def _copies(run: Callable[[Any], Any], gates: Any, tokens: int) -> Any:
+    """run(gates[i]) for every i, [states, 2], as many at once as memory should hold."""
+    import torch
+
+    if not len(gates):
+        return torch.zeros((0, 2))
+    size = max(1, COPIES_TOKENS // max(tokens, 1))
+    if size > 1:
+        try:
+            return torch.func.vmap(run, chunk_size=size)(gates)
+        except (UnsupportedError, RuntimeError):  # an operator that cannot be vectorised over copies
+            pass
+    return torch.stack([run(g) for g in gates])
+
+
+# -- linearised ----------------------------------------------------------------------------------------------------
+
+
+def linearised(
+    rows: Rows,
+    sites: Sequence[Site],
+    structure: Structure,
+    probes: int = 2,
+    temperature: float = TEMPERATURE,
+    seed: int = 0,
+) -> dict[str, Trajectory]:
+    """Trajectories of all units to first order in their gates, from `probes` + a few reverse passes per batch.
+
+    Returns:
+        group id -> Trajectory; unbiased estimates of Σ_z ‖∂M_z/∂gate‖² and ½ E ∂zᵀ(Gauss–Newton)∂z.
+    """
+    import torch
+
+    ends = boundaries(rows.interpreter.graph, structure)
+    usages = {(m.reader.node, m.reader.input): (s, m) for s in sites for m in s.matrices}
+    sums = {s.id: np.zeros((2, s.group.size)) for s in sites}
+    generator = torch.Generator().manual_seed(seed)
+    names = list(dict.fromkeys([*rows.divergence.outputs, *(b.value for b in ends)]))
+    for batch in rows.batches:
+        taps: dict[Usage, Any] = {}
+        values = rows.interpreter.run(batch.feeds, outputs=names, edit={u: _tap(u, taps) for u in usages})
+        moving = {b.branch: b for b in ends if values[b.value].requires_grad}
+
+        def moved(
+            gradients: Mapping[Usage, Any], batch: Batch = batch, taps: dict[Usage, Any] = taps
+        ) -> dict[str, np.ndarray]:
+            found = {s.id: np.zeros((len(batch), s.group.size)) for s in sites}
+            for usage, gradient in gradients.items():
+                site, matrix = usages[usage]
+                product = (taps[usage].detach() * gradient).movedim(matrix.reader.axis, -1)
+                per_row = _by_sample(product, matrix, structure, len(batch)).double().cpu().numpy()
+                owner = matrix.units[:: matrix.kernel]
+                np.add.at(found[site.id], (slice(None), owner[owner >= 0]), per_row[:, owner >= 0])
+            return found
+
+        picked = {b.branch: _tokens(batch, values[b.value], b, generator) for b in moving.values()}
+        for _ in range(probes if moving else 0):
+            slopes = {
+                name: b.slope(
+                    values[b.value], picked[name], _signs((len(picked[name]),) * 2, generator, values[b.value])
+                )
+                for name, b in moving.items()
+            }
+            gradients = _pull(taps, [(values[b.value], slopes[n]) for n, b in moving.items()])
+            for name, b in moving.items():  # a unit's own boundary does not count
+                own = {u: taps[u] for u, (s, _) in usages.items() if s.group.branch == name and u in gradients}
+                for usage, gradient in _pull(own, [(values[b.value], slopes[name])]).items():
+                    gradients[usage] = gradients[usage] - gradient
+            for name, change in moved(gradients).items():
+                sums[name][0] += np.square(change.sum(0)) * (len(batch) / probes)
+        for share, cotangents in output_probes(rows, batch, values, probes, temperature, generator):
+            for name, change in moved(_pull(taps, cotangents)).items():
+                sums[name][1] += 0.5 * share * np.square(change).sum(0)
+    count = max(len(rows.dataset), 1)
+    return {name: Trajectory(both[0] / count, both[1] / count) for name, both in sums.items()}
+
+
+def output_probes(
+    rows: Rows, batch: Batch, values: Mapping[str, Any], probes: int, temperature: float, generator: Any
+) -> Iterator[tuple[float, list[tuple[Any, Any]]]]:
+    """(share, [(output, vector v)]) such that Σ share · E(Σ vᵀ∂z)² is ∂zᵀ(Gauss–Newton)∂z, row by row."""
+    for measure in rows.divergence.measures:
+        z = values[measure.output]
+        if not z.requires_grad:
+            continue
+        for share, v in _roots(measure, z.detach().float(), probes, temperature, generator):
+            yield share, [(z, (v * _positions(batch, v, measure)).to(z.dtype))]
+
+
+def _roots(measure: Measure, z: Any, probes: int, temperature: float, generator: Any) -> Iterator[tuple[float, Any]]:
+    """Vectors of z's shape: exact columns of the root where there are few classes, else random combinations."""
+    import torch
+
+    if measure.kind is Kind.KL:
+        p = torch.softmax(z.movedim(measure.axis, -1) / temperature, -1)
+        if p.shape[-1] - 1 <= probes:
+            for column in _categorical_root(p):
+                sign = _signs((*p.shape[:-1], 1), generator, z)
+                yield 1.0, (column * sign / temperature).movedim(-1, measure.axis)
+            return
+        for _ in range(probes):
+            r = _signs(p.shape, generator, z)
+            v = p.sqrt() * r - p * (p.sqrt() * r).sum(-1, keepdim=True)
+            yield 1.0 / probes, (v / temperature).movedim(-1, measure.axis)
+        return
+    for _ in range(probes):
+        r = _signs(z.shape, generator, z)
+        if measure.kind is Kind.COSINE:
+            norm = z.norm(dim=measure.axis, keepdim=True).clamp_min(1e-12)
+            unit = z / norm
+            v = (r - unit * (unit * r).sum(measure.axis, keepdim=True)) / norm
+        elif measure.kind is Kind.BERNOULLI_KL:
+            yes = torch.sigmoid(z / temperature)
+            v = r * (yes * (1 - yes)).sqrt() / temperature
+        elif measure.kind is Kind.PROBABILITY_KL:
+            v = r / z.clamp_min(1e-12).sqrt()
+        else:
+            v = r * (2.0 / (measure.scale * (z.shape[-1] if z.dim() > 1 else 1))) ** 0.5
+        yield 1.0 / probes, v
+
+
+def _categorical_root(p: Any) -> Iterator[Any]:
+    """Columns of the Cholesky factor of diag p − ppᵀ (Tanabe & Sagae 1992): one fewer than there are classes."""
+    import torch
+
+    left = torch.ones_like(p[..., 0])
+    for j in range(p.shape[-1] - 1):
+        rest = (left - p[..., j]).clamp_min(1e-12)
+        column = -p * (p[..., j] / (left * rest)).sqrt()[..., None]
+        column[..., :j] = 0
+        column[..., j] = (p[..., j] * rest / left).sqrt()
+        yield column
+        left = rest
+
+
+def _positions(batch: Batch, v: Any, measure: Measure) -> Any:
+    """A factor that makes the sum of a row's independent positions their mean, padding left out."""
+    import torch
+
+    rest = [n for i, n in enumerate(v.shape) if i > 0 and i != measure.axis % v.dim()] if v.dim() > 1 else []
+    if measure.kind in (Kind.BERNOULLI_KL,):
+        rest = list(v.shape[1:])
+    if not rest:
+        return 1.0
+    if batch.real is not None and v.dim() > 1 and tuple(batch.real.shape) == tuple(v.shape[:2]):
+        real = torch.from_numpy(batch.real).to(v.device, v.dtype)
+        weight = (real / real.sum(1, keepdim=True).clamp_min(1)).sqrt()
+        return weight.reshape(*weight.shape, *(1,) * (v.dim() - 2)) / float(np.prod(rest[1:])) ** 0.5
+    return 1.0 / float(np.prod(rest)) ** 0.5
+
+
+def _pull(taps: Mapping[Usage, Any], sources: Sequence[tuple[Any, Any]]) -> dict[Usage, Any]:
+    """Gradients at the taps that the sources (value, cotangent) depend on."""
+    import torch
+
+    if not taps or not sources:
+        return {}
+    outputs, cotangents = zip(*sources, strict=True)
+    found = torch.autograd.grad(outputs, list(taps.values()), cotangents, retain_graph=True, allow_unused=True)
+    return {u: g for u, g in zip(taps, found, strict=True) if g is not None}
+
+
+def _tap(usage: Usage, taps: dict[Usage, Any]) -> Callable[[Any], Any]:
+    def edit(x: Any) -> Any:
+        # A view, so that each of several readers of one value has a gradient of its own.
+        taps[usage] = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+        return taps[usage]
+
+    return edit
+
+
+def _signs(shape: Sequence[int], generator: Any, like: Any) -> Any:
+    import torch
+
+    return (torch.randint(0, 2, tuple(shape), generator=generator) * 2 - 1).to(like.device, torch.float32)
+
+
+def _tokens(batch: Batch, x: Any, boundary: Boundary, generator: Any) -> Any:
+    """At most TOKENS indices of real tokens, drawn at random."""
+    import torch
+
+    count = x.numel() // x.shape[boundary.axis]
+    index = torch.arange(count)
+    if batch.real is not None and batch.real.size == count:
+        index = index[torch.from_numpy(batch.real.reshape(-1))]
+    if len(index) > TOKENS:
+        index = index[torch.randperm(len(index), generator=generator)[:TOKENS]].sort().values
+    return index.to(x.device)
+
+
+def _size(batch: Batch) -> int:
+    return len(batch) * max((a.shape[1] for a in batch.feeds.values() if a.ndim == 2), default=1)
+
+
+def _descendants(graph: ir.Graph, start: str) -> set[str]:
+    """Names of the nodes that depend on a node."""
+    reached: set[Any] = set()
+    found: set[str] = set()
+    for node in graph:
+        if node.name == start or any(v in reached for v in node.inputs if v is not None):
+            reached.update(node.outputs)
+            found.add(node.name or "")
+    return found - {start}
