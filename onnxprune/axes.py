@@ -253,7 +253,7 @@ def _aligned(atom: int, mask: Mask | None, axes: Sequence[int | None], sizes: Se
     if not all(c in axes for c in mask.context):
         # The dimension shows the atom without its context: only the number kept has a meaning here.
         counts = mask.kept.sum(axis=-1)
-        return np.arange(sizes[atom]) < counts.max()
+        return np.arange(sizes[atom]) < int(counts.max())
     order = sorted(range(len(mask.context)), key=lambda i: axes.index(mask.context[i]))
     kept = mask.kept.transpose(*order, len(mask.context))
     shape = [sizes[a] if a in mask.context else 1 for a in axes if a is not None] if mask.context else []

@@ -25,7 +25,7 @@ def find_branches(
         if (
             add.op_type not in ("Add", "Sum")
             or len(add.inputs) != 2
-            or any(v is None or v.const_value is not None for v in add.inputs)
+            or any(v is None or v.const_value is not None or v.name not in layouts for v in add.inputs)
         ):
             continue
         for operand in (0, 1):

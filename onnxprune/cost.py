@@ -89,6 +89,15 @@ class Costs:
         return {n.name or "": n for n in self.model.graph}
 
     @cached_property
+    def _users(self) -> dict[ir.Value, list[str]]:
+        users: dict[ir.Value, list[str]] = defaultdict(list)
+        for name, node in self._nodes.items():
+            for value in reads(node):
+                if value is not None:
+                    users[value].append(name)
+        return users
+
+    @cached_property
     def _readers_of(self) -> dict[str, set[str]]:
         readers: dict[str, set[str]] = defaultdict(set)
         for name, node in self._nodes.items():
@@ -100,8 +109,16 @@ class Costs:
     def _cut(self, plan: Plan | None) -> tuple[Mapping[int, Mask], frozenset[str]]:
         if plan is None:
             return {}, frozenset()
-        gone = {n for b in plan.drop for n in self.structure.branch(b).nodes}
-        return plan.masks(self.structure), frozenset(gone)
+        return plan.masks(self.structure), self._gone(plan.drop)
+
+    def _gone(self, drop: Sequence[str]) -> frozenset[str]:
+        """The nodes of dropped branches, and those that nobody else reads then (an encoder without its decoder)."""
+        gone = {n for b in drop for n in self.structure.branch(b).nodes}
+        for name, node in reversed(self._nodes.items()) if gone else ():
+            users = [u for value in node.outputs for u in self._users.get(value, ())]
+            if users and not any(v.is_graph_output() for v in node.outputs) and all(u in gone for u in users):
+                gone.add(name)
+        return frozenset(gone)
 
     def _weights(self, plan: Plan | None) -> list[tuple[int, ir.DataType]]:
         """(count, element type) of every initializer that stays."""

@@ -61,30 +61,23 @@ def flows(rows: Rows, sites: Sequence[Site], structure: Structure, *, spectral: 
             bound = {**batch.feeds, **interpreter.run(batch.feeds, outputs=skips)} if spectral else batch.feeds
             wanted = list(dict.fromkeys([*skips, *(b.value for b in structure.branches), *_written(sites)]))
             read: dict[Usage, Any] = {}
-            edit = {
-                (m.reader.node, m.reader.input): _keep((m.reader.node, m.reader.input), read)
-                for s in sites
-                for m in s.matrices
-            }
+            edit = {u: _keep(u, read) for u in ((m.reader.node, m.reader.input) for s in sites for m in s.matrices)}
             found = interpreter.run(bound, outputs=[n for n in wanted if n not in bound], weights=scaled, edit=edit)
             found = {**bound, **found}
             for branch in structure.branches:
                 totals.add(branch.id, _norms(found[branch.value], axes[branch.id], batch)[None])
                 totals.add("stream of " + branch.id, _norms(found[branch.skip], axes[branch.id], batch)[None])
             for site in sites:
-                totals.add(
-                    site.id,
-                    sum(
-                        _unit_squares(m, read, scaled, interpreter, batch, site.group.size) for m in site.matrices
-                    ).sqrt(),
-                )
-                squares = [_real(m.written(found[m.output]), batch).float().square().sum(-1) for m in site.matrices]
-                if len({len(s) for s in squares}) == 1:
-                    totals.add("stream of " + site.id, sum(squares).sqrt()[None])  # type: ignore[union-attr]
+                parts = [_unit_squares(m, read, scaled, interpreter, batch, site.group.size) for m in site.matrices]
+                whole = [_real(m.written(found[m.output]), batch).float().square().sum(-1) for m in site.matrices]
+                # Readers of one value share its tokens; of others (a strided convolution) only the first is taken.
+                same = [i for i, part in enumerate(parts) if part.shape == parts[0].shape]
+                totals.add(site.id, sum(parts[i] for i in same).sqrt())
+                totals.add("stream of " + site.id, sum(whole[i] for i in same).sqrt()[None])
     result = {b.id: Flow(totals.mean(b.id), float(totals.mean("stream of " + b.id)[0])) for b in structure.branches}
     for site in sites:
         own = f"stream of {site.group.branch or site.id}"
-        result[site.id] = Flow(totals.mean(site.id), float(totals.mean(own)[0]) if own in totals.sums else 1.0)
+        result[site.id] = Flow(totals.mean(site.id), float(totals.mean(own)[0]))
     return result
 
 
@@ -102,8 +95,8 @@ def spectral_weights(rows: Rows, structure: Structure, sites: Sequence[Site]) ->
 
 def largest_singular_value(weight: np.ndarray, seed: int = 0) -> float:
     """σ₁ of a matrix [n, m] by power iteration on WᵀW."""
-    vector = np.random.default_rng(seed).standard_normal(weight.shape[1])
-    vector /= np.linalg.norm(vector)
+    vector: Any = np.random.default_rng(seed).standard_normal(weight.shape[1])
+    vector = vector / np.linalg.norm(vector)
     sigma = 0.0
     for _ in range(POWER_STEPS):
         image = weight @ vector
@@ -111,7 +104,7 @@ def largest_singular_value(weight: np.ndarray, seed: int = 0) -> float:
         if sigma == 0.0:
             return 1.0  # a zero matrix: nothing to divide
         vector = weight.T @ image
-        vector /= np.linalg.norm(vector)
+        vector = vector / np.linalg.norm(vector)
         if abs(sigma - before) <= POWER_TOLERANCE * sigma:
             break
     return sigma

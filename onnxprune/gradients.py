@@ -48,7 +48,7 @@ def weight_gradients(
             loss: Any = sum(
                 _loss(torch, outputs[m.output], str(m.kind), labels, generator) for m in rows.divergence.measures
             )
-            found = torch.autograd.grad(loss / len(batch), list(free.values()), allow_unused=True)
+            found: Sequence[Any] = torch.autograd.grad(loss / len(batch), list(free.values()), allow_unused=True)
             yield {
                 n: (w.detach(), torch.zeros_like(w) if g is None else g)
                 for (n, w), g in zip(free.items(), found, strict=True)
@@ -68,9 +68,7 @@ def weight_scores(
 
 def seen_through(rows: Rows, state: Gated) -> Rows:
     """The same rows for the model in a gated state: what runs on them has the state's weights and hooks."""
-    found = Rows(_Gated(rows.interpreter, state), rows.dataset, rows.max_tokens)
-    found.divergence = rows.divergence
-    return found
+    return Rows(_Gated(rows.interpreter, state), rows.dataset, rows.max_tokens, rows.divergence)
 
 
 class _Gated(Interpreter):

@@ -112,9 +112,10 @@ class Planner:
                     "give at least 8 (some hundreds are usual)"
                 )
             parts = calibration.split({"fit": 0.75, "select": 0.25}, options.seed)
-            self.fit = Rows(self.interpreter, parts["fit"])
-            self.select = Evaluator(Rows(self.interpreter, by_quantiles(parts["select"], bins=12, rows=16)))
-            self.table = Evaluator(Rows(self.interpreter, by_quantiles(parts["select"])))
+            self.select = Evaluator(Rows(self.interpreter, parts["select"].by_length(12, 16)))
+            measure = self.select.rows.divergence
+            self.table = Evaluator(Rows(self.interpreter, parts["select"].by_length(8, 10), given=measure))
+            self.fit = Rows(self.interpreter, parts["fit"], given=measure)
 
     def plan(self, budget: float) -> Plan:
         """The best plan found whose cost is at most `budget` (in the budget kind's own unit).
@@ -129,7 +130,7 @@ class Planner:
         stage = self.start
         targets = self._stages(budget / dense)
         for i, target in enumerate(targets):
-            counts = self._searched(stage, min(target * dense, budget) if i + 1 < len(targets) else budget)
+            counts = self._searched(stage, target * dense if i + 1 < len(targets) else budget)
             plan = self._last(counts, stage)
             if i + 1 < len(targets):
                 stage = self._stage(plan)
@@ -334,39 +335,6 @@ class Planner:
             sum(s.kept is not None for s in steps),
         )
         return mended
-
-
-def by_quantiles(dataset: Dataset, bins: int = 8, rows: int = 10) -> Dataset:
-    """A small sample in few batches: rows of about `bins` lengths spread over the lengths there are."""
-    groups: dict[int, list[int]] = defaultdict(list)
-    for i, example in enumerate(dataset.examples):
-        groups[example.tokens].append(i)
-    if len(groups) <= bins:
-        return (
-            dataset
-            if len(dataset) <= bins * rows
-            else Dataset(
-                tuple(dataset.examples[i] for g in groups.values() for i in g[: bins * rows // len(groups)]),
-                dataset.kind,
-                dataset.description,
-                dataset.shared,
-                dataset.max_batch,
-            )
-        )
-    lengths = sorted(e.tokens for e in dataset.examples)
-    picked: list[int] = []
-    for b in range(bins):
-        target = lengths[int((b + 0.5) / bins * len(lengths))]
-        free = [n for n in groups if groups[n][0] not in picked]
-        best = min(free, key=lambda n: (abs(n - target) - 0.5 * min(len(groups[n]), rows), n))
-        picked += groups[best][:rows]
-    return Dataset(
-        tuple(dataset.examples[i] for i in sorted(picked)),
-        dataset.kind,
-        dataset.description,
-        dataset.shared,
-        dataset.max_batch,
-    )
 
 
 def _behind(ranking: Ranking, kept: Sequence[int] | None) -> Ranking:

@@ -6,7 +6,7 @@ Everything a method may need of the data comes from here; no method runs a model
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -32,36 +32,41 @@ class Rows:
         interpreter: of the dense graph.
         dataset: the rows.
         max_tokens: the most tokens in a batch; what bounds memory.
+        given: the divergence to measure by, where other rows have chosen it.
     """
 
     interpreter: Interpreter
     dataset: Dataset
     max_tokens: int = 4096
-    _outputs: list[dict[str, Any]] = field(default_factory=list)
+    given: Divergence | None = None
 
     @cached_property
     def batches(self) -> list[Batch]:
         return list(self.dataset.batches(max_rows=64, max_tokens=self.max_tokens))
 
-    @property
+    @cached_property
     def outputs(self) -> list[dict[str, Any]]:
-        """The dense model's outputs, batch by batch (computed once)."""
+        """The dense model's outputs that count, batch by batch."""
         import torch
 
-        if not self._outputs:
-            with torch.inference_mode():
-                self._outputs = [self.interpreter.run(b.feeds) for b in self.batches]
-        return self._outputs
+        with torch.inference_mode():
+            return [self.interpreter.run(b.feeds, outputs=self.divergence.outputs) for b in self.batches]
 
     @cached_property
     def divergence(self) -> Divergence:
-        """How far outputs are from the dense ones; chosen by what they are."""
+        """How far outputs are from the dense ones; chosen by what they are, on some batches."""
+        import torch
+
+        if self.given is not None:
+            return self.given
+        with torch.inference_mode():
+            samples = [self.interpreter.run(b.feeds) for b in self.batches[:8]]
         names = [v.name or "" for v in self.interpreter.graph.outputs]
-        arrays = {
-            n: [o[n].float().cpu().numpy() if o[n].is_floating_point() else o[n].cpu().numpy() for o in self.outputs]
-            for n in names
-        }
-        return choose(arrays)
+        return choose({n: [_array(found[n]) for found in samples] for n in names})
+
+
+def _array(tensor: Any) -> np.ndarray:
+    return np.asarray((tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy())
 
 
 class Evaluator:

@@ -11,15 +11,17 @@ outputs are probed by vectors whose covariance is the Gauss–Newton matrix of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.curvature import output_probes, signs
 from onnxprune.data import Batch
-from onnxprune.divergence import Kind, Measure
+from onnxprune.divergence import Kind
 from onnxprune.errors import UnsupportedError
 from onnxprune.interpret import Usage
 from onnxprune.plan import Structure
@@ -145,8 +147,7 @@ def spread_rows(rows: Rows, tokens: int) -> Rows:
         if spent + size / 2 <= due or not picked:
             picked += batch.index.tolist()
             spent += size
-    examples = tuple(rows.dataset.examples[i] for i in sorted(picked))
-    return Rows(rows.interpreter, replace(rows.dataset, examples=examples), TOKENS)
+    return Rows(rows.interpreter, rows.dataset.subset(sorted(picked)), TOKENS, rows.divergence)
 
 
 # -- exact ---------------------------------------------------------------------------------------------------------
@@ -187,7 +188,7 @@ def exact(
                 measure = _Distance(rows, i, ends[site.id], tokens, dense, temperature)
                 start = {n: known[n] for n in cuts[site.id]}
                 gates = torch.from_numpy(states[site.id].astype(np.float32)).to(rows.interpreter.device)
-                found = _copies(lambda g, s=site, v=start, m=measure: m(v, gate_edit(s, g)), gates, _size(batch))
+                found = _copies(partial(_gated, site, start, measure), gates, _size(batch))
                 sums[site.id] += found.double().cpu().numpy().T * [[len(batch)], [1.0]]
     count = max(len(rows.dataset), 1)
     return {name: Trajectory(both[0] / count, both[1] / count) for name, both in sums.items()}
@@ -247,9 +248,14 @@ class _Distance:
         output = torch.zeros(())
         for measure in divergence.measures:
             warm = self.temperature if measure.kind in (Kind.KL, Kind.BERNOULLI_KL) else 1.0
-            teacher = self.rows.outputs[self.batch][measure.output]
-            output = output + measure(teacher / warm, found[measure.output] / warm, mask).sum()
+            teacher, student = self.rows.outputs[self.batch][measure.output], found[measure.output]
+            # In double precision: a KL below 1e-7 is all rounding in single.
+            output = output + measure(teacher.double() / warm, student.double() / warm, mask).sum()
         return torch.stack([manifold, output])
+
+
+def _gated(site: Site, start: Mapping[str, Any], measure: _Distance, gate: Any) -> Any:
+    return measure(start, gate_edit(site, gate))
 
 
 def _copies(run: Callable[[Any], Any], gates: Any, tokens: int) -> Any:
@@ -304,14 +310,14 @@ def linearised(
                 product = (taps[usage].detach() * gradient).movedim(matrix.reader.axis, -1)
                 per_row = _by_sample(product, matrix, structure, len(batch)).double().cpu().numpy()
                 owner = matrix.units[:: matrix.kernel]
-                np.add.at(found[site.id], (slice(None), owner[owner >= 0]), per_row[:, owner >= 0])
+                np.add.at(found[site.id].T, owner[owner >= 0], per_row[:, owner >= 0].T)
             return found
 
         picked = {b.branch: _tokens(batch, values[b.value], b, generator) for b in moving.values()}
         for _ in range(probes if moving else 0):
             slopes = {
                 name: b.slope(
-                    values[b.value], picked[name], _signs((len(picked[name]),) * 2, generator, values[b.value])
+                    values[b.value], picked[name], signs((len(picked[name]),) * 2, generator, values[b.value])
                 )
                 for name, b in moving.items()
             }
@@ -329,80 +335,6 @@ def linearised(
     return {name: Trajectory(both[0] / count, both[1] / count) for name, both in sums.items()}
 
 
-def output_probes(
-    rows: Rows, batch: Batch, values: Mapping[str, Any], probes: int, temperature: float, generator: Any
-) -> Iterator[tuple[float, list[tuple[Any, Any]]]]:
-    """(share, [(output, vector v)]) such that Σ share · E(Σ vᵀ∂z)² is ∂zᵀ(Gauss–Newton)∂z, row by row."""
-    for measure in rows.divergence.measures:
-        z = values[measure.output]
-        if not z.requires_grad:
-            continue
-        for share, v in _roots(measure, z.detach().float(), probes, temperature, generator):
-            yield share, [(z, (v * _positions(batch, v, measure)).to(z.dtype))]
-
-
-def _roots(measure: Measure, z: Any, probes: int, temperature: float, generator: Any) -> Iterator[tuple[float, Any]]:
-    """Vectors of z's shape: exact columns of the root where there are few classes, else random combinations."""
-    import torch
-
-    if measure.kind is Kind.KL:
-        p = torch.softmax(z.movedim(measure.axis, -1) / temperature, -1)
-        if p.shape[-1] - 1 <= probes:
-            for column in _categorical_root(p):
-                sign = _signs((*p.shape[:-1], 1), generator, z)
-                yield 1.0, (column * sign / temperature).movedim(-1, measure.axis)
-            return
-        for _ in range(probes):
-            r = _signs(p.shape, generator, z)
-            v = p.sqrt() * r - p * (p.sqrt() * r).sum(-1, keepdim=True)
-            yield 1.0 / probes, (v / temperature).movedim(-1, measure.axis)
-        return
-    for _ in range(probes):
-        r = _signs(z.shape, generator, z)
-        if measure.kind is Kind.COSINE:
-            norm = z.norm(dim=measure.axis, keepdim=True).clamp_min(1e-12)
-            unit = z / norm
-            v = (r - unit * (unit * r).sum(measure.axis, keepdim=True)) / norm
-        elif measure.kind is Kind.BERNOULLI_KL:
-            yes = torch.sigmoid(z / temperature)
-            v = r * (yes * (1 - yes)).sqrt() / temperature
-        elif measure.kind is Kind.PROBABILITY_KL:
-            v = r / z.clamp_min(1e-12).sqrt()
-        else:
-            v = r * (2.0 / (measure.scale * (z.shape[-1] if z.dim() > 1 else 1))) ** 0.5
-        yield 1.0 / probes, v
-
-
-def _categorical_root(p: Any) -> Iterator[Any]:
-    """Columns of the Cholesky factor of diag p − ppᵀ (Tanabe & Sagae 1992): one fewer than there are classes."""
-    import torch
-
-    left = torch.ones_like(p[..., 0])
-    for j in range(p.shape[-1] - 1):
-        rest = (left - p[..., j]).clamp_min(1e-12)
-        column = -p * (p[..., j] / (left * rest)).sqrt()[..., None]
-        column[..., :j] = 0
-        column[..., j] = (p[..., j] * rest / left).sqrt()
-        yield column
-        left = rest
-
-
-def _positions(batch: Batch, v: Any, measure: Measure) -> Any:
-    """A factor that makes the sum of a row's independent positions their mean, padding left out."""
-    import torch
-
-    rest = [n for i, n in enumerate(v.shape) if i > 0 and i != measure.axis % v.dim()] if v.dim() > 1 else []
-    if measure.kind in (Kind.BERNOULLI_KL,):
-        rest = list(v.shape[1:])
-    if not rest:
-        return 1.0
-    if batch.real is not None and v.dim() > 1 and tuple(batch.real.shape) == tuple(v.shape[:2]):
-        real = torch.from_numpy(batch.real).to(v.device, v.dtype)
-        weight = (real / real.sum(1, keepdim=True).clamp_min(1)).sqrt()
-        return weight.reshape(*weight.shape, *(1,) * (v.dim() - 2)) / float(np.prod(rest[1:])) ** 0.5
-    return 1.0 / float(np.prod(rest)) ** 0.5
-
-
 def _pull(taps: Mapping[Usage, Any], sources: Sequence[tuple[Any, Any]]) -> dict[Usage, Any]:
     """Gradients at the taps that the sources (value, cotangent) depend on."""
     import torch
@@ -410,7 +342,9 @@ def _pull(taps: Mapping[Usage, Any], sources: Sequence[tuple[Any, Any]]) -> dict
     if not taps or not sources:
         return {}
     outputs, cotangents = zip(*sources, strict=True)
-    found = torch.autograd.grad(outputs, list(taps.values()), cotangents, retain_graph=True, allow_unused=True)
+    found: Sequence[Any] = torch.autograd.grad(
+        outputs, list(taps.values()), cotangents, retain_graph=True, allow_unused=True
+    )
     return {u: g for u, g in zip(taps, found, strict=True) if g is not None}
 
 
@@ -421,12 +355,6 @@ def _tap(usage: Usage, taps: dict[Usage, Any]) -> Callable[[Any], Any]:
         return taps[usage]
 
     return edit
-
-
-def _signs(shape: Sequence[int], generator: Any, like: Any) -> Any:
-    import torch
-
-    return (torch.randint(0, 2, tuple(shape), generator=generator) * 2 - 1).to(like.device, torch.float32)
 
 
 def _tokens(batch: Batch, x: Any, boundary: Boundary, generator: Any) -> Any:

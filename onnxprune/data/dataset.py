@@ -140,7 +140,7 @@ class Dataset:
         bounds = [round(len(units) * end / total) for end in np.cumsum(list(shares.values()))]
         parts: dict[str, Dataset] = {}
         for name, start, end in zip(shares, [0, *bounds], bounds, strict=False):
-            parts[name] = self._subset(sorted(p for u in order[start:end] for p in units[u]))
+            parts[name] = self.subset(sorted(p for u in order[start:end] for p in units[u]))
         return parts
 
     def take(self, n: int, seed: int) -> Dataset:
@@ -151,7 +151,7 @@ class Dataset:
         if n >= len(units):
             return self
         chosen = np.random.default_rng(seed).permutation(len(units))[:n]
-        return self._subset(sorted(p for u in chosen for p in units[u]))
+        return self.subset(sorted(p for u in chosen for p in units[u]))
 
     def mean_shape(self, inputs: Sequence[Spec]) -> dict[str, int]:
         """The size of each symbolic dimension of the graph's inputs: 1 for the batch, else the rows' mean, rounded up.
@@ -178,7 +178,25 @@ class Dataset:
             units.setdefault(key, []).append(position)
         return list(units.values())
 
-    def _subset(self, positions: Sequence[int]) -> Dataset:
+    def by_length(self, lengths: int, rows: int) -> Dataset:
+        """A sample that makes few batches: up to `rows` rows of each of about `lengths` lengths."""
+        groups: dict[int, list[int]] = {}
+        for position, example in enumerate(self.examples):
+            groups.setdefault(example.tokens, []).append(position)
+        if len(groups) <= lengths:
+            share = -(-lengths * rows // max(len(groups), 1))
+            return self.subset(sorted(p for group in groups.values() for p in group[:share]))
+        ordered = sorted(example.tokens for example in self.examples)
+        picked: dict[int, list[int]] = {}
+        for i in range(lengths):
+            target = ordered[int((i + 0.5) / lengths * len(ordered))]
+            free = (n for n in groups if n not in picked)
+            # A length a little off the quantile serves as well if more rows have it.
+            best = min(free, key=lambda n: (abs(n - target) - 0.5 * min(len(groups[n]), rows), n))
+            picked[best] = groups[best][:rows]
+        return self.subset(sorted(p for group in picked.values() for p in group))
+
+    def subset(self, positions: Sequence[int]) -> Dataset:
         return replace(self, examples=tuple(self.examples[p] for p in positions))
 
     def _shapes(self, example: Example) -> tuple[Any, ...]:

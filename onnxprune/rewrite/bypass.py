@@ -21,7 +21,8 @@ def branches(model: ir.Model, structure: Structure, plan: Plan) -> None:
             raise UsageError(f"{name}: the plan does not say what the branch leaves behind; complete it first")
         add = nodes[branch.add]
         rest = np.asarray(plan.rests[name])
-        for axis, layout in enumerate(structure.layouts[branch.value]):
+        layouts = structure.layouts[branch.value]
+        for axis, layout in enumerate(layouts[len(layouts) - rest.ndim :]):
             if rest.shape[axis] > 1 and atoms_of(layout) & masks.keys():
                 rest = rest.compress(flat_mask(layout, masks, structure.sizes), axis)
         skip, result = add.inputs[1 - branch.operand], add.outputs[0]

@@ -76,6 +76,7 @@ def _insert(model: ir.Model, value: ir.Value, shift: np.ndarray) -> None:
     result = add.outputs[0]
     result.name, result.shape, result.type = f"{value.name}_shifted", value.shape, value.type
     if value.is_graph_output():
+        result.metadata_props.update(value.metadata_props)
         name = value.name
         index = model.graph.outputs.index(value)
         value.name = f"{name}_unshifted"

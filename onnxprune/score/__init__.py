@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from onnxprune.score.base import Method, Statistics
+from onnxprune.score.collect import collect
 from onnxprune.score.dynamic import dynamic
 from onnxprune.score.fisher import Fisher, fisher
 from onnxprune.score.magnitude import magnitude
@@ -43,6 +44,7 @@ __all__ = [
     "Seven",
     "Snip",
     "Statistics",
+    "collect",
     "connection",
     "dynamic",
     "near_identity",

@@ -26,6 +26,7 @@ class Statistics:
         gate_grad: group id -> [samples, units] gradient of the loss with respect to each unit's gate.
         trajectory: group or branch id -> how far features and outputs move without each unit.
         flow: group or branch id -> norms of what units and branches write, and of the stream.
+        spectral_flow: the same with each weight divided by its largest singular value.
         weight_score: initializer name -> what the method's own accumulator made of its gradients, in its shape.
     """
 
@@ -34,6 +35,7 @@ class Statistics:
     gate_grad: Mapping[str, np.ndarray] = field(default_factory=dict)
     trajectory: Mapping[str, Trajectory] = field(default_factory=dict)
     flow: Mapping[str, Flow] = field(default_factory=dict)
+    spectral_flow: Mapping[str, Flow] = field(default_factory=dict)
     weight_score: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 

@@ -58,7 +58,7 @@ def rearrange(fisher: np.ndarray, first_to_go: Sequence[int], count: int) -> lis
     order = np.asarray(first_to_go, dtype=np.int64)
     gone = order[:count].copy()
     if count in (0, len(order)):
-        return gone.tolist()
+        return [int(u) for u in gone]
     links = fisher[:, gone].sum(1)  # of every unit to the set
     for unit in order[count:]:
         members = np.append(gone, unit)
@@ -70,7 +70,7 @@ def rearrange(fisher: np.ndarray, first_to_go: Sequence[int], count: int) -> lis
             gone[leaves] = unit
         else:
             links = links - fisher[:, unit]
-    return gone.tolist()
+    return [int(u) for u in gone]
 
 
 fisher = Fisher()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from onnxprune.errors import UsageError
+from onnxprune.gradients import Accumulator
 from onnxprune.plan import Ranking
 from onnxprune.score.base import Method, Statistics, ranking
 from onnxprune.sites import Site
@@ -18,6 +20,16 @@ class Mixture:
     """Σ weight · score / mean(score). `obs`, whose order is sequential, mixes by its step errors."""
 
     parts: tuple[tuple[float, Method], ...]
+
+    def __post_init__(self) -> None:
+        if sum("weight_score" in method.needs for _, method in self.parts) > 1:
+            raise UsageError("--method: a mixture can hold one score that is taken on weights, not several")
+
+    @property
+    def accumulator(self) -> Callable[[], Accumulator] | None:
+        """That of the part that is taken on weights."""
+        made: list[Any] = [method for _, method in self.parts if "weight_score" in method.needs]
+        return made[0].accumulator if made else None
 
     @property
     def needs(self) -> frozenset[str]:

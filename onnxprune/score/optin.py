@@ -1,7 +1,7 @@
 """OPTIN's trajectory score (Khaki & Plataniotis, ICLR 2024, arXiv 2403.17921): no labels.
 
-I(u) = Σ_z L_MD(F_z, F'_z) + λ · KL(p ‖ p'), over the block boundaries z behind the unit; both terms are scaled to unit mean
-over all units first.
+I(u) = Σ_z L_MD(F_z, F'_z) + λ · KL(p ‖ p'), over the block boundaries z behind the unit; both terms are scaled to
+unit mean over all units first.
 """
 
 from __future__ import annotations

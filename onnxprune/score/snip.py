@@ -1,4 +1,4 @@
-"""Spectral-normalised identity prior (Lin et al. 2020, arXiv 2010.01791): modules that write little become the identity.
+"""Spectral-normalised identity prior (Lin et al. 2020, arXiv 2010.01791): modules that write little go.
 
 The function norm of a residual module y = x + f(x) is E‖f(x)‖, here relative to E‖x‖. By default on the true weights: a
 small σ(W) is part of what marks a module as near-identity. (Connection sensitivity, also called SNIP, is `taylor`.)
@@ -30,7 +30,8 @@ class Snip:
         return frozenset({"spectral_flow" if self.spectral else "flow"})
 
     def __call__(self, site: Site, statistics: Statistics) -> Ranking:
-        return ranking(site, statistics.flow[site.id].relative)
+        found = statistics.spectral_flow if self.spectral else statistics.flow
+        return ranking(site, found[site.id].relative)
 
 
 def near_identity(flow: Mapping[str, Flow], structure: Structure, threshold: float) -> tuple[str, ...]:

@@ -1,0 +1,54 @@
+"""What a method needs of the data, gathered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxprune.flow import flows
+from onnxprune.gradients import weight_scores
+from onnxprune.plan import Structure
+from onnxprune.probe import Rows, gate_gradients, grams
+from onnxprune.score.base import Method, Statistics
+from onnxprune.sites import Site
+from onnxprune.trajectory import trajectories
+
+
+def collect(
+    method: Method,
+    rows: Rows | None,
+    sites: Sequence[Site],
+    structure: Structure,
+    weight: Callable[[str], np.ndarray],
+    *,
+    also: Collection[str] = (),
+    seed: int = 0,
+) -> Statistics:
+    """The statistics that a method, and whoever else (`also`), needs.
+
+    Args:
+        rows: to learn from; None for methods that need none.
+        weight: initializer name -> array.
+        also: further fields of Statistics, for the steps after scoring ("gram").
+    """
+    needs = {*method.needs, *also}
+    if rows is None or not needs:
+        return Statistics(weight)
+    found: dict[str, Any] = {}
+    if "gram" in needs:
+        found["gram"] = grams(rows, [m for s in sites for m in s.matrices])
+    if "gate_grad" in needs:
+        found["gate_grad"] = gate_gradients(rows, sites, structure, seed)
+    if "trajectory" in needs:
+        found["trajectory"] = trajectories(rows, sites, structure, seed=seed)
+    if "flow" in needs:
+        found["flow"] = flows(rows, sites, structure)
+    if "spectral_flow" in needs:
+        found["spectral_flow"] = flows(rows, sites, structure, spectral=True)
+    accumulator = getattr(method, "accumulator", None)
+    if "weight_score" in needs and accumulator is not None:
+        names = list(dict.fromkeys(m.reader.weight or "" for s in sites for m in s.matrices))
+        found["weight_score"] = weight_scores(rows, names, accumulator, seed=seed)
+    return Statistics(weight, **found)

@@ -1,0 +1,63 @@
+"""A pruned folder is an optimum folder: it loads and predicts with transformers' own tools."""
+
+from __future__ import annotations
+
+import json
+import string
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from plans import in_runtime
+
+import onnxprune
+
+TEXTS = ["good and bright", "a dull film", "bad", "well made and well told by all", "not so good a story"]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT classifier with a tokenizer of letters, exported by optimum."""
+    import torch
+    from optimum.exporters.onnx import main_export
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    root = tmp_path_factory.mktemp("optimum")
+    letters = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.ascii_lowercase]
+    vocabulary = [*letters, *("##" + c for c in string.ascii_lowercase)]
+    (root / "vocab.txt").write_text("\n".join(vocabulary))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=64, num_labels=3, initializer_range=0.3,
+    )  # fmt: skip
+    BertForSequenceClassification(config).eval().save_pretrained(root / "torch")
+    BertTokenizerFast(vocab_file=str(root / "vocab.txt")).save_pretrained(root / "torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        main_export(str(root / "torch"), root / "onnx", task="text-classification", do_validation=False)
+    return root / "onnx"
+
+
+def test_a_pruned_folder_loads_in_optimum(exported: Path, tmp_path: Path) -> None:
+    from optimum.onnxruntime import ORTModelForSequenceClassification
+    from transformers import AutoTokenizer, pipeline
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS * 6))
+    output = tmp_path / "small" / "model.onnx"
+    result = onnxprune.prune(exported, output, flops=0.6, calibration=rows, measure_latency=False)
+    assert result.files[0].parent == output.parent
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = ORTModelForSequenceClassification.from_pretrained(output.parent)
+        tokenizer = AutoTokenizer.from_pretrained(output.parent)
+        classify = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)
+        for text in TEXTS:
+            feeds = {name: np.asarray(array) for name, array in tokenizer(text, return_tensors="np").items()}
+            (logits,) = in_runtime(output, feeds).values()
+            expected = np.exp(logits[0]) / np.exp(logits[0]).sum()
+            answers = {entry["label"]: entry["score"] for entry in classify([text])[0]}
+            found = [answers[f"LABEL_{i}"] for i in range(3)]
+            np.testing.assert_allclose(found, expected, rtol=1e-4)

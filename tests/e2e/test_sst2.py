@@ -1,0 +1,39 @@
+"""The main job on a real classifier: SST-2 at 60% of the FLOPs, from the command line, with few rows."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+
+@pytest.mark.slow
+def test_sst2_at_sixty_percent(sst2_folder: Path, assets: Path, tmp_path: Path) -> None:
+    output = tmp_path / "small" / "model.onnx"
+    command = [sys.executable, "-m", "onnxprune.cli", sst2_folder, "-o", output, "--flops", "0.6", "--rows", "160"]
+    rows = ["--calib", assets / "data" / "sst2-calibration.jsonl", "--eval", assets / "data" / "sst2-dev.jsonl"]
+    done = subprocess.run(
+        [*map(str, [*command, *rows, "--no-latency", "--json"])], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["flops"]["pruned"] <= 0.6 * report["flops"]["dense"]
+    assert report["equivalence"]["max_rel"] < 1e-4
+    accuracy = report["accuracy"]
+    assert accuracy["dense"] > 0.88
+    # Chance is 0.5; few rows of calibration cost a few points.
+    assert accuracy["pruned"] > accuracy["dense"] - 0.08
+    assert report["drift"]["agreement"] > 0.85
+    for name in ("tokenizer.json", "config.json", "model.report.json", "model.report.html", "model.plan.json"):
+        assert (output.parent / name).exists(), name
+    session = onnxruntime.InferenceSession(output, providers=["CPUExecutionProvider"])
+    ids = np.array([[101, 2307, 102]], dtype=np.int64)
+    feeds = {
+        i.name: ids if "ids" in i.name and "type" not in i.name else np.ones_like(ids) for i in session.get_inputs()
+    }
+    assert np.isfinite(session.run(None, feeds)[0]).all()
