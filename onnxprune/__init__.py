@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from onnxprune.job import Result
     from onnxprune.model import load
-    from onnxprune.pipeline import Result, apply, inspect, make_plan, prune
+    from onnxprune.pipeline import apply, inspect, make_plan, prune, sweep
     from onnxprune.plan import Budget, Plan, Structure
     from onnxprune.structure import analyze
     from onnxprune.validate import validate
 
 _HOME = {
-    "load": "model", "analyze": "structure", "validate": "validate", "Plan": "plan", "Budget": "plan", "Structure": "plan",
-    "prune": "pipeline", "apply": "pipeline", "inspect": "pipeline", "make_plan": "pipeline", "Result": "pipeline",
+    "load": "model", "analyze": "structure", "validate": "validate", "Plan": "plan", "Budget": "plan",
+    "Structure": "plan", "prune": "pipeline", "apply": "pipeline", "inspect": "pipeline", "make_plan": "pipeline",
+    "sweep": "pipeline", "Result": "job",
 }  # fmt: skip
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "load",
     "make_plan",
     "prune",
+    "sweep",
     "validate",
 ]
 

@@ -9,6 +9,7 @@ from typing import Any
 from onnxprune.errors import UsageError
 from onnxprune.plan import Budget
 from onnxprune.score import METHODS
+from onnxprune.score.mixture import parse
 
 UNITS = ("heads", "neurons", "blocks", "channels", "query_heads")
 
@@ -32,6 +33,7 @@ class Options:
         seed: of every draw.
         threads: of scoring; 0 for all cores.
         token_weight: share of a token's weight in least squares that its influence on the outputs decides.
+        join: rows made by joining two texts, as a share of the rows; 0 for none.
         swaps: measured level swaps after the knapsack, per stage.
         stages: shares at which a deep cut pauses to score anew.
     """
@@ -50,13 +52,14 @@ class Options:
     device: str = "auto"
     seed: int = 0
     threads: int = 0
-    token_weight: float = 0.5
+    token_weight: float = 0.9
+    join: float = 0.5
     swaps: int = 24
     stages: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.method not in (*METHODS, "auto"):
-            raise UsageError(f"--method {self.method}: choose from auto, {', '.join(METHODS)}")
+        if self.method != "auto":
+            parse(self.method, METHODS)
         if self.search not in ("table", "rank"):
             raise UsageError(f"--search {self.search}: choose from table, rank")
         unknown = [u for u in self.units if u not in UNITS]

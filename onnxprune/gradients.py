@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxprune.gates import Gated
 from onnxprune.interpret import Interpreter, Usage
-from onnxprune.probe import NOTHING, Rows, _loss
+from onnxprune.probe import Rows, _loss
 
 
 class Accumulator(Protocol):
@@ -27,7 +27,7 @@ class Accumulator(Protocol):
 
 
 def weight_gradients(
-    rows: Rows, names: Sequence[str], *, seed: int = 0, epochs: int = 1, state: Gated = NOTHING
+    rows: Rows, names: Sequence[str], *, seed: int = 0, epochs: int = 1
 ) -> Iterator[dict[str, tuple[Any, Any]]]:
     """Per step, weight name -> (weight, gradient of the mean loss of a mini-batch); steps in random order."""
     import torch
@@ -36,13 +36,12 @@ def weight_gradients(
     for _ in range(epochs):
         for i in torch.randperm(len(rows.batches), generator=generator).tolist():
             batch = rows.batches[i]
-            base = {n: state.weights.get(n, rows.interpreter.weight(n)) for n in names}
+            base = {n: rows.interpreter.weight(n) for n in names}
             free = {n: w.detach().float().requires_grad_() for n, w in base.items()}
             outputs = rows.interpreter.run(
                 batch.feeds,
                 outputs=rows.divergence.outputs,
-                weights={**state.weights, **{n: w.to(base[n].dtype) for n, w in free.items()}},
-                edit=state.edit,
+                weights={n: w.to(base[n].dtype) for n, w in free.items()},
             )
             labels = [rows.dataset.examples[j].label for j in batch.index]
             loss: Any = sum(
@@ -77,6 +76,9 @@ class _Gated(Interpreter):
     def __init__(self, dense: Interpreter, state: Gated) -> None:
         vars(self).update(vars(dense))  # the same graph, weights and schedules
         self._state = state
+
+    def weight(self, name: str) -> Any:
+        return self._state.weights[name] if name in self._state.weights else super().weight(name)
 
     def run(self, feeds: Any, *, outputs: Any = None, weights: Any = None, edit: Any = None) -> dict[str, Any]:
         merged = {**self._state.weights, **(weights or {})}

@@ -18,15 +18,16 @@ from onnxprune.compensate import compensate
 from onnxprune.config import Options
 from onnxprune.cost import Costs
 from onnxprune.damage import Refitter, damage_table, spread
-from onnxprune.data import Dataset
+from onnxprune.data import Dataset, joined
 from onnxprune.errors import BudgetError, NothingToPruneError, UsageError
 from onnxprune.gates import Gates
 from onnxprune.interpret import Interpreter
 from onnxprune.linears import find_linears
 from onnxprune.model import Model
 from onnxprune.plan import Plan, Ranking, Structure
-from onnxprune.probe import Evaluator, Rows, Weights, gate_gradients, grams, sensitivities
-from onnxprune.score import METHODS, Statistics
+from onnxprune.probe import Evaluator, Rows, Weights, grams, sensitivities
+from onnxprune.score import METHODS, Statistics, collect
+from onnxprune.score.mixture import parse
 from onnxprune.search.knapsack import allocate
 from onnxprune.search.module import Level, Module
 from onnxprune.search.rank import Kind, rank, rank_pair
@@ -112,6 +113,7 @@ class Planner:
                     "give at least 8 (some hundreds are usual)"
                 )
             parts = calibration.split({"fit": 0.75, "select": 0.25}, options.seed)
+            parts = {k: part + joined(part, round(options.join * len(part)), options.seed) for k, part in parts.items()}
             self.select = Evaluator(Rows(self.interpreter, parts["select"].by_length(12, 16)))
             measure = self.select.rows.divergence
             self.table = Evaluator(Rows(self.interpreter, parts["select"].by_length(8, 10), given=measure))
@@ -169,16 +171,14 @@ class Planner:
                 tensor = gated.weights.get(name)
                 return self.weight(name) if tensor is None else np.asarray(tensor.detach().cpu().numpy())
 
-            method = METHODS[self.method]
-            needs = set(method.needs)
-            if self.calibration is not None and (self.options.compensate or self.options.search == "table"):
-                needs.add("gram")
-            matrices = [m for s in self.sites for m in s.matrices]
-            statistics = Statistics(
-                weight,
-                grams(self.fit, matrices, gated, self.token_weights) if "gram" in needs else {},
-                gate_gradients(self.fit, self.sites, self.structure, self.options.seed) if "gate_grad" in needs else {},
-            )
+            method = parse(self.method, METHODS)
+            statistics = Statistics(weight)
+            if method.needs - {"gram"}:
+                statistics = collect(method, self.fit, self.sites, self.structure, weight, seed=self.options.seed)
+            mending = self.calibration is not None and (self.options.compensate or self.options.search == "table")
+            if mending or "gram" in method.needs:
+                matrices = [m for s in self.sites for m in s.matrices]
+                statistics = replace(statistics, gram=grams(self.fit, matrices, gated, self.token_weights))
             rankings = {}
             for i, site in enumerate(self.sites):
                 rankings[site.id] = _behind(method(site, statistics), plan.keep.get(site.id))
@@ -361,7 +361,7 @@ def _uniform(modules: Sequence[Module], sites: Sequence[Site]) -> dict[str, list
 def _method(options: Options, calibration: Dataset | None) -> str:
     if options.method == "auto":
         return "obs" if calibration is not None else "magnitude"
-    if METHODS[options.method].needs and calibration is None:
+    if parse(options.method, METHODS).needs and calibration is None:
         raise UsageError(
             f"--method {options.method} needs calibration rows (--calib); magnitude is the one that needs none"
         )

@@ -5,6 +5,7 @@
     made      what only the graph wants (position_ids, empty past_key_values, ...)
     labels    class names and numbers as labels
     dataset   Example, Batch, Dataset
+    joined    longer rows out of short ones
     reader    read(): the above, in that order
 
 A batch holds rows of one shape only, so nothing is padded (a graph that fixes its sequence length is the one
@@ -14,6 +15,7 @@ exception; `Batch.real` then says which tokens are real). Every guess is said in
 from __future__ import annotations
 
 from onnxprune.data.dataset import Batch, Dataset, Example
+from onnxprune.data.joined import joined
 from onnxprune.data.reader import read
 
-__all__ = ["Batch", "Dataset", "Example", "read"]
+__all__ = ["Batch", "Dataset", "Example", "joined", "read"]

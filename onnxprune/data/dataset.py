@@ -196,6 +196,10 @@ class Dataset:
             picked[best] = groups[best][:rows]
         return self.subset(sorted(p for group in picked.values() for p in group))
 
+    def __add__(self, other: Dataset) -> Dataset:
+        """These rows and those of another dataset for the same graph."""
+        return replace(self, examples=self.examples + other.examples)
+
     def subset(self, positions: Sequence[int]) -> Dataset:
         return replace(self, examples=tuple(self.examples[p] for p in positions))
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from onnxprune.flow import flows
-from onnxprune.gradients import weight_scores
+from onnxprune.gates import Gated
+from onnxprune.gradients import seen_through, weight_scores
 from onnxprune.plan import Structure
-from onnxprune.probe import Rows, gate_gradients, grams
+from onnxprune.probe import NOTHING, Rows, Weights, gate_gradients, grams
 from onnxprune.score.base import Method, Statistics
 from onnxprune.sites import Site
 from onnxprune.trajectory import trajectories
@@ -24,31 +25,36 @@ def collect(
     weight: Callable[[str], np.ndarray],
     *,
     also: Collection[str] = (),
+    state: Gated = NOTHING,
+    token_weights: Weights | None = None,
     seed: int = 0,
 ) -> Statistics:
-    """The statistics that a method, and whoever else (`also`), needs.
+    """The statistics that a method, and whoever comes after it (`also`), needs.
 
     Args:
         rows: to learn from; None for methods that need none.
-        weight: initializer name -> array.
+        weight: initializer name -> array, as of the state.
         also: further fields of Statistics, for the steps after scoring ("gram").
+        state: the gates and weights of the model that is scored; the dense one by default.
+        token_weights: of the Gram matrices.
     """
     needs = {*method.needs, *also}
     if rows is None or not needs:
         return Statistics(weight)
+    seen = rows if state is NOTHING else seen_through(rows, state)
     found: dict[str, Any] = {}
     if "gram" in needs:
-        found["gram"] = grams(rows, [m for s in sites for m in s.matrices])
+        found["gram"] = grams(rows, [m for s in sites for m in s.matrices], state, token_weights)
     if "gate_grad" in needs:
-        found["gate_grad"] = gate_gradients(rows, sites, structure, seed)
+        found["gate_grad"] = gate_gradients(seen, sites, structure, seed)
     if "trajectory" in needs:
-        found["trajectory"] = trajectories(rows, sites, structure, seed=seed)
+        found["trajectory"] = trajectories(seen, sites, structure, seed=seed)
     if "flow" in needs:
-        found["flow"] = flows(rows, sites, structure)
+        found["flow"] = flows(seen, sites, structure)
     if "spectral_flow" in needs:
-        found["spectral_flow"] = flows(rows, sites, structure, spectral=True)
+        found["spectral_flow"] = flows(seen, sites, structure, spectral=True)
     accumulator = getattr(method, "accumulator", None)
     if "weight_score" in needs and accumulator is not None:
         names = list(dict.fromkeys(m.reader.weight or "" for s in sites for m in s.matrices))
-        found["weight_score"] = weight_scores(rows, names, accumulator, seed=seed)
+        found["weight_score"] = weight_scores(seen, names, accumulator, seed=seed)
     return Statistics(weight, **found)

@@ -16,7 +16,7 @@ import pytest
 def test_sst2_at_sixty_percent(sst2_folder: Path, assets: Path, tmp_path: Path) -> None:
     output = tmp_path / "small" / "model.onnx"
     command = [sys.executable, "-m", "onnxprune.cli", sst2_folder, "-o", output, "--flops", "0.6", "--rows", "160"]
-    rows = ["--calib", assets / "data" / "sst2-calibration.jsonl", "--eval", assets / "data" / "sst2-dev.jsonl"]
+    rows = ["--calib", assets / "data" / "sst2" / "calibration.jsonl", "--eval", assets / "data" / "sst2" / "dev.jsonl"]
     done = subprocess.run(
         [*map(str, [*command, *rows, "--no-latency", "--json"])], capture_output=True, text=True, check=False
     )

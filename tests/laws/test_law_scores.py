@@ -1,7 +1,7 @@
 """Laws of every score: a planted dead unit goes first, and no padding token is read.
 
-Padding is there where a graph fixes its length: the rows say which tokens are real, and what the others hold is nobody's
-business.
+Padding is there where a graph fixes its length: the rows say which tokens are real, and what the others hold is
+nobody's business.
 """
 
 from __future__ import annotations
@@ -64,7 +64,12 @@ def test_planted_dead_units_are_last(zoo: Build, family: str, method: str) -> No
     found, seen = rankings(method, rows, sites, structure), 0
     for site in sites:
         if gone := dead(interpreter, site):
-            assert set(found[site.id].order[-len(gone) :]) == gone, site.id
+            scores = np.array(found[site.id].scores)
+            live = sorted(set(range(site.group.size)) - gone)
+            # A tie is with a unit that never fires: dead as well.
+            assert scores[sorted(gone)].max() <= scores[live].min(), site.id
+            if scores[sorted(gone)].max() < scores[live].min():
+                assert set(found[site.id].order[-len(gone) :]) == gone, site.id
             seen += len(gone)
     assert seen > 0
 
@@ -111,8 +116,5 @@ def test_padding_counts_in_no_mean(zoo: Build, method: str) -> None:
     long = padded(exported, 5)
     short = Dataset(tuple(Example({n: a[:, :-PADDED] for n, a in e.feeds.items()}) for e in long.examples), long.kind)
     with_, without = (rankings(method, Rows(interpreter, d), sites, structure) for d in (long, short))
-    few = [s for s in sites if s.group.kind == "heads"]
-    for site in few if method == "optin" else sites:
-        np.testing.assert_allclose(
-            with_[site.id].scores, without[site.id].scores, rtol=0.05 if method == "optin" else 1e-3
-        )
+    for site in sites:
+        np.testing.assert_allclose(with_[site.id].scores, without[site.id].scores, rtol=2e-3)

@@ -211,8 +211,11 @@ def test_flow_is_the_norm_of_the_write(zoo: Callable[..., ZooModel], family: str
     def value(units: tuple[int, ...] | None) -> list[np.ndarray]:
         plan = Plan(structure.digest, {site.id: units} if units else {})
         gated = gates.gated(plan if units is not None else Plan(structure.digest, drop=(branch.id,)))
-        wanted = [branch.value]
-        return [rows.interpreter.run(b.feeds, outputs=wanted, weights=gated.weights, edit=gated.edit)[branch.value].numpy() for b in rows.batches]  # fmt: skip
+        runs = (
+            rows.interpreter.run(b.feeds, outputs=[branch.value], weights=gated.weights, edit=gated.edit)
+            for b in rows.batches
+        )
+        return [found[branch.value].numpy() for found in runs]
 
     empty = value(None) if family != "resnet" else None
     if empty is not None:

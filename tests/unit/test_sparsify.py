@@ -45,7 +45,9 @@ def test_every_matrix_is_in_the_pattern(zoo: Zoo, pattern: str) -> None:
     plan = sparsify(gates, rows, Plan(gates.structure.digest), linears, asked)
     found = verify(gates, plan, linears, asked)
     assert set(found) == {x.weight for x in linears} == set(plan.weights)
-    assert min(found.values()) >= 0.49, "half of the weights are exact zeros"
+    # Half of the weights are exact zeros, but where the last group is not a whole one (48 inputs, 16:32).
+    assert np.median(list(found.values())) == pytest.approx(0.5, abs=0.01)
+    assert min(found.values()) > 0.33
     with pytest.raises(CheckError):
         verify(gates, Plan(plan.digest), linears, asked)
 
@@ -124,9 +126,8 @@ def _in_order(folder: Path, assets: Path, layers: int) -> None:
 
     def read(name: str, limit: int) -> Rows:
         file = assets / "data" / "sst2" / name
-        return Rows(
-            interpreter, data.read(file, loaded.inputs, outputs=loaded.outputs, folder=loaded.folder, limit=limit)
-        )
+        asked = dict(outputs=loaded.outputs, folder=loaded.folder, limit=limit)
+        return Rows(interpreter, data.read(file, loaded.inputs, **asked))  # type: ignore[arg-type]
 
     fit, held_out = read("calibration.jsonl", 192), read("dev.jsonl", 64)
     errors = {}
