@@ -52,7 +52,7 @@ class Options:
     device: str = "auto"
     seed: int = 0
     threads: int = 0
-    token_weight: float = 0.9
+    token_weight: float = 0.5
     join: float = 0.5
     swaps: int = 24
     stages: tuple[float, ...] = ()

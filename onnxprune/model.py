@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir
 import onnx_ir as ir
 
-from onnxprune import shapes
+from onnxprune import shapes, sides
 from onnxprune.errors import ModelError, UnsupportedError, UsageError
 
 OPSETS = range(11, 27)
@@ -118,7 +118,9 @@ def load(path: str | os.PathLike[str]) -> Model:
             f"{file}: opset {version} of the default domain; {OPSETS[0]} to {OPSETS[-1]} are supported"
         )
     digest = _digest(file, model)
-    return Model(shapes.normalise(model), file, digest)
+    shapes.normalise(model)
+    sides.index_sides(model)
+    return Model(model, file, digest)
 
 
 def read(file: Path) -> ir.Model:

@@ -193,7 +193,17 @@ def _slice_axes(node: Any, c: Constraints) -> None:
     source, (result,) = node.inputs[0], node.outputs
     ranges = _ranges(node, len(c.sizes(source)), c.constant)
     if ranges is None:
-        opaque(node, c)
+        axes = c.constant(operand(node, 3))
+        if axes is None:
+            opaque(node, c)
+            return
+        computed = {int(a) % len(c.sizes(source)) for a in np.ravel(axes)}
+        for axis, (before, after) in enumerate(zip(c.dims(source), c.dims(result), strict=True)):
+            if axis in computed:
+                c.pin(source, [axis], "sliced at a place computed at run time")
+                c.pin(result, [axis], "sliced at a place computed at run time")
+            else:
+                c.same(before, after)
         return
     sliced = {axis: (start, end, step) for axis, start, end, step in ranges}
     for axis, size in enumerate(c.sizes(source)):

@@ -40,7 +40,7 @@ class Rearranged(Ranking):
     """
 
     fisher: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-    _kept: dict[int, tuple[int, ...]] = field(default_factory=dict, repr=False)
+    _kept: dict[int, tuple[int, ...]] = field(default_factory=dict, init=False, repr=False)
 
     def keep(self, count: int) -> tuple[int, ...]:
         if count not in self._kept:

@@ -6,6 +6,7 @@ import json
 import string
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,11 +54,12 @@ def test_a_pruned_folder_loads_in_optimum(exported: Path, tmp_path: Path) -> Non
         warnings.simplefilter("ignore")
         model = ORTModelForSequenceClassification.from_pretrained(output.parent)
         tokenizer = AutoTokenizer.from_pretrained(output.parent)
-        classify = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)
+        classify: Any = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)
         for text in TEXTS:
             feeds = {name: np.asarray(array) for name, array in tokenizer(text, return_tensors="np").items()}
             (logits,) = in_runtime(output, feeds).values()
             expected = np.exp(logits[0]) / np.exp(logits[0]).sum()
-            answers = {entry["label"]: entry["score"] for entry in classify([text])[0]}
+            scored: Any = classify([text])[0]
+            answers = {entry["label"]: entry["score"] for entry in scored}
             found = [answers[f"LABEL_{i}"] for i in range(3)]
             np.testing.assert_allclose(found, expected, rtol=1e-4)

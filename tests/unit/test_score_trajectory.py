@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
 from zoo import ZooModel
 
 from onnxprune import data, trajectory
@@ -121,5 +120,10 @@ def test_linearised_ranks_as_exact_on_a_real_model(sst2_folder: Path, assets: Pa
     states[np.arange(len(units)), units] = 0.0
     measured = exact(spread_rows(rows, TOKENS), [site], structure, {site.id: states})[site.id]
     expected = linearised(spread_rows(rows, 4 * TOKENS), [site], structure, probes=4)[site.id]
-    assert spearmanr(measured.manifold, expected.manifold[units])[0] > 0.9
-    assert spearmanr(measured.output, expected.output[units])[0] > 0.9
+    assert rank_correlation(measured.manifold, expected.manifold[units]) > 0.9
+    assert rank_correlation(measured.output, expected.output[units]) > 0.9
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's; values without ties."""
+    return float(np.corrcoef(a.argsort().argsort(), b.argsort().argsort())[0, 1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,7 +44,7 @@ def test_division_is_exact_before_it_is_rounded(height: int, step: int) -> None:
 def test_an_unbound_symbol_is_named() -> None:
     with pytest.raises(KeyError, match="width"):
         evaluate("width*2", {})
-    assert evaluate("width", {}, lambda name: len(name)) == 5
+    assert evaluate("width", {}, len) == 5
     assert evaluate("a b c", {"a b c": 4}) == 4
     with pytest.raises(KeyError):
         evaluate("not an expression", {})
@@ -62,11 +63,13 @@ def test_reshapes_and_expands_can_be_rewritten(
             known = dims(value)
             if value.dtype is not None and value.dtype.is_floating_point():
                 assert known is not None and None not in known, value.name
-        if node.op_type in ("Reshape", "Expand"):
+        if node.op_type in ("Reshape", "Expand") and node.outputs[0].dtype == ir.DataType.FLOAT:
             target = written(node.inputs[1])
-            assert target is not None, node.name
-            sizes = dims(node.outputs[0])
-            assert sizes is not None and len(sizes) == len(target)
+            sizes = dims(node.outputs[0]) or ()
+            if target is None:  # nothing in it could ever be rewritten
+                assert all(isinstance(size, str) for size in sizes), node.name
+                continue
+            assert len(sizes) == len(target)
             for size, number in zip(sizes, target, strict=True):
                 assert number is not None or not isinstance(size, int), f"{node.name} computes {size}"
 

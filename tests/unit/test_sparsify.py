@@ -126,7 +126,7 @@ def _in_order(folder: Path, assets: Path, layers: int) -> None:
 
     def read(name: str, limit: int) -> Rows:
         file = assets / "data" / "sst2" / name
-        asked = dict(outputs=loaded.outputs, folder=loaded.folder, limit=limit)
+        asked = {"outputs": loaded.outputs, "folder": loaded.folder, "limit": limit}
         return Rows(interpreter, data.read(file, loaded.inputs, **asked))  # type: ignore[arg-type]
 
     fit, held_out = read("calibration.jsonl", 192), read("dev.jsonl", 64)

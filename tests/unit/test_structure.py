@@ -15,7 +15,7 @@ from zoo import ZooModel
 
 from onnxprune import model as models
 from onnxprune.errors import UnsupportedError
-from onnxprune.plan import Structure
+from onnxprune.plan import Plan, Structure
 
 Build = Callable[..., ZooModel]
 
@@ -204,3 +204,21 @@ def test_identity_chains_to_outputs_keep_names(tmp_path: Path) -> None:
     model = models.load(written(tmp_path, text, SHAPES))
     assert [v.name for v in model.graph.outputs] == ["y"]
     assert [n.op_type for n in model.graph].count("Identity") == 0
+
+
+@pytest.mark.parametrize(
+    ("family", "exporter"),
+    [("mpnet", "torchscript"), ("t5-encoder", "torchscript"), ("t5-encoder", "dynamo"), ("distilbert", "dynamo")],
+)
+def test_a_side_tensor_does_not_tie_the_heads_of_all_layers(zoo: Build, family: str, exporter: str) -> None:
+    """One position bias, or one expanded mask, for all layers: each keeps its own heads, by an index of its own."""
+    model = zoo(family, exporter, "eager")
+    subject, feeds = Subject.load(model.path), model.feeds
+    heads = [g for g in subject.structure.groups if g.kind == "heads"]
+    assert [g.size for g in heads] == [4, 4]
+    plan = Plan(subject.structure.digest, {heads[0].id: (0, 2), heads[1].id: (1, 2, 3)})
+    assert distance(subject.written(plan, feeds), subject.gated(plan, feeds)) < 1e-4
+    added = {n.name for n in subject.model.graph if "_side_" in (n.name or "")}
+    assert added
+    whole = subject.rewritten(Plan(subject.structure.digest)).graph
+    assert not added & {n.name for n in whole}, "indices of everything stay in the graph"

@@ -1,0 +1,83 @@
+"""Costs: linear in units, additive over branches, at the shape that is stated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from plans import Subject, choose, random_plan
+from zoo import ZooModel
+
+from onnxprune.cost import Costs, default_bindings
+from onnxprune.errors import UsageError
+from onnxprune.model import save
+from onnxprune.plan import Plan
+
+Build = Callable[..., ZooModel]
+SHAPE = {"batch_size": 1, "sequence_length": 16}
+
+
+def costs_of(model: ZooModel) -> tuple[Subject, Costs]:
+    subject = Subject.load(model.path)
+    return subject, Costs(subject.model, subject.structure, SHAPE)
+
+
+@pytest.mark.parametrize("kind", ["flops", "params", "size"])
+def test_a_unit_costs_the_same_wherever_it_goes(zoo: Build, kind: str) -> None:
+    subject, costs = costs_of(zoo("llama", "torchscript", "sdpa"))
+    dense = costs.total(kind)
+    rng = np.random.default_rng(0)
+    for group in subject.structure.groups:
+        if group.context:
+            continue
+        unit = costs.unit_costs(kind, group)
+        for count in range(1, group.size + 1):
+            plan = Plan(subject.structure.digest, {group.id: choose(group.shape, count, rng)})
+            assert costs.total(kind, plan) == pytest.approx(dense - unit * (group.size - count), abs=0.5)
+
+
+@pytest.mark.parametrize("kind", ["flops", "params"])
+def test_branches_add_up(zoo: Build, kind: str) -> None:
+    subject, costs = costs_of(zoo("bert", "torchscript", "sdpa"))
+    each = [costs.branch_cost(kind, b.id) for b in subject.structure.branches]
+    every = Plan(subject.structure.digest, drop=tuple(b.id for b in subject.structure.branches))
+    assert all(cost > 0 for cost in each)
+    assert costs.total(kind) - costs.total(kind, every) == pytest.approx(sum(each), rel=1e-3)  # constants may be shared
+
+
+def test_operators_and_nodes_add_up(zoo: Build) -> None:
+    subject, costs = costs_of(zoo("segformer", "torchscript", "eager"))
+    plan = Plan(
+        subject.structure.digest, {g.id: choose(g.shape, 1, np.random.default_rng(0)) for g in subject.structure.groups}
+    )
+    for chosen in (None, plan):
+        assert sum(costs.by_op(chosen).values()) == sum(costs.by_node(chosen).values()) == costs.macs(chosen)
+    assert costs.macs(plan) < costs.macs()
+
+
+def test_bert_by_hand(zoo: Build) -> None:
+    """Two layers, 32 wide, 48 inside, 16 tokens; a pooler and a classifier of 2."""
+    _, costs = costs_of(zoo("bert", "torchscript", "eager"))
+    layer = 4 * 16 * 32 * 32 + 2 * 16 * 16 * 32 + 2 * 16 * 32 * 48
+    assert costs.macs() == 2 * layer + 32 * 32 + 32 * 2
+
+
+def test_bytes_are_those_of_the_weights_in_the_file(zoo: Build, tmp_path: Path) -> None:
+    model = zoo("mobilenet-v2", "torchscript", "eager")
+    subject, costs = costs_of(model)
+    plan = subject.complete(random_plan(subject, np.random.default_rng(0), refit=0), model.feeds)
+    for chosen in (Plan(subject.structure.digest), plan):
+        (file,) = save(subject.rewritten(chosen), tmp_path / "m.onnx")
+        held = [t for t in onnx.load(file).graph.initializer if not t.name.endswith("_rest")]
+        assert costs.bytes(chosen) == sum(onnx.numpy_helper.to_array(t).nbytes for t in held)
+    assert costs.bytes(plan) < costs.bytes()
+
+
+def test_a_size_that_is_not_stated_is_asked_for(zoo: Build) -> None:
+    subject = Subject.load(zoo("bert", "torchscript", "sdpa").path)
+    assert default_bindings(subject.model, {"sequence_length": 9}) == {"batch_size": 1, "sequence_length": 9}
+    with pytest.raises(UsageError, match="how large sequence_length is"):
+        Costs(subject.model, subject.structure, default_bindings(subject.model, {})).macs()

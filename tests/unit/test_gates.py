@@ -1,0 +1,127 @@
+"""Gated space: gates act where units are read, weights and intercepts where they are said to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from plans import Subject, choose, distance
+from zoo import ZooModel
+
+from onnxprune.errors import UnsupportedError
+from onnxprune.foreign import reads
+from onnxprune.plan import Plan
+
+Build = Callable[..., ZooModel]
+
+
+@pytest.fixture
+def bert(zoo: Build) -> tuple[Subject, dict[str, np.ndarray]]:
+    model = zoo("bert", "torchscript", "sdpa")
+    return Subject.load(model.path), model.feeds
+
+
+def test_no_plan_is_no_gate(bert: tuple[Subject, dict[str, np.ndarray]]) -> None:
+    subject, feeds = bert
+    gated = subject.gates.gated(Plan(subject.structure.digest))
+    assert not gated.weights and not gated.edit
+    whole = {g.id: tuple(range(g.size)) for g in subject.structure.groups}
+    assert distance(subject.gated(Plan(subject.structure.digest, whole), feeds), subject.dense(feeds)) < 1e-6
+
+
+def test_gating_does_not_touch_the_dense_weights(bert: tuple[Subject, dict[str, np.ndarray]]) -> None:
+    subject, feeds = bert
+    before = subject.dense(feeds)
+    for group in subject.structure.groups:
+        plan = Plan(subject.structure.digest, {group.id: choose(group.shape, 1, np.random.default_rng(0))})
+        assert distance(subject.gated(plan, feeds), before) > 0
+    assert distance(subject.dense(feeds), before) == 0
+
+
+def test_what_gated_units_hold_does_not_matter(bert: tuple[Subject, dict[str, np.ndarray]]) -> None:
+    """Disturbing what writes a removed unit changes nothing; disturbing one that stays does."""
+    subject, feeds = bert
+    group = next(g for g in subject.structure.groups if g.kind == "neurons" and g.size == 48)
+    nodes = {n.name: n for n in subject.model.graph}
+    source = nodes[group.readers[0].node].inputs[0]
+    assert source is not None and source.name is not None
+    kept = tuple(range(0, 48, 2))
+    gated = subject.gates.gated(Plan(subject.structure.digest, {group.id: kept}))
+    inner = subject.interpreter.run(feeds, outputs=[source.name])[source.name]
+    outcomes = []
+    for disturbed in (None, 1, 0):
+        value = inner.clone()
+        if disturbed is not None:
+            value[..., disturbed::2] += 10
+        found = subject.interpreter.run({**feeds, source.name: value}, weights=gated.weights, edit=gated.edit)
+        outcomes.append({name: tensor.numpy() for name, tensor in found.items()})
+    assert distance(outcomes[1], outcomes[0]) < 1e-6
+    assert distance(outcomes[2], outcomes[0]) > 1e-3
+
+
+def test_intercepts_reach_every_reader_and_outputs(bert: tuple[Subject, dict[str, np.ndarray]]) -> None:
+    subject, feeds = bert
+    shift = np.array([0.5, -2.0], np.float32)
+    found = subject.gated(Plan(subject.structure.digest, intercepts={"logits": shift}), feeds)
+    np.testing.assert_allclose(found["logits"], subject.dense(feeds)["logits"] + shift, rtol=1e-5)
+    embedded = next(v.name or "" for n in subject.model.graph for v in n.outputs if n.op_type == "LayerNormalization")
+    readers = sum(v is not None and v.name == embedded for n in subject.model.graph for v in reads(n))
+    assert readers > 3  # query, key, value and the stream
+    plan = Plan(subject.structure.digest, intercepts={embedded: np.linspace(-1, 1, 32, dtype=np.float32)})
+    assert distance(subject.written(plan, feeds), subject.gated(plan, feeds)) < 1e-5
+    assert distance(subject.gated(plan, feeds), subject.dense(feeds)) > 1e-2
+
+
+def test_a_branch_that_leaves_no_constant_is_refused(zoo: Build) -> None:
+    """Where something of the input passes a gated branch, it cannot be replaced by numbers."""
+    model = zoo("bert", "torchscript", "sdpa")
+    subject = Subject.load(model.path)
+    branch = subject.structure.branch("ffn.0")
+    varying = torch.randn(2, 7, 32)
+    with pytest.raises(UnsupportedError, match=r"ffn\.0 .*depends on the input"):
+        subject.gates._rest(branch, varying)
+
+
+def test_gradients_pass_through_gates(bert: tuple[Subject, dict[str, np.ndarray]]) -> None:
+    """The gate of a unit, as a number: its derivative is a finite difference."""
+    subject, feeds = bert
+    group = next(g for g in subject.structure.groups if g.kind == "heads")
+    reader = group.readers[0]
+    gates = torch.ones(4, dtype=torch.float64, requires_grad=True)
+    double = {name: subject.interpreter.weight(name).double() for name in _floats(subject)}
+
+    def output(values: torch.Tensor) -> torch.Tensor:
+        spread = values.repeat_interleave(8)
+        edit = {(reader.node, reader.input): lambda x: x * spread}
+        found: torch.Tensor = subject.interpreter.run(feeds, weights=double, edit=edit)["logits"]
+        return found.double().square().sum()
+
+    output(gates).backward()
+    assert gates.grad is not None
+    for unit in range(4):
+        step = torch.zeros(4, dtype=torch.float64)
+        step[unit] = 1e-3
+        with torch.no_grad():
+            slope = (output(torch.ones(4).double() + step) - output(torch.ones(4).double() - step)) / 2e-3
+        assert float(gates.grad[unit]) == pytest.approx(float(slope), rel=1e-3, abs=1e-5)
+
+
+def _floats(subject: Subject) -> list[str]:
+    values = subject.model.graph.initializers.values()
+    return [v.name or "" for v in values if v.dtype is not None and v.dtype.is_floating_point()]
+
+
+def test_a_gate_on_activations_is_a_product(zoo: Build, tmp_path: Path) -> None:
+    """Query and key dimensions have no weight to zero: one of the two operands is multiplied, head by head."""
+    model = zoo("bert", "torchscript", "eager")
+    subject, feeds = Subject.load(model.path), model.feeds
+    group = next(g for g in subject.structure.groups if g.kind == "head_dims" and g.readers[0].weight is None)
+    assert group.shape == (4, 8)
+    rng = np.random.default_rng(0)
+    plan = Plan(subject.structure.digest, {group.id: choose(group.shape, 5, rng)})
+    other = Plan(subject.structure.digest, {group.id: choose(group.shape, 5, rng)})
+    assert distance(subject.written(plan, feeds), subject.gated(plan, feeds)) < 1e-5
+    assert distance(subject.gated(other, feeds), subject.gated(plan, feeds)) > 1e-4
