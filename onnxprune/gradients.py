@@ -12,7 +12,7 @@ import numpy as np
 
 from onnxprune.gates import Gated
 from onnxprune.interpret import Interpreter, Usage
-from onnxprune.probe import Rows, _loss
+from onnxprune.probe import Rows, sample_loss
 
 
 class Accumulator(Protocol):
@@ -45,7 +45,7 @@ def weight_gradients(
             )
             labels = [rows.dataset.examples[j].label for j in batch.index]
             loss: Any = sum(
-                _loss(torch, outputs[m.output], str(m.kind), labels, generator) for m in rows.divergence.measures
+                sample_loss(torch, outputs[m.output], str(m.kind), labels, generator) for m in rows.divergence.measures
             )
             found: Sequence[Any] = torch.autograd.grad(loss / len(batch), list(free.values()), allow_unused=True)
             yield {

@@ -25,8 +25,8 @@ from onnxprune.interpret import Interpreter
 from onnxprune.linears import find_linears
 from onnxprune.model import Model
 from onnxprune.plan import Plan, Ranking, Structure
-from onnxprune.probe import Evaluator, Rows, Weights, grams, sensitivities
-from onnxprune.score import METHODS, Statistics, collect
+from onnxprune.probe import NOTHING, Evaluator, Rows, Weights, sensitivities
+from onnxprune.score import METHODS, collect
 from onnxprune.score.mixture import parse
 from onnxprune.search.knapsack import allocate
 from onnxprune.search.module import Level, Module
@@ -172,13 +172,18 @@ class Planner:
                 return self.weight(name) if tensor is None else np.asarray(tensor.detach().cpu().numpy())
 
             method = parse(self.method, METHODS)
-            statistics = Statistics(weight)
-            if method.needs - {"gram"}:
-                statistics = collect(method, self.fit, self.sites, self.structure, weight, seed=self.options.seed)
-            mending = self.calibration is not None and (self.options.compensate or self.options.search == "table")
-            if mending or "gram" in method.needs:
-                matrices = [m for s in self.sites for m in s.matrices]
-                statistics = replace(statistics, gram=grams(self.fit, matrices, gated, self.token_weights))
+            mending = self.options.compensate or self.options.search == "table"
+            statistics = collect(
+                method,
+                self.fit if self.calibration is not None else None,
+                self.sites,
+                self.structure,
+                weight,
+                also=("gram",) if mending else (),
+                state=gated if plan.keep or plan.drop else NOTHING,
+                token_weights=self.token_weights,
+                seed=self.options.seed,
+            )
             rankings = {}
             for i, site in enumerate(self.sites):
                 rankings[site.id] = _behind(method(site, statistics), plan.keep.get(site.id))

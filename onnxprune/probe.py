@@ -321,12 +321,14 @@ def gate_gradients(rows: Rows, sites: Sequence[Site], structure: Structure, seed
         edit = {usage: _tap(usage, taps) for _, _, usage in usages}
         outputs = rows.interpreter.run(batch.feeds, outputs=rows.divergence.outputs, edit=edit)
         labels = [rows.dataset.examples[i].label for i in batch.index]
-        loss = sum(_loss(torch, outputs[m.output], str(m.kind), labels, generator) for m in rows.divergence.measures)
+        loss = sum(
+            sample_loss(torch, outputs[m.output], str(m.kind), labels, generator) for m in rows.divergence.measures
+        )
         gradients = torch.autograd.grad(loss, [taps[u] for _, _, u in usages], allow_unused=True)
         for (site, matrix, usage), gradient in zip(usages, gradients, strict=True):
             if gradient is None:
                 continue
-            product = _by_sample(
+            product = by_sample(
                 (taps[usage].detach() * gradient).movedim(matrix.reader.axis, -1), matrix, structure, len(batch)
             )
             values = product.double().cpu().numpy()
@@ -339,13 +341,15 @@ def gate_gradients(rows: Rows, sites: Sequence[Site], structure: Structure, seed
 
 def _tap(usage: Usage, taps: dict[Usage, Any]) -> Callable[[Any], Any]:
     def edit(x: Any) -> Any:
-        taps[usage] = x if x.requires_grad else x.detach().requires_grad_()
+        # A view of its own: two readers of one value each want their own gradient.
+        taps[usage] = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
         return taps[usage]
 
     return edit
 
 
-def _loss(torch: Any, z: Any, kind: str, labels: Sequence[Any], generator: Any) -> Any:
+def sample_loss(torch: Any, z: Any, kind: str, labels: Sequence[Any], generator: Any) -> Any:
+    """What a sample's gates are differentiated by: cross-entropy with its label or a drawn one, or a projection."""
     if kind == Kind.KL:
         logits = z.reshape(-1, z.shape[-1])
         whole = len(labels) == len(logits) and all(
@@ -364,7 +368,7 @@ def _loss(torch: Any, z: Any, kind: str, labels: Sequence[Any], generator: Any) 
     return (z * direction).sum() / z[0].numel() ** 0.5
 
 
-def _by_sample(product: Any, matrix: Matrix, structure: Structure, samples: int) -> Any:
+def by_sample(product: Any, matrix: Matrix, structure: Structure, samples: int) -> Any:
     """[..., n] summed over everything but the samples and n; the batch is found by its atom, wherever it stands."""
     value = matrix.node.inputs[matrix.reader.input]
     layouts = list(structure.layouts[value.name or ""]) if value is not None else []

@@ -25,7 +25,7 @@ from onnxprune.divergence import Kind
 from onnxprune.errors import UnsupportedError
 from onnxprune.interpret import Usage
 from onnxprune.plan import Structure
-from onnxprune.probe import Rows, _by_sample, live_before
+from onnxprune.probe import Rows, by_sample, live_before
 from onnxprune.sites import Site
 
 TOKENS = 768
@@ -308,7 +308,7 @@ def linearised(
             for usage, gradient in gradients.items():
                 site, matrix = usages[usage]
                 product = (taps[usage].detach() * gradient).movedim(matrix.reader.axis, -1)
-                per_row = _by_sample(product, matrix, structure, len(batch)).double().cpu().numpy()
+                per_row = by_sample(product, matrix, structure, len(batch)).double().cpu().numpy()
                 owner = matrix.units[:: matrix.kernel]
                 np.add.at(found[site.id].T, owner[owner >= 0], per_row[:, owner >= 0].T)
             return found

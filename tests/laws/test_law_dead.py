@@ -39,7 +39,7 @@ EVERY: list[tuple[str, exports.Exporter, str]] = [
     for method in np.roll(["obs", "fisher", "wanda", "magnitude"], i + j).tolist()
 ]
 QUICK = [case for i, case in enumerate(EVERY) if i % 4 == 0 or case[:2] == ("bert", "torchscript")]
-COLLECTED = {"gram", "gate_grad"}
+COLLECTED = {"gram", "gate_grad", "trajectory", "flow", "spectral_flow", "weight_score"}
 """Statistics that the planner collects."""
 
 load = cache(Subject.load)
