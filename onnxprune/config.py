@@ -53,7 +53,7 @@ class Options:
     seed: int = 0
     threads: int = 0
     token_weight: float = 0.5
-    join: float = 0.5
+    join: float = 0.0
     swaps: int = 24
     stages: tuple[float, ...] = ()
 
