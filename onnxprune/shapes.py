@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -393,6 +394,19 @@ def _value_names(model: ir.Model) -> set[str]:
         cached |= {v.name or "" for v in model.graph.inputs}
         model.graph.meta["onnxprune.names"] = cached
     return cached
+
+
+@contextmanager
+def forgotten(model: ir.Model) -> Iterator[None]:
+    """The graph without the shapes of its inner values, for as long as the block lasts."""
+    known = [(v, v.shape) for node in model.graph for v in node.outputs if not v.is_graph_output()]
+    try:
+        for value, _ in known:
+            value.shape = None
+        yield
+    finally:
+        for value, shape in known:
+            value.shape = shape
 
 
 def _unique_names(model: ir.Model) -> None:
