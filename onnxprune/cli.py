@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from onnxprune.cli_options import MODEL, Bar, Pairs, budgets, calibration, ints, judged, planning, split, talk
 from onnxprune.errors import OnnxPruneError, UsageError
 
 
@@ -21,132 +21,6 @@ class _Default(click.Group):
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h", "--version"):
             args = ["prune", *args]
         return super().parse_args(ctx, args)
-
-
-class _Pairs(click.ParamType):  # type: ignore[type-arg]
-    """`a=1,b=2` as a dictionary."""
-
-    name = "name=value,…"
-
-    def __init__(self, of: Callable[[str], Any]) -> None:
-        self.of = of
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
-        if isinstance(value, dict):
-            return value
-        try:
-            parts = [piece.split("=", 1) for piece in str(value).split(",")]
-            return {key.strip(): self.of(item.strip()) for key, item in parts}
-        except ValueError:
-            self.fail(f"{value!r} is not of the form name=value,name=value", param, ctx)
-
-
-def _split(ctx: click.Context, param: click.Parameter, value: Any) -> tuple[str, ...]:
-    values = (value,) if isinstance(value, str) else value or ()
-    return tuple(piece.strip() for v in values for piece in v.split(",") if piece.strip())
-
-
-def _ints(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
-    try:
-        return tuple(int(v) for v in (value or "").split(",") if v.strip())
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not a list of numbers") from None
-
-
-def _round(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
-    if value == "auto":
-        return None
-    try:
-        return int(value)
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is neither a number nor auto") from None
-
-
-_MODEL = click.argument("model", type=click.Path(path_type=Path))
-
-
-def _budget(command: Any) -> Any:
-    for kind, what in (
-        ("size", "bytes (25MB)"),
-        ("params", "parameters (30M)"),
-        ("flops", "operations (6GMAC, 12GFLOP)"),
-    ):
-        command = click.option(
-            f"--{kind}", metavar="BUDGET", help=f"Keep this fraction (0.6, 60%), or this many {what}."
-        )(command)
-    return command
-
-
-def _rows(command: Any) -> Any:
-    for option in (
-        click.option(
-            "--calib",
-            "calibration",
-            metavar="ROWS",
-            help="Rows to learn from: .jsonl, .json, .csv, .tsv, .parquet, .npz, a folder of images, or `random`.",
-        ),
-        click.option("--columns", type=_Pairs(str), help="Rename columns: text=sentence1,label=gold."),
-        click.option(
-            "--pairs",
-            type=click.Choice(["joint", "separate"]),
-            help="Two texts as one input, or as two; guessed and said.",
-        ),
-        click.option(
-            "--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json or a folder, if not beside the model."
-        ),
-        click.option("--max-length", type=int, help="The most tokens of a row."),
-    ):
-        command = option(command)
-    return command
-
-
-def _method(command: Any) -> Any:
-    for option in (
-        click.option(
-            "--method",
-            default="auto",
-            show_default=True,
-            help="How units are ordered: auto, obs, fisher, wanda, magnitude.",
-        ),
-        click.option(
-            "--search", default="table", show_default=True, help="table: measured damage; rank: the papers' search."
-        ),
-        click.option(
-            "--units",
-            default="heads,neurons,blocks",
-            show_default=True,
-            callback=_split,
-            help="What may go: heads, neurons, blocks, channels, query_heads.",
-        ),
-        click.option("--no-compensate", is_flag=True, help="Leave the surviving weights as they are."),
-        click.option(
-            "--round-to",
-            default="auto",
-            show_default=True,
-            callback=_round,
-            help="Widths in multiples of this; auto: what runs fast.",
-        ),
-        click.option("--uniform", is_flag=True, help="Every layer alike."),
-        click.option("--include", multiple=True, callback=_split, help="Only units or nodes that match (glob)."),
-        click.option("--exclude", multiple=True, callback=_split, help="Not the units or nodes that match (glob)."),
-        click.option(
-            "--shape", type=_Pairs(int), default={}, help="Where FLOPs are counted: batch_size=1,sequence_length=128."
-        ),
-        click.option("--rows", default=512, show_default=True, help="The most calibration rows read."),
-        click.option("--device", default="auto", show_default=True, help="Where scoring runs: auto, cpu, cuda."),
-        click.option("--seed", default=0, show_default=True, help="Of every draw."),
-        click.option("--threads", default=0, help="Of scoring; 0 for all cores."),
-    ):
-        command = option(command)
-    return command
-
-
-def _talk(command: Any) -> Any:
-    command = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else.")(
-        command
-    )
-    command = click.option("--quiet", "-q", is_flag=True, help="Only errors.")(command)
-    return click.option("--verbose", "-v", count=True, help="Say more, on stderr.")(command)
 
 
 @click.group(cls=_Default, context_settings={"help_option_names": ["-h", "--help"]})
@@ -173,28 +47,21 @@ def _threads(count: int) -> None:
 
 
 @cli.command()
-@_MODEL
+@MODEL
 @click.argument("output", required=False, type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", "output_option", type=click.Path(path_type=Path), help="File to write; default NAME.pruned.onnx."
 )
-@_budget
-@_rows
-@click.option(
-    "--eval", "evaluation", metavar="ROWS", help="Rows for the report; default: some calibration rows, set aside."
-)
-@click.option("--metric", multiple=True, help="Task metric; guessed from labels and outputs.")
-@click.option(
-    "--ep", default="cpu", show_default=True, callback=_split, help="Execution providers to validate and time on."
-)
-@_method
+@budgets
+@calibration
+@judged
+@planning
 @click.option(
     "--max-drop", metavar="DROP", help="The smallest model within 1pt (points) or 1% (relative) of the metric."
 )
-@click.option("--no-latency", is_flag=True, help="Do not time the models.")
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
 @click.option("--dry-run", is_flag=True, help="Plan and tell, write nothing.")
-@_talk
+@talk
 def prune(
     model: Path,
     output: Path | None,
@@ -219,7 +86,7 @@ def prune(
     measure = not options.pop("no_latency")
     providers = options.pop("ep")
     metric = options.pop("metric") or None
-    with _Bar(quiet or as_json) as bar:
+    with Bar(quiet or as_json) as bar:
         result = pipeline.prune(
             model,
             None if dry_run else target,
@@ -238,26 +105,19 @@ def prune(
 
 
 @cli.command()
-@_MODEL
+@MODEL
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Folder for the pruned models; default: none are written."
 )
 @click.option(
-    "--flops", required=True, callback=_split, metavar="BUDGETS", help="Fractions to keep: 0.9,0.75,0.6,0.5,0.4."
+    "--flops", required=True, callback=split, metavar="BUDGETS", help="Fractions to keep: 0.9,0.75,0.6,0.5,0.4."
 )
-@_rows
-@click.option(
-    "--eval", "evaluation", metavar="ROWS", help="Rows for the report; default: some calibration rows, set aside."
-)
-@click.option("--metric", multiple=True, help="Task metric; guessed from labels and outputs.")
-@click.option(
-    "--ep", default="cpu", show_default=True, callback=_split, help="Execution providers to validate and time on."
-)
-@_method
-@click.option("--no-latency", is_flag=True, help="Do not time the models.")
+@calibration
+@judged
+@planning
 @click.option("--report", type=click.Path(path_type=Path), help="HTML page with the curve.")
 @click.option("--force", is_flag=True, help="Replace outputs that exist.")
-@_talk
+@talk
 def sweep(
     model: Path, output: Path | None, flops: tuple[str, ...], report: Path | None, force: bool, as_json: bool,
     quiet: bool, verbose: int, **kwargs: Any,
@@ -278,7 +138,7 @@ def sweep(
         "providers": options.pop("ep"),
         "metric": options.pop("metric") or None,
     }
-    with _Bar(quiet or as_json) as bar:
+    with Bar(quiet or as_json) as bar:
         results = pipeline.sweep(model, flops, output, force=force, options=options, progress=bar, **common)
     reports = [r.report for r in results]
     if report is not None:
@@ -290,10 +150,10 @@ def sweep(
 
 
 @cli.command()
-@_MODEL
-@click.option("--shape", type=_Pairs(int), default={}, help="Where FLOPs are counted; default batch 1, else 128.")
+@MODEL
+@click.option("--shape", type=Pairs(int), default={}, help="Where FLOPs are counted; default batch 1, else 128.")
 @click.option("--pins", is_flag=True, help="All pinned dimensions, not the most common reasons only.")
-@_talk
+@talk
 def inspect(model: Path, shape: dict[str, int], pins: bool, as_json: bool, quiet: bool, verbose: int) -> None:
     """Show what can be cut in MODEL, its share of the FLOPs, what is pinned and why."""
     from onnxprune import pipeline
@@ -309,13 +169,13 @@ def inspect(model: Path, shape: dict[str, int], pins: bool, as_json: bool, quiet
 
 
 @cli.command()
-@_MODEL
+@MODEL
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="plan.json to write.")
-@_budget
-@_rows
-@_method
+@budgets
+@calibration
+@planning
 @click.option("--force", is_flag=True, help="Replace a plan that exists.")
-@_talk
+@talk
 def plan(model: Path, output: Path, force: bool, as_json: bool, quiet: bool, verbose: int, **kwargs: Any) -> None:
     """Make a plan for MODEL without carrying it out: plan.json, and plan.safetensors with refit weights."""
     from onnxprune import model as models
@@ -328,7 +188,7 @@ def plan(model: Path, output: Path, force: bool, as_json: bool, quiet: bool, ver
     asked = {name: options.pop(name) for name in ("columns", "pairs", "tokenizer", "max_length")}
     calibration = options.pop("calibration")
     budget = pipeline.budget_of(**{kind: options.pop(kind) for kind in ("flops", "params", "size")})
-    with _Bar(quiet or as_json) as bar:
+    with Bar(quiet or as_json) as bar:
         made = pipeline.make_plan(model, calibration, Options(budget, **options), progress=bar, **asked)
     files = made.save(output)
     if as_json:
@@ -339,11 +199,11 @@ def plan(model: Path, output: Path, force: bool, as_json: bool, quiet: bool, ver
 
 
 @cli.command(name="apply")
-@_MODEL
+@MODEL
 @click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; default NAME.pruned.onnx.")
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
-@_talk
+@talk
 def apply_plan(
     model: Path, plan_file: Path, output: Path | None, force: bool, as_json: bool, quiet: bool, verbose: int
 ) -> None:
@@ -372,15 +232,15 @@ def apply_plan(
 
 
 @cli.command()
-@_MODEL
+@MODEL
 @click.argument("pruned", type=click.Path(path_type=Path))
 @click.option("--eval", "evaluation", required=True, metavar="ROWS", help="Rows to compare on.")
 @click.option("--metric", multiple=True, help="Task metric; guessed.")
-@click.option("--ep", default="cpu", show_default=True, callback=_split, help="Execution providers.")
-@click.option("--columns", type=_Pairs(str))
+@click.option("--ep", default="cpu", show_default=True, callback=split, help="Execution providers.")
+@click.option("--columns", type=Pairs(str))
 @click.option("--pairs", type=click.Choice(["joint", "separate"]))
 @click.option("--tokenizer", type=click.Path(path_type=Path))
-@_talk
+@talk
 def validate(
     model: Path, pruned: Path, evaluation: str, metric: tuple[str, ...], ep: tuple[str, ...],
     columns: dict[str, str] | None, pairs: Any, tokenizer: Path | None, as_json: bool, quiet: bool, verbose: int,
@@ -409,15 +269,15 @@ def validate(
 
 
 @cli.command()
-@_MODEL
+@MODEL
 @click.argument("pruned", type=click.Path(path_type=Path))
-@click.option("--ep", default="cpu", show_default=True, callback=_split, help="Execution providers.")
-@click.option("--batch", default="1", show_default=True, callback=_ints, help="Batch sizes: 1,8.")
-@click.option("--seq", default="", callback=_ints, help="Sequence lengths: 64,128,384.")
-@click.option("--shape", type=_Pairs(int), default={}, help="Other dimensions, by the graph's names.")
+@click.option("--ep", default="cpu", show_default=True, callback=split, help="Execution providers.")
+@click.option("--batch", default="1", show_default=True, callback=ints, help="Batch sizes: 1,8.")
+@click.option("--seq", default="", callback=ints, help="Sequence lengths: 64,128,384.")
+@click.option("--shape", type=Pairs(int), default={}, help="Other dimensions, by the graph's names.")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--runs", default=50, show_default=True)
-@_talk
+@talk
 def bench(
     model: Path, pruned: Path, ep: tuple[str, ...], batch: tuple[int, ...], seq: tuple[int, ...], shape: dict[str, int],
     threads: int, runs: int, as_json: bool, quiet: bool, verbose: int,
@@ -444,34 +304,6 @@ def bench(
         click.echo(json.dumps([asdict(r) for r in rows]))
     elif not quiet:
         terminal.print_latency(rows)
-
-
-class _Bar:
-    """A progress bar per stage, on stderr, when someone is looking."""
-
-    def __init__(self, off: bool) -> None:
-        self.off = off or not sys.stderr.isatty()
-        self.tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> _Bar:
-        if not self.off:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-            columns = (TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self.bar.start()
-        return self
-
-    def __call__(self, stage: str, done: int, of: int) -> None:
-        if not self.off:
-            if stage not in self.tasks:
-                self.tasks[stage] = self.bar.add_task(stage, total=of)
-            self.bar.update(self.tasks[stage], completed=done, total=of)
-
-    def __exit__(self, *_: object) -> None:
-        if not self.off:
-            self.bar.stop()
 
 
 def _logging(verbose: int) -> None:

@@ -1,0 +1,194 @@
+"""Options that commands share, what their values may be, and the progress bar."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class Pairs(click.ParamType):  # type: ignore[type-arg]
+    """`a=1,b=2` as a dictionary."""
+
+    name = "name=value,…"
+
+    def __init__(self, of: Callable[[str], Any]) -> None:
+        self.of = of
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        if isinstance(value, dict):
+            return value
+        try:
+            parts = [piece.split("=", 1) for piece in str(value).split(",")]
+            return {key.strip(): self.of(item.strip()) for key, item in parts}
+        except ValueError:
+            self.fail(f"{value!r} is not of the form name=value,name=value", param, ctx)
+
+
+def split(ctx: click.Context, param: click.Parameter, value: Any) -> tuple[str, ...]:
+    """Comma-separated values, given once or several times."""
+    values = (value,) if isinstance(value, str) else value or ()
+    return tuple(piece.strip() for v in values for piece in v.split(",") if piece.strip())
+
+
+def ints(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """Comma-separated whole numbers."""
+    try:
+        return tuple(int(v) for v in (value or "").split(",") if v.strip())
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of numbers") from None
+
+
+def rounding(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
+    """A number, or auto."""
+    if value == "auto":
+        return None
+    try:
+        return int(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither a number nor auto") from None
+
+
+MODEL = click.argument("model", type=click.Path(path_type=Path))
+
+
+def budgets(command: Any) -> Any:
+    """The budgets, of which one is given."""
+    for kind, what in (
+        ("size", "bytes (25MB)"),
+        ("params", "parameters (30M)"),
+        ("flops", "operations (6GMAC, 12GFLOP)"),
+    ):
+        command = click.option(
+            f"--{kind}", metavar="BUDGET", help=f"Keep this fraction (0.6, 60%), or this many {what}."
+        )(command)
+    return command
+
+
+def calibration(command: Any) -> Any:
+    """What rows to learn from, and how they are read."""
+    for option in (
+        click.option(
+            "--calib",
+            "calibration",
+            metavar="ROWS",
+            help="Rows to learn from: .jsonl, .json, .csv, .tsv, .parquet, .npz, a folder of images, or `random`.",
+        ),
+        click.option("--columns", type=Pairs(str), help="Rename columns: text=sentence1,label=gold."),
+        click.option(
+            "--pairs",
+            type=click.Choice(["joint", "separate"]),
+            help="Two texts as one input, or as two; guessed and said.",
+        ),
+        click.option(
+            "--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json or a folder, if not beside the model."
+        ),
+        click.option("--max-length", type=int, help="The most tokens of a row."),
+    ):
+        command = option(command)
+    return command
+
+
+def planning(command: Any) -> Any:
+    """What decides the plan: the fields of config.Options."""
+    for option in (
+        click.option(
+            "--method",
+            default="auto",
+            show_default=True,
+            help="How units are ordered: auto, obs, optin, seven, snip, fisher, taylor, wanda, magnitude, mixtures.",
+        ),
+        click.option(
+            "--search", default="table", show_default=True, help="table: measured damage; rank: the papers' search."
+        ),
+        click.option(
+            "--units",
+            default="heads,neurons,blocks",
+            show_default=True,
+            callback=split,
+            help="What may go: heads, neurons, blocks, channels, query_heads.",
+        ),
+        click.option("--no-compensate", is_flag=True, help="Leave the surviving weights as they are."),
+        click.option(
+            "--round-to",
+            default="auto",
+            show_default=True,
+            callback=rounding,
+            help="Widths in multiples of this; auto: what runs fast.",
+        ),
+        click.option("--uniform", is_flag=True, help="Every layer alike."),
+        click.option("--include", multiple=True, callback=split, help="Only units or nodes that match (glob)."),
+        click.option("--exclude", multiple=True, callback=split, help="Not the units or nodes that match (glob)."),
+        click.option(
+            "--shape", type=Pairs(int), default={}, help="Where FLOPs are counted: batch_size=1,sequence_length=128."
+        ),
+        click.option("--rows", default=512, show_default=True, help="The most calibration rows read."),
+        click.option("--device", default="auto", show_default=True, help="Where scoring runs: auto, cpu, cuda."),
+        click.option("--seed", default=0, show_default=True, help="Of every draw."),
+        click.option("--threads", default=0, help="Of scoring; 0 for all cores."),
+    ):
+        command = option(command)
+    return command
+
+
+def judged(command: Any) -> Any:
+    """What the result is measured on."""
+    for option in (
+        click.option(
+            "--eval",
+            "evaluation",
+            metavar="ROWS",
+            help="Rows for the report; default: some calibration rows, set aside.",
+        ),
+        click.option("--metric", multiple=True, help="Task metric; guessed from labels and outputs."),
+        click.option(
+            "--ep",
+            default="cpu",
+            show_default=True,
+            callback=split,
+            help="Execution providers to validate and time on.",
+        ),
+        click.option("--no-latency", is_flag=True, help="Do not time the models."),
+    ):
+        command = option(command)
+    return command
+
+
+def talk(command: Any) -> Any:
+    """How much is said, and in which form."""
+    command = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, nothing else.")(
+        command
+    )
+    command = click.option("--quiet", "-q", is_flag=True, help="Only errors.")(command)
+    return click.option("--verbose", "-v", count=True, help="Say more, on stderr.")(command)
+
+
+class Bar:
+    """A progress bar per stage, on stderr, when someone is looking."""
+
+    def __init__(self, off: bool) -> None:
+        self.off = off or not sys.stderr.isatty()
+        self.tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Bar:
+        if not self.off:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = (TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self.bar.start()
+        return self
+
+    def __call__(self, stage: str, done: int, of: int) -> None:
+        if not self.off:
+            if stage not in self.tasks:
+                self.tasks[stage] = self.bar.add_task(stage, total=of)
+            self.bar.update(self.tasks[stage], completed=done, total=of)
+
+    def __exit__(self, *_: object) -> None:
+        if not self.off:
+            self.bar.stop()
