@@ -17,7 +17,7 @@ from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.foreign import reads
 from onnxprune.model import Model
 from onnxprune.plan import Group, Plan, Structure
-from onnxprune.shapes import dims
+from onnxprune.values import dims
 
 
 class Costs:

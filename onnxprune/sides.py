@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxprune import ops
 from onnxprune.ops.base import attribute, broadcast
-from onnxprune.shapes import constant, dims
+from onnxprune.values import constant, dims
 
 
 def index_sides(model: ir.Model) -> None:

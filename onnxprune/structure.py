@@ -20,7 +20,7 @@ from onnxprune.dimensions import evaluate
 from onnxprune.foreign import reads
 from onnxprune.model import Model
 from onnxprune.plan import Group, Pin, Reader, Structure
-from onnxprune.shapes import dims
+from onnxprune.values import dims
 
 
 def analyze(model: Model) -> Structure:

@@ -34,7 +34,7 @@ def _flat_axes(node: Any, c: Constraints) -> None:
 def written(operand: Any) -> list[int | None] | None:
     """The numbers of a shape operand that stand in the file, and so can be rewritten; None for those computed.
 
-    Constants, or a Concat of constants and computed single dimensions (`shapes.write_targets` leaves that form).
+    Constants, or a Concat of constants and computed single dimensions (`targets.write_targets` leaves that form).
     """
     if operand.const_value is not None:
         return [int(i) for i in operand.const_value.numpy().reshape(-1)]

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnxprune.axes import atoms_of, flat_mask
 from onnxprune.errors import UsageError
 from onnxprune.plan import Plan, Structure
-from onnxprune.shapes import constant
+from onnxprune.values import constant
 
 
 def branches(model: ir.Model, structure: Structure, plan: Plan) -> None:

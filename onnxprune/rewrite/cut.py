@@ -12,7 +12,7 @@ from onnxprune import ops
 from onnxprune.axes import DYNAMIC, Mask, atoms_of, flat_mask, kept_ratio
 from onnxprune.plan import Plan, Structure
 from onnxprune.rewrite.refit import replace
-from onnxprune.shapes import constant, dims
+from onnxprune.values import constant, dims
 
 
 class Cut:

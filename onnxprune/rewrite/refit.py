@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from onnxprune.axes import flat_mask
 from onnxprune.plan import Plan, Structure
-from onnxprune.shapes import constant
+from onnxprune.values import constant
 
 
 def weights(model: ir.Model, plan: Plan) -> None:

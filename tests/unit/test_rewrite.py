@@ -13,7 +13,7 @@ from zoo import ZooModel
 
 from onnxprune import model as models
 from onnxprune.plan import Plan
-from onnxprune.shapes import dims
+from onnxprune.values import dims
 
 Build = Callable[..., ZooModel]
 

@@ -13,7 +13,7 @@ from zoo import Attention, Exporter, ZooModel
 from onnxprune import model as models
 from onnxprune.dimensions import evaluate
 from onnxprune.ops.layout import written
-from onnxprune.shapes import dims
+from onnxprune.values import dims
 
 Build = Callable[..., ZooModel]
 

@@ -1,0 +1,41 @@
+"""A graph's values: the shape that is known of one, and new constants."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+
+def dims(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
+    """A value's inferred shape; symbols as strings, None for what is unknown.
+
+    The shape that the user's file declares for a graph output stays on the value; what inference found is beside it.
+    """
+    if value is None:
+        return None
+    shape = value.meta.get("onnxprune.shape", value.shape)
+    return None if shape is None else tuple(d if isinstance(d, int) else d.value for d in shape)
+
+
+def constant(model: ir.Model, array: Any, name: str, graph: ir.Graph | None = None) -> ir.Value:
+    """A new initializer (named after `name`, made unique); `array` is a numpy array or an onnx_ir tensor."""
+    graph = model.graph
+    unique, count = name, 0
+    while unique in graph.initializers or unique in _value_names(model):
+        count += 1
+        unique = f"{name}_{count}"
+    tensor = ir.Tensor(array, name=unique) if isinstance(array, np.ndarray) else array
+    value = ir.Value(name=unique, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _value_names(model: ir.Model) -> set[str]:
+    cached: set[str] | None = model.graph.meta.get("onnxprune.names")
+    if cached is None:
+        cached = {v.name or "" for n in model.graph.all_nodes() for v in n.outputs}
+        cached |= {v.name or "" for v in model.graph.inputs}
+        model.graph.meta["onnxprune.names"] = cached
+    return cached
