@@ -187,7 +187,8 @@ def plan(model: Path, output: Path, force: bool, as_json: bool, quiet: bool, ver
     options = _options(kwargs)
     asked = {name: options.pop(name) for name in ("columns", "pairs", "tokenizer", "max_length")}
     calibration = options.pop("calibration")
-    budget = pipeline.budget_of(**{kind: options.pop(kind) for kind in ("flops", "params", "size")})
+    limits = {kind: options.pop(kind) for kind in ("flops", "params", "size")}
+    budget = pipeline.budget_of(**limits, whole=pipeline.needs_no_budget(options))
     with Bar(quiet or as_json) as bar:
         made = pipeline.make_plan(model, calibration, Options(budget, **options), progress=bar, **asked)
     files = made.save(output)

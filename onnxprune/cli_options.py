@@ -111,6 +111,18 @@ def planning(command: Any) -> Any:
             callback=split,
             help="What may go: heads, neurons, blocks, channels, query_heads.",
         ),
+        click.option(
+            "--sparsity",
+            metavar="PATTERN",
+            help="Zeros in what is left: 2:4, 8:16, 4x1:0.5 or 16x16:0.5 (blocks), pattern:4x4:0.5, unstructured:0.5.",
+        ),
+        click.option(
+            "--solver",
+            default="auto",
+            show_default=True,
+            help="How --sparsity chooses zeros: admm, sparsegpt, wanda, magnitude, seven, platon.",
+        ),
+        click.option("--finetune", default=0, metavar="STEPS", help="Tune sparse weights with their masks; no labels."),
         click.option("--no-compensate", is_flag=True, help="Leave the surviving weights as they are."),
         click.option(
             "--round-to",

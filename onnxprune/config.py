@@ -10,8 +10,13 @@ from onnxprune.errors import UsageError
 from onnxprune.plan import Budget
 from onnxprune.score import METHODS
 from onnxprune.score.mixture import parse
+from onnxprune.solve import SOLVERS
+from onnxprune.solve.pattern import parse as parse_pattern
 
 UNITS = ("heads", "neurons", "blocks", "channels", "query_heads")
+
+MASKS = ("seven", "platon")
+"""Scores of single weights that `--solver` may name: they choose the mask, least squares the weights."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,10 @@ class Options:
         join: rows made by joining two texts, as a share of the rows; 0 for none.
         swaps: measured level swaps after the knapsack, per stage.
         stages: shares at which a deep cut pauses to score anew.
+        sparsity: pattern of zeros in the matrices of the residual branches that are left (solve.pattern.parse).
+        solver: how the zeros are chosen: one of solve.SOLVERS or `MASKS`, or "auto": admm with calibration rows,
+            magnitude without.
+        finetune: steps of fine-tuning the sparse weights with their masks.
     """
 
     budget: Budget
@@ -56,10 +65,19 @@ class Options:
     join: float = 0.0
     swaps: int = 24
     stages: tuple[float, ...] = ()
+    sparsity: str | None = None
+    solver: str = "auto"
+    finetune: int = 0
 
     def __post_init__(self) -> None:
+        if self.sparsity is not None and self.method in SOLVERS and self.method not in METHODS:
+            object.__setattr__(self, "solver", self.method)
+            object.__setattr__(self, "method", "auto")
+        if self.method in SOLVERS and self.method not in METHODS:
+            raise UsageError(f"--method {self.method} prunes to a pattern: name one, --sparsity 2:4")
         if self.method != "auto":
             parse(self.method, METHODS)
+        self._check_sparsity()
         if self.search not in ("table", "rank"):
             raise UsageError(f"--search {self.search}: choose from table, rank")
         unknown = [u for u in self.units if u not in UNITS]
@@ -73,6 +91,17 @@ class Options:
             raise UsageError(f"a budget of {self.budget.kind} is not supported; give --flops, --params or --size")
         if self.device not in ("auto", "cpu", "cuda"):
             raise UsageError(f"--device {self.device}: choose from auto, cpu, cuda")
+
+    def _check_sparsity(self) -> None:
+        known = ("auto", *SOLVERS, *MASKS)
+        if self.solver not in known:
+            raise UsageError(f"--solver {self.solver}: choose from {', '.join(known)}")
+        if self.finetune < 0:
+            raise UsageError(f"--finetune {self.finetune}: give a number of steps")
+        if self.sparsity is not None:
+            parse_pattern(self.sparsity)
+        elif self.finetune or self.solver != "auto":
+            raise UsageError("--solver and --finetune are about sparse weights: name a pattern, --sparsity 2:4")
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, for the report's recipe."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import data, latency, rewrite
+from onnxprune import data, latency, recipe, rewrite
 from onnxprune import model as models
 from onnxprune import report as reports
 from onnxprune.config import Options
@@ -33,6 +33,7 @@ from onnxprune.model import Model
 from onnxprune.plan import Budget, Plan, Structure
 from onnxprune.planning import Clock, Planner, Progress
 from onnxprune.report import html
+from onnxprune.sparsify import zeros_in
 from onnxprune.structure import analyze
 from onnxprune.validate import Evidence, Teacher, compare
 
@@ -42,6 +43,9 @@ TOLERANCE = {"float16": 1e-2, "bfloat16": 4e-2}
 """How far the written file may be from the plan, relative to the outputs' scale; 1e-4 in single precision."""
 
 CHECK_ROWS = 64
+
+ACCELERATED = {"2:4": ("TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")}
+"""Patterns of zeros that some provider computes faster."""
 
 COMPANIONS = (
     "config.json", "generation_config.json", "preprocessor_config.json", "vocab.json", "vocab.txt", "merges.txt",
@@ -123,7 +127,7 @@ class Job:
 
     def plan(self, budget: Budget) -> Plan:
         """A plan within a budget of the options' kind."""
-        return self.planner.plan(budget.limit(self.planner.costs.total(budget.kind)))
+        return recipe.carry_out(self.planner, budget)
 
     def run(self, budget: Budget, target: Path | None, *, force: bool = False) -> Result:
         """Plan, rewrite, check, measure, and write; nothing is written where the check fails."""
@@ -176,13 +180,14 @@ class Job:
                 else [b.feeds for b in rows.take(CHECK_ROWS, 0).batches(max_rows=16)]
             )
             found = check(self.dense, self.structure, plan, file, feeds)
+            zeros = zeros_in(file, self.dense, self.structure, plan)
         evidence = self.evidence(file)
         timed: list[latency.LatencyRow] = []
         if self.measure:
             with self.clock.stage("latency"):
                 examples = [e.feeds for e in rows.examples[:8]] if rows is not None else []
                 timed = latency.bench(self.dense.path, file, providers=self.providers, dims=bindings, examples=examples)
-        return self._report(plan, budget, file, place, found, evidence, timed)
+        return replace(self._report(plan, budget, file, place, found, evidence, timed), sparsity=_sparsity(plan, zeros))
 
     def _report(
         self,
@@ -329,6 +334,13 @@ def units_of(structure: Structure, plan: Plan, planner: Planner) -> tuple[report
         there = int(branch.id not in plan.drop)
         found.append(reports.Units(branch.id, "blocks", branch.layer, 1, there, (0,) if there else ()))
     return tuple(found)
+
+
+def _sparsity(plan: Plan, zeros: float | None) -> reports.Sparsity | None:
+    if zeros is None:
+        return None
+    pattern = ", ".join(dict.fromkeys(plan.sparsity.values()))
+    return reports.Sparsity(pattern, zeros, ACCELERATED.get(pattern, ()))
 
 
 def _warnings(learn: Dataset | None, judge: Dataset | None) -> tuple[str, ...]:

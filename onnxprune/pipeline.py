@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxprune import data, latency, rewrite
+from onnxprune import data, latency, recipe, rewrite
 from onnxprune import model as models
 from onnxprune.config import Options
 from onnxprune.cost import Costs, default_bindings
@@ -24,6 +24,7 @@ from onnxprune.job import Job, Result, check, copy_companions, shape_of, vocabul
 from onnxprune.model import Model
 from onnxprune.plan import Budget, Plan, Structure
 from onnxprune.planning import Planner, Progress
+from onnxprune.sparsify import zeros_in
 from onnxprune.structure import analyze
 
 
@@ -76,7 +77,7 @@ def prune(
         job = Job.open(source, Options(Budget("flops", 0.5), **options), calibration, evaluation, **common)
         budget, plan = smallest_within(job, max_drop)
         return job.finish(plan, budget, target, force=force)
-    settings = Options(budget_of(flops=flops, params=params, size=size), **options)
+    settings = Options(budget_of(flops=flops, params=params, size=size, whole=needs_no_budget(options)), **options)
     job = Job.open(source, settings, calibration, evaluation, **common)
     return job.run(settings.budget, target, force=force)
 
@@ -114,14 +115,21 @@ def sweep(
     return [job.run(budget, target, force=force) for budget, target in zip(asked, targets, strict=True)]
 
 
-def budget_of(**asked: float | str | None) -> Budget:
-    """The one budget that was asked for."""
+def budget_of(*, whole: bool = False, **asked: float | str | None) -> Budget:
+    """The one budget that was asked for; `whole`: without one, everything may stay."""
     given = {kind: value for kind, value in asked.items() if value is not None}
+    if whole and not given:
+        return Budget("flops", 1.0)
     if len(given) != 1:
         got = ", ".join(f"--{k}" for k in given) or "none"
         raise UsageError(f"give exactly one budget ({', '.join(f'--{k}' for k in asked)}); got {got}")
     ((kind, value),) = given.items()
     return Budget.parse(kind, value)
+
+
+def needs_no_budget(options: Mapping[str, Any]) -> bool:
+    """Whether options say by themselves what goes."""
+    return options.get("sparsity") is not None
 
 
 def make_plan(
@@ -147,7 +155,7 @@ def make_plan(
             **asked,
         )
     planner = Planner(dense, structure, options, learn, shape_of(dense, options.shape, learn), progress=progress)
-    return planner.plan(options.budget.limit(planner.costs.total(options.budget.kind)))
+    return recipe.carry_out(planner, options.budget)
 
 
 def apply(
@@ -165,6 +173,7 @@ def apply(
     with models.staged(target, force=force, inputs=(dense.path,)) as folder:
         file = models.save(pruned, folder / target.name)[0]
         found = check(dense, structure, plan, file, [feeds])
+        zeros_in(file, dense, structure, plan)
         copy_companions(dense.path.parent, target.parent, force=force)
         names = [target.parent / f.name for f in sorted(folder.iterdir())]
     return names, found

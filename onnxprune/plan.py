@@ -184,6 +184,7 @@ class Plan:
         weights: initializer name -> refit weight, in the original shape.
         intercepts: value name -> vector to add to it along its last axis.
         rests: branch id -> vector that takes the place of a dropped branch (its mean, from compensation).
+        sparsity: initializer name -> pattern of the zeros that its weight has once it is cut ("2:4").
         notes: anything worth keeping with it (budget, options); not read back by the tool.
     """
 
@@ -193,6 +194,7 @@ class Plan:
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
     intercepts: Mapping[str, np.ndarray] = field(default_factory=dict)
     rests: Mapping[str, np.ndarray] = field(default_factory=dict)
+    sparsity: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def masks(self, structure: Structure) -> dict[int, Mask]:
@@ -243,6 +245,7 @@ class Plan:
             "digest": self.digest,
             "keep": {k: list(v) for k, v in self.keep.items()},
             "drop": list(self.drop),
+            "sparsity": dict(self.sparsity),
             "tensors": len(self.weights) + len(self.intercepts) + len(self.rests),
             "notes": dict(self.notes),
         }
@@ -280,6 +283,7 @@ class Plan:
             kinds["weight"],
             kinds["intercept"],
             kinds["rest"],
+            data.get("sparsity", {}),
             data.get("notes", {}),
         )
 

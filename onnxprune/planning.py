@@ -100,7 +100,7 @@ class Planner:
         self.progress = progress or (lambda stage, done, of: None)
         self.costs = Costs(model, structure, bindings)
         self.sites = find_sites(model.graph, structure, options.units, options.include, options.exclude)
-        if not self.sites:
+        if not self.sites and options.sparsity is None:
             raise NothingToPruneError(_why_nothing(structure, options))
         self.method = _method(options, calibration)
         self.interpreter = Interpreter(model.graph, _device(options.device))

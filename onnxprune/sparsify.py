@@ -9,25 +9,27 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
+from onnxprune import model as models
 from onnxprune.axes import flat_mask
 from onnxprune.errors import CheckError
-from onnxprune.gates import Gates
-from onnxprune.linears import Linear
-from onnxprune.plan import Plan
-from onnxprune.probe import Evaluator, Gram, Rows, Walk
-from onnxprune.solve import SOLVERS, Pattern, on_support
+from onnxprune.gates import Gated, Gates
+from onnxprune.linears import Linear, find_linears
+from onnxprune.model import Model
+from onnxprune.plan import Plan, Structure
+from onnxprune.probe import Evaluator, Gram, Rows, Walk, Weights
+from onnxprune.solve import INFINITE, SOLVERS, Moments, Pattern, on_support, parse, ridge_path
 
 logger = logging.getLogger(__name__)
 
-DECAY = 2e-4
-"""λ of SR-STE: how fast what the mask hides is pulled to zero (Zhou et al., ICLR 2021)."""
+STRENGTHS = (INFINITE, 1e-1, 1e-2)
+"""Ridge strengths of the target that a matrix is solved for: its own weights, or those that mend what came before."""
 
-REFRESH = 10
-"""Steps of fine-tuning between two choices of the masks."""
+Solve = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+"""(weight [n, m], gram [n, n], if there is one) -> sparse weight [n, m]."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,42 +67,121 @@ def parts_of(gates: Gates, plan: Plan, linears: Sequence[Linear]) -> list[Part]:
 
 def sparsify(
     gates: Gates,
-    fit: Rows,
+    fit: Rows | None,
     plan: Plan,
     linears: Sequence[Linear],
     pattern: Pattern,
     solver: str = "admm",
     *,
     scores: Mapping[str, np.ndarray] | None = None,
+    evaluator: Evaluator | None = None,
+    weights: Weights | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
     """The plan with its linear maps pruned to a pattern.
 
     Args:
+        fit: rows to learn from; None where the solver is "magnitude", which needs none.
         linears: in graph order.
         solver: one of solve.SOLVERS; unused where there are scores.
         scores: initializer name -> non-negative importance of each weight, in its shape (SEVEN's, say): the mask is
             what keeps the most of it, and least squares on that support gives the weights.
+        evaluator: over held-out rows. With it every matrix is mended too: it is solved for what the dense model gives
+            in its place, by several ridge strengths, of which the one stands that diverges least there. Without it
+            each matrix is solved for its own outputs and no bias moves.
+        weights: of the fit rows' tokens, for the products that have some; used where there is an evaluator.
 
     Raises:
         CheckError: a solved matrix is not in the pattern.
     """
-    walk = Walk(fit, fit.divergence.outputs)
+    mender = None if evaluator is None or fit is None else _Mender(gates, fit, evaluator, weights or {})
+    walk = None if fit is None else Walk(fit, fit.divergence.outputs)
     todo = parts_of(gates, plan, linears)
     for i, part in enumerate(todo):
         array = current(gates, plan, part.linear)
         weight = part.take(array).astype(np.float64)
-        gram = _gram(gates, walk, plan, part)
-        if scores is not None and part.linear.weight in scores:
-            worth = np.abs(part.take(scores[part.linear.weight])).astype(np.float64)
-            solved = on_support(weight, gram, pattern.learn(worth).project(worth))
+        solve = _solve(part, solver, pattern, None if scores is None else scores.get(part.linear.weight))
+        if mender is None:
+            solved = solve(weight, None if walk is None else _gram(gates, walk, plan, part))
+            _check(part, solved, pattern)
+            plan = replace(plan, weights={**plan.weights, part.linear.weight: part.put(solved, array)})
         else:
-            solved = SOLVERS[solver](weight, gram, pattern)
-        _check(part, solved, pattern)
-        plan = replace(plan, weights={**plan.weights, part.linear.weight: part.put(solved, array)})
+            plan = mender.mend(plan, part, weight, array, solve)
+            _check(part, part.take(plan.weights[part.linear.weight]), pattern)
         if progress is not None:
             progress(i + 1, len(todo))
     return plan
+
+
+def _solve(part: Part, solver: str, pattern: Pattern, scores: np.ndarray | None) -> Solve:
+    if scores is None:
+        return lambda weight, gram: SOLVERS[solver](weight, gram, pattern)
+    worth = np.abs(part.take(scores)).astype(np.float64)
+    mask = pattern.learn(worth).project(worth)
+    return lambda weight, gram: weight * mask if gram is None else on_support(weight, gram, mask)
+
+
+class _Mender:
+    """Solves matrices, first to last, for what the dense model gives in their place; a bias takes up the mean."""
+
+    def __init__(self, gates: Gates, fit: Rows, evaluator: Evaluator, weights: Weights) -> None:
+        self.gates, self.evaluator, self.weights = gates, evaluator, weights
+        self.teacher, self.student = Walk(fit, evaluator.wanted), Walk(fit, evaluator.wanted)
+        self.judge = Walk(evaluator.rows, evaluator.wanted)
+
+    def mend(self, plan: Plan, part: Part, weight: np.ndarray, array: np.ndarray, solve: Solve) -> Plan:
+        """The plan with a matrix solved: of the candidates, the one that diverges least."""
+        before = self.gates.gated(plan)
+        moments = self._moments(part, before)
+        self.judge.to(part.linear.node, state=before)
+        best: tuple[float, Plan] | None = None
+        rows = np.arange(len(weight))
+        for target in ridge_path(moments, rows, weight, STRENGTHS):
+            solved = solve(target.weight, moments.sxx)
+            candidate = self._with(plan, part, solved, moments.y_mean - moments.x_mean @ solved, array)
+            gated = self.gates.gated(candidate)
+            found = [self.evaluator.from_here(i, values, gated) for i, values in enumerate(self.judge.values)]
+            value = float(np.concatenate(found).mean())
+            if best is None or value < best[0]:
+                best = value, candidate
+            logger.debug("%s: ridge %g, divergence %.5f", part.linear.weight, target.strength, value)
+        assert best is not None
+        return best[1]
+
+    def _with(self, plan: Plan, part: Part, solved: np.ndarray, bias: np.ndarray, array: np.ndarray) -> Plan:
+        whole = np.zeros(part.linear.matrix.weight(array).shape[1], dtype=np.float32)
+        whole[part.columns] = bias
+        return replace(
+            plan,
+            weights={**plan.weights, part.linear.weight: part.put(solved, array)},
+            intercepts={**plan.intercepts, part.linear.matrix.output: whole},
+        )
+
+    def _moments(self, part: Part, state: Gated) -> Moments:
+        """Of (student input, teacher output) over the fit rows' tokens; where a branch ends, the target also makes up
+        for how far the stream has drifted."""
+        import torch
+
+        linear = part.linear
+        skip = [linear.branch.skip] if linear.branch is not None else []
+        self.teacher.to(linear.node, skip)
+        self.student.to(linear.node, [*skip, linear.source], state)
+        gram, cross, energy, count = Gram(), 0.0, 0.0, 0.0
+        for i, batch in enumerate(self.student.rows.batches):
+            real = None if batch.real is None else torch.from_numpy(batch.real)
+            given = self.weights[linear.node][i] if linear.node in self.weights else None
+            with torch.inference_mode():
+                x = linear.matrix.rows(self.student.peek(i, linear.source), real).float()[:, part.rows]
+                y = linear.matrix.written(self.teacher.peek(i, linear.matrix.output), real).float()
+                for name in skip:
+                    y = y + linear.matrix.written(self.teacher.values[i][name] - self.student.values[i][name], real)
+                y = y[:, part.columns]
+                gram.add(x, given)
+                scaled = y if given is None else y * given[:, None]
+                cross = cross + (x.T @ scaled).double().cpu().numpy()
+                energy = energy + (scaled * y).double().sum(0).cpu().numpy()
+                count = count + scaled.double().sum(0).cpu().numpy()
+        return Moments.from_sums(gram.count, gram.count * gram.mean, count, gram.matrix, cross, energy)
 
 
 def current(gates: Gates, plan: Plan, linear: Linear) -> np.ndarray:
@@ -124,6 +205,35 @@ def verify(gates: Gates, plan: Plan, linears: Sequence[Linear], pattern: Pattern
     return found
 
 
+def zeros_in(file: Path, model: Model, structure: Structure, plan: Plan) -> float | None:
+    """The share of zeros in a plan's sparse matrices as they were written; None where it has none.
+
+    Args:
+        file: the pruned model.
+        model, structure: the dense one.
+
+    Raises:
+        CheckError: a written matrix is not in its pattern, or is not there.
+    """
+    if not plan.sparsity:
+        return None
+    written = models.read(file).graph.initializers
+    zeros = count = 0
+    for linear in find_linears(model.graph, structure):
+        if linear.weight not in plan.sparsity:
+            continue
+        tensor = written[linear.weight].const_value if linear.weight in written else None
+        if tensor is None:
+            raise CheckError(f"{file}: the sparse weight {linear.weight} is not in the file")
+        weight = linear.matrix.weight(tensor.numpy())
+        if not parse(plan.sparsity[linear.weight]).satisfied(weight):
+            raise CheckError(
+                f"{file}: {linear.weight} is not in the pattern {plan.sparsity[linear.weight]} along its inputs"
+            )
+        zeros, count = zeros + int((weight == 0).sum()), count + weight.size
+    return zeros / max(count, 1)
+
+
 def output_errors(gates: Gates, rows: Rows, plan: Plan, linears: Sequence[Linear]) -> dict[str, float]:
     """‖XW − XŴ‖² / ‖XW‖² of each matrix on the dense model's own inputs, on rows that solved nothing."""
     walk = Walk(rows, rows.divergence.outputs)
@@ -135,88 +245,6 @@ def output_errors(gates: Gates, rows: Rows, plan: Plan, linears: Sequence[Linear
         change = dense - part.take(current(gates, plan, part.linear))
         found[part.linear.weight] = float(np.sum(change * (gram @ change)) / np.sum(dense * (gram @ dense)))
     return found
-
-
-def finetune(
-    gates: Gates,
-    rows: Rows,
-    evaluator: Evaluator,
-    plan: Plan,
-    linears: Sequence[Linear],
-    pattern: Pattern,
-    steps: int,
-    *,
-    rate: float = 2e-5,
-    decay: float = DECAY,
-    seed: int = 0,
-) -> Plan:
-    """SR-STE (Zhou et al. 2021), distilled from the dense model: W ← W − γ(g(W̃) + λ · ¬mask ⊙ W), by Adam.
-
-    W̃ = mask ⊙ W. Its gradient goes straight through to the hidden weights too, so that they may come back; the masks
-    are chosen anew every `REFRESH` steps. No labels are needed. The plan that diverges least on the evaluator's rows,
-    looked at with every choice of masks, is returned: never worse than the one given.
-    """
-    import torch
-
-    todo = parts_of(gates, plan, linears)
-    state = _Latent(gates, plan, todo, pattern)
-    optimizer = torch.optim.Adam(list(state.weights.values()), lr=rate)
-    generator = torch.Generator().manual_seed(seed)
-    best, value = plan, evaluator(gates.gated(plan))
-    for step in range(steps):
-        i = int(torch.randint(len(rows.batches), (1,), generator=generator))
-        batch = rows.batches[i]
-        shown = {n: w.detach().mul(state.masks[n]).requires_grad_() for n, w in state.weights.items()}
-        gated = gates.gated(plan)
-        weights = {**gated.weights, **{n: w * state.kept[n] for n, w in shown.items()}}
-        found = rows.interpreter.run(batch.feeds, outputs=rows.divergence.outputs, weights=weights, edit=gated.edit)
-        real = None if batch.real is None else torch.from_numpy(batch.real)
-        rows.divergence(rows.outputs[i], found, real).mean().backward()
-        for name, hidden in state.weights.items():
-            slope = shown[name].grad if shown[name].grad is not None else torch.zeros_like(hidden)
-            hidden.grad = slope + decay * hidden.detach() * ~state.masks[name]
-        optimizer.step()
-        if (step + 1) % REFRESH == 0 or step + 1 == steps:
-            state.choose(pattern)
-            candidate = replace(plan, weights={**plan.weights, **state.sparse()})
-            if (now := evaluator(gates.gated(candidate))) < value:
-                best, value = candidate, now
-    logger.info("fine-tuning: divergence %.5f after %d steps", value, steps)
-    return best
-
-
-class _Latent:
-    """Dense weights behind the sparse ones, with their masks; torch tensors in the weights' own shapes."""
-
-    def __init__(self, gates: Gates, plan: Plan, parts: Sequence[Part], pattern: Pattern) -> None:
-        import torch
-
-        self.parts = {p.linear.weight: p for p in parts}
-        device = gates.interpreter.device
-        arrays = {n: current(gates, plan, p.linear) for n, p in self.parts.items()}
-        self.weights: dict[str, Any] = {
-            n: torch.tensor(a, dtype=torch.float32, device=device) for n, a in arrays.items()
-        }
-        self.kept: dict[str, Any] = {
-            n: torch.from_numpy(p.put(np.ones((len(p.rows), len(p.columns))), np.ones_like(arrays[n]))).to(device)
-            for n, p in self.parts.items()
-        }
-        self.masks: dict[str, Any] = {}
-        self.choose(pattern)
-
-    def choose(self, pattern: Pattern) -> None:
-        """Masks for the weights as they are."""
-        import torch
-
-        for name, part in self.parts.items():
-            array = self.weights[name].detach().cpu().numpy()
-            worth = np.square(part.take(array), dtype=np.float64)
-            mask = part.put(pattern.learn(worth).project(worth), np.ones_like(array))
-            self.masks[name] = torch.from_numpy(mask).to(self.weights[name].device) > 0
-
-    def sparse(self) -> dict[str, np.ndarray]:
-        """The masked weights."""
-        return {n: np.asarray((w.detach() * self.masks[n]).cpu().numpy()) for n, w in self.weights.items()}
 
 
 def _gram(gates: Gates, walk: Walk, plan: Plan, part: Part) -> np.ndarray:

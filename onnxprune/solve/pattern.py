@@ -17,7 +17,10 @@ import numpy.typing as npt
 from onnxprune.errors import UsageError
 from onnxprune.solve.linalg import Array, Bools
 
-FORMS = "N:M (2:4, 8:16), block:ROWSxCOLUMNS:SHARE, pattern:ROWSxCOLUMNS:SHARE[:COUNT] or tiles:SHARE[:WIDTH]"
+FORMS = (
+    "N:M (2:4, 8:16), ROWSxCOLUMNS:SHARE (4x1:0.5, 16x16:0.5), pattern:ROWSxCOLUMNS:SHARE[:COUNT], "
+    "unstructured:SHARE or tiles:SHARE[:WIDTH]"
+)
 
 LIBRARY_SIZE = 16
 
@@ -196,9 +199,10 @@ class Tiles(_Given):
 
 
 def parse(text: str) -> Pattern:
-    """The pattern a user names: `2:4`, `block:4x1:0.5`, `pattern:4x4:0.5:16` (16 masks), `tiles:0.5:384`.
+    """The pattern a user names: `2:4`, `4x1:0.5` (or `block:4x1:0.5`), `pattern:4x4:0.5:16` (16 masks),
+    `unstructured:0.5`, `tiles:0.5:384`.
 
-    Blocks are inputs × outputs; a share is what is kept.
+    Blocks are inputs × outputs; a share is what is kept. Unstructured are blocks of one weight.
 
     Raises:
         UsageError: the text is none of these.
@@ -209,6 +213,8 @@ def parse(text: str) -> Pattern:
             case "block", 2:
                 height, width = map(int, rest[0].split("x"))
                 return Blocks(height, width, float(rest[1]))
+            case "unstructured", 1:
+                return Blocks(1, 1, float(rest[0]))
             case "pattern", 2 | 3:
                 height, width = map(int, rest[0].split("x"))
                 _check_block(height, width, float(rest[1]))
@@ -216,6 +222,9 @@ def parse(text: str) -> Pattern:
                 return Library(height, width, _share_of(float(rest[1]), height * width), size)
             case "tiles", 1 | 2:
                 return Tiles(float(rest[0]), *map(int, rest[1:]))
+            case _, 1 if "x" in kind:
+                height, width = map(int, kind.split("x"))
+                return Blocks(height, width, float(rest[0]))
             case _, 1:
                 return NM(int(kind), int(rest[0]))
     except ValueError:

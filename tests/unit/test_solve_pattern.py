@@ -114,6 +114,8 @@ def test_names_parse() -> None:
     assert parse("2:4") == NM(2, 4)
     assert parse(" 8:16 ") == NM(8, 16)
     assert parse("block:4x1:0.5") == Blocks(4, 1, 0.5)
+    assert parse("4x1:0.5") == parse("block:4x1:0.5") and parse("16x16:0.25") == Blocks(16, 16, 0.25)
+    assert parse("unstructured:0.5") == Blocks(1, 1, 0.5)
     assert parse("pattern:4x4:0.5") == Library(4, 4, 8)
     assert parse("pattern:2x4:0.25:6") == Library(2, 4, 2, 6)
     assert parse("tiles:0.5") == Tiles(0.5) and parse("tiles:0.5:192") == Tiles(0.5, 192)
@@ -122,7 +124,8 @@ def test_names_parse() -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "2", "5:4", "0:4", "a:b", "2:4:8", "block:4:0.5", "block:4x0:0.5", "block:4x1:1.5", "pattern:4x4", "tiles:0",
-     "pattern:0x4:0.5", "pattern:4x4:0.5:0", "tiles:half", "block:4x1x2:0.5"],
+     "pattern:0x4:0.5", "pattern:4x4:0.5:0", "tiles:half", "block:4x1x2:0.5", "4x1", "4x1:2", "4x0:0.5",
+     "unstructured", "unstructured:0"],
 )  # fmt: skip
 def test_what_is_no_pattern_is_a_usage_error(text: str) -> None:
     with pytest.raises(UsageError):

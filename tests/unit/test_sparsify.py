@@ -12,6 +12,7 @@ from zoo import ZooModel
 from onnxprune import data
 from onnxprune import model as models
 from onnxprune.errors import CheckError
+from onnxprune.finetune import finetune
 from onnxprune.gates import Gates
 from onnxprune.gradients import weight_scores
 from onnxprune.interpret import Interpreter
@@ -21,7 +22,7 @@ from onnxprune.probe import Evaluator, Rows
 from onnxprune.score import Seven
 from onnxprune.sites import find_sites
 from onnxprune.solve import SOLVERS, parse
-from onnxprune.sparsify import finetune, output_errors, parts_of, sparsify, verify
+from onnxprune.sparsify import output_errors, parts_of, sparsify, verify
 from onnxprune.structure import analyze
 
 Zoo = Callable[..., ZooModel]

@@ -1,0 +1,95 @@
+"""From a budget and options to a plan: units by the planner first, then zeros in what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from fnmatch import fnmatch
+from functools import partial
+
+import numpy as np
+
+from onnxprune.config import MASKS
+from onnxprune.errors import NothingToPruneError, UsageError
+from onnxprune.finetune import finetune
+from onnxprune.gradients import seen_through, weight_scores
+from onnxprune.linears import Linear, find_linears
+from onnxprune.plan import Budget, Plan
+from onnxprune.planning import Planner
+from onnxprune.score import Platon, Seven
+from onnxprune.solve.pattern import parse
+from onnxprune.sparsify import parts_of, sparsify
+
+
+def carry_out(planner: Planner, budget: Budget) -> Plan:
+    """The plan that a planner's options ask for, within a budget.
+
+    Raises:
+        BudgetError: no plan is that cheap.
+        NothingToPruneError: a pattern of zeros is asked for, and there is no matrix for it.
+    """
+    total = planner.costs.total(budget.kind)
+    limit = budget.limit(total)
+    plan = planner.plan(limit) if limit < total else Plan(planner.model.digest)
+    return plan if planner.options.sparsity is None else sparse(planner, plan)
+
+
+def sparse(planner: Planner, plan: Plan) -> Plan:
+    """A plan with the zeros that the options ask for in its matrices, and a bias that makes up for them."""
+    options = planner.options
+    assert options.sparsity is not None
+    pattern = parse(options.sparsity)
+    linears = chosen(planner)
+    solver = _solver(planner)
+    learns = planner.calibration is not None
+    mends = learns and options.compensate
+    with planner.clock.stage("sparsify"):
+        made = sparsify(
+            planner.gates, planner.fit if learns else None, plan, linears, pattern, solver,
+            scores=_scores(planner, plan, linears) if solver in MASKS else None,
+            evaluator=planner.select if mends else None,
+            weights=planner.token_weights if mends and planner.sites else None,
+            progress=partial(planner.progress, "sparsify"),
+        )  # fmt: skip
+    if options.finetune:
+        if not learns:
+            raise UsageError("--finetune learns from the dense model on calibration rows: give some with --calib")
+        with planner.clock.stage("finetune"):
+            made = finetune(
+                planner.gates, planner.fit, planner.select, made, linears, pattern, options.finetune, seed=options.seed
+            )
+    names = [part.linear.weight for part in parts_of(planner.gates, made, linears)]
+    return replace(made, sparsity=dict.fromkeys(names, options.sparsity))
+
+
+def chosen(planner: Planner) -> list[Linear]:
+    """The matrices that get zeros: those of residual branches (all, where there are none), by --include, --exclude."""
+    include, exclude = planner.options.include, planner.options.exclude
+    found = find_linears(planner.model.graph, planner.structure)
+    inside = [x for x in found if x.inside is not None] or found
+    kept = [
+        x
+        for x in inside
+        if (not include or any(fnmatch(n, g) for n in (x.node, x.weight) for g in include))
+        and not any(fnmatch(n, g) for n in (x.node, x.weight) for g in exclude)
+    ]
+    if not kept:
+        raise NothingToPruneError(
+            "--sparsity: no matrix to prune: the graph has no MatMul or Gemm with a weight of its own"
+            + (" that --include and --exclude let through" if inside else "")
+        )
+    return kept
+
+
+def _solver(planner: Planner) -> str:
+    solver = planner.options.solver
+    if planner.calibration is None and solver not in ("auto", "magnitude"):
+        raise UsageError(f"--solver {solver} needs calibration rows (--calib); magnitude is the one that needs none")
+    return solver if solver != "auto" else "admm" if planner.calibration is not None else "magnitude"
+
+
+def _scores(planner: Planner, plan: Plan, linears: list[Linear]) -> Mapping[str, np.ndarray]:
+    """What SEVEN or PLATON makes of every weight of a plan's model."""
+    scored = Seven(weights=True) if planner.options.solver == "seven" else Platon(weights=True)
+    rows = seen_through(planner.fit, planner.gates.gated(plan))
+    return weight_scores(rows, [x.weight for x in linears], scored.accumulator, seed=planner.options.seed)
