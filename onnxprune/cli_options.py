@@ -123,6 +123,15 @@ def planning(command: Any) -> Any:
             help="How --sparsity chooses zeros: admm, sparsegpt, wanda, magnitude, seven, platon.",
         ),
         click.option("--finetune", default=0, metavar="STEPS", help="Tune sparse weights with their masks; no labels."),
+        click.option(
+            "--snip-threshold",
+            type=float,
+            metavar="NORM",
+            help="First drop every residual branch that writes less than this, relative to the stream (0.3).",
+        ),
+        click.option(
+            "--snip-spectral", is_flag=True, help="That norm with each weight divided by its largest singular value."
+        ),
         click.option("--no-compensate", is_flag=True, help="Leave the surviving weights as they are."),
         click.option(
             "--round-to",

@@ -45,6 +45,8 @@ class Options:
         solver: how the zeros are chosen: one of solve.SOLVERS or `MASKS`, or "auto": admm with calibration rows,
             magnitude without.
         finetune: steps of fine-tuning the sparse weights with their masks.
+        snip_threshold: residual branches whose relative function norm is below this leave before anything else.
+        snip_spectral: take that norm with each weight divided by its largest singular value.
     """
 
     budget: Budget
@@ -68,6 +70,8 @@ class Options:
     sparsity: str | None = None
     solver: str = "auto"
     finetune: int = 0
+    snip_threshold: float | None = None
+    snip_spectral: bool = False
 
     def __post_init__(self) -> None:
         if self.sparsity is not None and self.method in SOLVERS and self.method not in METHODS:
@@ -77,6 +81,8 @@ class Options:
             raise UsageError(f"--method {self.method} prunes to a pattern: name one, --sparsity 2:4")
         if self.method != "auto":
             parse(self.method, METHODS)
+        if self.snip_threshold is not None and not self.snip_threshold > 0:
+            raise UsageError(f"--snip-threshold {self.snip_threshold}: give a norm relative to the stream's, above 0")
         self._check_sparsity()
         if self.search not in ("table", "rank"):
             raise UsageError(f"--search {self.search}: choose from table, rank")

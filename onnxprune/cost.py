@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -16,7 +17,7 @@ from onnxprune.dimensions import evaluate
 from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.foreign import reads
 from onnxprune.model import Model
-from onnxprune.plan import Group, Plan, Structure
+from onnxprune.plan import Branch, Group, Plan, Structure
 from onnxprune.values import dims
 
 
@@ -41,7 +42,7 @@ class Costs:
         """MACs per operator type."""
         total: Counter[str] = Counter()
         for node, macs in self.by_node(plan).items():
-            total[self._nodes[node].op_type] += macs
+            total[self._nodes[node].op_type if node in self._nodes else "MatMul"] += macs
         return dict(total)
 
     def by_node(self, plan: Plan | None = None) -> dict[str, int]:
@@ -53,6 +54,9 @@ class Costs:
             operator = ops.lookup(node)
             if name not in gone and operator is not None and operator.macs is not None:
                 found[name] = int(operator.macs(node, sizes))
+        for branch in self._mapped(plan):
+            skip, value = self._ends(branch)
+            found[f"{branch.add}_map"] = math.prod(sizes.shape(skip)) * sizes.shape(value)[-1]
         return found
 
     def params(self, plan: Plan | None = None) -> int:
@@ -77,6 +81,12 @@ class Costs:
         keep[..., :half] = True
         plan = Plan(self.structure.digest, {group.id: tuple(int(i) for i in np.flatnonzero(keep))})
         return (self.total(kind) - self.total(kind, plan)) / (units - half)
+
+    def map_cost(self, kind: str, branch: str) -> float:
+        """What a linear map in the place of a residual branch costs."""
+        gone = Plan(self.structure.digest, drop=(branch,))
+        mapped = replace(gone, maps={branch: np.zeros((0, 0), dtype=np.float32)})
+        return self.total(kind, mapped) - self.total(kind, gone)
 
     def branch_cost(self, kind: str, branch: str) -> float:
         """What a whole residual branch costs."""
@@ -132,7 +142,22 @@ class Costs:
             if masks and layouts:
                 sizes = tuple(kept_ratio(layout, masks, self.structure.sizes)[0] for layout in layouts)
             found.append((math.prod(sizes), tensor.dtype))
+        shapes = _Sizes(self, masks)
+        for branch in self._mapped(plan):
+            skip, value = self._ends(branch)
+            found.append((shapes.shape(skip)[-1] * shapes.shape(value)[-1], value.dtype or ir.DataType.FLOAT))
         return found
+
+    def _mapped(self, plan: Plan | None) -> list[Branch]:
+        """Dropped branches that leave a linear map behind."""
+        return [self.structure.branch(b) for b in plan.drop if b in plan.maps] if plan is not None else []
+
+    def _ends(self, branch: Branch) -> tuple[ir.Value, ir.Value]:
+        """The stream that a branch is added to, and what it adds."""
+        add = self._nodes[branch.add]
+        skip, value = add.inputs[1 - branch.operand], add.inputs[branch.operand]
+        assert skip is not None and value is not None
+        return skip, value
 
     def dense_shape(self, value: ir.Value) -> tuple[int, ...]:
         """A value's shape under the bindings, before any cut."""

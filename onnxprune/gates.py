@@ -60,6 +60,9 @@ class Gates:
         for name, vector in plan.intercepts.items():
             for usage in self.usages[name]:
                 _compose(edit, usage, _add(self._like(vector)))
+        for name, matrix in plan.maps.items():
+            branch = self.structure.branch(name)
+            _compose(edit, (branch.add, 1 - branch.operand), _mapped(self._like(matrix)))
         for name in plan.drop:
             self._drop(self.structure.branch(name), plan, weights, edit)
         return Gated(weights, edit)
@@ -175,6 +178,10 @@ def _multiply(kept: Any) -> Callable[[Any], Any]:
 
 def _add(vector: Any) -> Callable[[Any], Any]:
     return lambda x: x + vector.to(x.dtype)
+
+
+def _mapped(matrix: Any) -> Callable[[Any], Any]:
+    return lambda x: x + (x @ matrix[1:].to(x.dtype) + matrix[0].to(x.dtype))
 
 
 def _constantly(rest: Any) -> Callable[[Any], Any]:

@@ -129,7 +129,7 @@ def budget_of(*, whole: bool = False, **asked: float | str | None) -> Budget:
 
 def needs_no_budget(options: Mapping[str, Any]) -> bool:
     """Whether options say by themselves what goes."""
-    return options.get("sparsity") is not None
+    return options.get("sparsity") is not None or options.get("snip_threshold") is not None
 
 
 def make_plan(

@@ -184,6 +184,8 @@ class Plan:
         weights: initializer name -> refit weight, in the original shape.
         intercepts: value name -> vector to add to it along its last axis.
         rests: branch id -> vector that takes the place of a dropped branch (its mean, from compensation).
+        maps: branch id -> [1 + d, d], a linear map of the stream x that stands in for a dropped branch, besides its
+            rest: the first row is a constant, the others are what x is multiplied with.
         sparsity: initializer name -> pattern of the zeros that its weight has once it is cut ("2:4").
         notes: anything worth keeping with it (budget, options); not read back by the tool.
     """
@@ -194,6 +196,7 @@ class Plan:
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
     intercepts: Mapping[str, np.ndarray] = field(default_factory=dict)
     rests: Mapping[str, np.ndarray] = field(default_factory=dict)
+    maps: Mapping[str, np.ndarray] = field(default_factory=dict)
     sparsity: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -230,6 +233,7 @@ class Plan:
             **{f"weight/{k}": np.ascontiguousarray(v) for k, v in self.weights.items()},
             **{f"intercept/{k}": np.ascontiguousarray(v) for k, v in self.intercepts.items()},
             **{f"rest/{k}": np.ascontiguousarray(v) for k, v in self.rests.items()},
+            **{f"map/{k}": np.ascontiguousarray(v) for k, v in self.maps.items()},
         }
         files = [path]
         path.write_text(json.dumps(self.to_json(), indent=1) + "\n")
@@ -246,7 +250,7 @@ class Plan:
             "keep": {k: list(v) for k, v in self.keep.items()},
             "drop": list(self.drop),
             "sparsity": dict(self.sparsity),
-            "tensors": len(self.weights) + len(self.intercepts) + len(self.rests),
+            "tensors": len(self.weights) + len(self.intercepts) + len(self.rests) + len(self.maps),
             "notes": dict(self.notes),
         }
 
@@ -272,7 +276,7 @@ class Plan:
                 tensors = load_file(path.with_suffix(".safetensors"))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: not a plan, or its .safetensors is missing beside it ({error})") from error
-        kinds: dict[str, dict[str, np.ndarray]] = {"weight": {}, "intercept": {}, "rest": {}}
+        kinds: dict[str, dict[str, np.ndarray]] = {"weight": {}, "intercept": {}, "rest": {}, "map": {}}
         for name, tensor in tensors.items():
             kind, _, key = name.partition("/")
             kinds[kind][key] = tensor
@@ -283,6 +287,7 @@ class Plan:
             kinds["weight"],
             kinds["intercept"],
             kinds["rest"],
+            kinds["map"],
             data.get("sparsity", {}),
             data.get("notes", {}),
         )

@@ -106,6 +106,7 @@ class Planner:
         self.interpreter = Interpreter(model.graph, _device(options.device))
         self.gates = Gates(structure, self.interpreter)
         self.calibration = calibration
+        self.first = Plan(model.digest)  # what every plan begins with (recipe.py)
         if calibration is not None:
             if len(calibration) < 8:
                 raise UsageError(
@@ -150,17 +151,17 @@ class Planner:
             stage.plan, keep={**stage.plan.keep, **keep}, drop=tuple(dict.fromkeys((*stage.plan.drop, *drop)))
         )
         if self.calibration is None or not self.options.compensate:
-            return self._completed(plan)
-        plan = self._completed(replace(plan, weights={**plan.weights, **stage.weights(self.sites, counts)}))
+            return self.completed(plan)
+        plan = self.completed(replace(plan, weights={**plan.weights, **stage.weights(self.sites, counts)}))
         with self.clock.stage("compensate"):
-            return self._mended(plan)
+            return self.mended(plan)
 
     # -- score -------------------------------------------------------------------------------------------------
 
     @cached_property
     def start(self) -> Stage:
-        """The dense model, scored; what is measured on it serves every budget."""
-        return self._stage(Plan(self.model.digest))
+        """The model it begins with, scored; what is measured on it serves every budget."""
+        return self._stage(self.first)
 
     def _stage(self, plan: Plan) -> Stage:
         """Score the units of a plan's model."""
@@ -248,15 +249,15 @@ class Planner:
 
             def counts_of(allocation: Mapping[str, int]) -> dict[str, int]:
                 there = {m.id: m.levels[allocation[name]].kept for name, members in shared.items() for m in members}
-                return {s.id: there.get(s.id, 0) for s in self.sites}
+                # A site of a branch that left before is gone with it, whoever may drop it now.
+                return {s.id: there.get(s.id, 0 if s.branch else s.group.size) for s in self.sites}
 
             def evaluate(allocation: Mapping[str, int]) -> float:
                 counts = counts_of(allocation)
                 keep, drop = kept_by(counts, stage.rankings, self.sites)
                 weights = {**stage.plan.weights, **stage.weights(self.sites, counts)}
-                return self.table(
-                    self.gates.gated(replace(stage.plan, keep={**stage.plan.keep, **keep}, drop=drop, weights=weights))
-                )
+                keep, drop = {**stage.plan.keep, **keep}, (*stage.plan.drop, *drop)
+                return self.table(self.gates.gated(replace(stage.plan, keep=keep, drop=drop, weights=weights)))
 
             found = swaps(chosen, merged, evaluate, room, evaluations=self.options.swaps, seed=self.options.seed)
         logger.info("search: divergence %.5f, after %d swaps %.5f", found.start, len(found.trials), found.value)
@@ -268,7 +269,7 @@ class Planner:
         """The papers' search: every unit has one score, comparable within its kind."""
         rankings = stage.rankings
         by_kind: dict[str, list[Site]] = defaultdict(list)
-        for site in self.sites:
+        for site in self._begun():
             by_kind[site.group.kind].append(site)
         kinds = []
         for members in by_kind.values():
@@ -279,16 +280,21 @@ class Planner:
             kinds.append(Kind(scores, costs, round_to=min(self._step(s) for s in members), at_least=least))
         room = budget - self._fixed_cost()
         kept = rank_pair(kinds[0], kinds[1], room) if len(kinds) == 2 else rank(kinds, room)
-        return {s.id: len(kept[s.id]) for s in self.sites}
+        return {s.id: len(kept[s.id]) if s.id in kept else 0 if s.branch else s.group.size for s in self.sites}
 
     def _fixed_cost(self) -> float:
         kind = self.options.budget.kind
-        return self.costs.total(kind) - sum(self.costs.unit_costs(kind, s.group) * s.group.size for s in self.sites)
+        begun = self.costs.total(kind, self.first)
+        return begun - sum(self.costs.unit_costs(kind, s.group) * s.group.size for s in self._begun())
+
+    def _begun(self) -> list[Site]:
+        """The sites of the model it begins with."""
+        return [s for s in self.sites if s.group.branch not in self.first.drop]
 
     def _feasible(self, budget: float) -> None:
         kind = self.options.budget.kind
         floor = self._fixed_cost() + sum(
-            self.costs.unit_costs(kind, s.group) * (0 if s.branch else self._step(s)) for s in self.sites
+            self.costs.unit_costs(kind, s.group) * (0 if s.branch else self._step(s)) for s in self._begun()
         )
         dense = self.costs.total(kind)
         if budget < floor:
@@ -310,7 +316,8 @@ class Planner:
 
     # -- compensate --------------------------------------------------------------------------------------------
 
-    def _completed(self, plan: Plan) -> Plan:
+    def completed(self, plan: Plan) -> Plan:
+        """A plan that says what its dropped branches leave behind."""
         if not plan.drop:
             return plan
         return self.gates.complete(plan, self._any_feeds())
@@ -322,7 +329,8 @@ class Planner:
 
         return synthesize(self.model.inputs, dims=self.costs.bindings)
 
-    def _mended(self, plan: Plan) -> Plan:
+    def mended(self, plan: Plan) -> Plan:
+        """A plan with the surviving weights refit (compensate.py)."""
         linears = find_linears(self.model.graph, self.structure)
         mended, value, steps = compensate(
             self.gates,

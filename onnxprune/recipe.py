@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -12,13 +13,17 @@ import numpy as np
 from onnxprune.config import MASKS
 from onnxprune.errors import NothingToPruneError, UsageError
 from onnxprune.finetune import finetune
+from onnxprune.flow import flows
 from onnxprune.gradients import seen_through, weight_scores
 from onnxprune.linears import Linear, find_linears
+from onnxprune.maps import mapped
 from onnxprune.plan import Budget, Plan
 from onnxprune.planning import Planner
-from onnxprune.score import Platon, Seven
+from onnxprune.score import Platon, Seven, near_identity
 from onnxprune.solve.pattern import parse
 from onnxprune.sparsify import parts_of, sparsify
+
+logger = logging.getLogger(__name__)
 
 
 def carry_out(planner: Planner, budget: Budget) -> Plan:
@@ -28,10 +33,39 @@ def carry_out(planner: Planner, budget: Budget) -> Plan:
         BudgetError: no plan is that cheap.
         NothingToPruneError: a pattern of zeros is asked for, and there is no matrix for it.
     """
-    total = planner.costs.total(budget.kind)
-    limit = budget.limit(total)
-    plan = planner.plan(limit) if limit < total else Plan(planner.model.digest)
+    if planner.options.snip_threshold is not None and not planner.first.drop:
+        planner.first = begun(planner, planner.options.snip_threshold)
+    limit = budget.limit(planner.costs.total(budget.kind))
+    if planner.costs.total(budget.kind, planner.first) > limit:
+        plan = planner.plan(limit)
+    else:
+        plan = _mended(planner, planner.first)
     return plan if planner.options.sparsity is None else sparse(planner, plan)
+
+
+def begun(planner: Planner, threshold: float) -> Plan:
+    """The plan in which every residual branch that writes less than a threshold has left (SNIP); nothing else has.
+
+    Its mean stays, or a linear map of the stream where that is cheaper than the branch and lowers the divergence.
+    """
+    if planner.calibration is None:
+        raise UsageError("--snip-threshold measures what branches write on calibration rows: give some with --calib")
+    with planner.clock.stage("score"):
+        norms = flows(planner.fit, planner.sites, planner.structure, spectral=planner.options.snip_spectral)
+    drop = near_identity(norms, planner.structure, threshold)
+    logger.info("branches below %g: %s", threshold, ", ".join(drop) or "none")
+    plan = planner.completed(Plan(planner.model.digest, drop=drop))
+    if not drop or not planner.options.compensate:
+        return plan
+    with planner.clock.stage("compensate"):
+        return mapped(planner.gates, planner.fit, planner.select, plan, planner.costs, planner.options.budget.kind)
+
+
+def _mended(planner: Planner, plan: Plan) -> Plan:
+    if not plan.drop or planner.calibration is None or not planner.options.compensate:
+        return plan
+    with planner.clock.stage("compensate"):
+        return planner.mended(plan)
 
 
 def sparse(planner: Planner, plan: Plan) -> Plan:

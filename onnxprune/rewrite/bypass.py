@@ -1,13 +1,18 @@
-"""Leaving out whole residual branches: `y = x + f(x)` becomes `y = x`, or `x` plus what f leaves behind."""
+"""Leaving out whole residual branches: `y = x + f(x)` becomes `y = x`, or `x` plus what f leaves behind.
+
+That is a constant, and where the plan has one a linear map of x.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.axes import atoms_of, flat_mask
+from onnxprune.axes import Mask, atoms_of, flat_mask
 from onnxprune.errors import UsageError
-from onnxprune.plan import Plan, Structure
+from onnxprune.plan import Branch, Plan, Structure
 from onnxprune.values import constant
 
 
@@ -27,7 +32,20 @@ def branches(model: ir.Model, structure: Structure, plan: Plan) -> None:
                 rest = rest.compress(flat_mask(layout, masks, structure.sizes), axis)
         skip, result = add.inputs[1 - branch.operand], add.outputs[0]
         assert skip is not None and result.dtype is not None
-        if np.any(rest) or result.is_graph_output():
+        if name in plan.maps:
+            matrix = _cut(np.asarray(plan.maps[name]), structure, branch, masks)
+            rest = rest.reshape(-1) + matrix[0]
+            weight = constant(model, matrix[1:].astype(result.dtype.numpy()), f"{branch.value}_map")
+            product = ir.node("MatMul", [skip, weight], name=f"{branch.add}_map", version=add.version)
+            product.outputs[0].name = f"{branch.value}_mapped"
+            left = constant(model, rest.astype(result.dtype.numpy()), f"{branch.value}_rest")
+            shifted = ir.node("Add", [product.outputs[0], left], name=f"{branch.add}_rest", version=add.version)
+            shifted.outputs[0].name = f"{branch.value}_shifted"
+            for value in (product.outputs[0], shifted.outputs[0]):
+                value.shape, value.type = skip.shape, result.type
+            add.prepend([product, shifted])
+            add.replace_input_with(branch.operand, shifted.outputs[0])
+        elif np.any(rest) or result.is_graph_output():
             # One number per channel at the end is a plain bias, which every runtime fuses.
             if all(size == 1 for size in rest.shape[:-1]):
                 rest = rest.reshape(-1)
@@ -35,3 +53,13 @@ def branches(model: ir.Model, structure: Structure, plan: Plan) -> None:
             add.replace_input_with(branch.operand, left)
         else:
             result.replace_all_uses_with(skip)
+
+
+def _cut(matrix: np.ndarray, structure: Structure, branch: Branch, masks: Mapping[int, Mask]) -> np.ndarray:
+    """A map [1 + d, d] with the rows and columns of the stream's channels that stay."""
+    for axis, name in enumerate((branch.skip, branch.value)):
+        layout = structure.layouts[name][-1]
+        if atoms_of(layout) & masks.keys():
+            kept = flat_mask(layout, masks, structure.sizes)
+            matrix = matrix.compress(np.concatenate([[True], kept]) if axis == 0 else kept, axis)
+    return matrix

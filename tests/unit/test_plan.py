@@ -60,15 +60,19 @@ def test_a_plan_is_what_it_was_after_a_file(tmp_path: Path) -> None:
         {"a/b": rng.standard_normal((3, 2)).astype(np.float32)},
         {"v": rng.standard_normal(3)},
         {"ffn.0": np.zeros((1, 1, 3), np.float32)},
+        {"ffn.0": rng.standard_normal((4, 3)).astype(np.float32)},
+        {"a/b": "2:4"},
         {"budget": "60%"},
     )
     assert [f.name for f in plan.save(tmp_path / "plan.json")] == ["plan.json", "plan.safetensors"]
     found = Plan.load(tmp_path / "plan.json")
     assert (found.digest, found.keep, found.drop, found.notes) == (plan.digest, plan.keep, plan.drop, plan.notes)
+    assert found.sparsity == plan.sparsity
     for before, after in (
         (plan.weights, found.weights),
         (plan.intercepts, found.intercepts),
         (plan.rests, found.rests),
+        (plan.maps, found.maps),
     ):
         assert before.keys() == after.keys()
         for name, array in before.items():
