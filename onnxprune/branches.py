@@ -22,10 +22,8 @@ def find_branches(
     found = []
     counters: dict[str, int] = defaultdict(int)
     for add in nodes:
-        if (
-            add.op_type not in ("Add", "Sum")
-            or len(add.inputs) != 2
-            or any(v is None or v.const_value is not None or v.name not in layouts for v in add.inputs)
+        if not adds(add) or any(
+            v is None or v.const_value is not None or v.name not in layouts for v in add.inputs[:2]
         ):
             continue
         for operand in (0, 1):
@@ -57,6 +55,13 @@ def find_branches(
     return tuple(found)
 
 
+def adds(node: ir.Node) -> bool:
+    """Whether a node adds its first two inputs, to give their sum or its norm."""
+    if node.domain == "com.microsoft":
+        return node.op_type in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
+    return node.op_type == "Add" or (node.op_type == "Sum" and len(node.inputs) == 2)
+
+
 def _ancestors(nodes: Sequence[ir.Node], index: Mapping[ir.Node, int]) -> list[int]:
     """Per node, the set of nodes it depends on and itself, as a bit mask."""
     masks: list[int] = []
@@ -79,10 +84,13 @@ def _region(
     if last is None or last not in index:
         return []
     inside: dict[ir.Node, None] = {}
+    source = skip.producer() if skip is not None else None
+    # A fused sum gives its norm beside it: what reads the norm is a function of the sum.
+    starts = set(source.outputs) if source is not None and source.domain == "com.microsoft" and adds(source) else {skip}
     for i, node in enumerate(nodes[: index[last] + 1]):
         # What is computed from the size of x alone (position tables, masks) is no part of f.
         if ancestors[index[last]] >> i & 1 and any(
-            v is not None and (v.producer() in inside or (v is skip and node.op_type not in ("Shape", "Size")))
+            v is not None and (v.producer() in inside or (v in starts and node.op_type not in ("Shape", "Size")))
             for v in node.inputs
         ):
             inside[node] = None

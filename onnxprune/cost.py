@@ -202,6 +202,10 @@ class _Sizes:
     def changed(self, value: ir.Value, axis: int) -> bool:
         return bool(atoms_of(self.costs.structure.layouts[value.name or ""][axis]) & self.masks.keys())
 
+    def ratio(self, value: ir.Value, axis: int) -> tuple[int, int]:
+        structure = self.costs.structure
+        return kept_ratio(structure.layouts[value.name or ""][axis], self.masks, structure.sizes)
+
     def kept(self, value: ir.Value, axis: int) -> np.ndarray:
         raise NotImplementedError("costs count, they do not index")
 

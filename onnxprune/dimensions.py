@@ -29,6 +29,44 @@ _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
 }
 
 
+Monomial = tuple[int, tuple[str, ...]]
+"""A whole number times symbols, sorted: 4*batch_size is (4, ("batch_size",))."""
+
+
+def monomial(dimension: int | str) -> Monomial | None:
+    """A dimension as a number times symbols; None where it is anything else (a sum, a quotient)."""
+    if isinstance(dimension, int):
+        return dimension, ()
+
+    def visit(node: ast.AST) -> Monomial:
+        if isinstance(node, ast.Constant) and isinstance(node.value, int):
+            return node.value, ()
+        if isinstance(node, ast.Name):
+            return 1, (node.id,)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+            (a, left), (b, right) = visit(node.left), visit(node.right)
+            return a * b, tuple(sorted((*left, *right)))
+        raise ValueError
+
+    try:
+        return visit(ast.parse(dimension, mode="eval").body)
+    except (SyntaxError, ValueError):
+        return None
+
+
+def quotient(whole: int | str, part: int | str) -> Monomial | None:
+    """whole / part, where both are a number times symbols and it comes out even."""
+    a, b = monomial(whole), monomial(part)
+    if a is None or b is None or not b[0] or a[0] % b[0]:
+        return None
+    left = list(a[1])
+    for symbol in b[1]:
+        if symbol not in left:
+            return None
+        left.remove(symbol)
+    return a[0] // b[0], tuple(left)
+
+
 def evaluate(dimension: int | str, bindings: Mapping[str, int], unknown: Callable[[str], int] | None = None) -> int:
     """The number behind a symbolic dimension such as `floor(height/16)*batch_size`.
 

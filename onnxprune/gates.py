@@ -6,15 +6,16 @@ where both operands are activations, one is multiplied. Scores, damage and compe
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.axes import Layout, Mask, atoms_of, flat_mask
+from onnxprune.axes import DYNAMIC, Layout, Mask, atoms_of, flat_mask, index_of
 from onnxprune.errors import UnsupportedError
 from onnxprune.foreign import reads
 from onnxprune.interpret import Interpreter, Usage
@@ -50,8 +51,7 @@ class Gates:
         masks = plan.masks(self.structure)
         for reader in dict.fromkeys(r for name in plan.keep for r in self.structure.group(name).readers):
             if reader.weight is None:
-                kept = torch.from_numpy(self._spread(reader, masks)).to(self.interpreter.device)
-                _compose(edit, (reader.node, reader.input), _multiply(kept))
+                _compose(edit, (reader.node, reader.input), self._spread(reader, masks))
             else:
                 layout = self._layouts(reader)[reader.axis]
                 kept = torch.from_numpy(flat_mask(layout, masks, self.structure.sizes)).to(self.interpreter.device)
@@ -123,23 +123,31 @@ class Gates:
         assert value is not None
         return self.structure.layouts[value.name or ""]
 
-    def _spread(self, reader: Reader, masks: Mapping[int, Mask]) -> np.ndarray:
-        """A reader's mask, shaped to be multiplied with what it reads.
+    def _spread(self, reader: Reader, masks: Mapping[int, Mask]) -> Callable[[Any], Any]:
+        """Multiply what a reader reads by its mask.
 
-        Where the units' context lies on other axes (each head its own dimensions), the mask spans those too.
+        Where the units' context lies on other axes (each head its own dimensions), the mask spans those too; an axis
+        may hold it together with a dimension known at run time only (batch·heads).
         """
-        layouts = self._layouts(reader)
-        axis_of = {
-            layout[0][0]: axis for axis, layout in enumerate(layouts) if len(layout) == 1 and len(layout[0]) == 1
-        }
-        atoms = atoms_of(layouts[reader.axis])
-        needed = {c for a in atoms if a in masks for c in masks[a].context} - atoms
-        outer = tuple(sorted((c for c in needed if c in axis_of), key=axis_of.__getitem__))
-        kept = flat_mask(layouts[reader.axis], masks, self.structure.sizes, outer)
-        axes = (*(axis_of[c] for c in outer), reader.axis)
-        kept = kept.transpose(np.argsort(axes))
-        sizes = iter(kept.shape)
-        return kept.reshape([next(sizes) if i in axes else 1 for i in range(len(layouts))])
+        import torch
+
+        layouts, sizes = self._layouts(reader), self.structure.sizes
+        own = atoms_of(layouts[reader.axis])
+        needed = {c for a in own if a in masks for c in masks[a].context} - own
+        home = {atom: axis for axis, layout in enumerate(layouts) for atom in atoms_of(layout)}
+        outer = tuple(sorted((c for c in needed if c in home), key=home.__getitem__))
+        kept = torch.from_numpy(flat_mask(layouts[reader.axis], masks, sizes, outer)).to(self.interpreter.device)
+
+        def multiply(x: Any) -> Any:
+            places = []
+            for atom in outer:
+                axis = home[atom]
+                index = torch.from_numpy(_indices(layouts[axis], atom, sizes, x.shape[axis])).to(x.device)
+                places.append(index.reshape([-1 if i == axis else 1 for i in range(x.dim()) if i != reader.axis]))
+            mask = kept[tuple(places)].movedim(-1, reader.axis) if places else _along(kept, reader.axis, x)
+            return x * mask.to(x.dtype)
+
+        return multiply
 
     def _tensor(self, array: np.ndarray, name: str) -> Any:
         return self._like(array).to(self.interpreter.weight(name).dtype)
@@ -172,8 +180,11 @@ def _along(vector: Any, axis: int, tensor: Any) -> Any:
     return vector.to(tensor.dtype).reshape([-1 if i == axis else 1 for i in range(tensor.dim())])
 
 
-def _multiply(kept: Any) -> Callable[[Any], Any]:
-    return lambda x: x * kept.to(x.dtype)
+def _indices(layout: Layout, atom: int, sizes: Sequence[int], length: int) -> np.ndarray:
+    """Which index of `atom` each of the `length` positions of an axis belongs to, dynamic factors at real size."""
+    static = math.prod(sizes[a] for a in atoms_of(layout) if sizes[a] < DYNAMIC)
+    real = {a: length // static for a in atoms_of(layout) if sizes[a] >= DYNAMIC}
+    return index_of(layout, atom, [real.get(a, size) for a, size in enumerate(sizes)])
 
 
 def _add(vector: Any) -> Callable[[Any], Any]:

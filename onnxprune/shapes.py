@@ -6,21 +6,17 @@ constants fold, and the targets of Reshape and Expand become constants wherever 
 
 from __future__ import annotations
 
-import importlib.util
-import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
-from types import ModuleType
 from typing import Any
 
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from onnxprune.symbolic import infer_proto
 from onnxprune.targets import write_targets
+from onnxprune.unfuse import unfuse
 from onnxprune.values import constant, dims
-
-logger = logging.getLogger(__name__)
 
 _SMALL = 2048
 """Bytes up to which an initializer may be a shape operand; larger ones are hidden from shape inference."""
@@ -33,11 +29,13 @@ def normalise(model: ir.Model) -> ir.Model:
     for step in (
         passes.InlinePass(),
         passes.RemoveInitializersFromInputsPass(),
+        passes.TopologicalSortPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
     ):
         step(model)
     drop_identities(model)
     _unique_names(model)
+    unfuse(model)
     infer(model)
     for _ in range(2):
         write_targets(model)
@@ -99,7 +97,7 @@ def infer(model: ir.Model) -> ir.Model:
         for name, tensor in hidden.items():
             model.graph.initializers[name].const_value = tensor
     _as_inputs(proto, hidden)
-    inferred = _infer_proto(proto)
+    inferred = infer_proto(proto)
     known = {v.name: v.type for v in (*inferred.graph.value_info, *inferred.graph.output)}
     fixed = {v.name for v in model.graph.outputs}
     declared = {str(d) for v in model.graph.inputs for d in dims(v) or ()}
@@ -152,70 +150,6 @@ def _merged(before: tuple[int | str | None, ...] | None, found: ir.Shape | None,
         better = not isinstance(name, int) and name not in declared and (isinstance(old, int) or old in declared)
         merged.append(old if better else name)
     return ir.Shape(merged)
-
-
-def _infer_proto(proto: Any) -> Any:
-    library = _symbolic()
-
-    class Inference(library.SymbolicShapeInference):  # type: ignore[name-defined, misc]
-        """The library's inference, in which a node that its rule fails on keeps what onnx infers for it alone."""
-
-        def __init__(self) -> None:
-            self.dispatcher_: dict[str, Callable[[Any], None]]
-            super().__init__(2**31 - 1, True, False, 0)
-            reductions = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
-            self.dispatcher_ |= {f"Reduce{kind}": self._infer_ReduceSum for kind in reductions}
-            self.dispatcher_ |= dict.fromkeys(
-                ("Clip", "Dropout", "Mish", "HardSwish", "ThresholdedRelu"), self._like_input
-            )
-            self.dispatcher_ = {op: self._guarded(op, rule) for op, rule in self.dispatcher_.items()}
-
-        def _like_input(self, node: Any) -> None:
-            shape = self._get_shape(node, 0)
-            kind = self.known_vi_[node.input[0]].type.tensor_type.elem_type
-            dims = library.get_shape_from_sympy_shape(shape)
-            for output in filter(None, node.output):
-                self.known_vi_[output].CopyFrom(library.helper.make_tensor_value_info(output, kind, dims))
-
-        def _guarded(self, op: str, rule: Callable[[Any], None]) -> Callable[[Any], None]:
-            def infer(node: Any) -> None:
-                try:
-                    rule(node)
-                except Exception as error:
-                    logger.debug("shape inference of %s %s failed: %s", op, node.name, error)
-
-            return infer
-
-    inference = Inference()
-    try:
-        inference._preprocess(proto)
-        while inference.run_:
-            inference._infer_impl()
-        inference._update_output_from_vi()
-        return inference.out_mp_
-    except Exception as error:
-        logger.info("symbolic shape inference failed (%s); falling back to onnx's own", error)
-        import onnx
-
-        try:
-            return onnx.shape_inference.infer_shapes(proto, data_prop=True)
-        except Exception as second:
-            logger.warning("shape inference failed: %s", second)
-            return proto
-
-
-@cache
-def _symbolic() -> ModuleType:
-    """`onnxruntime.tools.symbolic_shape_infer`, loaded by file: importing its package pulls in torch (2.4 s)."""
-    package = importlib.util.find_spec("onnxruntime")
-    assert package is not None and package.submodule_search_locations
-    file = f"{package.submodule_search_locations[0]}/tools/symbolic_shape_infer.py"
-    spec = importlib.util.spec_from_file_location("onnxprune._symbolic_shape_infer", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.logger.setLevel(logging.ERROR)
-    return module
 
 
 def split_shared_vectors(model: ir.Model) -> None:

@@ -15,8 +15,17 @@ from onnxprune.values import constant, dims
 
 
 def index_sides(model: ir.Model) -> None:
-    """Put a Gather of all indices between each side tensor and those who read it, on the axes before the last two."""
+    """Let every reader of a side tensor have its own: an Expand anew, of others a Gather of all indices before it.
+
+    The indices are on the axes before the last two.
+    """
     deep = _deep(model.graph)
+    for node in [n for n in model.graph if n.op_type == "Expand" and n.domain == "" and n.outputs[0] not in deep]:
+        if any(size != 1 for size in (dims(node.inputs[0]) or (None,))[:-2]):
+            continue  # what it reads has the axis already
+        for reader, i in list(node.outputs[0].uses())[1:]:
+            if _mixes(reader, deep):
+                reader.replace_input_with(i, _again(node, reader))
     for value in [v for n in model.graph for v in n.outputs if v not in deep] + list(model.graph.initializers.values()):
         axes = [a for a, size in enumerate((dims(value) or ())[:-2]) if isinstance(size, int) and size > 1]
         readers = [(node, i) for node, i in value.uses() if _mixes(node, deep)]
@@ -27,8 +36,15 @@ def index_sides(model: ir.Model) -> None:
 
 
 def drop_whole_indices(model: ir.Model) -> None:
-    """Take out every Gather that names all there is, in order."""
+    """Take out every Gather that names all there is, in order, and every Expand that was made twice for nothing."""
+    seen: dict[tuple[ir.Value | None, ...], ir.Node] = {}
     for node in list(model.graph):
+        if node.op_type == "Expand" and node.domain == "":
+            first = seen.setdefault(tuple(node.inputs), node)
+            if first is not node and not node.outputs[0].is_graph_output():
+                node.outputs[0].replace_all_uses_with(first.outputs[0])
+                model.graph.remove(node, safe=True)
+            continue
         if node.op_type != "Gather" or node.domain not in ("", "ai.onnx") or node.outputs[0].is_graph_output():
             continue
         data, indices = node.inputs
@@ -60,7 +76,17 @@ def _deep(graph: ir.Graph) -> set[ir.Value]:
 
 def _mixes(node: ir.Node, deep: set[ir.Value]) -> bool:
     operator = ops.lookup(node)
-    return operator is not None and operator.axes is broadcast and any(v in deep for v in node.inputs if v is not None)
+    side_by_side = operator is not None and (operator.axes is broadcast or node.op_type == "GatherElements")
+    return side_by_side and any(v in deep for v in node.inputs if v is not None)
+
+
+def _again(node: ir.Node, reader: ir.Node) -> ir.Value:
+    """A node once more, for one reader."""
+    copy = ir.node(node.op_type, list(node.inputs), name=f"{node.name}_for_{reader.name}", version=node.version)
+    result, old = copy.outputs[0], node.outputs[0]
+    result.name, result.shape, result.type = f"{copy.name}_output", old.shape, old.type
+    reader.prepend(copy)
+    return result
 
 
 def _indexed(model: ir.Model, node: ir.Node, value: ir.Value, axes: list[int]) -> ir.Value:

@@ -59,7 +59,7 @@ class Ties:
         operator = ops.lookup(node)
         values = [v for v in (*reads(node), *node.outputs) if v is not None and v.name]
         if operator is None:
-            why = f"{node.op_type} ({node.domain or 'ai.onnx'}, opset {node.version}) is not known"
+            why = f"{node.op_type} ({node.domain or 'ai.onnx'}, opset {node.version}) is not known" + _hint(node)
         elif any(self._known(v) is None and not _is_shape_operand(v) for v in values):
             why = f"the shape around {node.op_type} {node.name} is not known"
         else:
@@ -139,6 +139,12 @@ class Ties:
     def _new_symbol(self, name: str) -> int:
         self._symbols[name] = symbol_size(len(self._symbols))
         return self._symbols[name]
+
+
+def _hint(node: ir.Node) -> str:
+    if node.domain == "com.microsoft.nchwc":
+        return ": saved from a session for one machine's caches; save it at optimisation level basic or extended"
+    return ""
 
 
 def _is_shape_operand(value: ir.Value) -> bool:
@@ -239,12 +245,11 @@ def _kinds(graph: ir.Graph, layouts: dict[str, tuple[Layout, ...]], free: set[in
         left, right = (_atoms(v, layouts) for v in node.inputs[:2])
         heads |= (left & right & _atoms(node.outputs[0], layouts)) - pairs
         heads |= _fused_heads(node, layouts)
-    heads &= free
     inner = _inner(layouts)
     kinds = {}
     for atom in free:
         if atom in heads:
-            kinds[atom] = "query_heads" if inner.get(atom, set()) & heads else "heads"
+            kinds[atom] = "query_heads" if inner.get(atom, set()) & heads & free else "heads"
         elif atom in pairs or inner.get(atom, set()) & heads:
             kinds[atom] = "head_dims"
         else:

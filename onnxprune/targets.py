@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.dimensions import monomial, quotient
 from onnxprune.values import constant, dims
 
 
 def write_targets(model: ir.Model) -> None:
-    """Turn computed operands of Reshape and Expand, and single dimensions read off a Shape, into constants."""
+    """Turn computed operands of Reshape, Expand and Tile, and dimensions read off a Shape, into constants."""
     for node in list(model.graph):
         if node.domain not in ("", "ai.onnx"):
             continue
@@ -21,6 +22,8 @@ def write_targets(model: ir.Model) -> None:
             target = _reshape_target(node) if node.op_type == "Reshape" else _expand_target(node)
             if target is not None:
                 node.replace_input_with(1, _operand(model, node, target))
+        elif node.op_type == "Tile" and not _is_constant(node.inputs[1]) and not _own_target(node):
+            _write_repeats(model, node)
 
 
 def _reshape_target(node: ir.Node) -> list[int | str] | None:
@@ -72,7 +75,7 @@ def _operand(model: ir.Model, node: ir.Node, target: Sequence[int | str]) -> ir.
         if fixed:
             pieces.append(constant(model, np.array(fixed, dtype=np.int64), f"{node.name}_shape"))
             fixed = []
-        pieces.append(_dimension(model, size) or _element(model, node, computed, axis))
+        pieces.append(_dimension(model, size) or _product(model, node, size) or _element(model, node, computed, axis))
     if fixed:
         pieces.append(constant(model, np.array(fixed, dtype=np.int64), f"{node.name}_shape"))
     return _insert(node, ir.node("Concat", pieces, {"axis": 0}, name=f"{node.name}_target"))
@@ -91,6 +94,31 @@ def _dimension(model: ir.Model, symbol: str) -> ir.Value | None:
             known[symbol] = _insert(first, _pick(model, shape, axis, f"{value.name}_dim_{axis}"))
             return known[symbol]
     return None
+
+
+def _product(model: ir.Model, node: ir.Node, size: str) -> ir.Value | None:
+    """A number times dimensions of the inputs; the number stands in the file, so that it can be rewritten."""
+    parts = monomial(size)
+    read = [_dimension(model, symbol) for symbol in parts[1]] if parts is not None else []
+    factors = [v for v in read if v is not None]
+    if parts is None or parts[0] <= 1 or not factors or len(factors) < len(read):
+        return None
+    value = factors[0]
+    for i, factor in enumerate(factors[1:]):
+        value = _insert(node, ir.node("Mul", [value, factor], name=f"{node.name}_size_{i}"))
+    number = constant(model, np.array([parts[0]], dtype=np.int64), f"{node.name}_factor")
+    return _insert(node, ir.node("Mul", [number, value], name=f"{node.name}_scaled"))
+
+
+def _write_repeats(model: ir.Model, node: ir.Node) -> None:
+    """A Tile's repeats: numbers, or dimensions of the inputs, where input and output sizes tell."""
+    before, after = dims(node.inputs[0]), dims(node.outputs[0])
+    if before is None or after is None or None in before or None in after:
+        return
+    ratios = [quotient(a, b) for a, b in zip(after, before, strict=True) if a is not None and b is not None]
+    repeats = [str(r[0]) if not r[1] else "*".join((*([str(r[0])] if r[0] > 1 else []), *r[1])) for r in ratios if r]
+    if len(repeats) == len(before):
+        node.replace_input_with(1, _operand(model, node, [int(r) if r.isdigit() else r for r in repeats]))
 
 
 def _element(model: ir.Model, node: ir.Node, computed: ir.Value, axis: int) -> ir.Value:
@@ -117,31 +145,52 @@ def _own_target(node: ir.Node) -> bool:
 
 
 def _fold_dimension(model: ir.Model, node: ir.Node) -> None:
-    """Replace `Shape(x)[i]` by its number where that dimension is a number."""
-    source = node.inputs[0]
-    producer = source.producer() if source is not None else None
-    if producer is None or producer.op_type != "Shape" or (known := dims(producer.inputs[0])) is None:
-        return
-    start = producer.attributes["start"].as_int() if "start" in producer.attributes else 0
-    end = producer.attributes["end"].as_int() if "end" in producer.attributes else len(known)
-    operands = [a for v in node.inputs[1:] if (a := _array(v)) is not None]
-    if len(operands) < len(node.inputs) - 1:
-        return
-    vector = np.array(known[start:end], dtype=object)
-    if node.op_type == "Gather":
-        picked = vector[operands[0]]
-    elif len(operands) >= 2:
-        begin, stop = int(operands[0].ravel()[0]), int(operands[1].ravel()[0])
-        step = int(operands[3].ravel()[0]) if len(operands) > 3 else 1
-        picked = vector[begin:stop:step]
-    else:
-        return
-    picked = np.asarray(picked, dtype=object)
-    if all(isinstance(d, int) for d in picked.ravel()):
+    """Replace `Shape(x)[i]` by its number, or by the dimension of an input that it is: x itself is not read then."""
+    picked = _sizes(node)
+    if picked is not None and all(isinstance(d, int) for d in picked.ravel()):
         result = node.outputs[0]
         value = constant(model, picked.astype(np.int64), f"{node.name}_dim")
         if not result.is_graph_output():
             result.replace_all_uses_with(value)
+    elif picked is not None and picked.size == 1 and not _of_input(node) and not node.outputs[0].is_graph_output():
+        found = _dimension(model, str(picked.item()))
+        if found is not None and picked.ndim == 0:
+            found = _insert(node, ir.node("Squeeze", [found], name=f"{node.name}_scalar"))
+        if found is not None:
+            node.outputs[0].replace_all_uses_with(found)
+
+
+def _of_input(node: ir.Node) -> bool:
+    """Whether sizes are read off an input of the graph already."""
+    while node.op_type != "Shape":
+        producer = node.inputs[0].producer() if node.inputs[0] is not None else None
+        assert producer is not None
+        node = producer
+    return node.inputs[0] is not None and node.inputs[0].is_graph_input()
+
+
+def _sizes(node: ir.Node | None) -> np.ndarray | None:
+    """What a Shape holds, or what was picked of it by constant index, however often; names where they are dynamic."""
+    if node is None or node.domain not in ("", "ai.onnx"):
+        return None
+    if node.op_type == "Shape":
+        known = dims(node.inputs[0])
+        start = node.attributes["start"].as_int() if "start" in node.attributes else 0
+        end = node.attributes["end"].as_int() if "end" in node.attributes else len(known or ())
+        return None if known is None else np.array(known[start:end], dtype=object)
+    if node.op_type not in ("Gather", "Slice") or node.inputs[0] is None:
+        return None
+    vector = _sizes(node.inputs[0].producer())
+    operands = [a for v in node.inputs[1:] if (a := _array(v)) is not None]
+    if vector is None or vector.ndim != 1 or len(operands) < len(node.inputs) - 1 or not operands:
+        return None
+    if node.op_type == "Gather":
+        return np.asarray(vector[operands[0]], dtype=object)
+    if len(operands) < 2:
+        return None
+    begin, stop = int(operands[0].ravel()[0]), int(operands[1].ravel()[0])
+    step = int(operands[3].ravel()[0]) if len(operands) > 3 else 1
+    return np.asarray(vector[begin:stop:step], dtype=object)
 
 
 def _is_constant(value: ir.Value | None) -> bool:

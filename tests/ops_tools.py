@@ -146,6 +146,10 @@ class Node:
     def kept(self, value: ir.Value, axis: int) -> np.ndarray:
         return flat_mask(self.layouts[str(value.name)][axis], self.masks, self.solver.sizes)
 
+    def ratio(self, value: ir.Value, axis: int) -> tuple[int, int]:
+        kept = self.kept(value, axis)
+        return int(kept.sum()), len(kept)
+
     def shape(self, value: ir.Value) -> tuple[int, ...]:
         return tuple(int(self.kept(value, axis).sum()) for axis in range(len(self.sizes(value))))
 

@@ -19,19 +19,30 @@ def _shape(torch: Any, node: Any, x: Any) -> Any:
 def _shape_axes(node: Any, c: Constraints) -> None:
     """A size read at run time: single fixed dimensions were folded at load, so what is left reads the others.
 
-    Only where every reader picks dimensions by constant index is it known which; else all of them are read.
+    Where readers pick dimensions by constant index, however often, it is known which; else all of them are read.
     """
     (source,), (result,) = node.inputs, node.outputs
     rank = len(c.sizes(source))
     start = attribute(node, "start", 0) % max(rank, 1)
+    read = _read(result, c, c.sizes(result)[0])
+    c.pin(source, sorted(start + i for i in read), "its size is read at run time")
+
+
+def _read(vector: Any, c: Constraints, count: int) -> set[int]:
+    """The positions of a vector of `count` sizes that something uses."""
     read: set[int] = set()
-    for reader, index in result.uses():
-        picked = _picked(reader, index, c, c.sizes(result)[0])
-        read |= set(range(rank)) if picked is None else {start + i for i in picked}
-    c.pin(source, sorted(read), "its size is read at run time")
+    for reader, index in vector.uses():
+        picked = _picked(reader, index, c, count)
+        if picked is None or vector.is_graph_output():
+            return set(range(count))
+        chosen = reader.outputs[0]
+        passed_on = len(picked) > 1 and not chosen.is_graph_output()
+        read |= {picked[i] for i in _read(chosen, c, len(picked))} if passed_on else set(picked)
+    return set(range(count)) if vector.is_graph_output() else read
 
 
 def _picked(reader: Any, index: int, c: Constraints, count: int) -> list[int] | None:
+    """The positions that a Gather or Slice by constants takes of a vector, in its order."""
     found = [c.constant(v) for v in reader.inputs[1:]]
     operands = [o for o in found if o is not None]
     if index != 0 or len(operands) < len(found) or not operands:

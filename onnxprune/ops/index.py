@@ -36,6 +36,23 @@ def _gather_elements(torch: Any, node: Any, data: Any, indices: Any) -> Any:
     return torch.gather(data, axis, torch.where(indices < 0, indices + data.shape[axis], indices).to(torch.int64))
 
 
+def _gather_elements_axes(node: Any, c: Constraints) -> None:
+    """Along the axis it picks; the others go side by side, where they are of one length."""
+    data, indices = node.inputs
+    (result,) = node.outputs
+    axis = axis_of(node, len(c.sizes(data)), 0)
+    c.pin(data, [axis], "indexed")
+    for other, dim in enumerate(c.dims(indices)):
+        c.same(dim, c.dims(result)[other])
+        if other == axis:
+            continue
+        if c.sizes(data)[other] == c.sizes(indices)[other]:
+            c.same(dim, c.dims(data)[other])
+        else:
+            for value in (data, indices):
+                c.pin(value, [other], "indexed")
+
+
 def _gather_nd(torch: Any, node: Any, data: Any, indices: Any) -> Any:
     batch = attribute(node, "batch_dims", 0)
     depth = indices.shape[-1]
@@ -124,6 +141,9 @@ def _trilu(torch: Any, node: Any, x: Any, k: Any = None) -> Any:
     return (torch.triu if attribute(node, "upper", 1) else torch.tril)(x, 0 if k is None else int(k.item()))
 
 
+register({"GatherElements": _gather_elements}, axes=_gather_elements_axes)
+
+
 def _tensor_scatter(torch: Any, node: Any, past: Any, update: Any, places: Any = None) -> Any:
     """A cache with new entries written along an axis, each row of the batch at its own place."""
     axis = axis_of(node, past.dim(), -2)
@@ -153,7 +173,7 @@ register({"TensorScatter": _tensor_scatter}, axes=_tensor_scatter_axes)
 
 register(
     {
-        "GatherElements": _gather_elements, "GatherND": _gather_nd, "ScatterElements": _scatter_elements,
+        "GatherND": _gather_nd, "ScatterElements": _scatter_elements,
         "Scatter": _scatter_elements, "ScatterND": _scatter_nd, "OneHot": _one_hot, "TopK": _top_k,
         "ArgMax": _arg("argmax"), "ArgMin": _arg("argmin"),
         "CumSum": _cumulated("cumsum", 0), "CumProd": _cumulated("cumprod", 1), "Compress": _compress, "Trilu": _trilu,

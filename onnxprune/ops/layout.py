@@ -34,7 +34,8 @@ def _flat_axes(node: Any, c: Constraints) -> None:
 def written(operand: Any) -> list[int | None] | None:
     """The numbers of a shape operand that stand in the file, and so can be rewritten; None for those computed.
 
-    Constants, or a Concat of constants and computed single dimensions (`targets.write_targets` leaves that form).
+    Constants, or a Concat of constants and computed single dimensions (`targets.write_targets` leaves that form); of a
+    constant times a computed dimension the constant.
     """
     if operand.const_value is not None:
         return [int(i) for i in operand.const_value.numpy().reshape(-1)]
@@ -45,11 +46,27 @@ def written(operand: Any) -> list[int | None] | None:
     for piece in producer.inputs:
         if piece.const_value is not None:
             numbers += [int(i) for i in piece.const_value.numpy().reshape(-1)]
+        elif (factor := factor_of(piece)) is not None and factor.const_value is not None:
+            numbers.append(int(factor.const_value.numpy().reshape(-1)[0]))
         elif piece.shape is not None and len(piece.shape) == 1 and isinstance(piece.shape[0], int):
             numbers += [None] * piece.shape[0]
         else:
             return None
     return numbers
+
+
+def factor_of(piece: Any) -> Any:
+    """The constant of a size that is a constant times a dimension; None where it is anything else."""
+    producer = piece.producer()
+    if producer is None or producer.op_type != "Mul" or not (producer.name or "").endswith("_scaled"):
+        return None
+    return producer.inputs[0] if producer.inputs[0].const_value is not None else None
+
+
+def _number(s: Sizes, value: Any, axis: int, old: int) -> int:
+    """The number that stands for a dimension after the cut: its size, or its share of a constant factor."""
+    kept, total = s.ratio(value, axis)
+    return old * kept // total
 
 
 def _reshape_axes(node: Any, c: Constraints) -> None:
@@ -64,7 +81,9 @@ def _reshape_resize(node: Any, s: Sizes) -> Change:
     (result,) = node.outputs
     target = written(node.inputs[1]) or []
     new = {
-        axis: s.shape(result)[axis] for axis, size in enumerate(target) if size and size > 0 and s.changed(result, axis)
+        axis: _number(s, result, axis, size)
+        for axis, size in enumerate(target)
+        if size and size > 0 and s.changed(result, axis)
     }
     return Change(elements={1: new} if new else {})
 
@@ -271,7 +290,7 @@ def _expand_resize(node: Any, s: Sizes) -> Change:
     target = written(node.inputs[1]) or []
     lead = len(s.shape(result)) - len(target)
     numbers = ((i, size) for i, size in enumerate(target) if size and size > 1)
-    new = {i: s.shape(result)[i + lead] for i, _ in numbers if s.changed(result, i + lead)}
+    new = {i: _number(s, result, i + lead, size) for i, size in numbers if s.changed(result, i + lead)}
     return Change(elements={1: new} if new else {})
 
 

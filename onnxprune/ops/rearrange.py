@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.ops.base import Constraints, attribute, register
-from onnxprune.ops.layout import integers
+from onnxprune.ops.layout import integers, written
 
 
 def _pad(torch: Any, node: Any, x: Any, pads: Any = None, value: Any = None, axes: Any = None) -> Any:
@@ -62,10 +62,16 @@ register({"Pad": _pad}, axes=_pad_axes)
 
 
 def _tile_axes(node: Any, c: Constraints) -> None:
+    """A repeated axis is the repeats times the axis; they are numbers in the file, or dimensions of the inputs."""
     source, (result,) = node.inputs[0], node.outputs
+    known = written(node.inputs[1]) is not None
     for axis, size in enumerate(c.sizes(source)):
         if c.sizes(result)[axis] == size:
             c.same(c.dims(source)[axis], c.dims(result)[axis])
+        elif size > 1 and known and c.sizes(result)[axis] % size == 0:
+            repeats = c.fresh(c.sizes(result)[axis] // size)
+            c.flat([c.dims(result)[axis]], [repeats, c.dims(source)[axis]])
+            c.hold(repeats, "tiled")
         elif size > 1:
             c.pin(source, [axis], "tiled")
             c.pin(result, [axis], "tiled")

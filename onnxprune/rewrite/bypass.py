@@ -6,10 +6,12 @@ That is a constant, and where the plan has one a linear map of x.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune import ops
 from onnxprune.axes import Mask, atoms_of, flat_mask
 from onnxprune.errors import UsageError
 from onnxprune.plan import Branch, Plan, Structure
@@ -30,6 +32,8 @@ def branches(model: ir.Model, structure: Structure, plan: Plan) -> None:
         for axis, layout in enumerate(layouts[len(layouts) - rest.ndim :]):
             if rest.shape[axis] > 1 and atoms_of(layout) & masks.keys():
                 rest = rest.compress(flat_mask(layout, masks, structure.sizes), axis)
+        if add.domain == "com.microsoft":
+            add = _parted(add)
         skip, result = add.inputs[1 - branch.operand], add.outputs[0]
         assert skip is not None and result.dtype is not None
         if name in plan.maps:
@@ -63,3 +67,48 @@ def _cut(matrix: np.ndarray, structure: Structure, branch: Branch, masks: Mappin
             kept = flat_mask(layout, masks, structure.sizes)
             matrix = matrix.compress(np.concatenate([[True], kept]) if axis == 0 else kept, axis)
     return matrix
+
+
+def _parted(norm: ir.Node) -> ir.Node:
+    """Part a fused sum and norm into Add nodes and the norm alone; returns the first Add.
+
+    The fused operators take no operand that is one vector for all tokens, which is what a branch leaves behind.
+    """
+    simplified = "Simplified" in norm.op_type
+    found = list(norm.inputs) + [None] * (5 - len(norm.inputs))
+    gamma, beta, bias = (found[2], None, found[3]) if simplified else found[2:5]
+    outputs = list(norm.outputs) + [None] * (4 - len(norm.outputs))
+    first = _node(norm, "Add", found[:2], "added")
+    last = first if bias is None else _node(norm, "Add", [first.outputs[0], bias], "biased")
+    operands = [last.outputs[0], gamma] if beta is None else [last.outputs[0], gamma, beta]
+    kept = {"axis": -1, "epsilon": ops.attribute(norm, "epsilon", 1e-5 if simplified else 1e-12)}
+    plain = _node(norm, "SimplifiedLayerNormalization" if simplified else "LayerNormalization", operands, "norm", kept)
+    for old, new in ((outputs[0], plain.outputs[0]), (outputs[3], last.outputs[0])):
+        if old is not None:
+            _hand_over(old, new)
+    assert norm.graph is not None
+    norm.graph.remove(norm, safe=True)
+    return first
+
+
+def _node(
+    norm: ir.Node, op_type: str, inputs: list[ir.Value | None], role: str, attributes: Mapping[str, Any] | None = None
+) -> ir.Node:
+    # The graph's own opset may be older than the standard's LayerNormalization; ONNX Runtime has it in every one.
+    assert norm.graph is not None
+    version = norm.graph.opset_imports.get("")
+    made = ir.node(op_type, inputs, dict(attributes or {}), name=f"{norm.name}_{role}", version=version)
+    made.outputs[0].name = f"{made.name}_output"
+    made.outputs[0].shape, made.outputs[0].type = norm.outputs[0].shape, norm.outputs[0].type
+    norm.prepend(made)
+    return made
+
+
+def _hand_over(old: ir.Value, new: ir.Value) -> None:
+    """Let `new` stand wherever `old` is read, under its name where it is an output of the graph."""
+    stated = old.is_graph_output()
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    if stated:
+        name, old.name = old.name, None
+        new.name = name
+        new.metadata_props.update(old.metadata_props)

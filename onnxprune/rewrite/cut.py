@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxprune import ops
 from onnxprune.axes import DYNAMIC, Mask, atoms_of, flat_mask, kept_ratio
+from onnxprune.ops.layout import factor_of
 from onnxprune.plan import Plan, Structure
 from onnxprune.rewrite.refit import replace
 from onnxprune.values import constant, dims
@@ -37,6 +38,10 @@ class Cut:
 
     def kept(self, value: ir.Value, axis: int) -> np.ndarray:
         return flat_mask(self.structure.layouts[value.name or ""][axis], self.masks, self.structure.sizes)
+
+    def ratio(self, value: ir.Value, axis: int) -> tuple[int, int]:
+        """(kept, total) of a dimension, dynamic ones too."""
+        return kept_ratio(self.structure.layouts[value.name or ""][axis], self.masks, self.structure.sizes)
 
     def constant(self, value: ir.Value | None) -> np.ndarray | None:
         return None if value is None or value.const_value is None else value.const_value.numpy()
@@ -99,7 +104,10 @@ def _set_elements(model: ir.Model, node: ir.Node, index: int, elements: Mapping[
         piece = old
         length = math.prod(d for d in dims(piece) or (1,) if isinstance(d, int))
         inside = {p - start: n for p, n in elements.items() if start <= p < start + length}
-        if inside and piece.const_value is not None:
+        factor = factor_of(piece) if inside and piece.const_value is None else None
+        if factor is not None:
+            piece = _scaled(model, node, piece, next(iter(inside.values())))
+        elif inside and piece.const_value is not None:
             array = np.array(piece.const_value.numpy())
             for position, number in inside.items():
                 array.reshape(-1)[position] = number
@@ -114,6 +122,22 @@ def _set_elements(model: ir.Model, node: ir.Node, index: int, elements: Mapping[
     )
     node.prepend(copy)
     node.replace_input_with(index, copy.outputs[0])
+
+
+def _scaled(model: ir.Model, node: ir.Node, piece: ir.Value, number: int) -> ir.Value:
+    """A size that is a constant times a dimension, with another constant."""
+    old = piece.producer()
+    assert old is not None
+    name = f"{old.name}_{node.name}_cut"
+    made = ir.node(
+        "Mul",
+        [constant(model, np.array([number], dtype=np.int64), f"{name}_factor"), old.inputs[1]],
+        name=name,
+        version=old.version,
+    )
+    made.outputs[0].name, made.outputs[0].type, made.outputs[0].shape = f"{name}_output", piece.type, piece.shape
+    node.prepend(made)
+    return made.outputs[0]
 
 
 def _reshape_info(value: ir.Value, sizes: Cut) -> None:

@@ -126,7 +126,7 @@ def layout() -> Iterator[Case]:
     )
     yield Case("Expand", [normal(3, 1, 5), integers(2, 1, 4, 1)], fixed=one, free=(2, 3, 4, 5))
     yield Case("Pad", [normal(3, 5), integers(0, 1, 0, 2)], fixed=one, free=(3,))
-    yield Case("Tile", [normal(3, 5), integers(1, 2)], fixed=one, free=(3,))
+    yield Case("Tile", [normal(3, 5), integers(1, 2)], fixed=one, free=(3, 5))
     yield Case("DepthToSpace", [normal(2, 12, 3, 3)], {"blocksize": 2}, free=(2, 3))
     yield Case("DepthToSpace", [normal(2, 12, 3, 3)], {"blocksize": 2, "mode": "CRD"}, free=(2, 3), label="CRD")
     yield Case("SpaceToDepth", [normal(2, 3, 4, 4)], {"blocksize": 2}, free=(2, 3))

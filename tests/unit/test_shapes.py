@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from zoo import Attention, Exporter, ZooModel
 
 from onnxprune import model as models
-from onnxprune.dimensions import evaluate
+from onnxprune.dimensions import evaluate, monomial, quotient
 from onnxprune.ops.layout import written
 from onnxprune.values import dims
 
@@ -39,6 +39,16 @@ def test_dimensions_are_evaluated(text: str, value: int) -> None:
 @given(st.integers(1, 10**6), st.integers(1, 10**6))
 def test_division_is_exact_before_it_is_rounded(height: int, step: int) -> None:
     assert evaluate("floor(height/step)", {"height": height, "step": step}) == height // step
+
+
+def test_products_of_symbols_are_divided() -> None:
+    assert monomial("4*batch_size") == (4, ("batch_size",))
+    assert monomial("b*3*a*2") == (6, ("a", "b"))
+    assert monomial(7) == (7, ())
+    assert monomial("batch_size + 1") is monomial("floor(a/2)") is monomial("a b") is None
+    assert quotient("12*batch_size*length", "3*length") == (4, ("batch_size",))
+    assert quotient(32, 8) == (4, ())
+    assert quotient("4*batch_size", 3) is quotient(4, "batch_size") is quotient("a + 1", 1) is None
 
 
 def test_an_unbound_symbol_is_named() -> None:

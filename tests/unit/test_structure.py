@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnx_ir as ir
 import pytest
-from plans import Subject, distance, in_runtime, random_plan
+from graphs import agreed, written
+from plans import Subject, distance, in_runtime
 from zoo import ZooModel
 
 from onnxprune import model as models
@@ -18,34 +17,6 @@ from onnxprune.errors import UnsupportedError
 from onnxprune.plan import Plan, Structure
 
 Build = Callable[..., ZooModel]
-
-
-def written(folder: Path, text: str, weights: Mapping[str, tuple[int, ...]], *, check: bool = True) -> Path:
-    """A graph from its ONNX text, with random weights of these shapes."""
-    rng = np.random.default_rng(0)
-    model = ir.from_onnx_text(text)
-    for name, shape in weights.items():
-        tensor = ir.Tensor(rng.standard_normal(shape, dtype=np.float32), name=name)
-        value = next((v for n in model.graph.all_nodes() for v in n.inputs if v is not None and v.name == name), None)
-        assert value is not None
-        value.const_value, value.shape, value.type = tensor, ir.Shape(shape), ir.TensorType(tensor.dtype)
-        model.graph.register_initializer(value)
-    path = folder / "model.onnx"
-    ir.save(model, path)
-    proto = onnx.load(path)  # weights were stand-in inputs of the text
-    kept = [v for v in proto.graph.input if v.name not in weights]
-    del proto.graph.input[:]
-    proto.graph.input.extend(kept)
-    if check:
-        onnx.checker.check_model(proto)
-    onnx.save(proto, path)
-    return path
-
-
-def agreed(subject: Subject, feeds: dict[str, np.ndarray], seeds: int = 4) -> None:
-    for seed in range(seeds):
-        plan = subject.complete(random_plan(subject, np.random.default_rng(seed)), feeds)
-        assert distance(subject.written(plan, feeds), subject.gated(plan, feeds)) < 1e-4
 
 
 FFN = """
@@ -211,14 +182,14 @@ def test_identity_chains_to_outputs_keep_names(tmp_path: Path) -> None:
     [("mpnet", "torchscript"), ("t5-encoder", "torchscript"), ("t5-encoder", "dynamo"), ("distilbert", "dynamo")],
 )
 def test_a_side_tensor_does_not_tie_the_heads_of_all_layers(zoo: Build, family: str, exporter: str) -> None:
-    """One position bias, or one expanded mask, for all layers: each keeps its own heads, by an index of its own."""
+    """One position bias, or one expanded mask, for all layers: each has its own index into it, or its own Expand."""
     model = zoo(family, exporter, "eager")
     subject, feeds = Subject.load(model.path), model.feeds
     heads = [g for g in subject.structure.groups if g.kind == "heads"]
     assert [g.size for g in heads] == [4, 4]
     plan = Plan(subject.structure.digest, {heads[0].id: (0, 2), heads[1].id: (1, 2, 3)})
     assert distance(subject.written(plan, feeds), subject.gated(plan, feeds)) < 1e-4
-    added = {n.name for n in subject.model.graph if "_side_" in (n.name or "")}
+    added = {n.name for n in subject.model.graph if "_side_" in (n.name or "") or "_for_" in (n.name or "")}
     assert added
     whole = subject.rewritten(Plan(subject.structure.digest)).graph
-    assert not added & {n.name for n in whole}, "indices of everything stay in the graph"
+    assert not added & {n.name for n in whole}, "what was made for each reader stays in the graph"

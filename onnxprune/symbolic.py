@@ -1,0 +1,212 @@
+"""ONNX Runtime's symbolic shape inference, with rules for what it lacks, and going on where it would stop."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+from onnxprune import runtime
+from onnxprune.errors import OnnxPruneError
+
+logger = logging.getLogger(__name__)
+
+_REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
+_DOMAINS = ("", "ai.onnx", "com.microsoft")
+"""Where a type of operator means what the rule for it says."""
+_LIKE_INPUT = ("Clip", "Dropout", "Mish", "HardSwish", "ThresholdedRelu")
+
+
+def infer_proto(proto: Any) -> Any:
+    """A model with its values' shapes in value_info; onnx's own inference stands in where the library's fails.
+
+    A node whose outputs stay unknown is left out with everything behind it, so that the rest is still described.
+    """
+    import onnx
+
+    try:
+        rest = onnx.ModelProto()
+        rest.CopyFrom(proto)
+        while rest.graph.node:
+            inference = _inference()(rest)
+            if inference.finished():
+                return inference.out_mp_
+            logger.info("no shape is known behind %s", inference.current)
+            _drop_behind(rest.graph, inference.current)
+    except Exception as error:
+        logger.info("symbolic shape inference failed (%s); falling back to onnx's own", error)
+    try:
+        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except Exception as second:
+        logger.warning("shape inference failed: %s", second)
+        return proto
+
+
+def _drop_behind(graph: Any, output: str) -> None:
+    """Take out the node that writes `output`, with all that depends on it; what is left gives its ends as outputs."""
+    import onnx
+
+    lost: set[str] = set()
+    kept = []
+    for node in graph.node:  # in topological order
+        if output in node.output or not lost.isdisjoint(_read(node)):
+            lost.update(node.output)
+        else:
+            kept.append(node)
+    read = {name for node in kept for name in _read(node)}
+    ends = dict.fromkeys(o for node in kept for o in node.output if o and o not in read)
+    stated = {v.name: v for v in graph.output if v.name not in lost}
+    outputs = list(({o: onnx.helper.make_empty_tensor_value_info(o) for o in ends} | stated).values())
+    for field, values in ((graph.node, kept), (graph.output, outputs)):
+        copies = [type(v).FromString(v.SerializeToString()) for v in values]
+        del field[:]
+        field.extend(copies)
+
+
+def _read(node: Any) -> set[str]:
+    """Names that a node reads, those that its subgraphs capture included."""
+    found = set(node.input)
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                found |= _read(inner)
+    return found - {""}
+
+
+@cache
+def _inference() -> Any:
+    """The library's inference with the rules it lacks, in which a node's own failure stops nothing else."""
+    import onnx
+
+    library = _symbolic()
+    vi = library.helper.make_tensor_value_info
+
+    class Inference(library.SymbolicShapeInference):  # type: ignore[name-defined, misc]
+        def __init__(self, proto: Any) -> None:
+            self.dispatcher_: dict[str, Callable[[Any], None]]
+            super().__init__(2**31 - 1, True, False, 0)
+            self.dispatcher_ |= {f"Reduce{kind}": self._infer_ReduceSum for kind in _REDUCTIONS}
+            self.dispatcher_ |= dict.fromkeys(_LIKE_INPUT, self._like_input)
+            self.dispatcher_ |= dict.fromkeys(("FusedMatMul", "TransposeMatMul"), self._arranged_product)
+            skips = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
+            self.dispatcher_ |= dict.fromkeys(skips, self._skip_norm)
+            self.dispatcher_ = {op: self._guarded(op, rule) for op, rule in self.dispatcher_.items()}
+            self.current = ""
+            self._preprocess(proto)
+            self._stated = {v.name: v for v in proto.graph.value_info}
+
+        def finished(self) -> bool:
+            """Run; whether every node has shapes. Where not, `current` is the output it stopped at."""
+            done = False
+            while self.run_:
+                done = self._infer_impl()
+            self._update_output_from_vi()
+            return bool(done)
+
+        def _onnx_infer_single_node(self, node: Any) -> None:
+            self.current = next(filter(None, node.output), "")
+            super()._onnx_infer_single_node(node)
+            ruled = node.op_type in self.dispatcher_ and node.domain in _DOMAINS
+            if not ruled and any(o and not self._is_known(o) for o in node.output):
+                self._ask(node)
+
+        def _is_known(self, name: str) -> bool:
+            kind = self.known_vi_[name].type
+            return kind.WhichOneof("value") not in ("tensor_type", None) or bool(kind.tensor_type.elem_type)
+
+        def _ask(self, node: Any) -> None:
+            """Outputs that neither library describes: what the file says of them, else what ONNX Runtime does."""
+            described = self._stated
+            if not all(
+                o in described and described[o].type.tensor_type.HasField("shape") for o in filter(None, node.output)
+            ):
+                described = self._described_by_runtime(node)
+            for output in filter(None, node.output):
+                if output in described:
+                    self.known_vi_[output].CopyFrom(described[output])
+
+        def _described_by_runtime(self, node: Any) -> dict[str, Any]:
+            inputs = [self.known_vi_[i] for i in node.input if i and i not in self.initializers_]
+            constants = [self.initializers_[i] for i in node.input if i in self.initializers_]
+            outputs = [onnx.helper.make_empty_tensor_value_info(o) for o in node.output if o]
+            graph = onnx.helper.make_graph([node], "node", inputs, outputs, constants)
+            model = onnx.helper.make_model(
+                graph, opset_imports=self.out_mp_.opset_import, ir_version=self.out_mp_.ir_version
+            )
+            try:
+                found = runtime.session(model.SerializeToString()).get_outputs()
+            except OnnxPruneError as error:
+                logger.debug("ONNX Runtime does not know %s %s either: %s", node.op_type, node.name, error)
+                return {}
+            types = {f"tensor({name})": code for name, code in _TYPES.items()}
+            return {
+                o.name: vi(
+                    o.name, types[o.type], [d or str(self._new_symbolic_dim(o.name, i)) for i, d in enumerate(o.shape)]
+                )
+                for o in found
+                if o.type in types and o.shape
+            }
+
+        def _like_input(self, node: Any) -> None:
+            self._write(node, self._get_shape(node, 0), outputs=filter(None, node.output))
+
+        def _write(self, node: Any, shape: Any, outputs: Any = None) -> None:
+            kind = self.known_vi_[node.input[0]].type.tensor_type.elem_type
+            for output in node.output[:1] if outputs is None else outputs:
+                self.known_vi_[output].CopyFrom(vi(output, kind, library.get_shape_from_sympy_shape(shape)))
+
+        def _skip_norm(self, node: Any) -> None:
+            """The norm, its two statistics, and the sum."""
+            shape = self._get_sympy_shape(node, 0)
+            for place, output in enumerate(node.output):
+                if output:
+                    self._write(node, [*shape[:-1], 1] if place in (1, 2) else shape, outputs=[output])
+
+        def _arranged_product(self, node: Any) -> None:
+            """FusedMatMul: the operands' matrices may lie in other axes than the last two, or transposed."""
+            flags = {a.name: a.i for a in node.attribute if a.type == onnx.AttributeProto.INT}
+            sides = []
+            for index, side in enumerate("AB"):
+                shape = self._get_sympy_shape(node, index)
+                if flags.get(f"transBatch{side}"):
+                    shape = [*shape[1:-1], shape[0], shape[-1]]
+                sides.append([*shape[:-2], *shape[:-3:-1]] if flags.get(f"trans{side}") and len(shape) > 1 else shape)
+            left, right = sides
+            batch = self._broadcast_shapes(left[:-2], right[:-2])
+            self._write(node, [*batch, *left[-2:-1], *(right[-1:] if len(right) > 1 else [])])
+
+        def _guarded(self, op: str, rule: Callable[[Any], None]) -> Callable[[Any], None]:
+            def infer(node: Any) -> None:
+                try:
+                    if node.domain in _DOMAINS:
+                        rule(node)
+                except Exception as error:
+                    logger.debug("shape inference of %s %s failed: %s", op, node.name, error)
+
+            return infer
+
+    return Inference
+
+
+_TYPES = {
+    "float": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7, "bool": 9, "float16": 10,
+    "double": 11, "uint32": 12, "uint64": 13, "bfloat16": 16,
+}  # fmt: skip
+"""Element types as ONNX Runtime writes them."""
+
+
+@cache
+def _symbolic() -> ModuleType:
+    """`onnxruntime.tools.symbolic_shape_infer`, loaded by file: importing its package pulls in torch (2.4 s)."""
+    package = importlib.util.find_spec("onnxruntime")
+    assert package is not None and package.submodule_search_locations
+    file = f"{package.submodule_search_locations[0]}/tools/symbolic_shape_infer.py"
+    spec = importlib.util.spec_from_file_location("onnxprune._symbolic_shape_infer", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.logger.setLevel(logging.ERROR)
+    return module
