@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from onnxprune.cli_options import MODEL, Bar, Pairs, budgets, calibration, ints, judged, planning, split, talk
+from onnxprune.cli_export import export, import_bench
+from onnxprune.cli_options import MODEL, Bar, Pairs, budgets, calibration, ints, judged, logs, planning, split, talk
 from onnxprune.errors import OnnxPruneError, UsageError
 
 
@@ -59,6 +59,7 @@ def _threads(count: int) -> None:
 @click.option(
     "--max-drop", metavar="DROP", help="The smallest model within 1pt (points) or 1% (relative) of the metric."
 )
+@click.option("--quantize", metavar="SCHEME", help="Also write it in int8 or fp16, and measure every step.")
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
 @click.option("--dry-run", is_flag=True, help="Plan and tell, write nothing.")
 @talk
@@ -77,7 +78,7 @@ def prune(
     from onnxprune import pipeline
     from onnxprune.report import terminal
 
-    _logging(verbose)
+    logs(verbose)
     if output and output_option:
         raise UsageError("the output is named twice; give OUTPUT or -o")
     file = models.find(model)
@@ -127,7 +128,7 @@ def sweep(
     from onnxprune import pipeline
     from onnxprune.report import html, terminal
 
-    _logging(verbose)
+    logs(verbose)
     if report is not None:
         models.refuse_overwrite(report, force=force)
     options = _options(kwargs)
@@ -159,7 +160,7 @@ def inspect(model: Path, shape: dict[str, int], pins: bool, as_json: bool, quiet
     from onnxprune import pipeline
     from onnxprune.report import inspection
 
-    _logging(verbose)
+    logs(verbose)
     dense, structure, costs = pipeline.inspect(model, shape)
     found = inspection.survey(dense, structure, costs)
     if as_json:
@@ -182,7 +183,7 @@ def plan(model: Path, output: Path, force: bool, as_json: bool, quiet: bool, ver
     from onnxprune import pipeline
     from onnxprune.config import Options
 
-    _logging(verbose)
+    logs(verbose)
     models.refuse_overwrite(output, force=force)
     options = _options(kwargs)
     asked = {name: options.pop(name) for name in ("columns", "pairs", "tokenizer", "max_length")}
@@ -213,7 +214,7 @@ def apply_plan(
     from onnxprune import pipeline
     from onnxprune.plan import Plan
 
-    _logging(verbose)
+    logs(verbose)
     file = models.find(model)
     files, found = pipeline.apply(
         model, Plan.load(plan_file), output or file.with_name(f"{file.stem}.pruned.onnx"), force=force
@@ -246,23 +247,30 @@ def validate(
     model: Path, pruned: Path, evaluation: str, metric: tuple[str, ...], ep: tuple[str, ...],
     columns: dict[str, str] | None, pairs: Any, tokenizer: Path | None, as_json: bool, quiet: bool, verbose: int,
 ) -> None:  # fmt: skip
-    """Compare PRUNED with MODEL on rows: task metric with its interval, and how far the outputs moved."""
+    """Compare PRUNED with MODEL on rows: task metric with its interval, and how far the outputs moved.
+
+    PRUNED may be quantised, of fixed shape, in ORT format, or an exported folder.
+    """
     from dataclasses import asdict
 
-    from onnxprune import data
+    from onnxprune import data, shipped
     from onnxprune import model as models
     from onnxprune.job import vocabulary
     from onnxprune.report import terminal
     from onnxprune.validate import validate as compare
 
-    _logging(verbose)
+    logs(verbose)
     dense = models.load(model)
     assert dense.path is not None
     rows = data.read(
         evaluation, dense.inputs, outputs=dense.outputs, folder=dense.folder, columns=columns, pairs=pairs,
         tokenizer=tokenizer, vocab_size=vocabulary(dense),
     )  # fmt: skip
-    evidence = compare(dense.path, models.find(pruned), rows, providers=ep, metric=metric or None)
+    file = shipped.find(pruned)
+    own = shipped.own_rows(
+        file, dense.inputs, dense.folder, evaluation, len(rows), outputs=dense.outputs, columns=columns, pairs=pairs
+    )
+    evidence = compare(dense.path, file, rows, providers=ep, metric=metric or None, rows=own)
     if as_json:
         click.echo(json.dumps(asdict(evidence)))
     elif not quiet:
@@ -270,8 +278,9 @@ def validate(
 
 
 @cli.command()
-@MODEL
-@click.argument("pruned", type=click.Path(path_type=Path))
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.argument("pruned", required=False, type=click.Path(path_type=Path))
+@click.option("--import", "imported", type=click.Path(path_type=Path), help="What a phone measured: result.json.")
 @click.option("--ep", default="cpu", show_default=True, callback=split, help="Execution providers.")
 @click.option("--batch", default="1", show_default=True, callback=ints, help="Batch sizes: 1,8.")
 @click.option("--seq", default="", callback=ints, help="Sequence lengths: 64,128,384.")
@@ -280,17 +289,22 @@ def validate(
 @click.option("--runs", default=50, show_default=True)
 @talk
 def bench(
-    model: Path, pruned: Path, ep: tuple[str, ...], batch: tuple[int, ...], seq: tuple[int, ...], shape: dict[str, int],
-    threads: int, runs: int, as_json: bool, quiet: bool, verbose: int,
+    model: Path | None, pruned: Path | None, imported: Path | None, ep: tuple[str, ...], batch: tuple[int, ...],
+    seq: tuple[int, ...], shape: dict[str, int], threads: int, runs: int, as_json: bool, quiet: bool, verbose: int,
 ) -> None:  # fmt: skip
     """Time MODEL and PRUNED, interleaved: medians, tails, and the speed-up with its interval."""
+    if imported is not None:
+        import_bench(imported, as_json=as_json, quiet=quiet)
+        return
+    if model is None or pruned is None:
+        raise UsageError("name the dense MODEL and the PRUNED one, or --import what a phone measured")
     from dataclasses import asdict
 
     from onnxprune import latency
     from onnxprune import model as models
     from onnxprune.report import terminal
 
-    _logging(verbose)
+    logs(verbose)
     rows = latency.bench(
         models.find(model),
         models.find(pruned),
@@ -307,12 +321,7 @@ def bench(
         terminal.print_latency(rows)
 
 
-def _logging(verbose: int) -> None:
-    level = {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(name)s: %(message)s")
-    if verbose < 2:
-        for noisy in ("onnxscript", "onnx_ir"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
+cli.add_command(export)
 
 
 def main() -> None:

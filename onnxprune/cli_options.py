@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -213,3 +214,12 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         if not self.off:
             self.bar.stop()
+
+
+def logs(verbose: int) -> None:
+    """Log to stderr, as much as was asked for."""
+    level = {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(name)s: %(message)s")
+    if verbose < 2:
+        for noisy in ("onnxscript", "onnx_ir"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)

@@ -22,6 +22,7 @@ import onnx_ir as ir
 from onnxprune import data, latency, recipe, rewrite
 from onnxprune import model as models
 from onnxprune import report as reports
+from onnxprune.companions import copy_companions
 from onnxprune.config import Options
 from onnxprune.cost import default_bindings
 from onnxprune.data import Dataset
@@ -32,6 +33,8 @@ from onnxprune.interpret import Interpreter
 from onnxprune.model import Model
 from onnxprune.plan import Budget, Plan, Structure
 from onnxprune.planning import Clock, Planner, Progress
+from onnxprune.precision import Step, measure_steps
+from onnxprune.precision.apply import scheme_of
 from onnxprune.report import html
 from onnxprune.sparsify import zeros_in
 from onnxprune.structure import analyze
@@ -43,16 +46,11 @@ TOLERANCE = {"float16": 1e-2, "bfloat16": 4e-2}
 """How far the written file may be from the plan, relative to the outputs' scale; 1e-4 in single precision."""
 
 CHECK_ROWS = 64
+CALIBRATION_ROWS = 128
+"""Rows that the ranges of 8-bit activations are taken from."""
 
 ACCELERATED = {"2:4": ("TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")}
 """Patterns of zeros that some provider computes faster."""
-
-COMPANIONS = (
-    "config.json", "generation_config.json", "preprocessor_config.json", "vocab.json", "vocab.txt", "merges.txt",
-    "spiece.model", "sentencepiece.bpe.model", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
-    "added_tokens.json",
-)  # fmt: skip
-"""Files that belong to a model folder and go with the pruned one."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +84,7 @@ class Job:
         judge: rows for the report, which decide nothing; None without any.
         providers, metric: of validation and timing.
         measure: whether to time the models.
+        quantize: a scheme of `precision`, for a second file in fewer bits; None for none.
     """
 
     dense: Model
@@ -98,6 +97,7 @@ class Job:
     providers: tuple[str, ...] = ("cpu",)
     metric: str | Sequence[str] | None = None
     measure: bool = True
+    quantize: str | None = None
 
     @classmethod
     def open(
@@ -110,6 +110,7 @@ class Job:
         providers: Sequence[str] = ("cpu",),
         metric: str | Sequence[str] | None = None,
         measure: bool = True,
+        quantize: str | None = None,
         progress: Progress | None = None,
         **asked: Any,
     ) -> Job:
@@ -123,7 +124,7 @@ class Job:
             learn, judge = read_rows(dense, calibration, evaluation, options, **asked)
         bindings = shape_of(dense, options.shape, learn or judge)
         planner = Planner(dense, structure, options, learn, bindings, clock, progress)
-        return cls(dense, structure, planner, options, learn, judge, clock, tuple(providers), metric, measure)
+        return cls(dense, structure, planner, options, learn, judge, clock, tuple(providers), metric, measure, quantize)
 
     def plan(self, budget: Budget) -> Plan:
         """A plan within a budget of the options' kind."""
@@ -145,6 +146,7 @@ class Job:
                 file = models.save(pruned, folder / place.name)[0]
                 report = self._measured(plan, budget, file, place)
                 stem = place.name.removesuffix(".onnx")
+                report = replace(report, steps=self._fewer_bits(file, folder / f"{stem}.{self.quantize}.onnx"))
                 plan.save(folder / f"{stem}.plan.json")
                 report.save(folder / f"{stem}.report.json")
                 (folder / f"{stem}.report.html").write_text(html.render(report))
@@ -189,6 +191,28 @@ class Job:
                 timed = latency.bench(self.dense.path, file, providers=self.providers, dims=bindings, examples=examples)
         return replace(self._report(plan, budget, file, place, found, evidence, timed), sparsity=_sparsity(plan, zeros))
 
+    def _fewer_bits(self, file: Path, target: Path) -> tuple[Step, ...]:
+        """The file in fewer bits, and what pruning, fewer bits and both together cost."""
+        if self.quantize is None:
+            return ()
+        assert self.dense.path is not None
+        dense = self.dense.path
+        rows = [] if self.learn is None else [e.feeds for e in self.learn.take(CALIBRATION_ROWS, 0).examples]
+        scheme = scheme_of(self.quantize, "int8-static" if rows else "int8-dynamic")
+
+        def timed(step: Path) -> latency.LatencyRow:
+            examples = [dict(feeds) for feeds in rows[:8]]
+            bindings = self.planner.costs.bindings
+            return latency.bench(dense, step, providers=self.providers, dims=bindings, examples=examples)[0]
+
+        with self.clock.stage("quantize"), tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
+            steps = measure_steps(
+                self.teacher, dense, file, scheme, rows, Path(scratch), metric=self.metric, seed=self.options.seed,
+                time=timed if self.measure else None,
+            )  # fmt: skip
+            shutil.move(Path(scratch) / "pruned.onnx", target)
+        return tuple(steps)
+
     def _report(
         self,
         plan: Plan,
@@ -219,7 +243,7 @@ class Job:
             budget=reports.Budget(budget.kind, budget.value, after / before if budget.relative else after, unit),
             flops=reports.Flops(2 * costs.macs(), 2 * costs.macs(plan), by_op, costs.bindings),
             params=reports.Change(costs.params(), costs.params(plan)),
-            size_bytes=reports.Change(_size(self.dense.path), _size(file)),
+            size_bytes=reports.Change(models.size(self.dense.path), models.size(file)),
             units=units_of(self.structure, plan, self.planner),
             recipe={
                 "options": replace(self.options, budget=budget).to_json(),
@@ -311,17 +335,6 @@ def check(
     return equivalence(file, expected, tolerance)
 
 
-def copy_companions(source: Path, target: Path, *, force: bool = False) -> list[Path]:
-    """Copy tokenizer and configuration files beside the output: where none are yet, or over those of another model."""
-    copied = []
-    if source.resolve() != target.resolve():
-        for name in COMPANIONS:
-            if (source / name).exists() and (force or not (target / name).exists()):
-                shutil.copy2(source / name, target / name)
-                copied.append(target / name)
-    return copied
-
-
 def units_of(structure: Structure, plan: Plan, planner: Planner) -> tuple[reports.Units, ...]:
     """What every site and branch keeps."""
     found = []
@@ -359,12 +372,6 @@ def _warnings(learn: Dataset | None, judge: Dataset | None) -> tuple[str, ...]:
             "the evaluation rows have no labels: the dense model is the teacher, and agreement with it is reported"
         )
     return tuple(said)
-
-
-def _size(file: Path) -> int:
-    return sum(
-        f.stat().st_size for f in file.parent.glob(file.name + "*") if f.name in (file.name, file.name + ".data")
-    )
 
 
 def peak_memory() -> int:

@@ -229,13 +229,21 @@ def _times(walls: Array, cpus: Array) -> Times:
 
 def graph_inputs(model: ModelFile) -> tuple[InputSpec, ...]:
     """The inputs of a file as ONNX Runtime sees them."""
+    return _specs(runtime.session(model, optimization="none").get_inputs(), "input")
+
+
+def graph_outputs(model: ModelFile) -> tuple[InputSpec, ...]:
+    """The outputs of a file as ONNX Runtime sees them."""
+    return _specs(runtime.session(model, optimization="none").get_outputs(), "output")
+
+
+def _specs(values: Iterable[Any], what: str) -> tuple[InputSpec, ...]:
     from onnxprune.model import InputSpec
 
-    opened = runtime.session(model, optimization="none")
     specs = []
-    for held in opened.get_inputs():
+    for held in values:
         if held.type not in _TYPES:
-            raise UnsupportedError(f"input {held.name} is of type {held.type}; only tensors of numbers can be made up")
+            raise UnsupportedError(f"{what} {held.name} is of type {held.type}; only tensors of numbers can be made up")
         specs.append(InputSpec(held.name, np.dtype(_TYPES[held.type]), tuple(held.shape)))
     return tuple(specs)
 

@@ -60,11 +60,11 @@ class Model:
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
-        return tuple(_spec(v) for v in self.graph.inputs if v.name not in self.graph.initializers)
+        return tuple(spec(v) for v in self.graph.inputs if v.name not in self.graph.initializers)
 
     @property
     def outputs(self) -> tuple[InputSpec, ...]:
-        return tuple(_spec(v) for v in self.graph.outputs)
+        return tuple(spec(v) for v in self.graph.outputs)
 
     @property
     def folder(self) -> Path | None:
@@ -163,6 +163,11 @@ def _save(model: ir.Model, path: Path) -> list[Path]:
     return [path, data]
 
 
+def size(file: Path) -> int:
+    """Bytes of a model file and of the weights beside it."""
+    return sum(f.stat().st_size for f in (file, file.with_name(file.name + ".data")) if f.exists())
+
+
 @contextmanager
 def staged(target: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> Iterator[Path]:
     """A folder to write in that replaces `target`'s files at the end, or leaves nothing behind on any error.
@@ -216,7 +221,8 @@ def _digest(file: Path, model: ir.Model) -> str:
     return hashed.hexdigest()
 
 
-def _spec(value: ir.Value) -> InputSpec:
+def spec(value: ir.Value) -> InputSpec:
+    """Name, type and shape of a graph input or output."""
     dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(object)
     dims = () if value.shape is None else value.shape
     return InputSpec(value.name or "", np.dtype(dtype), tuple(d if isinstance(d, int) else d.value for d in dims))

@@ -13,6 +13,7 @@ from typing import Any
 
 from onnxprune import data, latency, recipe, rewrite
 from onnxprune import model as models
+from onnxprune.companions import copy_companions
 from onnxprune.config import Options
 from onnxprune.cost import Costs, default_bindings
 from onnxprune.drop import smallest_within
@@ -20,7 +21,7 @@ from onnxprune.equivalence import Equivalence
 from onnxprune.errors import UsageError
 from onnxprune.gates import Gates
 from onnxprune.interpret import Interpreter
-from onnxprune.job import Job, Result, check, copy_companions, shape_of, vocabulary
+from onnxprune.job import Job, Result, check, shape_of, vocabulary
 from onnxprune.model import Model
 from onnxprune.plan import Budget, Plan, Structure
 from onnxprune.planning import Planner, Progress
@@ -41,6 +42,7 @@ def prune(
     providers: Sequence[str] = ("cpu",),
     metric: str | Sequence[str] | None = None,
     measure_latency: bool = True,
+    quantize: str | None = None,
     force: bool = False,
     columns: Mapping[str, str] | None = None,
     pairs: Any = None,
@@ -61,6 +63,7 @@ def prune(
         evaluation: rows for the report; without them some calibration rows are set aside for it.
         providers: execution providers to validate and time on.
         metric: of the task; guessed and said when None.
+        quantize: also write the pruned model in fewer bits (`precision` lists the schemes), and measure each step.
         options: fields of `config.Options`.
 
     Raises:
@@ -70,7 +73,8 @@ def prune(
     if target is not None:
         models.refuse_overwrite(target, force=force, inputs=(models.find(source),))
     asked = {"columns": columns, "pairs": pairs, "tokenizer": tokenizer, "max_length": max_length}
-    common = {"providers": providers, "metric": metric, "measure": measure_latency, "progress": progress, **asked}
+    common: dict[str, Any] = {"providers": providers, "metric": metric, "measure": measure_latency}
+    common |= {"quantize": quantize, "progress": progress, **asked}
     if max_drop is not None:
         if any(b is not None for b in (flops, params, size)):
             raise UsageError("--max-drop finds the size itself; give it alone, without another budget")

@@ -15,7 +15,7 @@ import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 Feeds = Mapping[str, np.ndarray]
 Session: TypeAlias = "ort.InferenceSession"
+SavedStyle = Literal["fixed", "runtime", "applied"]
 CPU = "CPUExecutionProvider"
 
 _MOBILE = "the onnxruntime packages for Android and iOS (it is in no Python package: deploy the file and time it there)"
@@ -205,6 +206,57 @@ def session(
     if missing:
         raise UsageError(f"{missing[0]} is installed but does not load (its libraries or its device are missing)")
     return opened
+
+
+def save_optimized(source: str | os.PathLike[str], target: str | os.PathLike[str], style: SavedStyle = "fixed") -> None:
+    """Write a model in ORT format, optimised for ARM processors.
+
+    Args:
+        source: a `.onnx` file.
+        target: the `.ort` file.
+        style: `fixed`: optimised now; `runtime`: basic optimizations now, the others saved for a session that asks for
+            them; `applied`: what that session would run.
+
+    Raises:
+        ModelError: ONNX Runtime cannot read or convert the file.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = os.fspath(target)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    options.add_session_config_entry("session.qdqisint8allowed", "1")
+    if style != "fixed":
+        entry = {"runtime": "save", "applied": "apply"}[style]
+        options.add_session_config_entry("optimization.minimal_build_optimizations", entry)
+    # Blocked layouts are for x86. Folding would turn weights that are stored small into large ones again.
+    left_out = ["NchwcTransformer", "ConstantFolding", "FuseFp16InitializerToFp32NodeTransformer"]
+    try:
+        ort.InferenceSession(os.fspath(source), options, providers=[CPU], disabled_optimizers=left_out)
+    except Exception as error:
+        raise _opening_error(os.fspath(source), error) from error
+
+
+def compile_ahead(source: str | os.PathLike[str], target: str | os.PathLike[str], provider: str) -> None:
+    """Compile a model for a provider ahead of time: an EPContext model, which opens without compiling.
+
+    Raises:
+        UsageError: the provider is not there.
+        UnsupportedError: it compiles nothing ahead of time, or not this model.
+    """
+    import onnxruntime as ort
+
+    (name,) = resolve_providers(provider)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    _add_provider(options, name, {})
+    try:
+        compiler = ort.ModelCompiler(options, os.fspath(source), embed_compiled_data_into_model=True)
+        compiler.compile_to_file(os.fspath(target))
+    except Exception as error:
+        raise UnsupportedError(f"{name} compiles no {os.fspath(source)} ahead of time: {_message(error)}") from error
 
 
 def coverage(opened: Session) -> Coverage:

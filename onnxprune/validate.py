@@ -34,6 +34,7 @@ __all__ = [
     "Equivalence",
     "Evidence",
     "Teacher",
+    "aligned_outputs",
     "compare",
     "equivalence",
     "validate",
@@ -192,6 +193,7 @@ def validate(
     metric: str | Sequence[str] | None = None,
     seed: int = 0,
     threads: int = 1,
+    rows: Dataset | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evidence:
     """Compare a pruned file with its dense original on rows with or without labels.
@@ -203,6 +205,8 @@ def validate(
         metric: one of `metrics.NAMES`, several, or None to guess (the reason is in the result).
         seed: of the bootstrap.
         threads: threads inside one operator.
+        rows: the same rows as the pruned file takes them, where it takes them otherwise: padded to a fixed shape, or
+            with a vocabulary of its own.
         progress: called with (rows done, rows).
 
     Raises:
@@ -212,7 +216,7 @@ def validate(
         CheckError: the provider takes none of the nodes.
     """
     teacher = Teacher(dense, dataset, providers=providers, threads=threads)
-    return compare(teacher, pruned, metric=metric, seed=seed, progress=progress)
+    return compare(teacher, pruned, metric=metric, seed=seed, rows=rows, progress=progress)
 
 
 def compare(
@@ -221,6 +225,7 @@ def compare(
     *,
     metric: str | Sequence[str] | None = None,
     seed: int = 0,
+    rows: Dataset | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evidence:
     """`validate` with a teacher that is kept between several pruned models."""
@@ -230,7 +235,10 @@ def compare(
     drift = _DriftTally(teacher.divergence, teacher.samples)
     done = 0
     for batch, expected in teacher.batches():
-        found = runtime.run(session, batch.feeds, teacher.divergence.outputs)
+        if rows is None:
+            found = runtime.run(session, batch.feeds, teacher.divergence.outputs)
+        else:
+            found = aligned_outputs(session, rows, batch.index, expected)
         drift.add(expected, found, batch.real)
         for tally in tallies:
             tally.add(batch, expected, found)
@@ -239,6 +247,31 @@ def compare(
             progress(done, len(teacher.dataset))
     accuracies = tuple(tally.result(seed) for tally in tallies)
     return Evidence(accuracies[0], drift.result(), coverage, accuracies[1:])
+
+
+def aligned_outputs(session: runtime.Session, rows: Dataset, index: Array, expected: Outputs) -> Outputs:
+    """Outputs for rows that were read for this file, one by one, without what only padding added."""
+    gathered: dict[str, list[Array]] = {name: [] for name in expected}
+    for position in index:
+        example = rows.examples[position]
+        for name, value in runtime.run(session, example.feeds, list(expected)).items():
+            gathered[name].append(
+                _unpadded(value, expected[name].shape[1:], example.real, f"{name} of {example.source}")
+            )
+    return {name: np.concatenate(values) for name, values in gathered.items()}
+
+
+def _unpadded(value: Array, shape: tuple[int, ...], real: Array | None, where: str) -> Array:
+    """[1, padded, …] -> [1, real, …], on every axis that is longer than what is expected."""
+    for axis, (own, wanted) in enumerate(zip(value.shape[1:], shape, strict=False), start=1):
+        if own != wanted and real is not None and own == real.shape[1] and wanted == int(real.sum()):
+            value = np.compress(real[0], value, axis)
+    if value.shape[1:] != shape:
+        raise DataError(
+            f"output {where} has shape {value.shape[1:]} where the dense model gives {shape}: the row is cut, or split "
+            "into other tokens, and cannot be compared"
+        )
+    return value
 
 
 def token_input(feeds: Mapping[str, Array]) -> str | None:

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import os
 import shutil
+import string
 import sys
 import tempfile
 import warnings
@@ -84,6 +85,33 @@ def digits_vit(store: Path) -> Path:
         example.export(example.train(epochs=12), folder)
 
     return _kept(store / "digits-vit", make)
+
+
+@pytest.fixture(scope="session")
+def letters_bert(store: Path) -> Path:
+    """An optimum folder: a tiny BERT classifier with random weights, whose tokenizer knows letters and a few words."""
+
+    def make(folder: Path) -> None:
+        import torch
+        from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+        letters = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.ascii_lowercase, *".,!?'-"]
+        words = ["film", "good", "bad", "story", "the", "and", "##ing", "##ed", "well", "bright", "dull"]
+        vocabulary = [*letters, *("##" + c for c in string.ascii_lowercase), *words]
+        source = folder / "source"
+        source.mkdir()
+        (folder / "vocabulary").write_text("\n".join(vocabulary))
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=len(vocabulary), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+            intermediate_size=128, max_position_embeddings=64, num_labels=3, initializer_range=0.2,
+            id2label={0: "bad", 1: "fair", 2: "good"}, label2id={"bad": 0, "fair": 1, "good": 2},
+        )  # fmt: skip
+        BertForSequenceClassification(config).eval().save_pretrained(source)
+        BertTokenizerFast(vocab_file=str(folder / "vocabulary")).save_pretrained(source)
+        _optimum(source, folder / "onnx", "text-classification")
+
+    return _kept(store / "letters-bert", make) / "onnx"
 
 
 def _kept(folder: Path, make: Callable[[Path], None]) -> Path:

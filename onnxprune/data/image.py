@@ -55,11 +55,11 @@ def encode_images(rows: Sequence[Row], job: Job) -> list[list[Part]]:
     if len(spec.shape) != 4:
         raise DataError(f"the graph's image input {describe(spec)} is not of rank 4: give rows of its own inputs")
     layout = Layout.of(spec)
-    prepare = _preparation(spec, layout, job)
+    prepare = preparation(spec, layout, job)
     return [[_part(row, spec, layout, prepare)] for row in rows]
 
 
-def _preparation(spec: Spec, layout: Layout, job: Job) -> Preprocess:
+def preparation(spec: Spec, layout: Layout, job: Job) -> Preprocess:
     """preprocessor_config.json if it is there, else the plainest that the graph's fixed size allows; said."""
     integers = np.dtype(spec.dtype).kind in "iu"
     path = job.files.find("preprocessor_config.json")

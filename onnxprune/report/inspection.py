@@ -31,11 +31,24 @@ def survey(dense: Model, structure: Structure, costs: Costs) -> dict[str, Any]:
         for b in structure.branches
     ]
     pins = [{"size": p.size, "count": p.count, "where": p.where, "reasons": list(p.reasons)} for p in structure.pins]
+    tables = embeddings(dense)
     return {
+        "embeddings": {"parameters": tables, "share": tables / costs.params() if costs.params() else 0.0},
         "model": str(dense.path), "sha256": dense.digest, "opset": dense.opset,
         "macs": total, "params": costs.params(), "shape": costs.bindings, "macs_by_op": costs.by_op(),
         "groups": groups, "branches": branches, "pins": pins,
     }  # fmt: skip
+
+
+def embeddings(dense: Model) -> int:
+    """Parameters in tables whose rows are looked up: what --vocab and fewer bits make smaller, and pruning does not."""
+    found = {
+        id(table): table.const_value.size
+        for node in dense.graph
+        if node.op_type == "Gather" and (table := node.inputs[0]) is not None and table.const_value is not None
+        and table.dtype is not None and table.dtype.is_floating_point() and len(table.const_value.shape) > 1
+    }  # fmt: skip
+    return sum(found.values())
 
 
 def print_survey(found: dict[str, Any], *, everything: bool = False) -> None:
@@ -47,7 +60,8 @@ def print_survey(found: dict[str, Any], *, everything: bool = False) -> None:
     shape = ", ".join(f"{k}={v}" for k, v in found["shape"].items())
     console.print(f"[bold]{found['model']}[/bold]  opset {found['opset']}")
     console.print(
-        f"{found['macs'] / 1e9:.3f} GMAC at {shape or 'its fixed shape'}, {found['params'] / 1e6:.2f} M parameters\n"
+        f"{found['macs'] / 1e9:.3f} GMAC at {shape or 'its fixed shape'}, {found['params'] / 1e6:.2f} M parameters, "
+        f"{found['embeddings']['share']:.0%} of them in embedding tables\n"
     )
     table = Table(title="Units that can be cut", title_justify="left")
     for name in ("kind", "layers", "units a layer", "share of the FLOPs", "first read by"):

@@ -16,6 +16,7 @@ from typing import Any
 from onnxprune.equivalence import Equivalence
 from onnxprune.errors import DataError
 from onnxprune.latency import LatencyRow
+from onnxprune.precision import Step
 from onnxprune.validate import Accuracy, Drift
 
 SCHEMA_VERSION = 1
@@ -131,6 +132,7 @@ class Report:
         drift: outputs against the dense model's.
         latency: dense against pruned, interleaved; empty if it was not measured.
         sparsity: zeros inside matrices, if any.
+        steps: pruning alone, fewer bits alone, both together; empty without --quantize.
         warnings: what the user must know.
         seconds: by stage.
         peak_memory_bytes: of the process.
@@ -150,6 +152,7 @@ class Report:
     drift: Drift | None = None
     latency: tuple[LatencyRow, ...] = ()
     sparsity: Sparsity | None = None
+    steps: tuple[Step, ...] = ()
     warnings: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0

@@ -39,6 +39,10 @@ def print_report(report: Report, console: Console | None = None) -> None:
     view.drift(report.drift)
     if report.latency:
         view.table(view.latency(report.latency))
+    if report.steps:
+        from onnxprune.report.exported import steps_table
+
+        view.table(steps_table(report.steps))
     if report.equivalence is not None:
         held = report.equivalence
         view.line(f"File against plan: off by {held.max_rel:.1e} of the outputs' scale on {held.rows} rows.")

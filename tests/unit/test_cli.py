@@ -301,3 +301,33 @@ def test_what_needs_no_torch_does_not_wait_for_it(folder: Path, args: list[str])
 def _made(folder: Path) -> Path:
     folder.mkdir()
     return folder
+
+
+def test_fewer_bits_are_measured_step_by_step(run: Callable[..., Outcome], folder: Path) -> None:
+    options = ["--flops", "0.7", "--calib", folder / "rows.jsonl", "--eval", folder / "rows.jsonl", *QUICK]
+    code, out, err = run(folder / "model.onnx", *options, "--quantize", "int8", "--json")
+    assert code == 0, err
+    steps = {step["name"]: step for step in json.loads(out)["steps"]}
+    assert list(steps) == ["pruned", "quantised", "both"]
+    assert [steps[name]["scheme"] for name in steps] == ["", "int8-static", "int8-static"]
+    small = folder / "model.pruned.int8.onnx"
+    assert steps["both"]["bytes"] == small.stat().st_size
+    assert steps["pruned"]["drift"] == json.loads(out)["drift"]
+    code, out, err = run("validate", folder / "model.onnx", small, "--eval", folder / "rows.jsonl", "--json")
+    assert code == 0, err
+    assert json.loads(out)["drift"]["max_abs"] == pytest.approx(steps["both"]["drift"]["max_abs"])
+
+
+def test_export_from_the_command_line(run: Callable[..., Outcome], folder: Path) -> None:
+    command = ["export", folder / "model.onnx", "--target", "server", "--quantize", "fp16", "-o", folder / "out"]
+    code, out, err = run(*command, "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["artefacts"][0]["scheme"] == "fp16"
+    assert (folder / "out" / "manifest.json").exists()
+    refused(run, folder, 2, "--force", *command)
+    code, out, err = run(*command, "--force")
+    assert code == 0, err
+    assert "model.onnx" in out
+    code, out, err = run("inspect", folder / "model.onnx", "--json")
+    assert 0 < json.loads(out)["embeddings"]["share"] < 1

@@ -1,0 +1,75 @@
+"""`onnxprune export`: what is shipped to a device."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxprune.cli_options import MODEL, Bar, Pairs, logs, talk
+
+_TARGETS = ("android", "ios", "web", "qnn", "server")
+
+
+@click.command()
+@MODEL
+@click.option("--target", required=True, type=click.Choice(_TARGETS), help="Where it will run.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make; default NAME.TARGET.")
+@click.option(
+    "--quantize",
+    metavar="SCHEME",
+    help="int8 (what the target runs best), fp16, int8-weights, int8-dynamic, int8-static, fp16-compute, a16w8, a8w8.",
+)
+@click.option("--calib", "calibration", metavar="ROWS", help="Rows for ranges, shapes and samples.")
+@click.option("--eval", "evaluation", metavar="ROWS", help="Rows to measure every step on.")
+@click.option("--dense", type=click.Path(path_type=Path), help="The dense original, if the report does not name it.")
+@click.option("--vocab", type=click.Path(path_type=Path), metavar="TEXTS", help="Keep the tokens these lines use.")
+@click.option("--shape", type=Pairs(int), default={}, help="Sizes where the target fixes them, by the graph's names.")
+@click.option("--bench", is_flag=True, help="android: add scripts that measure on a phone.")
+@click.option("--web-runtime", type=click.Path(path_type=Path), help="web: folder with onnxruntime-web's files.")
+@click.option("--metric", multiple=True, help="Task metric; guessed.")
+@click.option("--columns", type=Pairs(str), help="Rename columns: text=sentence1,label=gold.")
+@click.option("--pairs", type=click.Choice(["joint", "separate"]), help="Two texts as one input, or as two; guessed.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json or a folder.")
+@click.option("--max-length", type=int, help="The most tokens of a row.")
+@click.option("--force", is_flag=True, help="Replace a folder that exists.")
+@talk
+def export(
+    model: Path, target: str, output: Path | None, as_json: bool, quiet: bool, verbose: int, metric: tuple[str, ...],
+    **kwargs: Any,
+) -> None:  # fmt: skip
+    """Make the folder that ships MODEL to a device, checked on the runtimes that are here."""
+    from onnxprune import model as models
+    from onnxprune.export import export as run
+    from onnxprune.report import exported
+
+    logs(verbose)
+    file = models.find(model)
+    folder = output or file.with_name(f"{file.stem}.{target}")
+    reading = {name: value for name in ("columns", "pairs", "tokenizer", "max_length") if (value := kwargs.pop(name))}
+    with Bar(quiet or as_json):
+        made = run(file, target, folder, metric=metric or None, **kwargs, **reading)
+    if as_json:
+        click.echo(json.dumps(json.loads((made.folder / "report.json").read_text(encoding="utf-8"))))
+    elif not quiet:
+        exported.print_export(made)
+
+
+def import_bench(file: Path, *, as_json: bool, quiet: bool) -> None:
+    """Show what `bench/run.sh` measured on a phone."""
+    from dataclasses import asdict
+
+    from onnxprune.export.device import read_result
+    from onnxprune.report import terminal
+
+    rows, table = read_result(file)
+    if as_json:
+        click.echo(json.dumps({"latency": [asdict(row) for row in rows], "table": table}, default=float))
+    elif not quiet:
+        terminal.print_latency(rows)
+        for line in table:
+            click.echo(
+                f"{line['provider']:>10}  {line['tokens']} x {line['inner']} x {line['width']}: {line['ms']:.4f} ms"
+            )

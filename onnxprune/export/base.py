@@ -1,0 +1,184 @@
+"""What every target is given, what it gives back, and the protocol between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import onnx_ir as ir
+
+from onnxprune import model as models
+from onnxprune.data import Dataset
+from onnxprune.equivalence import Equivalence
+from onnxprune.export.fixed import fix, sizes_for
+from onnxprune.export.usability import Usability
+from onnxprune.model import InputSpec, Model
+from onnxprune.precision import Step, quantize
+from onnxprune.precision.integer import Feeds
+from onnxprune.validate import Evidence
+
+Rows = Callable[[Sequence[InputSpec]], Dataset | None]
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One model file of an exported folder.
+
+    Attributes:
+        file: its name in the folder.
+        purpose: what loads it.
+        scheme: how it is quantised; empty for single precision.
+        fixed: sizes of the dimensions that were fixed; empty where shapes are free.
+        bytes: its size.
+        agreement: against the model that was exported, in ONNX Runtime on the CPU, on the samples.
+        evidence: against the dense original, on the evaluation rows; None without any.
+        placement: what a provider that runs here takes of it, in words.
+    """
+
+    file: str
+    purpose: str
+    scheme: str = ""
+    fixed: Mapping[str, int] = field(default_factory=dict)
+    bytes: int = 0
+    agreement: Equivalence | None = None
+    evidence: Evidence | None = None
+    placement: str = ""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export gives.
+
+    Attributes:
+        target: its name.
+        folder: where everything lies.
+        artefacts: the model files, the first one is what most apps load.
+        usability: what mobile providers make of the graph, form by form.
+        advice: what helped, and what else would.
+        steps: accuracy of each step alone and together; empty without evaluation rows.
+        vocabulary: what trimming the vocabulary did, in numbers; None where it was not trimmed.
+        source_bytes, dense_bytes: sizes of the model that was exported and of its dense original (0 if unknown).
+        said: what was guessed or left out.
+        seconds: the whole export.
+    """
+
+    target: str
+    folder: Path
+    artefacts: tuple[Artefact, ...]
+    usability: tuple[Usability, ...] = ()
+    advice: tuple[str, ...] = ()
+    steps: tuple[Step, ...] = ()
+    vocabulary: Mapping[str, Any] | None = None
+    source_bytes: int = 0
+    dense_bytes: int = 0
+    said: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user asked of an export.
+
+    Attributes:
+        quantize: a scheme of `precision`, `int8` for the target's own, or None.
+        shape: sizes of dimensions, by the graph's names.
+        bench: add the device kit.
+        runtime: folder of onnxruntime-web's files, for the web page; None to look for it.
+    """
+
+    quantize: str | None = None
+    shape: Mapping[str, int] = field(default_factory=dict)
+    bench: bool = False
+    runtime: Path | None = None
+
+
+@dataclass(eq=False)
+class Workshop:
+    """What a target works with.
+
+    Attributes:
+        model: the normalised graph.
+        file: the same as a file, in single precision.
+        companions: the folder with its tokenizer and configuration.
+        folder: where the export is put together.
+        scratch: for what is not shipped.
+        asked: the user's options.
+        read: calibration rows as feeds for given inputs; None without any.
+        dense: the dense original, where it is known.
+    """
+
+    model: Model
+    file: Path
+    companions: Path
+    folder: Path
+    scratch: Path
+    asked: Asked
+    read: Rows
+    dense: Path | None = None
+    usability: list[Usability] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+
+    def say(self, line: str) -> None:
+        if line not in self.said:
+            self.said.append(line)
+
+    def rows(self, inputs: Sequence[InputSpec]) -> list[Feeds]:
+        """Calibration rows as feeds; empty without any."""
+        found = self.read(inputs)
+        return [] if found is None else [example.feeds for example in found.examples]
+
+    def quantized(self, source: Path, scheme: str, target: Path, *, by_row: bool = True) -> Path:
+        """`source` in fewer bits; ranges come from the calibration rows. `by_row` is that of `precision.quantize`."""
+        model = models.read(source)
+        inputs = tuple(models.spec(v) for v in model.graph.inputs if v.name not in model.graph.initializers)
+        return quantize(source, target, scheme, self.rows(inputs), by_row=by_row)
+
+    def copy_model(self, target: Path) -> None:
+        """The model in single precision, weights inside the file where they fit."""
+        model = models.read(self.file)
+        models.save(model, target)
+
+    def fixed(self) -> tuple[ir.Model, dict[str, int]]:
+        """A copy of the graph with every size fixed, and the sizes."""
+        copy = self.model.clone()
+        symbols = {d for spec in self.model.inputs for d in spec.shape if isinstance(d, str)}
+        sizes = sizes_for(self.model.inputs, self.asked.shape, self.read(self.model.inputs), self.companions)
+        guessed = {name: size for name, size in sizes.items() if name not in self.asked.shape and name in symbols}
+        if guessed:
+            said = ", ".join(f"{name}={size}" for name, size in guessed.items())
+            self.say(f"shapes are fixed at {said}; --shape {said.replace(', ', ',')} says otherwise")
+        return fix(copy.ir, sizes), {name: size for name, size in sizes.items() if name in symbols}
+
+
+class Target(Protocol):
+    """A place that models are shipped to.
+
+    Attributes:
+        name: on the command line.
+        summary: one line for the user.
+        int8: the scheme that plain `--quantize int8` means there, with and without calibration rows.
+    """
+
+    name: str
+    summary: str
+    int8: tuple[str, str]
+
+    def build(self, shop: Workshop) -> list[Artefact]:
+        """Write the model files into the shop's folder."""
+        ...
+
+    def guide(self, shop: Workshop, artefacts: Sequence[Artefact]) -> str:
+        """The part of the README that loads them: the sections after the introduction."""
+        ...
+
+
+def scheme_for(target: Target, shop: Workshop) -> str:
+    """The scheme that was asked for, as this target means it; empty for none."""
+    from onnxprune.precision.apply import scheme_of
+
+    asked = shop.asked.quantize
+    if asked is None:
+        return ""
+    return scheme_of(asked, target.int8[0 if shop.read(shop.model.inputs) is not None else 1])

@@ -1,0 +1,253 @@
+"""The export itself: prepare the model, let the target build, check every file, measure, and write what goes beside."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from onnxprune import data, latency, runtime, shipped, vocabulary
+from onnxprune import model as models
+from onnxprune.companions import copy_companions
+from onnxprune.data import Dataset
+from onnxprune.equivalence import Equivalence, max_distance
+from onnxprune.errors import CheckError, OnnxPruneError, UsageError
+from onnxprune.export import bundle, samples, usability
+from onnxprune.export.base import Artefact, Asked, Exported, Target, Workshop, scheme_for
+from onnxprune.export.recipe import recipe
+from onnxprune.export.registry import TARGETS
+from onnxprune.model import InputSpec, Model
+from onnxprune.precision import SCHEMES, measure_steps
+from onnxprune.validate import Teacher, aligned_outputs, compare
+
+ROWS = 128
+"""Calibration rows that ranges and shapes are taken from."""
+_SAME = 1e-3
+"""How far a file in single precision may be from the model it was made of, relative to its outputs' scale."""
+
+
+def export(
+    source: str | os.PathLike[str],
+    target: str,
+    folder: str | os.PathLike[str],
+    *,
+    quantize: str | None = None,
+    calibration: Any = None,
+    evaluation: Any = None,
+    dense: str | os.PathLike[str] | None = None,
+    vocab: str | os.PathLike[str] | None = None,
+    shape: Mapping[str, int] | None = None,
+    bench: bool = False,
+    web_runtime: str | os.PathLike[str] | None = None,
+    metric: str | Sequence[str] | None = None,
+    force: bool = False,
+    **reading: Any,
+) -> Exported:
+    """Make a folder that ships a model to a target.
+
+    Args:
+        source: a `.onnx` file, or an optimum folder.
+        target: a key of TARGETS.
+        folder: to make; everything appears in it at once, when all checks have passed.
+        quantize: a scheme of `precision.SCHEMES`, or `int8` for the target's own.
+        calibration: rows for ranges, shapes and samples (`data.read` says in which forms).
+        evaluation: rows to measure each step and each file on, against the dense original.
+        dense: the model that was pruned; without it, what the report beside the source names, if it is there.
+        vocab: a text file; tokens that its lines do not use leave the embedding table and the tokenizer.
+        shape: sizes for dimensions that the target fixes.
+        bench: for Android: add the device kit.
+        web_runtime: for the web: a folder with onnxruntime-web's files.
+        metric: of the task; guessed.
+        force: replace a folder that exists.
+        reading: columns, pairs, tokenizer, max_length of `data.read`.
+
+    Raises:
+        UsageError: an unknown target or scheme, a folder that exists, options that miss rows.
+        CheckError: a file does not compute what the model computes; nothing is written then.
+    """
+    started = time.perf_counter()
+    place = Path(folder)
+    chosen = _target(target)
+    if place.exists() and any(place.iterdir() if place.is_dir() else [place]) and not force:
+        raise UsageError(f"{place}: exists already; --force replaces it, -o chooses another folder")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    try:
+        with tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
+            asked = Asked(quantize, dict(shape or {}), bench, None if web_runtime is None else Path(web_runtime))
+            job = _Job(chosen, models.find(source), staging, Path(scratch), asked, calibration, evaluation, reading)
+            made = job.run(_dense(models.find(source), dense), vocab, metric)
+        made = replace(made, folder=staging, seconds=time.perf_counter() - started)
+        bundle.write_report(made)
+        bundle.write_manifest(made)
+        staging.chmod(0o755)
+        if place.exists():
+            shutil.rmtree(place)
+        staging.replace(place)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return replace(made, folder=place)
+
+
+def _target(name: str) -> Target:
+    if name not in TARGETS:
+        raise UsageError(f"--target {name}: choose from {', '.join(TARGETS)}")
+    return TARGETS[name]
+
+
+def _dense(source: Path, named: str | os.PathLike[str] | None) -> Path | None:
+    """The dense original: as named, or as the report beside the pruned model names it."""
+    if named is not None:
+        return models.find(named)
+    report = source.with_name(f"{source.stem}.report.json")
+    try:
+        told = json.loads(report.read_text(encoding="utf-8"))["model"]
+        found = Path(told["path"])
+        if found.is_file() and models.load(found).digest == told["sha256"]:
+            return found
+    except (OSError, ValueError, LookupError, TypeError, OnnxPruneError):
+        return None
+    return None
+
+
+class _Job:
+    """One export, from the model to the folder's contents."""
+
+    def __init__(
+        self, target: Target, source: Path, folder: Path, scratch: Path, asked: Asked, calibration: Any,
+        evaluation: Any, reading: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        self.target, self.source, self.folder, self.scratch, self.asked = target, source, folder, scratch, asked
+        self.calibration, self.evaluation, self.reading = calibration, evaluation, dict(reading)
+
+    def run(self, dense: Path | None, vocab: Any, metric: Any) -> Exported:
+        model = models.load(self.source)
+        companions, trimmed = self.source.parent, None
+        if vocab is not None:
+            companions = self.scratch / "companions"
+            companions.mkdir()
+            model, trimmed = vocabulary.trim(model, self.source.parent, Path(vocab), companions)
+        file = self.source
+        if trimmed is not None:
+            file = models.save(model.ir, companions / "model.onnx")[0]
+        shop = Workshop(
+            model, file, companions, self.folder, self.scratch, self.asked, self._reader(model, companions), dense
+        )
+        copy_companions(companions, self.folder)
+        artefacts = self.target.build(shop)
+        artefacts = self._checked(shop, artefacts)
+        artefacts, measured = self._measured(shop, artefacts, metric)
+        first = self.folder / artefacts[0].file
+        told = recipe(latency.graph_inputs(first), latency.graph_outputs(first), self.folder)
+        if told["kind"] == "text":
+            told["padded_to"] = {a.file: _length(self.folder / a.file) for a in artefacts}
+        (self.folder / "preprocess.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        bundle.write_readme(self.target, shop, artefacts)
+        return Exported(
+            target=self.target.name,
+            folder=self.folder,
+            artefacts=tuple(artefacts),
+            usability=tuple(shop.usability),
+            advice=tuple(usability.advice(shop.usability)),
+            steps=tuple(measured),
+            vocabulary=trimmed,
+            source_bytes=models.size(self.source),
+            dense_bytes=models.size(dense) if dense is not None else 0,
+            said=tuple(shop.said),
+        )
+
+    def _reader(self, model: Model, companions: Path) -> Any:
+        @cache
+        def read(inputs: tuple[InputSpec, ...]) -> Dataset | None:
+            if self.calibration is None:
+                return None
+            return data.read(
+                self.calibration, inputs, outputs=model.outputs, folder=companions, limit=ROWS, **self.reading
+            )
+
+        return read
+
+    def _checked(self, shop: Workshop, artefacts: Sequence[Artefact]) -> list[Artefact]:
+        """Every file against the model it was made of, on the samples; then the samples are written."""
+        source = self.calibration if self.calibration is not None else self.evaluation
+        common = {"source": source, "folder": shop.companions, "outputs": shop.model.outputs, **self.reading}
+        base = samples.rows_for(inputs=shop.model.inputs, **common)
+        teacher = Teacher(shop.file, base)
+        checked, rows = [], {}
+        for artefact in artefacts:
+            file = self.folder / artefact.file
+            inputs = latency.graph_inputs(file)
+            own = samples.rows_for(inputs=inputs, **common)
+            rows[artefact.file] = own
+            agreement = _agreement(teacher, file, own)
+            self._judge(shop, artefact, agreement)
+            checked.append(replace(artefact, agreement=agreement, bytes=models.size(file)))
+        fields = samples.fields_of(source, shop.model.inputs, shop.companions, self.reading.get("columns"))
+        samples.write(self.folder, checked, rows, fields)
+        return checked
+
+    def _judge(self, shop: Workshop, artefact: Artefact, found: Equivalence) -> None:
+        if artefact.scheme:
+            usual = SCHEMES[artefact.scheme].tolerance
+            if found.max_rel > usual:
+                shop.say(
+                    f"{artefact.file}: outputs moved by {found.max_rel:.1%} of their scale on the samples, more than "
+                    f"{artefact.scheme} usually does ({usual:.1%}): measure it with --eval"
+                )
+        elif not found.max_rel <= _SAME:
+            raise CheckError(
+                f"{artefact.file} differs from the model by {found.max_rel:.2e} of its outputs' scale "
+                f"({_SAME:.0e} is allowed): nothing was written; please report the model"
+            )
+
+    def _measured(self, shop: Workshop, artefacts: Sequence[Artefact], metric: Any) -> tuple[list[Artefact], list[Any]]:
+        """Each file, and each step, on the evaluation rows against the dense original."""
+        if self.evaluation is None:
+            return list(artefacts), []
+        against = shop.dense or self.source
+        original = models.load(against)
+        rows = data.read(
+            self.evaluation, original.inputs, outputs=original.outputs, folder=original.folder, **self.reading
+        )
+        teacher = Teacher(against, rows)
+        measured = []
+        for artefact in artefacts:
+            file = self.folder / artefact.file
+            own = shipped.own_rows(
+                file, original.inputs, original.folder, self.evaluation, len(rows), outputs=original.outputs,
+                **self.reading,
+            )  # fmt: skip
+            measured.append(replace(artefact, evidence=compare(teacher, file, metric=metric, rows=own)))
+        scheme = scheme_for(self.target, shop)
+        if not scheme or shop.dense is None:
+            return measured, []
+        return measured, measure_steps(
+            teacher, shop.dense, self.source, scheme, shop.rows(original.inputs), self.scratch, metric=metric
+        )
+
+
+def _length(file: Path) -> int | None:
+    """The tokens that a file takes, where it fixes them."""
+    ids = next((s for s in latency.graph_inputs(file) if s.name == "input_ids"), None)
+    size = ids.shape[1] if ids is not None and len(ids.shape) > 1 else None
+    return size if isinstance(size, int) else None
+
+
+def _agreement(teacher: Teacher, file: Path, rows: Dataset) -> Equivalence:
+    """How far a file is from the model it was made of, over the samples."""
+    session = runtime.session(file)
+    apart, scale, where = 0.0, 0.0, ""
+    for batch, expected in teacher.batches():
+        found = aligned_outputs(session, rows, batch.index, expected)
+        for name, should in expected.items():
+            distance = max_distance(found[name], should)
+            where = name if distance >= apart else where
+            apart, scale = max(apart, distance), max(scale, float(abs(should).max(initial=0.0)))
+    return Equivalence(apart, apart / (scale or 1.0), len(rows), where)

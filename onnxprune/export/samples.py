@@ -1,0 +1,85 @@
+"""Sample inputs with the outputs they should give, so that a device can check itself."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune import data, latency, runtime
+from onnxprune.data import Dataset
+from onnxprune.data.graph import Files, Graph, Job
+from onnxprune.data.sources import open_rows
+from onnxprune.export.base import Artefact
+from onnxprune.export.fixed import image_sizes
+from onnxprune.model import InputSpec
+
+COUNT = 4
+EXACT, QUANTISED = 1e-3, 5e-2
+"""How far a device may be off, relative to the output's scale: kernels for few bits differ between processors."""
+
+_SHOWN = ("text", "text_pair", "question", "context", "tokens")
+
+
+def rows_for(
+    source: Any, inputs: Sequence[InputSpec], folder: Path, outputs: Sequence[InputSpec], **asked: Any
+) -> Dataset:
+    """A few rows as feeds: the source's first ones; else made-up ids, or feeds of plausible values."""
+    if source is not None:
+        return data.read(source, inputs, outputs=outputs, folder=folder, limit=COUNT, **asked)
+    sizes = {d: 1 if axis == 0 else 16 for s in inputs for axis, d in enumerate(s.shape) if isinstance(d, str)}
+    sizes |= {name: size for name, size in image_sizes(Files(folder)).items() if name in sizes}
+    made = [latency.synthesize(inputs, dims=sizes, seed=seed) for seed in range(COUNT)]
+    return data.read(made, inputs, outputs=outputs, folder=folder)
+
+
+def fields_of(source: Any, inputs: Sequence[InputSpec], folder: Path, columns: Mapping[str, str] | None) -> list[Any]:
+    """What the rows say in words, where they do: shown on a page, or compared with a device's own tokenizer."""
+    if source is None:
+        return [{} for _ in range(COUNT)]
+    rows = open_rows(source, Job(Graph.of(inputs, None), Files(folder)), columns, COUNT)
+    return [{k: row.fields[k] for k in _SHOWN if isinstance(row.fields.get(k), str | list)} for row in rows]
+
+
+def write(folder: Path, artefacts: Sequence[Artefact], rows: Mapping[str, Dataset], fields: Sequence[Any]) -> Path:
+    """`samples.json`: for every model file, feeds and what ONNX Runtime made of them here.
+
+    Tensors are base64 of little-endian numbers, row by row.
+    """
+    told: dict[str, Any] = {"format": 1, "tolerance": {}, "models": {}}
+    for artefact in artefacts:
+        session = runtime.session(folder / artefact.file)
+        found = []
+        for example, said in zip(rows[artefact.file].examples, fields, strict=False):
+            outputs = runtime.run(session, example.feeds)
+            found.append({
+                **({"row": said} if said else {}),
+                "feeds": {name: tensor(value) for name, value in example.feeds.items()},
+                "expected": {name: tensor(value) for name, value in outputs.items()},
+            })  # fmt: skip
+        told["models"][artefact.file] = found
+        told["tolerance"][artefact.file] = QUANTISED if artefact.scheme.startswith(("int8-", "a")) else EXACT
+    file = folder / "samples.json"
+    file.write_text(json.dumps(told) + "\n", encoding="utf-8")
+    return file
+
+
+def tensor(value: NDArray[Any]) -> dict[str, Any]:
+    """A tensor as JSON: type, shape, base64 of its little-endian bytes."""
+    held = np.ascontiguousarray(value).astype(value.dtype.newbyteorder("<"), copy=False)
+    return {
+        "type": value.dtype.name,
+        "shape": list(value.shape),
+        "data": base64.b64encode(held.tobytes()).decode("ascii"),
+    }
+
+
+def array(told: Mapping[str, Any]) -> NDArray[Any]:
+    """The tensor that `tensor` wrote."""
+    flat = np.frombuffer(base64.b64decode(told["data"]), np.dtype(told["type"]).newbyteorder("<"))
+    return flat.reshape(told["shape"]).astype(told["type"])
