@@ -50,10 +50,10 @@ class Browser:
             f"--user-data-dir={self.profile}",
             "--remote-debugging-pipe",
         ]
-        # The browser reads its commands from descriptor 3 and answers on 4.
+        # The browser reads its commands from descriptor 3 and answers on 4. (A plain sh knows one-digit ones only.)
         shell = f'exec 3<&{read_in} 4>&{write_out}; exec "$@"'
         self.process = subprocess.Popen(
-            ["/bin/sh", "-c", shell, "sh", program, *flags, "about:blank"],
+            ["bash", "-c", shell, "bash", program, *flags, "about:blank"],
             pass_fds=(read_in, write_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         os.close(read_in)
@@ -61,6 +61,13 @@ class Browser:
         self.buffer, self.count = b"", 0
         self.problems: list[str] = []
         self.session: str | None = None
+        try:
+            self._attach()
+        except BaseException:
+            self.close()
+            raise
+
+    def _attach(self) -> None:
         targets = self.call("Target.getTargets")["targetInfos"]
         page = next(t for t in targets if t["type"] == "page")
         self.session = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
@@ -141,18 +148,6 @@ class Browser:
         os.close(self.write)
         os.close(self.read)
         shutil.rmtree(self.profile, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def browser() -> Iterator[Browser]:
-    """A browser that is closed again; `find` must have found one."""
-    program = find()
-    assert program is not None
-    opened = Browser(program)
-    try:
-        yield opened
-    finally:
-        opened.close()
 
 
 class _Site(http.server.SimpleHTTPRequestHandler):
