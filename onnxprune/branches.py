@@ -27,7 +27,8 @@ def find_branches(
         ):
             continue
         for operand in (0, 1):
-            region = _region(nodes, index, ancestors, add, operand)
+            sources = (add.inputs[1 - operand], *_parallel(add))
+            region = next((r for s in sources if (r := _region(nodes, index, ancestors, add, operand, s))), [])
             if region:
                 inside = {n.name for n in region}
                 kind = "attention" if any(_is_attention(n) for n in region) else "block"
@@ -51,7 +52,8 @@ def find_branches(
                     )
                 )
                 counters[kind] += 1
-                break
+                if not _parallel(add):
+                    break
     return tuple(found)
 
 
@@ -75,11 +77,29 @@ def _ancestors(nodes: Sequence[ir.Node], index: Mapping[ir.Node, int]) -> list[i
     return masks
 
 
+def _parallel(add: ir.Node) -> list[ir.Value]:
+    """What else goes into a sum of several: in x + (f(x) + g(x)), the x that the inner sum is added to."""
+    found: list[ir.Value] = []
+    total = add.outputs[0]
+    while not total.is_graph_output() and len(uses := list(total.uses())) == 1 and adds(uses[0][0]) and uses[0][1] < 2:
+        node, operand = uses[0]
+        other = node.inputs[1 - operand]
+        if other is not None and other.const_value is None:
+            found.append(other)
+        total = node.outputs[0]
+    return found
+
+
 def _region(
-    nodes: Sequence[ir.Node], index: Mapping[ir.Node, int], ancestors: Sequence[int], add: ir.Node, operand: int
+    nodes: Sequence[ir.Node],
+    index: Mapping[ir.Node, int],
+    ancestors: Sequence[int],
+    add: ir.Node,
+    operand: int,
+    skip: ir.Value | None,
 ) -> list[ir.Node]:
-    """The nodes of f, or none where `operand` is no branch over the other one."""
-    branch, skip = add.inputs[operand], add.inputs[1 - operand]
+    """The nodes of f, or none where `operand` is no branch over `skip`."""
+    branch = add.inputs[operand]
     last = branch.producer() if branch is not None else None
     if last is None or last not in index:
         return []

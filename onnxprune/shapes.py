@@ -18,14 +18,14 @@ from onnxprune.targets import write_targets
 from onnxprune.unfuse import unfuse
 from onnxprune.values import constant, dims
 
+_ROUNDS = 5
+"""Times that targets are written and folded: what becomes a number makes others numbers. Most graphs take two."""
 _SMALL = 2048
 """Bytes up to which an initializer may be a shape operand; larger ones are hidden from shape inference."""
 
 
 def normalise(model: ir.Model) -> ir.Model:
     """Inline, fold and infer in place; names of inputs and outputs, opsets and metadata stay."""
-    from onnxscript.optimizer import fold_constants
-
     for step in (
         passes.InlinePass(),
         passes.RemoveInitializersFromInputsPass(),
@@ -36,18 +36,30 @@ def normalise(model: ir.Model) -> ir.Model:
     drop_identities(model)
     _unique_names(model)
     unfuse(model)
+    # What can be a number is one before any shape is guessed from it.
+    _fold(model)
     infer(model)
-    for _ in range(2):
+    for _ in range(_ROUNDS):
+        before = model.graph.num_nodes()
         write_targets(model)
-        fold_constants(model)
-        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-        drop_identities(model)
-        passes.RemoveUnusedNodesPass()(model)
+        _fold(model)
         model.graph.meta.pop("onnxprune.dimensions", None)
         infer(model)
+        if model.graph.num_nodes() == before:
+            break
     split_shared_vectors(model)
     _unique_names(model)
     return stamp(model)
+
+
+def _fold(model: ir.Model) -> None:
+    """Fold constants into initializers, and take out what that leaves unread."""
+    from onnxscript.optimizer import fold_constants
+
+    fold_constants(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    drop_identities(model)
+    passes.RemoveUnusedNodesPass()(model)
 
 
 def drop_identities(model: ir.Model) -> None:

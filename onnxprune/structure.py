@@ -36,7 +36,8 @@ def analyze(model: Model) -> Structure:
     layouts = ties.layouts()
     groups = _groups(model.graph, ties, layouts)
     branches = find_branches(model.graph, layouts, groups)
-    home = {group: branch.id for branch in branches for group in branch.groups}
+    inward = sorted(branches, key=lambda b: -len(b.nodes))  # of nested branches the innermost is a group's own
+    home = {group: branch.id for branch in inward for group in branch.groups}
     groups = tuple(Group(**{**vars(g), "branch": home.get(g.id)}) for g in groups)
     return Structure(
         model.digest, tuple(ties.solver.sizes), layouts, groups, branches, _pins(ties, layouts), _batch(model, layouts)

@@ -39,7 +39,27 @@ def _reshape_target(node: ir.Node) -> list[int | str] | None:
     node.attributes.pop("allowzero", None)
     open_axes = [i for i, d in enumerate(target) if d == -1]
     inferred = next((i for i in open_axes if not str(after[i]).isidentifier()), next(iter(open_axes), None))
+    stated = next((i for i, size in enumerate(_stated(node.inputs[1])) if size == -1), None)
+    if stated in open_axes:
+        inferred = stated  # a number read off the operand would be this -1
     return [str(after[i]) if i in open_axes and i != inferred else d for i, d in enumerate(target)]
+
+
+def _stated(operand: ir.Value | None) -> list[int | None]:
+    """The numbers of a shape operand that are constants in its Concat, None for the others."""
+    producer = operand.producer() if operand is not None else None
+    if producer is None or producer.op_type != "Concat":
+        return []
+    found: list[int | None] = []
+    for piece in producer.inputs:
+        numbers, known = _array(piece), dims(piece)
+        if numbers is not None:
+            found += [int(i) for i in numbers.ravel()]
+        elif known is not None and len(known) == 1 and isinstance(known[0], int):
+            found += [None] * known[0]
+        else:
+            return []
+    return found
 
 
 def _expand_target(node: ir.Node) -> list[int | str] | None:
@@ -81,18 +101,20 @@ def _operand(model: ir.Model, node: ir.Node, target: Sequence[int | str]) -> ir.
     return _insert(node, ir.node("Concat", pieces, {"axis": 0}, name=f"{node.name}_target"))
 
 
-def _dimension(model: ir.Model, symbol: str) -> ir.Value | None:
-    """A dimension that an input declares, read off that input: a vector of one number, made once per symbol."""
-    known: dict[str, ir.Value] = model.graph.meta.setdefault("onnxprune.dimensions", {})
-    if symbol in known and known[symbol].producer() is not None and known[symbol].producer().graph is not None:  # type: ignore[union-attr]
-        return known[symbol]
+def _dimension(model: ir.Model, symbol: str, *, scalar: bool = False) -> ir.Value | None:
+    """A dimension that an input declares, read off that input: a vector of one number (or a scalar), made once."""
+    known: dict[tuple[str, bool], ir.Value] = model.graph.meta.setdefault("onnxprune.dimensions", {})
+    found = known.get((symbol, scalar))
+    if found is not None and (producer := found.producer()) is not None and producer.graph is not None:
+        return found
     for value in model.graph.inputs:
         if symbol in (dims(value) or ()):
             axis = (dims(value) or ()).index(symbol)
             first = model.graph[0]
             shape = _insert(first, ir.node("Shape", [value], name=f"{value.name}_shape"))
-            known[symbol] = _insert(first, _pick(model, shape, axis, f"{value.name}_dim_{axis}"))
-            return known[symbol]
+            name = f"{value.name}_{'size' if scalar else 'dim'}_{axis}"
+            known[symbol, scalar] = _insert(first, _pick(model, shape, axis if scalar else [axis], name))
+            return known[symbol, scalar]
     return None
 
 
@@ -122,11 +144,11 @@ def _write_repeats(model: ir.Model, node: ir.Node) -> None:
 
 
 def _element(model: ir.Model, node: ir.Node, computed: ir.Value, axis: int) -> ir.Value:
-    return _insert(node, _pick(model, computed, axis, f"{node.name}_dim_{axis}"))
+    return _insert(node, _pick(model, computed, [axis], f"{node.name}_dim_{axis}"))
 
 
-def _pick(model: ir.Model, vector: ir.Value, position: int, name: str) -> ir.Node:
-    index = constant(model, np.array([position], dtype=np.int64), f"{name}_index")
+def _pick(model: ir.Model, vector: ir.Value, position: int | list[int], name: str) -> ir.Node:
+    index = constant(model, np.array(position, dtype=np.int64), f"{name}_index")
     return ir.node("Gather", [vector, index], {"axis": 0}, name=name)
 
 
@@ -153,10 +175,8 @@ def _fold_dimension(model: ir.Model, node: ir.Node) -> None:
         if not result.is_graph_output():
             result.replace_all_uses_with(value)
     elif picked is not None and picked.size == 1 and not _of_input(node) and not node.outputs[0].is_graph_output():
-        found = _dimension(model, str(picked.item()))
-        if found is not None and picked.ndim == 0:
-            found = _insert(node, ir.node("Squeeze", [found], name=f"{node.name}_scalar"))
-        if found is not None:
+        found = _dimension(model, str(picked.item()), scalar=picked.ndim == 0)
+        if found is not None and picked.ndim < 2:
             node.outputs[0].replace_all_uses_with(found)
 
 

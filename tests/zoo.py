@@ -15,6 +15,7 @@ An export takes seconds, so it is cached on disk under a key of everything that 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import hashlib
 import importlib.metadata
@@ -58,6 +59,7 @@ __all__ = [
     "Planted",
     "ZooModel",
     "build",
+    "config_of",
     "variants",
 ]
 
@@ -197,9 +199,10 @@ def _module(spec: Family, attention: Attention, plant: Plant | None, seed: int) 
     """Makes the model with weights of its seed, and kills what `plant` asks for."""
     import torch
     import transformers
+    import zoo_modules
 
-    kind = getattr(transformers, spec.model)
-    config = kind.config_class(**spec.options)
+    kind = getattr(zoo_modules, spec.model, None) or getattr(transformers, spec.model)
+    config = _config(spec, kind)
     config._attn_implementation = attention
     config.use_cache = False
     with torch.random.fork_rng(devices=[]):
@@ -213,6 +216,17 @@ def _module(spec: Family, attention: Attention, plant: Plant | None, seed: int) 
     return module, Planted(heads, _kill(module, spec.neurons, plant.neurons, 1, 1, rng))
 
 
+def config_of(family: str) -> Any:
+    """The configuration of a transformers family."""
+    import transformers
+
+    return _config(FAMILIES[family], getattr(transformers, FAMILIES[family].model))
+
+
+def _config(spec: Family, kind: Any) -> Any:
+    return kind.config_class(**copy.deepcopy(spec.options))  # some take their options apart
+
+
 def _draw_weights(module: torch.nn.Module) -> None:
     """Draws every parameter anew: matrices at the scale that keeps variance, biases and norms away from 0 and 1."""
     import torch
@@ -220,6 +234,9 @@ def _draw_weights(module: torch.nn.Module) -> None:
 
     transposed = {id(part.weight) for part in module.modules() if isinstance(part, Conv1D)}
     with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, torch.nn.modules.batchnorm._BatchNorm) and part.weight.abs().mean() < 0.5:
+                part.weight.fill_(1)  # some models draw them around 0, and nothing of the input would be left
         for parameter in module.parameters():
             if parameter.ndim < 2:
                 parameter.add_(0.2 * torch.randn_like(parameter))

@@ -65,6 +65,12 @@ _SEQ2SEQ: dict[str, Any] = {
 }
 _CAUSAL: dict[str, Any] = {"optimum": {"task": "text-generation"}}
 
+_OWN: dict[str, Any] = {"vocabulary": VOCABULARY, "width": 32, "heads": 4, "neurons": 48, "layers": 2}
+_SPEECH: dict[str, Any] = {
+    **_BODY,
+    **{"conv_dim": [16, 16], "conv_stride": [4, 4], "conv_kernel": [8, 4], "num_feat_extract_layers": 2},
+    **{"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 16, "vocab_size": 32},
+}
 _DENSE, _OUTPUT = r"attention\.output\.dense", r"\d\.output\.dense"
 _OUT_PROJ, _FC2, _DOWN = r"self_attn\.(o|out)_proj", r"\.fc2", r"mlp\.down_proj"
 
@@ -212,22 +218,117 @@ FAMILIES: dict[str, Family] = {
     ),
     "wav2vec2": Family(
         "Wav2Vec2ForSequenceClassification",
-        _BODY
-        | {"conv_dim": [16, 16], "conv_stride": [4, 4], "conv_kernel": [8, 4], "num_feat_extract_layers": 2}
-        | {
-            "num_conv_pos_embeddings": 4,
-            "num_conv_pos_embedding_groups": 2,
-            "classifier_proj_size": 16,
-            "vocab_size": 32,
-        },
+        _SPEECH,
         r"attention\.out_proj",
         r"feed_forward\.output_dense",
         example=(400,),
         inputs=("input_values",),
     ),
+    **{
+        f"packed-{way}": Family(
+            "PackedEncoder", _OWN | {"way": way}, r"attention\.out", r"\.down", inputs=("input_ids",), eager_only=True
+        )
+        for way in ("split", "slice", "gather", "interleaved", "einsum")
+    },
+    **{
+        f"torch-{order}-first": Family(
+            "TorchEncoder",
+            _OWN | {"batch_first": order == "batch"},
+            None,  # the projection is no module that runs
+            r"linear2",
+            inputs=("input_ids",),
+            eager_only=True,
+        )
+        for order in ("batch", "sequence")
+    },
+    "mobilenet-v3": Family(
+        "MobileNetV3",
+        {"width": 16, "wide": 32, "neurons": 48},
+        None,
+        r"\.project",
+        eager_only=True,
+        **_LARGE,
+    ),
+    "gpt-neox": Family(
+        "GPTNeoXForCausalLM", _TEXT | {"rotary_pct": 0.5}, r"attention\.dense", r"dense_4h_to_h", **_CAUSAL
+    ),
+    "bloom": Family(
+        "BloomForCausalLM",
+        {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+        r"self_attention\.dense",
+        r"dense_4h_to_h",
+        eager_only=True,
+        **_CAUSAL,
+    ),
+    "hubert": Family(
+        "HubertForSequenceClassification",
+        _SPEECH,
+        r"attention\.out_proj",
+        r"feed_forward\.output_dense",
+        example=(400,),
+        inputs=("input_values",),
+    ),
+    "efficientnet": Family(
+        "EfficientNetForImageClassification",
+        {"image_size": 32, "width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280}
+        | {"kernel_sizes": [3, 5, 3], "expand_ratios": [1, 4, 4], "strides": [1, 2, 1], "num_block_repeats": [1, 1, 2]}
+        | {"in_channels": [32, 8, 16], "out_channels": [8, 16, 16]},
+        None,
+        r"project_conv",
+        eager_only=True,
+        **_LARGE,
+    ),
+    "mobilevit": Family(
+        "MobileViTForImageClassification",
+        {"image_size": 32, "hidden_sizes": [32, 32, 32], "neck_hidden_sizes": [8, 8, 16, 16, 16, 16, 32]}
+        | {"num_attention_heads": 4, "expand_ratio": 2.0},
+        _DENSE,
+        r"layer\.\d\.output\.dense",
+        eager_only=True,
+        **_LARGE,
+    ),
+    "detr": Family(
+        "DetrForObjectDetection",
+        {"use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None, "num_queries": 6}
+        | {"backbone_config": {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}}
+        | {k: v for k, v in _SEQ2SEQ.items() if k != "vocab_size"},
+        r"attn\.out_proj",
+        _FC2,
+        eager_only=True,
+        **_LARGE,
+    ),
+    "mask2former": Family(
+        "Mask2FormerForUniversalSegmentation",
+        {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "encoder_feedforward_dim": 48}
+        | {"encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 4, "dim_feedforward": 48, "num_queries": 6}
+        | {"common_stride": 4, "feature_strides": [4, 8, 16, 32], "num_labels": 3}
+        | {
+            "backbone_config": {"model_type": "swin", "image_size": 64, "embed_dim": 8, "depths": [1, 1, 1, 1]}
+            | {"num_heads": [1, 2, 4, 8], "window_size": 2, "patch_size": 4}
+            | {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
+        },
+        r"self_attn\.out_proj",
+        _FC2,
+        example=(3, 64, 64),
+        inputs=("pixel_values",),
+        eager_only=True,
+    ),
 }
 
+EVERYDAY = (
+    "bert", "roberta", "distilbert", "vit", "deit", "gpt2", "llama", "albert", "mobilebert", "modernbert", "deberta-v2",
+    "t5-encoder", "bart", "swin", "segformer", "resnet", "mobilenet-v2", "wav2vec2", "mpnet", "convnext",
+    "packed-gather", "packed-interleaved", "packed-einsum", "gpt-neox", "mobilenet-v3",
+)  # fmt: skip
+"""The families that everyday tests look at: one for each mechanism. The others are for the slow ones."""
+
 BROKEN: dict[tuple[str, Exporter, Attention], str] = {
+    ("torch-batch-first", "torchscript", "eager"): "writes the example's length into the graph",
+    (
+        "torch-sequence-first",
+        "torchscript",
+        "eager",
+    ): "writes the example's length into the graph",
     ("bart", "dynamo", "eager"): "the size of tensor a (s0) must match the size of tensor b (s0 + 1) at dimension 3",
 }
 """Combinations that do not export, with the exporter's words."""

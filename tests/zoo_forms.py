@@ -18,6 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from zoo import ZooModel, config_of
+
 Form = Callable[[Path, Path], None]
 """form(source, target): the target is a file that does not exist yet."""
 
@@ -103,6 +106,75 @@ def _quiet() -> Any:
         logging.disable(logging.NOTSET)
 
 
+TASKS: dict[str, dict[str, str]] = {
+    "bert": {
+        "feature-extraction": "BertModel",
+        "fill-mask": "BertForMaskedLM",
+        "text-classification": "BertForSequenceClassification",
+        "token-classification": "BertForTokenClassification",
+        "question-answering": "BertForQuestionAnswering",
+        "multiple-choice": "BertForMultipleChoice",
+    },
+    "vit": {"image-classification": "ViTForImageClassification", "feature-extraction": "ViTModel"},
+    "segformer": {"semantic-segmentation": "SegformerForSemanticSegmentation"},
+    "wav2vec2": {
+        "audio-classification": "Wav2Vec2ForSequenceClassification",
+        "automatic-speech-recognition": "Wav2Vec2ForCTC",
+        "audio-frame-classification": "Wav2Vec2ForAudioFrameClassification",
+    },
+    "gpt2": {"text-generation": "GPT2LMHeadModel", "feature-extraction": "GPT2Model"},
+    "bart": {"text2text-generation": "BartForConditionalGeneration", "feature-extraction": "BartModel"},
+}
+"""Tasks of optimum's exporter: the transformers class behind each, by family."""
+
+
+def export_task(family: str, task: str, folder: Path) -> tuple[Path, ...]:
+    """`optimum-cli export onnx --task TASK` of a family's configuration; returns the graphs it writes."""
+    import torch
+    import transformers
+    from optimum.exporters.onnx import onnx_export_from_model
+
+    kind = getattr(transformers, TASKS[family][task])
+    with torch.random.fork_rng(devices=[]), _quiet():
+        torch.manual_seed(0)
+        module = kind(config_of(family)).eval()
+        onnx_export_from_model(module, folder, task=task, do_validation=False)
+    return tuple(sorted(folder.glob("*.onnx")))
+
+
+def feeds_of(path: Path) -> dict[str, np.ndarray]:
+    """Feeds for any graph of a task: ordinary tokens, masks of ones, empty caches, normal values."""
+    import onnxruntime
+
+    rng = np.random.default_rng(0)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    found: dict[str, np.ndarray] = {}
+    for value in onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]).get_inputs():
+        past = value.name.startswith("past")
+        shape = [d if isinstance(d, int) else _size(d, past=past) for d in value.shape]
+        if value.type == "tensor(float)":
+            found[value.name] = rng.standard_normal(shape, dtype=np.float32)
+        elif "mask" in value.name or value.type == "tensor(bool)":
+            found[value.name] = np.ones(shape, bool if value.type == "tensor(bool)" else np.int64)
+        else:
+            high = 2 if "type" in value.name else shape[-1] if "position" in value.name else 100
+            found[value.name] = rng.integers(0, high, shape, dtype=np.int64)
+    return found
+
+
+def _size(symbol: str, *, past: bool) -> int:
+    if "batch" in symbol:
+        return 2
+    if past:
+        return 3
+    if "num_choices" in symbol:
+        return 2
+    if "past" in symbol and "sequence" in symbol:
+        return 10  # the past and the present
+    return {"sequence_length": 7, "height": 32, "width": 32, "num_channels": 3}.get(symbol, 7)
+
+
 FORMS: dict[str, Form] = {
     **{
         f"session {level.lower()}": partial(session, level=f"ORT_ENABLE_{level}")
@@ -122,17 +194,19 @@ FORMS: dict[str, Form] = {
 _PACKAGES = {"onnxslim": "onnxslim"}
 
 
-def make(form: str, source: Path, target: Path) -> None:
-    """Write a form of a model; external data are taken into the file first."""
+def make(form: str, model: ZooModel, target: Path) -> None:
+    """Write a form of a model, which ONNX Runtime must open; external data are taken into the file first."""
     import onnx
+    import onnxruntime
 
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "model.onnx"
-        onnx.save(onnx.load(source), whole)
-        config = source.parent / "config.json"
-        if config.exists():
-            shutil.copy(config, folder)
+        onnx.save(onnx.load(model.path), whole)
+        config_of(model.family).save_pretrained(folder)
         FORMS[form](whole, target)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(target, options, providers=["CPUExecutionProvider"])
 
 
 def available() -> list[str]:

@@ -43,7 +43,7 @@ def _ceil_pads(
     node: Any, sizes: Sequence[int], kernel: list[int], strides: list[int], dilations: list[int], pads: _Pads
 ) -> _Pads:
     if not attribute(node, "ceil_mode", 0):
-        return pads
+        return list(pads)
     wide = []
     for size, k, stride, dilation, (before, after) in zip(sizes, kernel, strides, dilations, pads, strict=True):
         span = (k - 1) * dilation + 1
@@ -87,6 +87,11 @@ def _sums(torch: Any, x: Any, kernel: list[int], strides: list[int], dilations: 
 
 def _average_pool(torch: Any, node: Any, x: Any) -> Any:
     kernel, strides, dilations, pads, wide = _windows(node, x)
+    for axis, (size, (before, after)) in enumerate(zip(x.shape[2:], pads, strict=True)):
+        if dilations[axis] == 1 and kernel[axis] > size + before + after:
+            # One window, larger than all there is (EfficientNet's is as wide as its channels): what is past the end
+            # adds nothing and counts nothing.
+            kernel[axis], wide[axis] = size + before + after, (before, after)
     if not any(a or z for a, z in wide) and set(dilations) == {1}:
         return getattr(torch.nn.functional, f"avg_pool{x.dim() - 2}d")(x, kernel, strides)
     counted = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype, device=x.device)

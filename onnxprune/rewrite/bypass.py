@@ -5,6 +5,7 @@ That is a constant, and where the plan has one a linear map of x.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ def branches(model: ir.Model, structure: Structure, plan: Plan) -> None:
     """Take every dropped branch out; its nodes go with the clean-up."""
     nodes = {n.name: n for n in model.graph}
     masks = plan.masks(structure)
+    ending = Counter(structure.branch(name).add for name in plan.drop)
     for name in plan.drop:
         branch = structure.branch(name)
         if name not in plan.rests:
@@ -49,7 +51,7 @@ def branches(model: ir.Model, structure: Structure, plan: Plan) -> None:
                 value.shape, value.type = skip.shape, result.type
             add.prepend([product, shifted])
             add.replace_input_with(branch.operand, shifted.outputs[0])
-        elif np.any(rest) or result.is_graph_output():
+        elif np.any(rest) or result.is_graph_output() or ending[branch.add] > 1:
             # One number per channel at the end is a plain bias, which every runtime fuses.
             if all(size == 1 for size in rest.shape[:-1]):
                 rest = rest.reshape(-1)

@@ -111,6 +111,60 @@ conv (float[B, 4, 5, 5] x, float[8, 4, 3, 3] w, float[8] b, float[4, 8, 1, 1] w2
     agreed(subject, feeds)
 
 
+def test_branches_side_by_side(tmp_path: Path) -> None:
+    """y = x + (f(x) + g(x)): each may go, and both."""
+    text = """
+<ir_version: 9, opset_import: ["" : 17]>
+beside (float[B, 8] x, float[8, 12] up, float[12, 8] down, float[8, 16] up2, float[16, 8] down2, float[8, 4] top)
+    => (float[B, 4] y) {
+    h = MatMul(x, up)
+    a = Relu(h)
+    f = MatMul(a, down)
+    h2 = MatMul(x, up2)
+    a2 = Tanh(h2)
+    g = MatMul(a2, down2)
+    both = Add(f, g)
+    s = Add(both, x)
+    y = MatMul(s, top)
+}
+"""
+    weights = {"up": (8, 12), "down": (12, 8), "up2": (8, 16), "down2": (16, 8), "top": (8, 4)}
+    subject, feeds = Subject.load(written(tmp_path, text, weights)), {"x": X3[0]}
+    branches = {b.value: b for b in subject.structure.branches}
+    assert branches.keys() == {"f", "g", "both"}
+    homes = {g.size: g.branch for g in subject.structure.groups if g.branch}
+    assert homes == {12: branches["f"].id, 16: branches["g"].id}
+    for drop in (("f",), ("g",), ("f", "g"), ("both",)):
+        plan = Plan(subject.structure.digest, drop=tuple(branches[d].id for d in drop))
+        plan = subject.complete(plan, feeds)
+        assert distance(subject.written(plan, feeds), subject.gated(plan, feeds)) < 1e-5
+    agreed(subject, feeds)
+
+
+def test_of_two_open_sizes_the_minus_one_stays_where_it_was(tmp_path: Path) -> None:
+    """A Reshape's target whose last number is -1, the one before it computed from a tensor's own size."""
+    text = """
+<ir_version: 9, opset_import: ["" : 17]>
+two (float[B, 6, 8] x, float[8, 12] up, float[12, 4] down) => (float[P, Q, R, 4] y) {
+    h = MatMul(x, up)
+    n = NonZero(x)
+    long = Shape<start = 1>(n)
+    one = Constant<value_ints = [1]>()
+    ones = Div(long, long)
+    twelve = Constant<value_ints = [12]>()
+    open = Constant<value_ints = [-1]>()
+    target = Concat<axis = 0>(one, ones, open, twelve)
+    r = Reshape(h, target)
+    a = Relu(r)
+    y = MatMul(a, down)
+}
+"""
+    path = written(tmp_path, text, {"up": (8, 12), "down": (12, 4)}, check=False)
+    subject, feeds = Subject.load(path), {"x": np.repeat(X3, 2, 1)}
+    assert distance(in_runtime(subject.model.clone().ir, feeds), in_runtime(path, feeds)) < 1e-6
+    assert distance(subject.dense(feeds), in_runtime(path, feeds)) < 1e-5
+
+
 def test_activations_come_out_of_products(tmp_path: Path) -> None:
     text = """
 <ir_version: 9, opset_import: ["" : 17, "com.microsoft": 1]>
@@ -200,7 +254,7 @@ EVERYDAY = [
 @pytest.mark.parametrize(("family", "exporter", "form"), EVERYDAY)
 def test_fused_graphs_are_cut(zoo: Build, tmp_path: Path, family: str, exporter: str, form: str) -> None:
     model = zoo(family, exporter, "sdpa")
-    zoo_forms.make(form, model.path, tmp_path / "model.onnx")
+    zoo_forms.make(form, model, tmp_path / "model.onnx")
     subject, feeds = Subject.load(tmp_path / "model.onnx"), model.feeds
     sizes = {kind: [g.size for g in subject.structure.groups if g.kind == kind] for kind in ("heads", "neurons")}
     assert sizes["heads"] == [4, 4]
@@ -214,7 +268,7 @@ def test_fused_graphs_are_cut(zoo: Build, tmp_path: Path, family: str, exporter:
 def test_the_layout_of_one_machine_is_said_to_be_that(zoo: Build, tmp_path: Path) -> None:
     """Blocked convolutions, as a session at its highest level writes them, are for that machine alone."""
     model = zoo("resnet", "torchscript", "eager")
-    zoo_forms.make("session all", model.path, tmp_path / "model.onnx")
+    zoo_forms.make("session all", model, tmp_path / "model.onnx")
     found = models.load(tmp_path / "model.onnx")
     if not any(n.domain == "com.microsoft.nchwc" for n in found.graph):
         pytest.skip("this machine's convolutions are not blocked")

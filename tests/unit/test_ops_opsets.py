@@ -96,6 +96,9 @@ def images() -> Iterator[Case]:
             "AveragePool", [x], {**window, "count_include_pad": count, "ceil_mode": 1}, opset=11, label=f"ceil-{count}"
         )
     yield Case("AveragePool", [x], {**window, "auto_pad": "SAME_UPPER"}, opset=11, label="same")
+    for count in (0, 1):
+        wide = {"kernel_shape": [4000, 4000], "strides": [4000, 4000], "ceil_mode": 1, "count_include_pad": count}
+        yield Case("AveragePool", [x], wide, opset=11, label=f"larger than all-{count}")
     yield Case("DepthToSpace", [x], {"blocksize": 2, "mode": "CRD"}, opset=11)
     w = normal(4, 3, 3, 3)
     for extra in (

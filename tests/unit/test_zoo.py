@@ -11,9 +11,10 @@ import pytest
 import torch
 import zoo as exports
 from zoo import Attention, Exporter, Plant, ZooModel
+from zoo_families import EVERYDAY
 
 Build = Callable[..., ZooModel]
-QUICK = [variant for variant in exports.variants() if variant[1] == "torchscript" and variant[2] == "eager"]
+QUICK = [variant for variant in exports.variants(EVERYDAY) if variant[1] == "torchscript" and variant[2] == "eager"]
 DYNAMO: list[tuple[str, Exporter, Attention]] = [("bert", "dynamo", "sdpa")]
 REST = [variant for variant in exports.variants() if variant not in QUICK + DYNAMO]
 
@@ -59,7 +60,12 @@ def test_opset_23_keeps_attention_whole(zoo: Build) -> None:
     assert operators.count("Attention") == 2
 
 
-@pytest.mark.parametrize("family", sorted(exports.FAMILIES))
+PLANTED = [
+    pytest.param(family, marks=() if family in EVERYDAY else pytest.mark.slow) for family in sorted(exports.FAMILIES)
+]
+
+
+@pytest.mark.parametrize("family", PLANTED)
 def test_planted_units_are_dead_and_the_others_live(zoo: Build, family: str) -> None:
     model = zoo(family, "torchscript", "eager", plant=Plant(heads=0.5, neurons=0.25, seed=3))
     feeds = {name: torch.from_numpy(array) for name, array in model.feeds.items()}
