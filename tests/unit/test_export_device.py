@@ -1,0 +1,133 @@
+"""The device kit: the script against a phone that is this machine, and what the import makes of its result."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onnxprune.errors import DataError
+from onnxprune.export import export
+from onnxprune.export.device import read_result
+
+# adb's three verbs, on this machine: the device's folder is a real one.
+ADB = """#!/bin/sh
+verb=$1; shift
+case $verb in
+    push) cp "$1" "$2" ;;
+    shell) case $1 in getprop) echo "a \\"quoted\\" $2" ;; *) sh -c "$*" ;; esac ;;
+esac
+"""
+# The options of onnxruntime_perf_test that the script uses, and its lines; the latencies are measured.
+PERF_TEST = """#!{python}
+import sys, time
+import numpy as np, onnxruntime as ort
+arguments, dims = sys.argv[1:], {{}}
+while "-f" in arguments:
+    at = arguments.index("-f")
+    name, _, size = arguments[at + 1].partition(":")
+    dims[name] = int(size)
+    del arguments[at:at + 2]
+assert arguments[:3] == ["-I", "-m", "times"], arguments
+runs, provider, model = int(arguments[4]), arguments[10], arguments[-1]
+assert provider in ("cpu", "xnnpack"), arguments
+session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+types = {{"tensor(int64)": np.int64, "tensor(float)": np.float32}}
+feeds = {{i.name: np.zeros([dims.get(d, d) for d in i.shape], types[i.type]) for i in session.get_inputs()}}
+times = []
+for _ in range(runs):
+    start = time.perf_counter()
+    session.run(None, feeds)
+    times.append(time.perf_counter() - start)
+print("Session creation time cost: 0.0125 s")
+for name, value in (("Min", min(times)), ("Max", max(times)), *((f"P{{q}}", np.percentile(times, q)) for q in (50, 90, 95, 99))):
+    print(f"{{name}} Latency: {{value:.9f}} s")
+"""  # noqa: E501
+
+
+@pytest.fixture(scope="module")
+def kit(letters_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kit") / "android"
+    shape = {"batch_size": 1, "sequence_length": 16}
+    export(letters_bert, "android", folder, dense=letters_bert, bench=True, shape=shape)
+    return folder / "bench"
+
+
+def _program(path: Path, text: str) -> Path:
+    path.write_text(text)
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def _measure(kit: Path, folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    variables = {
+        "ADB": str(_program(folder / "adb", ADB)),
+        "PERF_TEST": str(_program(folder / "onnxruntime_perf_test", PERF_TEST.format(python=sys.executable))),
+        "DEVICE_DIR": str(folder / "device"), "ROUNDS": "2", "RUNS": "3",
+    }  # fmt: skip
+    command = ["sh", str(kit / "run.sh")]
+    return subprocess.run(
+        command, env=os.environ | variables | settings, capture_output=True, text=True, check=False
+    )  # fmt: skip
+
+
+def test_a_phone_measures_and_the_import_reads(kit: Path, tmp_path: Path) -> None:
+    done = _measure(kit, tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = json.loads((kit / "result.json").read_text())
+    assert told["device"]["model"] == "a quoted ro.product.model"
+    rows, table = read_result(kit / "result.json")
+    assert [row.provider for row in rows] == ["CPUExecutionProvider", "XnnpackExecutionProvider"]
+    for row in rows:
+        assert row.runs == 2
+        assert row.threads == 1
+        assert row.shape["input_ids"] == (1, 16)
+        assert 0 < row.dense_ms.min <= row.dense_ms.p50 <= row.dense_ms.p99
+        low, high = row.speedup_interval
+        assert low <= row.speedup <= high
+        assert row.speedup == pytest.approx(row.dense_ms.p50 / row.pruned_ms.p50)
+    products = {(line["inner"], line["width"]) for line in table if line["provider"] == "cpu"}
+    assert {(64, 128), (128, 64), (64, 32), (128, 16)} <= products  # whole widths and shares of them
+    assert all(line["tokens"] == 16 and line["ms"] > 0 for line in table)
+
+
+def test_the_command_line_shows_it(kit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from onnxprune.cli_export import import_bench
+
+    if not (kit / "result.json").exists():
+        assert _measure(kit, tmp_path).returncode == 0
+    import_bench(kit / "result.json", as_json=False, quiet=False)
+    assert "16 x 64 x 128" in capsys.readouterr().out
+    import_bench(kit / "result.json", as_json=True, quiet=False)
+    told = json.loads(capsys.readouterr().out)
+    assert {line["op"] for line in told["table"]} == {"MatMul"}
+    assert len(told["latency"]) == 2
+
+
+def test_a_phone_without_the_program_is_said(kit: Path, tmp_path: Path) -> None:
+    done = _measure(kit, tmp_path, PERF_TEST=str(_program(tmp_path / "broken", "#!/bin/sh\necho no such provider\n")))
+    assert done.returncode != 0
+    assert "no latencies" in done.stderr
+    done = subprocess.run(
+        ["sh", str(kit / "run.sh")], env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "PERF_TEST" in done.stderr
+
+
+@pytest.mark.parametrize("told", [[], {"format": 1}, {"format": 2, "threads": 1, "setup": {}, "runs": [{}]}, {
+    "format": 1, "threads": 1, "setup": {"shapes": {}, "micro": {}}, "runs": [{"model": "model.ort"}],
+}])  # fmt: skip
+def test_another_file_is_refused(told: Any, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    file.write_text(json.dumps(told))
+    with pytest.raises(DataError, match=r"result\.json"):
+        read_result(file)
+    with pytest.raises(DataError, match="absent"):
+        read_result(tmp_path / "absent.json")
