@@ -39,7 +39,10 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _files(made: Exported) -> Table:
-    table = _table("Models", "file", "for", "numbers", "size", "off by", "accuracy", "placement")
+    judged = any(a.evidence is not None for a in made.artefacts)
+    placed = any(a.placement for a in made.artefacts)
+    columns = ("file", "for", "numbers", "size", "off by", *(("accuracy",) * judged), *(("placement",) * placed))
+    table = _table("Models", *columns)
     for a in made.artefacts:
         accuracy = _accuracy(a.evidence.accuracy if a.evidence else None)
         off = "" if a.agreement is None else f"{a.agreement.max_rel:.1e}"

@@ -7,8 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from onnxprune.latency import LatencyRow
+from onnxprune.precision import Step
 from onnxprune.report import advice, charts, text
-from onnxprune.report.markup import Child, Markup, join, tag
+from onnxprune.report.markup import Child, Markup, join, table, tag
 from onnxprune.report.schema import Change, Report, Units
 from onnxprune.report.style import STYLE
 from onnxprune.validate import Accuracy
@@ -31,6 +32,7 @@ def render(report: Report, sweep: Sequence[Report] = ()) -> str:
         _section("What was cut where", _MAP_NOTE, _unit_map(report.units)),
         _section("Accuracy", _accuracy_note(report), _accuracy(report)),
         _section("Accuracy against cost", _SWEEP_NOTE, _sweep(sweep)) if len(sweep) > 1 else None,
+        _section("Fewer bits", _STEPS_NOTE, _precision(report.steps)),
         _section("Latency", _latency_note(report), _latency(report.latency)),
         _section("Cost by operator", _flops_note(report), _flops(report)),
         _section("What to do next", None, _steps(report)),
@@ -50,6 +52,7 @@ def render(report: Report, sweep: Sequence[Report] = ()) -> str:
 
 
 _MAP_NOTE = "Each row is a layer, in the order of the graph. Filled is what stays."
+_STEPS_NOTE = "Pruning alone, fewer bits alone, and both together, against the dense model on the same rows."
 _SWEEP_NOTE = "Each point is a pruned model; bars are 95% intervals on the evaluation rows."
 
 
@@ -133,7 +136,7 @@ def _unit_map(units: Sequence[Units]) -> Markup | None:
         for layer in sorted(by_layer)
     ]
     totals = [_count([held for held in units if held.kind == kind]) for kind in kinds]
-    return _table(
+    return table(
         ["Layer", *map(text.kind, kinds)], rows, ["layer", *("" for _ in kinds)], foot=["all", *totals], class_="map"
     )
 
@@ -169,7 +172,7 @@ def _flops(report: Report) -> Markup:
     rows = [row(op, change, change.dense / most) for op, change in ordered]
     total = row("all", report.flops, 1.0)
     columns = ["Operator", "Dense", "Pruned", "Kept", ""]
-    return _table(columns, rows or [total], ["", "n", "n", "n", "wide"], foot=total if len(rows) > 1 else None)
+    return table(columns, rows or [total], ["", "n", "n", "n", "wide"], foot=total if len(rows) > 1 else None)
 
 
 # ---- accuracy
@@ -200,8 +203,25 @@ def _accuracy(report: Report) -> Markup:
     ]
     fractions = [change for a in held if (change := _change(a)) is not None]
     plot = charts.forest(fractions, 0.0, "") if fractions else None
-    table = _table(["Metric", "Dense", "Pruned", "Change", "Rows"], rows, ["", "n", "n", "n", "n"]) if rows else None
-    return join([plot, table, _drift(report)])
+    metrics = table(["Metric", "Dense", "Pruned", "Change", "Rows"], rows, ["", "n", "n", "n", "n"]) if rows else None
+    return join([plot, metrics, _drift(report)])
+
+
+def _precision(steps: Sequence[Step]) -> Markup | None:
+    rows: list[list[Child]] = []
+    for step in steps:
+        held, drift, timed = step.accuracy, step.drift, step.latency
+        agreement = None if drift is None else drift.agreement
+        rows.append([
+            f"{step.name} ({step.scheme})" if step.scheme else step.name,
+            text.size(step.bytes),
+            None if held is None else text.metric_value(held, held.pruned),
+            None if held is None else text.drop(held),
+            None if agreement is None else text.percent(agreement, 1),
+            None if timed is None else text.speedup(timed),
+        ])  # fmt: skip
+    columns = ["Step", "Size", "Metric", "Change", "Agreement", "Speed-up"]
+    return table(columns, rows, ["", "n", "n", "n", "n", "n"]) if rows else None
 
 
 def _change(held: Accuracy) -> charts.Interval | None:
@@ -267,7 +287,7 @@ def _sweep(reports: Sequence[Report]) -> Markup | None:
         for r, a in sorted(held, key=lambda pair: -pair[0].flops.ratio)
     ]
     columns = ["FLOPs kept", "Parameters kept", title, "Change", "Speed-up"]
-    return join([*drawn, _table(columns, rows, ["", "n", "n", "n", "n"])])
+    return join([*drawn, table(columns, rows, ["", "n", "n", "n", "n"])])
 
 
 def _told(report: Report, accuracy: Accuracy) -> str:
@@ -310,7 +330,7 @@ def _latency(rows: Sequence[LatencyRow]) -> Markup:
         )
         for row in rows
     ]
-    table: list[list[Child]] = [
+    measured: list[list[Child]] = [
         [
             text.provider(row.provider),
             text.shape(row),
@@ -321,7 +341,7 @@ def _latency(rows: Sequence[LatencyRow]) -> Markup:
         for row in rows
     ]
     columns = ["Provider", "Shape", "Threads", "Dense p50", "p90", "p99", "Pruned p50", "p90", "p99", "On the provider"]
-    return join([charts.forest(intervals, 1.0, "×"), _table(columns, table, ["", "", *["n"] * 7, ""], unit="ms")])
+    return join([charts.forest(intervals, 1.0, "×"), table(columns, measured, ["", "", *["n"] * 7, ""], unit="ms")])
 
 
 # ---- end of the page
@@ -349,7 +369,7 @@ def _details(report: Report) -> Markup:
         longest = max(report.seconds.values()) or 1.0
         rows = [[stage, text.seconds(s), charts.bar(1.0, s / longest)] for stage, s in report.seconds.items()]
         folded.append(
-            tag("details", tag("summary", "Time by stage"), _table(["Stage", "", ""], rows, ["", "n", "wide"]))
+            tag("details", tag("summary", "Time by stage"), table(["Stage", "", ""], rows, ["", "n", "wide"]))
         )
     if report.recipe:
         recipe = json.dumps(report.to_json()["recipe"], indent=2, ensure_ascii=False)
@@ -359,26 +379,3 @@ def _details(report: Report) -> Markup:
 
 def _pairs(pairs: Iterable[tuple[str, str | None]]) -> Markup:
     return tag("dl", *(join([tag("dt", key), tag("dd", value)]) for key, value in pairs if value is not None))
-
-
-def _table(
-    columns: Sequence[str],
-    rows: Sequence[Sequence[Child]],
-    classes: Sequence[str],
-    *,
-    foot: Sequence[Child] | None = None,
-    class_: str | None = None,
-    unit: str = "",
-) -> Markup:
-    def cells(name: str, held: Sequence[Child]) -> Markup:
-        return join(tag(name, cell, class_=style or None) for cell, style in zip(held, classes, strict=True))
-
-    made = tag(
-        "table",
-        tag("thead", tag("tr", cells("th", columns))),
-        tag("tbody", *(tag("tr", cells("td", row)) for row in rows)),
-        tag("tfoot", tag("tr", cells("td", foot))) if foot is not None else None,
-        class_=class_,
-    )
-    note = tag("p", f"Times in {unit}.", class_="name") if unit else None
-    return tag("div", made, note, class_="scroll")

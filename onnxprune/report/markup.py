@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 
 
@@ -28,6 +28,31 @@ def tag(name: str, /, *children: Child, **attributes: str | int | float | None) 
 def join(children: Iterable[Child]) -> Markup:
     """Several pieces one after another; plain strings among them are escaped."""
     return Markup("".join(_placed(child) for child in children))
+
+
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Child]],
+    classes: Sequence[str],
+    *,
+    foot: Sequence[Child] | None = None,
+    class_: str | None = None,
+    unit: str = "",
+) -> Markup:
+    """A table that scrolls sideways where it must; `classes` are those of its columns."""
+
+    def cells(name: str, held: Sequence[Child]) -> Markup:
+        return join(tag(name, cell, class_=style or None) for cell, style in zip(held, classes, strict=True))
+
+    made = tag(
+        "table",
+        tag("thead", tag("tr", cells("th", columns))),
+        tag("tbody", *(tag("tr", cells("td", row)) for row in rows)),
+        tag("tfoot", tag("tr", cells("td", foot))) if foot is not None else None,
+        class_=class_,
+    )
+    note = tag("p", f"Times in {unit}.", class_="name") if unit else None
+    return tag("div", made, note, class_="scroll")
 
 
 def _placed(child: Child) -> str:

@@ -20,6 +20,7 @@ from rich.console import Console
 from onnxprune.equivalence import Equivalence
 from onnxprune.errors import DataError
 from onnxprune.latency import LatencyRow, Times
+from onnxprune.precision import Step
 from onnxprune.report import (
     Budget,
     Change,
@@ -441,3 +442,22 @@ def test_ticks_lie_inside_and_are_few(low: float, span: float) -> None:
     assert 1 <= len(ticks) <= 7
     slack = 1e-6 * span + 1e-15 * abs(low)  # a float near `low` is no finer than that
     assert all(low - slack <= tick <= low + span + slack for tick in ticks)
+
+
+def test_steps_are_told_in_every_form() -> None:
+    report = full()
+    accuracy, drift = report.accuracy, report.drift
+    steps = (
+        Step("pruned", "", 6_000_000, accuracy, drift, report.latency[0] if report.latency else None),
+        Step("quantised", "int8-static", 2_500_000, accuracy, drift),
+        Step("both", "int8-static", 1_500_000),
+    )
+    told = replace(report, steps=steps)
+    assert Report.from_json(told.to_json()).steps == steps
+    page = html.render(told)
+    assert "Fewer bits" in page
+    assert "quantised (int8-static)" in page
+    assert "Fewer bits" not in html.render(replace(told, steps=()))
+    stream = io.StringIO()
+    terminal.print_report(told, Console(file=stream, width=120))
+    assert "Step by step" in stream.getvalue()

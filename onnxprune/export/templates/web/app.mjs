@@ -44,7 +44,7 @@ async function open(provider) {
   const pruned = state.sides.at(-1).model;
   const worst = await selfCheck(pruned, samples);
   const good = worst <= told.tolerance["model.onnx"];
-  at("check").textContent = `Self-check: ${samples.length} samples ${good ? "give what they gave in Python" : "DIFFER from Python"}, off by ${worst.toExponential(1)} of the outputs' scale.`;
+  at("check").textContent = `Self-check: ${samples.length} samples ${good ? "give what they gave in Python" : "DIFFER from Python"}, ${worst ? `off by ${worst.toExponential(1)} of the outputs' scale` : "to the last bit"}.`;
   Object.assign(document.body.dataset, { state: "ready", worst: String(worst), good: String(good) });
   at("go").disabled = !state.input;
   say(pruned.why ? `Its tokenizer is not known to this page (${pruned.why}): the samples alone can run` : "Ready");
@@ -68,14 +68,15 @@ function textInput() {
   }
 }
 
+let preview = null;
+
 function imageInput() {
-  const preview = make("canvas", { width: 1, height: 1, hidden: true });
+  preview = make("canvas", { width: 1, height: 1, hidden: true });
   const file = make("input", { type: "file", accept: "image/*", hidden: true, id: "file" });
   const drop = make("label", { className: "drop", tabIndex: 0 }, preview, make("span", { textContent: "Drop an image here, or choose one" }), file);
   const take = async (image) => {
     const bitmap = await createImageBitmap(image);
-    Object.assign(preview, { width: bitmap.width, height: bitmap.height, hidden: false });
-    preview.getContext("2d").drawImage(bitmap, 0, 0);
+    showPicture(bitmap, bitmap.width, bitmap.height);
     state.input = image;
     run();
   };
@@ -90,14 +91,21 @@ function imageInput() {
   at("input").append(drop);
 }
 
+function showPicture(picture, width, height) {
+  Object.assign(preview, { width, height, hidden: false });
+  preview.getContext("2d").drawImage(picture, 0, 0);
+}
+
 /** Buttons for samples that are tensors: an image is drawn, anything else is numbered. */
 function tensorSamples(recipe) {
   samples.forEach((sample, i) => {
     const button = make("button", { title: `sample ${i + 1}`, onclick: () => { state.input = sample; run(); } });
     const first = sample.feeds[recipe.input ?? ""];
     if (recipe.kind === "image" && first) {
+      const picture = drawn(first, recipe);
       button.className = "picture";
-      button.append(drawn(first, recipe));
+      button.append(picture);
+      button.addEventListener("click", () => showPicture(picture, picture.width, picture.height));
     } else button.textContent = `Sample ${i + 1}`;
     at("samples").append(button);
   });
