@@ -20,8 +20,9 @@ from onnxprune.export.fixed import image_sizes
 from onnxprune.model import InputSpec
 
 COUNT = 4
-EXACT, QUANTISED = 1e-3, 5e-2
-"""How far a device may be off, relative to the output's scale: kernels for few bits differ between processors."""
+EXACT, QUANTISED = 1e-3, 0.15
+"""How far a device may be off, relative to the output's scale. Kernels for few bits round differently from processor to
+processor, and one step early in a network grows on its way: 0.10 was seen between two runtimes on the same machine."""
 
 _SHOWN = ("text", "text_pair", "question", "context", "tokens")
 

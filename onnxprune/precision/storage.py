@@ -132,8 +132,8 @@ def _axis(node: ir.Node, index: int) -> int | None:
     if node.op_type == "Gemm" and index == 1:
         held = node.attributes.get("transB")
         return 0 if held is not None and held.as_int() else 1
-    if node.op_type == "Gather" and index == 0:
-        return 0
+    if node.op_type in ("Gather", "GatherND") and index == 0:
+        return 0  # a table
     return _CHANNEL.get(node.op_type) if index == 1 else None
 
 
