@@ -89,8 +89,10 @@ def find(path: str | os.PathLike[str]) -> Path:
         if not files:
             raise ModelError(f"{path}: the folder holds no .onnx file")
         if len(files) > 1 and not (path / "model.onnx").exists():
+            listed = "".join(f"\n  {f.name} ({f.stat().st_size / 1e6:.1f} MB)" for f in files)
             raise UnsupportedError(
-                f"{path}: holds several graphs ({', '.join(f.name for f in files)}); name one of them"
+                f"{path}: holds several graphs:{listed}\nGive the one to prune, as in {path / files[0].name}. Each is "
+                "pruned on its own: start with the one that takes most of the time, and put its result in its place."
             )
         return path / "model.onnx" if (path / "model.onnx").exists() else files[0]
     if not path.exists():

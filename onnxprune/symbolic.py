@@ -159,11 +159,14 @@ def _inference() -> Any:
                 self.known_vi_[output].CopyFrom(vi(output, kind, library.get_shape_from_sympy_shape(shape)))
 
         def _skip_norm(self, node: Any) -> None:
-            """The norm, its two statistics, and the sum."""
+            """The norm, its two statistics (in full precision, whatever the norm is in), and the sum."""
             shape = self._get_sympy_shape(node, 0)
             for place, output in enumerate(node.output):
-                if output:
-                    self._write(node, [*shape[:-1], 1] if place in (1, 2) else shape, outputs=[output])
+                if output and place in (1, 2):
+                    described = library.get_shape_from_sympy_shape([*shape[:-1], 1])
+                    self.known_vi_[output].CopyFrom(vi(output, onnx.TensorProto.FLOAT, described))
+                elif output:
+                    self._write(node, shape, outputs=[output])
 
         def _arranged_product(self, node: Any) -> None:
             """FusedMatMul: the operands' matrices may lie in other axes than the last two, or transposed."""

@@ -194,8 +194,12 @@ def form_rows(plans: int, folder: Path, cache: Path | None) -> Iterator[list[str
 def _line(names: tuple[str, ...], plans: int, make: Make, make_planted: Make) -> list[str]:
     family, exporter, attention, form = names
     try:
-        made = row(make(), plans, make_planted())
+        models = make(), make_planted()
     except Exception as error:  # other people's tools raise their own; the table says what they said
+        return [*names, "", "", "", _said(error), "not made", ""]
+    try:
+        made = row(models[0], plans, models[1])
+    except Exception as error:
         return [*names, "", "", "", _said(error), "fails", ""]
     return [family, exporter, attention, form, *made[3:]]
 

@@ -248,6 +248,7 @@ EVERYDAY = [
     ("bert", "torchscript", "transformers.optimizer, level 1"),  # Attention, EmbedLayerNormalization, skips, BiasGelu
     ("gpt2", "torchscript", "session extended"),  # FusedMatMul, sizes picked twice
     ("vit", "dynamo", "onnxscript ort_fusions"),  # MultiHeadAttention
+    ("vit", "torchscript", "transformers.optimizer, fp16"),  # sums of a fused norm read on, in half precision
 ]
 
 
@@ -262,7 +263,8 @@ def test_fused_graphs_are_cut(zoo: Build, tmp_path: Path, family: str, exporter:
     assert sorted(b.kind for b in subject.structure.branches) == ["attention", "attention", "ffn", "ffn"]
     for seed in range(3):
         plan = subject.complete(random_plan(subject, np.random.default_rng(seed)), feeds)
-        assert distance(subject.written(plan, feeds), subject.gated(plan, feeds)) < 1e-4
+        tolerance = 1e-2 if "fp16" in form else 1e-4
+        assert distance(subject.written(plan, feeds), subject.gated(plan, feeds)) < tolerance
 
 
 def test_the_layout_of_one_machine_is_said_to_be_that(zoo: Build, tmp_path: Path) -> None:

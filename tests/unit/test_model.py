@@ -121,3 +121,15 @@ def test_a_graph_without_nodes_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "empty.onnx").write_bytes(b"")
     with pytest.raises(ModelError, match=r"empty\.onnx: not an ONNX file"):
         models.load(tmp_path / "empty.onnx")
+
+
+def test_a_folder_of_several_graphs_says_which_and_how_to_choose(tmp_path: Path) -> None:
+    for name in ("encoder_model.onnx", "decoder_model.onnx"):
+        (tmp_path / name).write_bytes(b"x" * 2_000_000)
+    with pytest.raises(UnsupportedError) as raised:
+        models.find(tmp_path)
+    said = str(raised.value)
+    assert "encoder_model.onnx (2.0 MB)" in said
+    assert f"as in {tmp_path / 'decoder_model.onnx'}" in said
+    (tmp_path / "model.onnx").touch()
+    assert models.find(tmp_path) == tmp_path / "model.onnx"
