@@ -213,6 +213,11 @@ def _internalise(model: ir.Model) -> None:
             )
 
 
+def digest_of(file: Path) -> str:
+    """What `load` would give as the model's digest, without normalising it."""
+    return _digest(file, read(file))
+
+
 def _digest(file: Path, model: ir.Model) -> str:
     hashed = hashlib.sha256()
     data = sorted({Path(t.path) for t in _external(model)})

@@ -110,7 +110,7 @@ def _dense(source: Path, named: str | os.PathLike[str] | None) -> Path | None:
     try:
         told = json.loads(report.read_text(encoding="utf-8"))["model"]
         found = Path(told["path"])
-        if found.is_file() and models.load(found).digest == told["sha256"]:
+        if found.is_file() and models.digest_of(found) == told["sha256"]:
             return found
     except (OSError, ValueError, LookupError, TypeError, OnnxPruneError):
         return None

@@ -56,7 +56,7 @@ def write(folder: Path, artefacts: Sequence[Artefact], rows: Mapping[str, Datase
     for artefact in artefacts:
         session = runtime.session(folder / artefact.file)
         found = []
-        for example, said in zip(rows[artefact.file].examples, fields, strict=False):
+        for example, said in zip(rows[artefact.file].examples, _told(rows[artefact.file], fields), strict=True):
             outputs = runtime.run(session, example.feeds)
             found.append({
                 **({"row": said} if said else {}),
@@ -68,6 +68,21 @@ def write(folder: Path, artefacts: Sequence[Artefact], rows: Mapping[str, Datase
     file = folder / "samples.json"
     file.write_text(json.dumps(told) + "\n", encoding="utf-8")
     return file
+
+
+def _told(rows: Dataset, fields: Sequence[Any]) -> list[Any]:
+    """What each example's row says; the two sides of a pair have a text each."""
+    told: list[Any] = []
+    number, before = -1, None
+    for example in rows.examples:
+        second = example.pair is not None and example.pair == before
+        number, before = number + (not second), example.pair
+        row = fields[number] if number < len(fields) else {}
+        if example.pair is not None:
+            text = row.get("text_pair" if second else "text")
+            row = {"text": text} if text else {}
+        told.append(row)
+    return told
 
 
 def tensor(value: NDArray[Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -219,3 +220,15 @@ def test_webgpu_agrees_where_there_is_one(page: Browser, letters_bert: Path, web
         page.until("document.body.dataset.state === 'ready' || document.body.dataset.state === 'error'")
         assert page.value("document.body.dataset.state") == "ready", page.value("document.body.innerText")
         assert float(page.value("document.body.dataset.worst")) <= 1e-3
+
+
+def test_node_agrees_with_python(site: Path, web_runtime: Path) -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no Node")
+    script = Path(__file__).with_name("node_check.mjs")
+    done = subprocess.run([node, script, site, web_runtime], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["samples"] == 4
+    assert told["worst"] <= 1e-3

@@ -18,6 +18,7 @@ import onnx
 import onnxruntime
 import pytest
 from plans import in_runtime
+from tokenizers import Tokenizer
 
 from onnxprune import data, latency, runtime, shipped
 from onnxprune import model as models
@@ -279,3 +280,14 @@ def test_an_image_model_ships_too(known: bool, digits_vit: Path, tmp_path: Path)
     assert told["kind"] == "image"
     assert told["resize"] == {"kind": "exact", "height": 8, "width": 8}
     assert [u.partitions for u in made.usability if u.provider == "CoreML MLProgram"][-1] == 1
+
+
+def test_the_sides_of_a_pair_keep_their_own_texts(letters_bert: Path, tmp_path: Path) -> None:
+    rows = [{"text": a, "text_pair": b, "label": 0.5} for a, b in zip(TEXTS, reversed(TEXTS), strict=True)]
+    made = export(letters_bert, "server", tmp_path / "out", calibration=rows, pairs="separate")
+    samples = json.loads((made.folder / "samples.json").read_text())["models"]["model.onnx"]
+    texts = [text for row in rows[:4] for text in (row["text"], row["text_pair"])]
+    assert [s["row"] for s in samples] == [{"text": text} for text in texts]
+    tokenizer = Tokenizer.from_file(str(letters_bert / "tokenizer.json"))
+    for sample, text in zip(samples, texts, strict=True):
+        assert array(sample["feeds"]["input_ids"])[0].tolist() == tokenizer.encode(str(text)).ids

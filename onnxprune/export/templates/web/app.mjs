@@ -195,7 +195,7 @@ function classes({ scores, labels }) {
 }
 
 function vector({ values, shape }) {
-  const head = values.slice(0, 8).map((v) => v.toFixed(3)).join("  ");
+  const head = values.slice(0, 6).map((v) => v.toFixed(3)).join("  ");
   return [make("div", { className: "note", textContent: `output [${shape.join(", ")}]` }), make("div", { className: "values", textContent: `${head} …` })];
 }
 
