@@ -136,7 +136,7 @@ def _is_attention(node: ir.Node) -> bool:
     pair = node.op_type in ("MatMul", "FusedMatMul", "Einsum") and all(
         v is not None and v.const_value is None for v in node.inputs[:2]
     )
-    return pair or "num_heads" in node.attributes or "q_num_heads" in node.attributes
+    return pair or node.op_type.endswith("Attention")
 
 
 def _tail(value: ir.Value, index: Mapping[ir.Node, int]) -> Reader | None:

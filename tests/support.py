@@ -222,7 +222,7 @@ def _task_rows(family: str, task: str, plans: int, folder: Path) -> Iterator[lis
         name = task if len(files) == 1 else f"{task}: {file.name}"
         try:
             subject = Subject.load(file)
-            feeds = zoo_forms.feeds_of(file)
+            feeds = zoo_forms.feeds_of(file, zoo.FAMILIES[family].example)
             found = distance(subject.dense(feeds), in_runtime(file, feeds))
             for seed in range(plans):
                 plan = subject.complete(random_plan(subject, np.random.default_rng(seed)), feeds)

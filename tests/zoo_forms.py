@@ -142,8 +142,8 @@ def export_task(family: str, task: str, folder: Path) -> tuple[Path, ...]:
     return tuple(sorted(folder.glob("*.onnx")))
 
 
-def feeds_of(path: Path) -> dict[str, np.ndarray]:
-    """Feeds for any graph of a task: ordinary tokens, masks of ones, empty caches, normal values."""
+def feeds_of(path: Path, example: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Feeds for any graph of a task: ordinary tokens, masks of ones, normal values of the example's sizes."""
     import onnxruntime
 
     rng = np.random.default_rng(0)
@@ -153,6 +153,8 @@ def feeds_of(path: Path) -> dict[str, np.ndarray]:
     for value in onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]).get_inputs():
         past = value.name.startswith("past")
         shape = [d if isinstance(d, int) else _size(d, past=past) for d in value.shape]
+        if value.type == "tensor(float)" and len(shape) == len(example) + 1 and not past and len(example) != 2:
+            shape = [2, *example]
         if value.type == "tensor(float)":
             found[value.name] = rng.standard_normal(shape, dtype=np.float32)
         elif "mask" in value.name or value.type == "tensor(bool)":
