@@ -36,6 +36,7 @@ from onnxprune.planning import Clock, Planner, Progress
 from onnxprune.precision import Step, measure_steps
 from onnxprune.precision.apply import scheme_of
 from onnxprune.report import html
+from onnxprune.runtime import CPU
 from onnxprune.sparsify import zeros_in
 from onnxprune.structure import analyze
 from onnxprune.validate import Evidence, Teacher, compare
@@ -198,7 +199,9 @@ class Job:
         assert self.dense.path is not None
         dense = self.dense.path
         rows = [] if self.learn is None else [e.feeds for e in self.learn.take(CALIBRATION_ROWS, 0).examples]
-        scheme = scheme_of(self.quantize, "int8-static" if rows else "int8-dynamic")
+        scheme = scheme_of(
+            self.quantize, "int8-static" if rows and set(self.providers) - {"cpu", CPU} else "int8-dynamic"
+        )
 
         def timed(step: Path) -> latency.LatencyRow:
             examples = [dict(feeds) for feeds in rows[:8]]

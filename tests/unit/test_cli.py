@@ -309,7 +309,7 @@ def test_fewer_bits_are_measured_step_by_step(run: Callable[..., Outcome], folde
     assert code == 0, err
     steps = {step["name"]: step for step in json.loads(out)["steps"]}
     assert list(steps) == ["pruned", "quantised", "both"]
-    assert [steps[name]["scheme"] for name in steps] == ["", "int8-static", "int8-static"]
+    assert [steps[name]["scheme"] for name in steps] == ["", "int8-dynamic", "int8-dynamic"]
     small = folder / "model.pruned.int8.onnx"
     assert steps["both"]["bytes"] == small.stat().st_size
     assert steps["pruned"]["drift"] == json.loads(out)["drift"]
