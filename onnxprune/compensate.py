@@ -1,8 +1,9 @@
 """Mending what stays: a sweep of least squares from the first matrix to the last, in gated space.
 
 Each product is refit so that, on what the pruned model really feeds it, it gives what the dense model gives there; the
-one that closes a residual branch also makes up for how far the stream has drifted. A step is kept only if the
-divergence on held-out rows falls.
+one that closes a residual branch also makes up for how far the stream has drifted. How far a refit may go (its ridge
+strength, the intercept alone, or nothing) is what held-out rows say about that product: their tokens are thousands of
+samples of its error, where the divergence of the outputs is one number a row, too few to choose by forty times over.
 """
 
 from __future__ import annotations
@@ -22,20 +23,24 @@ from onnxprune.probe import Evaluator, Rows, Walk, Weights
 
 logger = logging.getLogger(__name__)
 
-STRENGTHS = (1e-3, 1e-2, 1e-1)
-"""Ridge strengths tried where a branch or the graph ends, relative to the mean diagonal of the inputs' Gram matrix."""
+STRENGTHS = (1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
+"""Ridge strengths to choose from, relative to the mean diagonal of the inputs' Gram matrix."""
 
-INNER = (1e-2,)
-"""Ridge strengths tried elsewhere (queries, first FFN matrices): they gain less, and every trial is an evaluation."""
+BIAS = "bias"
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a refit did: which candidate stood (a ridge strength, "bias", or None) and the divergence after it."""
+    """What a refit did.
+
+    Attributes:
+        kept: which candidate stood: a ridge strength, "bias", or None.
+        error: squared error on the held-out rows after it, relative to that before.
+    """
 
     node: str
     kept: str | None
-    divergence: float
+    error: float
 
 
 def compensate(
@@ -46,19 +51,23 @@ def compensate(
     linears: Sequence[Linear],
     strengths: Sequence[float] = STRENGTHS,
     weights: Weights | None = None,
+    held_weights: Weights | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Plan, float, list[Step]]:
     """One sweep over `linears`, which are in graph order.
 
     Args:
         fit: rows whose tokens are regressed on.
-        evaluator: over rows that accept or refuse each step.
-        weights: of the fit rows' tokens, for the products that have some.
+        evaluator: over held-out rows, which choose each refit's strength and have the last word on all of them.
+        weights, held_weights: of the tokens of the rows of `fit` and of `evaluator`, for the products that have some.
 
     Returns:
         (plan with refit weights and intercepts, its divergence, what was done). Never worse than the plan given.
     """
-    sweep = _Sweep(gates, fit, evaluator, plan, weights or {})
+    before = evaluator(gates.gated(plan))
+    sweep = _Sweep(
+        gates, plan, _Side(fit, evaluator.wanted, weights), _Side(evaluator.rows, evaluator.wanted, held_weights)
+    )
     steps = []
     for i, linear in enumerate(linears):
         if linear.inside in plan.drop and linear.branch is None:
@@ -66,47 +75,26 @@ def compensate(
         steps.append(sweep.refit(linear, strengths))
         if progress is not None:
             progress(i + 1, len(linears))
-    return sweep.plan, sweep.best, steps
+    after = evaluator(gates.gated(sweep.plan))
+    return (sweep.plan, after, steps) if after < before else (plan, before, [])
 
 
-class _Sweep:
-    """The state of a sweep: the plan so far, and per batch the values in front of the current node."""
+class _Side:
+    """Rows on their way through both models."""
 
-    def __init__(self, gates: Gates, fit: Rows, evaluator: Evaluator, plan: Plan, weights: Weights) -> None:
-        self.weights = weights
-        self.gates, self.fit, self.evaluator, self.plan = gates, fit, evaluator, plan
-        self.best = evaluator(gates.gated(plan))
-        self.masks = plan.masks(gates.structure)
-        self.wanted = evaluator.wanted
-        self.teacher, self.student = Walk(fit, self.wanted), Walk(fit, self.wanted)
-        self.judge = Walk(evaluator.rows, self.wanted)
+    def __init__(self, rows: Rows, wanted: Sequence[str], weights: Weights | None) -> None:
+        self.rows, self.weights = rows, weights or {}
+        self.teacher, self.student = Walk(rows, wanted), Walk(rows, wanted)
 
-    def refit(self, linear: Linear, strengths: Sequence[float]) -> Step:
-        before = self.gates.gated(self.plan)
-        self.judge.to(linear.node, state=before)
-        moments = self._moments(linear, before)
-        tried = []
-        for label, candidate in self._candidates(linear, moments, strengths):
-            tried.append((self._divergence(self.gates.gated(candidate)), label, candidate))
-        value, label, candidate = min(tried, key=lambda t: t[0])
-        if value < self.best:
-            self.best, self.plan = value, candidate
-            return Step(linear.node, label, value)
-        return Step(linear.node, None, self.best)
-
-    def _divergence(self, gated: Gated) -> float:
-        found = [self.evaluator.from_here(i, values, gated) for i, values in enumerate(self.judge.values)]
-        return float(np.concatenate(found).mean())
-
-    def _moments(self, linear: Linear, state: Gated) -> _Moments:
-        """Second moments of (student input, teacher target) over the fit rows' tokens."""
+    def moments(self, linear: Linear, state: Gated) -> _Moments:
+        """Second moments of (student input, teacher target) over the rows' tokens."""
         import torch
 
         skip = [linear.branch.skip] if linear.branch is not None else []
         self.teacher.to(linear.node, skip)
         self.student.to(linear.node, [*skip, linear.source], state)
         total = _Moments()
-        for i, batch in enumerate(self.fit.batches):
+        for i, batch in enumerate(self.rows.batches):
             real = None if batch.real is None else torch.from_numpy(batch.real)
             with torch.inference_mode():
                 x = linear.matrix.rows(self.student.peek(i, linear.source), real).float()
@@ -117,35 +105,44 @@ class _Sweep:
                 total.add(x, y, self.weights[linear.node][i] if linear.node in self.weights else None)
         return total
 
-    def _candidates(self, linear: Linear, moments: _Moments, strengths: Sequence[float]) -> list[tuple[str, Plan]]:
-        plan = self.plan
-        if linear.branch is not None and linear.branch.id in plan.drop:
-            rest = plan.rests[linear.branch.id]
-            return [
-                (
-                    "bias",
-                    replace(
-                        plan, rests={**plan.rests, linear.branch.id: _like(self._mean_rest(linear, moments), rest)}
-                    ),
-                )
-            ]
-        original = self.gates.interpreter.graph.initializers[linear.weight].const_value
-        assert original is not None
-        array = plan.weights[linear.weight] if linear.weight in plan.weights else np.asarray(original.numpy())
+
+class _Sweep:
+    """The plan so far, and both sets of rows in front of the current node."""
+
+    def __init__(self, gates: Gates, plan: Plan, fit: _Side, held: _Side) -> None:
+        self.gates, self.plan, self.fit, self.held = gates, plan, fit, held
+        self.masks = plan.masks(gates.structure)
+
+    def refit(self, linear: Linear, strengths: Sequence[float]) -> Step:
+        state = self.gates.gated(self.plan)
+        fit, held = self.fit.moments(linear, state), self.held.moments(linear, state)
+        if linear.branch is not None and linear.branch.id in self.plan.drop:
+            return self._refit_rest(linear, fit, held)
+        array = self._array(linear)
         kept = self._kept(linear)
         prior = linear.matrix.weight(array).astype(np.float64) * kept[:, None]
-        x_mean, y_mean, sxx, sxy = moments.centred()
-        rows = np.flatnonzero(kept)
-        h = sxx[np.ix_(rows, rows)]
-        scale = float(np.trace(h)) / max(len(rows), 1)
-        pull = sxy[rows] - h @ prior[rows]
-        ends = linear.branch is not None or linear.inside is None
-        found = [("bias", self._with(linear, array, None, y_mean - x_mean @ prior))] if ends or scale <= 0 else []
-        for strength in () if scale <= 0 else strengths if ends else INNER:
-            weight = prior.copy()
-            weight[rows] += np.linalg.solve(h + strength * scale * np.eye(len(rows)), pull)
-            found.append((f"{strength:g}", self._with(linear, array, weight, y_mean - x_mean @ weight)))
-        return found
+        here = self.plan.intercepts.get(linear.matrix.output, np.zeros(prior.shape[1]))
+        before = best = held.error(prior, here)
+        label, chosen = None, None
+        for name, weight in _candidates(fit, prior, kept, strengths):
+            intercept = fit.y_mean - fit.x_mean @ weight
+            error = held.error(weight, intercept)
+            if error < best:
+                best, label, chosen = error, name, (weight, intercept)
+        if chosen is not None:
+            weight, intercept = chosen
+            self.plan = replace(
+                self.plan, intercepts={**self.plan.intercepts, linear.matrix.output: intercept.astype(np.float32)}
+            )
+            if label != BIAS:
+                restored = linear.matrix.restore(weight.astype(np.float32), array.shape)
+                self.plan = replace(self.plan, weights={**self.plan.weights, linear.weight: restored})
+        return Step(linear.node, label, best / before if before > 0 else 1.0)
+
+    def _array(self, linear: Linear) -> np.ndarray:
+        original = self.gates.interpreter.graph.initializers[linear.weight].const_value
+        assert original is not None
+        return self.plan.weights[linear.weight] if linear.weight in self.plan.weights else np.asarray(original.numpy())
 
     def _kept(self, linear: Linear) -> np.ndarray:
         node = linear.matrix.node
@@ -154,30 +151,48 @@ class _Sweep:
         layout = self.gates.structure.layouts[value.name or ""][linear.matrix.reader.axis]
         return np.asarray(flat_mask(layout, self.masks, self.gates.structure.sizes))
 
-    def _with(self, linear: Linear, array: np.ndarray, weight: np.ndarray | None, intercept: np.ndarray) -> Plan:
-        plan = replace(
-            self.plan, intercepts={**self.plan.intercepts, linear.matrix.output: intercept.astype(np.float32)}
-        )
-        if weight is None:
-            return plan
-        restored = linear.matrix.restore(weight.astype(np.float32), array.shape)
-        return replace(plan, weights={**plan.weights, linear.weight: restored})
-
-    def _mean_rest(self, linear: Linear, moments: _Moments) -> np.ndarray:
+    def _refit_rest(self, linear: Linear, fit: _Moments, held: _Moments) -> Step:
         """The best constant in a dropped branch's place: what it gave on average, and the stream's mean drift.
 
         The targets are those of its last product, so what is added after that (its bias) comes on top.
         """
         assert linear.branch is not None
-        alone = self.gates.complete(Plan(self.plan.digest, drop=(linear.branch.id,)), self.fit.batches[0].feeds)
-        return np.asarray(moments.centred()[1] + alone.rests[linear.branch.id].reshape(-1))
+        key = linear.branch.id
+        alone = self.gates.complete(Plan(self.plan.digest, drop=(key,)), self.fit.rows.batches[0].feeds)
+        after = alone.rests[key].reshape(-1)
+        rest = self.plan.rests[key]
+        nothing = np.zeros((len(held.x_mean), len(after)))
+        before = held.error(nothing, np.broadcast_to(rest.reshape(-1), after.shape) - after)
+        error = held.error(nothing, fit.y_mean)
+        if error >= before:
+            return Step(linear.node, None, 1.0)
+        self.plan = replace(self.plan, rests={**self.plan.rests, key: _like(fit.y_mean + after, rest)})
+        return Step(linear.node, BIAS, error / before if before > 0 else 1.0)
+
+
+def _candidates(
+    fit: _Moments, prior: np.ndarray, kept: np.ndarray, strengths: Sequence[float]
+) -> list[tuple[str, np.ndarray]]:
+    """(label, weight): as it is, and the ridge solutions toward it from weak to strong."""
+    rows = np.flatnonzero(kept)
+    found = [(BIAS, prior)]
+    sxx, sxy = fit.centred()
+    h = sxx[np.ix_(rows, rows)]
+    scale = float(np.trace(h)) / max(len(rows), 1)
+    if scale > 0:
+        pull = sxy[rows] - h @ prior[rows]
+        for strength in strengths:
+            weight = prior.copy()
+            weight[rows] += np.linalg.solve(h + strength * scale * np.eye(len(rows)), pull)
+            found.append((f"{strength:g}", weight))
+    return found
 
 
 class _Moments:
     """Σxxᵀ, Σxyᵀ, Σx, Σy over tokens: products in single precision per batch, sums in double."""
 
     def __init__(self) -> None:
-        self.count = 0.0
+        self.count = self.target = 0.0
         self.sums: list[Any] = []
 
     def add(self, x: Any, y: Any, weight: Any = None) -> None:
@@ -187,12 +202,28 @@ class _Moments:
         parts = [(scaled.T @ x).double(), (scaled.T @ y).double(), scaled.double().sum(0), first.double().sum(0)]
         self.sums = [a + b for a, b in zip(self.sums, parts, strict=True)] if self.sums else parts
         self.count += float(x.shape[0] if weight is None else weight.sum())
+        self.target += float((first.double() * y.double()).sum())
 
-    def centred(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(x mean, y mean, Σ(x−x̄)(x−x̄)ᵀ, Σ(x−x̄)(y−ȳ)ᵀ)."""
+    @property
+    def x_mean(self) -> np.ndarray:
+        return np.asarray(self.sums[2].cpu().numpy() / self.count)
+
+    @property
+    def y_mean(self) -> np.ndarray:
+        return np.asarray(self.sums[3].cpu().numpy() / self.count)
+
+    def centred(self) -> tuple[np.ndarray, np.ndarray]:
+        """(Σ(x−x̄)(x−x̄)ᵀ, Σ(x−x̄)(y−ȳ)ᵀ)."""
+        sxx, sxy = (s.cpu().numpy() for s in self.sums[:2])
+        x, y = self.x_mean, self.y_mean
+        return sxx - self.count * np.outer(x, x), sxy - self.count * np.outer(x, y)
+
+    def error(self, weight: np.ndarray, intercept: np.ndarray) -> float:
+        """Σ ‖y − xW − b‖²."""
         sxx, sxy, sx, sy = (s.cpu().numpy() for s in self.sums)
-        x_mean, y_mean = sx / self.count, sy / self.count
-        return x_mean, y_mean, sxx - self.count * np.outer(x_mean, x_mean), sxy - self.count * np.outer(x_mean, y_mean)
+        squares = np.sum(weight * (sxx @ weight)) - 2 * np.sum(weight * sxy)
+        across = 2 * (sx @ weight - sy) @ intercept + self.count * intercept @ intercept
+        return float(self.target + squares + across)
 
 
 def _like(vector: np.ndarray, rest: np.ndarray) -> np.ndarray:

@@ -38,7 +38,7 @@ class Options:
         seed: of every draw.
         threads: of scoring; 0 for all cores.
         token_weight: share of a token's weight in least squares that its influence on the outputs decides.
-        join: rows made by joining two texts, as a share of the rows; 0 for none.
+        variants: rows to learn from made of parts of the given texts, as a share of them; 0 for none.
         swaps: measured level swaps after the knapsack, per stage.
         stages: shares at which a deep cut pauses to score anew.
         sparsity: pattern of zeros in the matrices of the residual branches that are left (solve.pattern.parse).
@@ -64,7 +64,7 @@ class Options:
     seed: int = 0
     threads: int = 0
     token_weight: float = 0.5
-    join: float = 0.0
+    variants: float = 1.0
     swaps: int = 24
     stages: tuple[float, ...] = ()
     sparsity: str | None = None

@@ -18,7 +18,7 @@ from onnxprune.compensate import compensate
 from onnxprune.config import Options
 from onnxprune.cost import Costs
 from onnxprune.damage import Refitter, damage_table, spread
-from onnxprune.data import Dataset, joined
+from onnxprune.data import Dataset, variants
 from onnxprune.errors import BudgetError, NothingToPruneError, UsageError
 from onnxprune.gates import Gates
 from onnxprune.interpret import Interpreter
@@ -114,11 +114,11 @@ class Planner:
                     "give at least 8 (some hundreds are usual)"
                 )
             parts = calibration.split({"fit": 0.75, "select": 0.25}, options.seed)
-            parts = {k: part + joined(part, round(options.join * len(part)), options.seed) for k, part in parts.items()}
+            learnt = parts["fit"] + variants(parts["fit"], round(options.variants * len(parts["fit"])), options.seed)
             self.select = Evaluator(Rows(self.interpreter, parts["select"].by_length(12, 16)))
             measure = self.select.rows.divergence
             self.table = Evaluator(Rows(self.interpreter, parts["select"].by_length(8, 10), given=measure))
-            self.fit = Rows(self.interpreter, parts["fit"], given=measure)
+            self.fit = Rows(self.interpreter, learnt, given=measure)
 
     def plan(self, budget: float) -> Plan:
         """The best plan found whose cost is at most `budget` (in the budget kind's own unit).
@@ -195,12 +195,18 @@ class Planner:
     @cached_property
     def token_weights(self) -> Weights | None:
         """How much each token of the fit rows matters to the outputs, mixed with an equal share for all."""
-        if self.calibration is None or not self.options.token_weight:
-            return None
+        return self._token_weights(self.fit) if self.calibration is not None else None
+
+    @cached_property
+    def held_weights(self) -> Weights | None:
+        """The same of the rows that decide."""
+        return self._token_weights(self.select.rows)
+
+    def _token_weights(self, rows: Rows) -> Weights | None:
         share = self.options.token_weight
-        found = sensitivities(
-            self.fit, [m for s in self.sites for m in s.matrices], self.gates.usages, self.options.seed
-        )
+        if not share:
+            return None
+        found = sensitivities(rows, [m for s in self.sites for m in s.matrices], self.gates.usages, self.options.seed)
         return {node: [share * w + (1 - share) for w in parts] for node, parts in found.items()}
 
     def weight(self, name: str) -> np.ndarray:
@@ -339,6 +345,7 @@ class Planner:
             plan,
             linears,
             weights=self.token_weights,
+            held_weights=self.held_weights,
             progress=lambda d, n: self.progress("compensate", d, n),
         )
         logger.info(

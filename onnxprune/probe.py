@@ -238,7 +238,7 @@ def grams(
 
 
 def sensitivities(
-    rows: Rows, matrices: Sequence[Matrix], usages: Mapping[str, Sequence[Usage]], seed: int = 0, probes: int = 2
+    rows: Rows, matrices: Sequence[Matrix], usages: Mapping[str, Sequence[Usage]], seed: int = 0, probes: int = 1
 ) -> dict[str, list[Any]]:
     """How much the outputs feel an error that a matrix writes at a token: E‖∂(rᵀz)/∂y_t‖², r drawn so that its
     covariance is the Gauss–Newton matrix of the divergence (KL: diag p − ppᵀ; 1 − cos: the tangent plane).
@@ -292,6 +292,10 @@ def _shifted(name: str, taps: dict[str, Any]) -> Callable[[Any], Any]:
 def _projected(torch: Any, z: Any, kind: Kind, generator: Any) -> Any:
     """rᵀz with r of the divergence's Gauss–Newton covariance, summed over rows."""
     sign = (torch.randint(0, 2, z.shape, generator=generator) * 2 - 1).to(z.device, z.dtype)
+    if kind == Kind.KL and z.shape[-1] == 2:
+        # diag p − ppᵀ has one direction only, so that nothing needs to be drawn.
+        root = torch.softmax(z.detach(), -1).prod(-1).sqrt()
+        return (root * (z[..., 0] - z[..., 1])).sum()
     if kind == Kind.KL:
         root = torch.softmax(z.detach(), -1).sqrt()
         return (z * (root * sign - root.square() * (root * sign).sum(-1, keepdim=True))).sum()
@@ -304,7 +308,7 @@ def _projected(torch: Any, z: Any, kind: Kind, generator: Any) -> Any:
 def gate_gradients(rows: Rows, sites: Sequence[Site], structure: Structure, seed: int = 0) -> dict[str, np.ndarray]:
     """Per-sample gradients of the loss with respect to every unit's gate (1 on the intact model).
 
-    The loss is the cross-entropy with the row's label where there is one, else with a label drawn from the dense
+    The loss is the cross-entropy with the row's label where it has one, else with a label drawn from the dense
     model's own distribution (the KL itself has no gradient on the intact model); other outputs are projected on a
     random direction, whose squared gradient has the Gauss–Newton matrix as its mean.
 
@@ -352,15 +356,12 @@ def sample_loss(torch: Any, z: Any, kind: str, labels: Sequence[Any], generator:
     """What a sample's gates are differentiated by: cross-entropy with its label or a drawn one, or a projection."""
     if kind == Kind.KL:
         logits = z.reshape(-1, z.shape[-1])
-        whole = len(labels) == len(logits) and all(
-            isinstance(v, (int, np.integer)) and 0 <= v < z.shape[-1] for v in labels
-        )
-        if whole:
-            target = torch.tensor([int(v) for v in labels])
-        else:
-            target = torch.multinomial(
-                torch.softmax(logits.detach().float(), -1).cpu(), 1, generator=generator
-            ).reshape(-1)
+        drawn = torch.multinomial(torch.softmax(logits.detach().float(), -1).cpu(), 1, generator=generator)
+        target = drawn.reshape(-1)
+        if len(labels) == len(logits):
+            for row, label in enumerate(labels):
+                if isinstance(label, (int, np.integer)) and 0 <= label < z.shape[-1]:
+                    target[row] = int(label)
         return torch.nn.functional.cross_entropy(logits, target.to(logits.device), reduction="sum")
     direction = torch.randn(z.shape, generator=generator).to(z.device)
     if kind == Kind.COSINE:
