@@ -43,6 +43,15 @@ def ints(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple
         raise click.BadParameter(f"{value!r} is not a list of numbers") from None
 
 
+def decays(ctx: click.Context, param: click.Parameter, value: str) -> tuple[float, float]:
+    """Two numbers, comma-separated."""
+    try:
+        first, second = map(float, value.split(","))
+        return first, second
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not of the form 0.8,0.8") from None
+
+
 def rounding(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
     """A number, or auto."""
     if value == "auto":
@@ -100,7 +109,11 @@ def planning(command: Any) -> Any:
             "--method",
             default="auto",
             show_default=True,
-            help="How units are ordered: auto, obs, optin, seven, snip, fisher, taylor, wanda, magnitude, mixtures.",
+            help="How units are ordered: auto, obs, optin, seven, seven-dyn, snip, fisher, taylor, platon, wanda, "
+            "magnitude, or a mixture: optin+0.5*seven.",
+        ),
+        click.option(
+            "--alpha", default="0.8,0.8", show_default=True, callback=decays, help="SEVEN's decays of both moments."
         ),
         click.option(
             "--search", default="table", show_default=True, help="table: measured damage; rank: the papers' search."

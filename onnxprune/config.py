@@ -10,6 +10,7 @@ from onnxprune.errors import UsageError
 from onnxprune.plan import Budget
 from onnxprune.score import METHODS
 from onnxprune.score.mixture import parse
+from onnxprune.score.seven import ALPHA
 from onnxprune.solve import SOLVERS
 from onnxprune.solve.pattern import parse as parse_pattern
 
@@ -45,6 +46,7 @@ class Options:
         solver: how the zeros are chosen: one of solve.SOLVERS or `MASKS`, or "auto": admm with calibration rows,
             magnitude without.
         finetune: steps of fine-tuning the sparse weights with their masks.
+        alpha: SEVEN's decays α₁ and α₂ of the gradients' first and second moment.
         snip_threshold: residual branches whose relative function norm is below this leave before anything else.
         snip_spectral: take that norm with each weight divided by its largest singular value.
     """
@@ -70,6 +72,7 @@ class Options:
     sparsity: str | None = None
     solver: str = "auto"
     finetune: int = 0
+    alpha: tuple[float, float] = (ALPHA, ALPHA)
     snip_threshold: float | None = None
     snip_spectral: bool = False
 
@@ -83,6 +86,8 @@ class Options:
             parse(self.method, METHODS)
         if self.snip_threshold is not None and not self.snip_threshold > 0:
             raise UsageError(f"--snip-threshold {self.snip_threshold}: give a norm relative to the stream's, above 0")
+        if not all(0 <= a < 1 for a in self.alpha):
+            raise UsageError(f"--alpha {','.join(map(str, self.alpha))}: give numbers from 0 to below 1, as 0.8,0.8")
         self._check_sparsity()
         if self.search not in ("table", "rank"):
             raise UsageError(f"--search {self.search}: choose from table, rank")

@@ -14,6 +14,9 @@ from onnxprune.gates import Gated
 from onnxprune.interpret import Interpreter, Usage
 from onnxprune.probe import Rows, sample_loss
 
+STEP_ROWS = 16
+"""The most calibration rows in a step."""
+
 
 class Accumulator(Protocol):
     """A score of weights (or gates) that grows with every step; numpy arrays or torch tensors."""
@@ -29,13 +32,19 @@ class Accumulator(Protocol):
 def weight_gradients(
     rows: Rows, names: Sequence[str], *, seed: int = 0, epochs: int = 1
 ) -> Iterator[dict[str, tuple[Any, Any]]]:
-    """Per step, weight name -> (weight, gradient of the mean loss of a mini-batch); steps in random order."""
+    """Per step, weight name -> (weight, gradient of the mean loss of a mini-batch); steps in random order.
+
+    A step has at most `STEP_ROWS` rows, and there are at least two where there are two rows: what scores learn from is
+    how gradients vary.
+    """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
+    size = max(1, min(STEP_ROWS, len(rows.dataset) // 2))
+    batches = list(rows.dataset.batches(max_rows=size, max_tokens=rows.max_tokens))
     for _ in range(epochs):
-        for i in torch.randperm(len(rows.batches), generator=generator).tolist():
-            batch = rows.batches[i]
+        for i in torch.randperm(len(batches), generator=generator).tolist():
+            batch = batches[i]
             base = {n: rows.interpreter.weight(n) for n in names}
             free = {n: w.detach().float().requires_grad_() for n, w in base.items()}
             outputs = rows.interpreter.run(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune.asked import device_of, method_of, why_nothing
 from onnxprune.compensate import compensate
 from onnxprune.config import Options
 from onnxprune.cost import Costs
@@ -23,18 +24,22 @@ from onnxprune.errors import BudgetError, NothingToPruneError, UsageError
 from onnxprune.gates import Gates
 from onnxprune.interpret import Interpreter
 from onnxprune.linears import find_linears
+from onnxprune.maps import StandIn, mapped, stand_ins, with_stand_ins
 from onnxprune.model import Model
 from onnxprune.plan import Plan, Ranking, Structure
 from onnxprune.probe import NOTHING, Evaluator, Rows, Weights, sensitivities
-from onnxprune.score import METHODS, collect
+from onnxprune.score import METHODS, collect, configured, stepwise
 from onnxprune.score.mixture import parse
 from onnxprune.search.knapsack import allocate
-from onnxprune.search.module import Level, Module
+from onnxprune.search.module import Level, Module, merged
 from onnxprune.search.rank import Kind, rank, rank_pair
 from onnxprune.search.swaps import swaps
 from onnxprune.sites import Site, find_sites, kept_by, levels
 
 logger = logging.getLogger(__name__)
+
+MAPPED = -1
+"""As a level, instead of a number of units: the branch is gone, and a linear map of the stream stands in for it."""
 
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, of)."""
@@ -63,6 +68,7 @@ class Stage:
     rankings: Mapping[str, Ranking]
     refitter: Refitter
     modules: tuple[Module, ...] | None = None
+    stand_ins: Mapping[str, StandIn] = field(default_factory=dict)
     _fitted: dict[tuple[str, int], dict[str, np.ndarray]] = field(default_factory=dict)
 
     def weights(self, sites: Sequence[Site], counts: Mapping[str, int]) -> dict[str, np.ndarray]:
@@ -101,9 +107,9 @@ class Planner:
         self.costs = Costs(model, structure, bindings)
         self.sites = find_sites(model.graph, structure, options.units, options.include, options.exclude)
         if not self.sites and options.sparsity is None:
-            raise NothingToPruneError(_why_nothing(structure, options))
-        self.method = _method(options, calibration)
-        self.interpreter = Interpreter(model.graph, _device(options.device))
+            raise NothingToPruneError(why_nothing(structure, options))
+        self.method = method_of(options, calibration)
+        self.interpreter = Interpreter(model.graph, device_of(options.device))
         self.gates = Gates(structure, self.interpreter)
         self.calibration = calibration
         self.first = Plan(model.digest)  # what every plan begins with (recipe.py)
@@ -146,14 +152,13 @@ class Planner:
 
     def _last(self, counts: Mapping[str, int], stage: Stage) -> Plan:
         """A choice of levels as a plan, mended."""
-        keep, drop = kept_by(counts, stage.rankings, self.sites)
-        plan = replace(
-            stage.plan, keep={**stage.plan.keep, **keep}, drop=tuple(dict.fromkeys((*stage.plan.drop, *drop)))
-        )
+        plan = self._thinned(stage, counts)
         if self.calibration is None or not self.options.compensate:
-            return self.completed(plan)
-        plan = self.completed(replace(plan, weights={**plan.weights, **stage.weights(self.sites, counts)}))
+            return self.completed(replace(plan, weights=stage.plan.weights))
+        plan = self.completed(plan)
         with self.clock.stage("compensate"):
+            if plan.maps:
+                plan = mapped(self.gates, self.fit, self.select, plan)
             return self.mended(plan)
 
     # -- score -------------------------------------------------------------------------------------------------
@@ -172,7 +177,7 @@ class Planner:
                 tensor = gated.weights.get(name)
                 return self.weight(name) if tensor is None else np.asarray(tensor.detach().cpu().numpy())
 
-            method = parse(self.method, METHODS)
+            method = parse(self.method, configured(self.options.alpha))
             mending = self.options.compensate or self.options.search == "table"
             statistics = collect(
                 method,
@@ -183,6 +188,9 @@ class Planner:
                 also=("gram",) if mending else (),
                 state=gated if plan.keep or plan.drop else NOTHING,
                 token_weights=self.token_weights,
+                order=lambda gram: stepwise(
+                    method, self.fit, self.sites, self.gates, self._share(), plan, Refitter(weight, gram)
+                ),
                 seed=self.options.seed,
             )
             rankings = {}
@@ -221,22 +229,53 @@ class Planner:
         """The damage table with its costs, at every width that may be chosen; measured once a stage."""
         if stage.modules is None:
             live = self._live(stage)
-            grid = {s.id: [k for k in levels(s, self._step(s)) if k < len(units)] + [len(units)] for s, units in live}
+            grid = {s.id: [*(k for k in self._levels(s) if k < len(units)), len(units)] for s, units in live}
             with self.clock.stage("table"):
                 measured = damage_table(
                     self.table, self.gates, stage.plan, [s for s, _ in live], stage.rankings, grid, stage.refitter,
                     lambda d, n: self.progress("table", d, n),
                 )  # fmt: skip
             kind = self.options.budget.kind
+            stage.stand_ins = self._stand_ins(stage, [s for s, _ in live])
             found = []
             for site, _ in live:
                 damage = measured[site.id] - measured[site.id][-1]
                 counts, damages = spread(grid[site.id], damage, self._step(site))
+                if self._whole(site):
+                    counts, damages = counts[[0, -1]], damages[[0, -1]]
                 unit = self.costs.unit_costs(kind, site.group)
                 rows = (Level(int(k), unit * int(k), float(d)) for k, d in zip(counts, damages, strict=True))
-                found.append(Module(site.id, tuple(rows)))
+                found.append(Module(site.id, (*rows, *self._mapped_level(stage, site, float(measured[site.id][-1])))))
             stage.modules = tuple(found)
         return stage.modules
+
+    def _stand_ins(self, stage: Stage, live: Sequence[Site]) -> dict[str, StandIn]:
+        """Linear maps that may take the place of a branch, where the method's modules are whole branches."""
+        if not self._modular or not self.options.compensate or self.options.uniform:
+            return {}
+        branches = [s.branch for s in live if s.branch is not None]
+        kind = self.options.budget.kind
+        return stand_ins(
+            self.gates, self.fit, self.table, self.completed(stage.plan), branches, self.costs, kind, self.completed
+        )
+
+    def _mapped_level(self, stage: Stage, site: Site, base: float) -> list[Level]:
+        found = None if site.branch is None else stage.stand_ins.get(site.branch.id)
+        if found is None or site.branch is None:
+            return []
+        cost = self.costs.map_cost(self.options.budget.kind, site.branch.id)
+        return [Level(MAPPED, cost, max(found.damage - base, 0.0))]
+
+    def _levels(self, site: Site) -> list[int]:
+        return [0, site.group.size] if self._whole(site) else levels(site, self._step(site))
+
+    def _whole(self, site: Site) -> bool:
+        """Whether a site's branch goes as a whole or stays as it is, because the method knows no smaller module."""
+        return self._modular and site.branch is not None and site.group.kind not in ("heads", "query_heads")
+
+    @cached_property
+    def _modular(self) -> bool:
+        return bool(getattr(parse(self.method, METHODS), "whole", False))
 
     def _live(self, stage: Stage) -> list[tuple[Site, tuple[int, ...]]]:
         """The sites that are still there, with the units they have."""
@@ -245,13 +284,24 @@ class Planner:
             (s, stage.plan.keep.get(s.id, tuple(range(s.group.size)))) for s in self.sites if s.group.branch not in gone
         ]
 
+    def _thinned(self, stage: Stage, counts: Mapping[str, int]) -> Plan:
+        """A choice of levels as a plan, with the sites' own refit weights."""
+        branches = [s.branch.id for s in self.sites if s.branch is not None and counts[s.id] == MAPPED]
+        counts = {name: max(count, 0) for name, count in counts.items()}
+        keep, drop = kept_by(counts, stage.rankings, self.sites)
+        keep, drop = {**stage.plan.keep, **keep}, tuple(dict.fromkeys((*stage.plan.drop, *drop)))
+        plan = replace(
+            stage.plan, keep=keep, drop=drop, weights={**stage.plan.weights, **stage.weights(self.sites, counts)}
+        )
+        return with_stand_ins(plan, {b: stage.stand_ins[b] for b in branches})
+
     def _searched(self, stage: Stage, budget: float) -> dict[str, int]:
         modules = self._modules(stage)
         with self.clock.stage("search"):
             room = budget - self._fixed_cost()
             shared = _uniform(modules, self.sites) if self.options.uniform else {m.id: [m] for m in modules}
-            merged = [_merged(name, members) for name, members in shared.items()]
-            chosen = allocate(merged, room)
+            tied = [merged(name, members) for name, members in shared.items()]
+            chosen = allocate(tied, room)
 
             def counts_of(allocation: Mapping[str, int]) -> dict[str, int]:
                 there = {m.id: m.levels[allocation[name]].kept for name, members in shared.items() for m in members}
@@ -259,13 +309,9 @@ class Planner:
                 return {s.id: there.get(s.id, 0 if s.branch else s.group.size) for s in self.sites}
 
             def evaluate(allocation: Mapping[str, int]) -> float:
-                counts = counts_of(allocation)
-                keep, drop = kept_by(counts, stage.rankings, self.sites)
-                weights = {**stage.plan.weights, **stage.weights(self.sites, counts)}
-                keep, drop = {**stage.plan.keep, **keep}, (*stage.plan.drop, *drop)
-                return self.table(self.gates.gated(replace(stage.plan, keep=keep, drop=drop, weights=weights)))
+                return self.table(self.gates.gated(self._thinned(stage, counts_of(allocation))))
 
-            found = swaps(chosen, merged, evaluate, room, evaluations=self.options.swaps, seed=self.options.seed)
+            found = swaps(chosen, tied, evaluate, room, evaluations=self.options.swaps, seed=self.options.seed)
         logger.info("search: divergence %.5f, after %d swaps %.5f", found.start, len(found.trials), found.value)
         counts = counts_of(found.levels)
         logger.info("kept: %s", list(counts.values()))
@@ -292,6 +338,11 @@ class Planner:
         kind = self.options.budget.kind
         begun = self.costs.total(kind, self.first)
         return begun - sum(self.costs.unit_costs(kind, s.group) * s.group.size for s in self._begun())
+
+    def _share(self) -> float:
+        """What the budget keeps."""
+        dense = self.costs.total(self.options.budget.kind)
+        return self.options.budget.limit(dense) / dense
 
     def _begun(self) -> list[Site]:
         """The sites of the model it begins with."""
@@ -365,44 +416,8 @@ def _behind(ranking: Ranking, kept: Sequence[int] | None) -> Ranking:
     return replace(ranking, order=tuple(sorted(ranking.order, key=lambda u: u not in there)))
 
 
-def _merged(name: str, members: Sequence[Module]) -> Module:
-    """Modules that must be at the same level, as one."""
-    rows = zip(*(m.levels for m in members), strict=True)
-    return Module(name, tuple(Level(r[0].kept, sum(x.cost for x in r), sum(x.damage for x in r)) for r in rows))
-
-
 def _uniform(modules: Sequence[Module], sites: Sequence[Site]) -> dict[str, list[Module]]:
     shared: dict[str, list[Module]] = defaultdict(list)
     for module, site in zip(modules, sites, strict=True):
         shared[f"{site.group.kind}x{site.group.size}:{len(module.levels)}"].append(module)
     return dict(shared)
-
-
-def _method(options: Options, calibration: Dataset | None) -> str:
-    if options.method == "auto":
-        return "obs" if calibration is not None else "magnitude"
-    if parse(options.method, METHODS).needs and calibration is None:
-        raise UsageError(
-            f"--method {options.method} needs calibration rows (--calib); magnitude is the one that needs none"
-        )
-    return options.method
-
-
-def _device(wanted: str) -> str:
-    import torch
-
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise UsageError("--device cuda: this torch sees no CUDA device")
-    return "cuda" if available and wanted != "cpu" else "cpu"
-
-
-def _why_nothing(structure: Structure, options: Options) -> str:
-    other = sorted({g.kind for g in structure.groups} - set(options.units))
-    hint = f" It has {', '.join(other)}: name them with --units." if other else ""
-    reasons = sorted({why for pin in structure.pins for why in pin.reasons})[:6]
-    return (
-        f"nothing to prune: no {', '.join(u for u in options.units if u != 'blocks')} are free to be cut.{hint} "
-        f"What pins the dimensions: {'; '.join(reasons) or 'there are no matrices with a free dimension'}. "
-        "`onnxprune inspect` lists them."
-    )

@@ -16,7 +16,7 @@ from onnxprune.finetune import finetune
 from onnxprune.flow import flows
 from onnxprune.gradients import seen_through, weight_scores
 from onnxprune.linears import Linear, find_linears
-from onnxprune.maps import mapped
+from onnxprune.maps import cheaper, mapped
 from onnxprune.plan import Budget, Plan
 from onnxprune.planning import Planner
 from onnxprune.score import Platon, Seven, near_identity
@@ -58,7 +58,8 @@ def begun(planner: Planner, threshold: float) -> Plan:
     if not drop or not planner.options.compensate:
         return plan
     with planner.clock.stage("compensate"):
-        return mapped(planner.gates, planner.fit, planner.select, plan, planner.costs, planner.options.budget.kind)
+        allowed = cheaper(planner.costs, planner.options.budget.kind, drop)
+        return mapped(planner.gates, planner.fit, planner.select, plan, allowed)
 
 
 def _mended(planner: Planner, plan: Plan) -> Plan:

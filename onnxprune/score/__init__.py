@@ -1,13 +1,14 @@
 """Methods that order units. A new one is a file here and a line in METHODS."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from onnxprune.score.base import Method, Statistics
 from onnxprune.score.collect import collect
-from onnxprune.score.dynamic import dynamic
+from onnxprune.score.dynamic import Dynamic, dynamic
 from onnxprune.score.fisher import Fisher, fisher
 from onnxprune.score.magnitude import magnitude
-from onnxprune.score.mixture import Mixture
+from onnxprune.score.mixture import Mixture, stepwise
 from onnxprune.score.obs import obs
 from onnxprune.score.optin import Optin, optin
 from onnxprune.score.platon import Platon, platon
@@ -22,6 +23,8 @@ METHODS: Mapping[str, Method] = {
     "seven": seven,
     "seven-signed": Seven(signed=True),
     "seven-weights": Seven(weights=True),
+    "seven-dyn": Dynamic(),
+    "seven-dyn-signed": Dynamic(Seven(signed=True)),
     "snip": snip,
     "snip-spectral": Snip(spectral=True),
     "fisher": fisher,
@@ -34,8 +37,24 @@ METHODS: Mapping[str, Method] = {
 }
 """What `--method` names; weighted mixtures as `optin+0.5*seven` (`mixture.parse`)."""
 
+
+def configured(alpha: tuple[float, float]) -> Mapping[str, Method]:
+    """METHODS with SEVEN's decays α₁ and α₂."""
+    first, second = alpha
+
+    def made(method: Method) -> Method:
+        if isinstance(method, Seven):
+            return replace(method, alpha1=first, alpha2=second)
+        if isinstance(method, Dynamic):
+            return replace(method, accumulator=replace(method.accumulator, alpha1=first, alpha2=second))
+        return method
+
+    return {name: made(method) for name, method in METHODS.items()}
+
+
 __all__ = [
     "METHODS",
+    "Dynamic",
     "Fisher",
     "Method",
     "Mixture",
@@ -45,7 +64,9 @@ __all__ = [
     "Snip",
     "Statistics",
     "collect",
+    "configured",
     "connection",
     "dynamic",
     "near_identity",
+    "stepwise",
 ]

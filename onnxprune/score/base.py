@@ -27,6 +27,7 @@ class Statistics:
         trajectory: group or branch id -> how far features and outputs move without each unit.
         flow: group or branch id -> norms of what units and branches write, and of the stream.
         spectral_flow: the same with each weight divided by its largest singular value.
+        order: group id -> the order in which its units go, from a method that prunes in steps.
         weight_score: initializer name -> what the method's own accumulator made of its gradients, in its shape.
     """
 
@@ -37,6 +38,7 @@ class Statistics:
     flow: Mapping[str, Flow] = field(default_factory=dict)
     spectral_flow: Mapping[str, Flow] = field(default_factory=dict)
     weight_score: Mapping[str, np.ndarray] = field(default_factory=dict)
+    order: Mapping[str, Ranking] = field(default_factory=dict)
 
 
 class Method(Protocol):

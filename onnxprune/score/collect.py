@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,9 @@ import numpy as np
 from onnxprune.flow import flows
 from onnxprune.gates import Gated
 from onnxprune.gradients import seen_through, weight_scores
-from onnxprune.plan import Structure
-from onnxprune.probe import NOTHING, Rows, Weights, gate_gradients, grams
+from onnxprune.interpret import Usage
+from onnxprune.plan import Ranking, Structure
+from onnxprune.probe import NOTHING, Gram, Rows, Weights, gate_gradients, grams
 from onnxprune.score.base import Method, Statistics
 from onnxprune.sites import Site
 from onnxprune.trajectory import trajectories
@@ -27,6 +28,7 @@ def collect(
     also: Collection[str] = (),
     state: Gated = NOTHING,
     token_weights: Weights | None = None,
+    order: Callable[[Mapping[Usage, Gram]], Mapping[str, Ranking]] | None = None,
     seed: int = 0,
 ) -> Statistics:
     """The statistics that a method, and whoever comes after it (`also`), needs.
@@ -37,6 +39,7 @@ def collect(
         also: further fields of Statistics, for the steps after scoring ("gram").
         state: the gates and weights of the model that is scored; the dense one by default.
         token_weights: of the Gram matrices.
+        order: makes Statistics.order from the Gram matrices that were collected.
     """
     needs = {*method.needs, *also}
     if rows is None or not needs:
@@ -53,6 +56,8 @@ def collect(
         found["flow"] = flows(seen, sites, structure)
     if "spectral_flow" in needs:
         found["spectral_flow"] = flows(seen, sites, structure, spectral=True)
+    if "order" in needs and order is not None:
+        found["order"] = order(found.get("gram", {}))
     accumulator = getattr(method, "accumulator", None)
     if "weight_score" in needs and accumulator is not None:
         names = list(dict.fromkeys(m.reader.weight or "" for s in sites for m in s.matrices))

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from onnxprune.errors import UsageError
+from onnxprune.gates import Gates
 from onnxprune.gradients import Accumulator
-from onnxprune.plan import Ranking
+from onnxprune.plan import Plan, Ranking
+from onnxprune.probe import Rows
 from onnxprune.score.base import Method, Statistics, ranking
+from onnxprune.score.dynamic import Dynamic, Refit, dynamic
 from onnxprune.sites import Site
+
+LEAST = 0.05
+"""The smallest share of units that a schedule goes down to."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,15 @@ class Mixture:
             scores = np.asarray(method(site, statistics).scores)
             total += weight * scores / (scores.mean() or 1.0)
         return ranking(site, total)
+
+
+def stepwise(
+    method: Method, rows: Rows, sites: Sequence[Site], gates: Gates, share: float, base: Plan, refit: Refit
+) -> dict[str, Ranking]:
+    """The orders by the part of a method that prunes in steps, down to the share of units that a budget keeps."""
+    parts = [part for _, part in method.parts] if isinstance(method, Mixture) else [method]
+    found = next(part for part in parts if isinstance(part, Dynamic))
+    return dynamic(rows, sites, gates, min(max(share, LEAST), 1.0), found.accumulator, base=base, refit=refit)
 
 
 def parse(text: str, methods: Mapping[str, Method]) -> Method:

@@ -60,7 +60,7 @@ class Platon:
         if self.weights:
             return ranking(site, on_weights(site, statistics))
         accumulator = self.accumulator()
-        for step in steps(statistics.gate_grad[site.id]):
+        for step in steps(statistics.gate_grad[site.id], at_least=2):  # one step alone has no uncertainty
             accumulator.add(1.0, step)
         return ranking(site, np.asarray(accumulator.score))
 

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune.gradients import STEP_ROWS
 from onnxprune.plan import Ranking
 from onnxprune.score.base import Statistics, per_unit, ranking
 from onnxprune.sites import Site
 
 ALPHA = 0.8
-STEP_ROWS = 16
-"""Calibration rows in a step, where gates are scored."""
 
 
 @dataclass
@@ -81,9 +80,10 @@ class Seven:
         return np.asarray(sensitivity.score)
 
 
-def steps(gradients: np.ndarray) -> list[np.ndarray]:
-    """Mini-batch means [units] of per-sample gradients [samples, units]."""
-    cuts = range(STEP_ROWS, len(gradients) - STEP_ROWS // 2, STEP_ROWS)
+def steps(gradients: np.ndarray, at_least: int = 1) -> list[np.ndarray]:
+    """Mini-batch means [units] of per-sample gradients [samples, units]; `at_least` so many where there are rows."""
+    size = max(1, min(STEP_ROWS, len(gradients) // at_least))
+    cuts = range(size, len(gradients) - size // 2, size)
     return [part.mean(0) for part in np.split(gradients, cuts)]
 
 

@@ -21,9 +21,11 @@ class Snip:
 
     Attributes:
         spectral: as the paper trains, with each weight divided by its largest singular value.
+        whole: its modules are heads and whole branches: a branch that may go is not thinned otherwise.
     """
 
     spectral: bool = False
+    whole: bool = True
 
     @property
     def needs(self) -> frozenset[str]:

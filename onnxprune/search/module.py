@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 Allocation = Mapping[str, int]
@@ -48,3 +48,9 @@ def cost_of(modules: Iterable[Module], allocation: Allocation) -> float:
 def damage_of(modules: Iterable[Module], allocation: Allocation) -> float:
     """The damage of an allocation as if damages added up, which they only nearly do."""
     return math.fsum(module.levels[allocation[module.id]].damage for module in modules)
+
+
+def merged(name: str, members: Sequence[Module]) -> Module:
+    """Modules that must be at the same level, as one."""
+    rows = zip(*(m.levels for m in members), strict=True)
+    return Module(name, tuple(Level(r[0].kept, sum(x.cost for x in r), sum(x.damage for x in r)) for r in rows))

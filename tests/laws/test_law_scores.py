@@ -21,7 +21,7 @@ from onnxprune.gates import Gates
 from onnxprune.interpret import Interpreter
 from onnxprune.plan import Ranking, Structure
 from onnxprune.probe import Rows
-from onnxprune.score import METHODS, collect, dynamic
+from onnxprune.score import METHODS, Dynamic, collect, dynamic
 from onnxprune.sites import Site, find_sites
 from onnxprune.structure import analyze
 from onnxprune.trajectory import linearised
@@ -48,14 +48,15 @@ def dead(interpreter: Interpreter, site: Site) -> set[int]:
 
 
 def rankings(method: str, rows: Rows, sites: list[Site], structure: Structure) -> dict[str, Ranking]:
-    if method == "seven-dyn":
-        return dynamic(rows, sites, Gates(structure, rows.interpreter), 0.6, count=2)
+    scored = METHODS[method]
+    if isinstance(scored, Dynamic):
+        return dynamic(rows, sites, Gates(structure, rows.interpreter), 0.6, scored.accumulator, count=2)
     found = collect(METHODS[method], rows, sites, structure, lambda n: rows.interpreter.weight(n).float().numpy())
     return {s.id: METHODS[method](s, found) for s in sites}
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "vit", "resnet", "swin"])
-@pytest.mark.parametrize("method", sorted([*METHODS, "seven-dyn"]))
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_planted_dead_units_are_last(zoo: Build, family: str, method: str) -> None:
     planted = zoo(family, "torchscript", "eager", plant=PLANT)
     model, structure, interpreter, sites = subject(planted.path)
@@ -85,7 +86,7 @@ def padded(model: ZooModel, filler: int, count: int = 8) -> Dataset:
     return Dataset(tuple(examples), "tokens")
 
 
-@pytest.mark.parametrize("method", sorted([*METHODS, "seven-dyn"]))
+@pytest.mark.parametrize("method", sorted(METHODS))
 def test_what_padding_holds_changes_nothing(zoo: Build, method: str) -> None:
     exported = zoo("bert", "torchscript", "eager")
     _, structure, interpreter, sites = subject(exported.path)

@@ -17,7 +17,7 @@ from onnxprune import model as models
 from onnxprune.errors import UsageError
 from onnxprune.flow import flows, largest_singular_value
 from onnxprune.gates import Gates
-from onnxprune.gradients import seen_through, weight_gradients, weight_scores
+from onnxprune.gradients import STEP_ROWS, seen_through, weight_gradients, weight_scores
 from onnxprune.interpret import Interpreter
 from onnxprune.plan import Plan
 from onnxprune.probe import Rows, gate_gradients
@@ -25,7 +25,7 @@ from onnxprune.score import METHODS, Fisher, Mixture, Seven, collect, dynamic, n
 from onnxprune.score.fisher import Rearranged, rearrange
 from onnxprune.score.mixture import parse
 from onnxprune.score.platon import Uncertainty
-from onnxprune.score.seven import STEP_ROWS, Sensitivity, steps
+from onnxprune.score.seven import Sensitivity, steps
 from onnxprune.score.taylor import Connections
 from onnxprune.sites import find_sites
 from onnxprune.structure import analyze
@@ -91,6 +91,14 @@ def test_platon_is_zero_without_uncertainty() -> None:
     assert unsure.score > 0
 
 
+@pytest.mark.parametrize("samples", [2, 3, 8, STEP_ROWS + 1, 5 * STEP_ROWS])
+def test_platon_has_uncertainty_from_few_rows(samples: int) -> None:
+    """One mini-batch would leave every score at zero, and the order to chance."""
+    gradients = np.random.default_rng(samples).standard_normal((samples, 4))
+    assert len(steps(gradients, at_least=2)) >= 2
+    np.testing.assert_allclose(np.concatenate(steps(gradients, at_least=2)).size, 4 * len(steps(gradients, at_least=2)))
+
+
 def test_connection_sensitivity_is_of_the_summed_gradient() -> None:
     found = Connections()
     for g in (1.0, -1.0, 0.25):
@@ -109,7 +117,9 @@ def test_weight_gradients_are_finite_differences(zoo: Callable[..., ZooModel]) -
     fit = Rows(interpreter, learn)
     assert learn.labels is not None
     name = find_sites(loaded.graph, structure)[1].matrices[0].reader.weight or ""
-    found = sum(g[name][1] * 8 / len(fit.batches) for g in weight_gradients(fit, [name]))
+    seen = [g[name][1] for g in weight_gradients(fit, [name])]
+    assert len(seen) == 2, "one step has no variance"
+    found = sum(g * 8 / len(seen) for g in seen)
     output = fit.divergence.outputs[0]
 
     def loss(moved: float) -> float:
@@ -137,7 +147,8 @@ def test_gate_scores_are_sums_of_weight_gradients(zoo: Callable[..., ZooModel]) 
     (matrix,) = site.matrices
     gates = gate_gradients(fit, [site], structure)[site.id].sum(0)
     name = matrix.reader.weight or ""
-    total = sum((w * g * 8 / len(fit.batches)).numpy() for w, g in (s[name] for s in weight_gradients(fit, [name])))
+    seen = [s[name] for s in weight_gradients(fit, [name])]
+    total = sum((w * g * 8 / len(seen)).numpy() for w, g in seen)
     np.testing.assert_allclose(matrix.weight(np.asarray(total)).sum(1), gates[matrix.units], rtol=1e-3, atol=1e-6)
     scores = weight_scores(fit, [name], Connections)[name]
     assert scores.shape == total.shape and (scores >= 0).all()

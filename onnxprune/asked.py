@@ -1,0 +1,43 @@
+"""What options mean for one model and its rows: the method, the device, and why there may be nothing to prune."""
+
+from __future__ import annotations
+
+from onnxprune.config import Options
+from onnxprune.data import Dataset
+from onnxprune.errors import UsageError
+from onnxprune.plan import Structure
+from onnxprune.score import METHODS
+from onnxprune.score.mixture import parse
+
+
+def method_of(options: Options, calibration: Dataset | None) -> str:
+    """The method that scores: with "auto", obs where there are calibration rows, magnitude where there are none."""
+    if options.method == "auto":
+        return "obs" if calibration is not None else "magnitude"
+    if parse(options.method, METHODS).needs and calibration is None:
+        raise UsageError(
+            f"--method {options.method} needs calibration rows (--calib); magnitude is the one that needs none"
+        )
+    return options.method
+
+
+def device_of(wanted: str) -> str:
+    """Where scoring runs, "cpu" or "cuda"."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise UsageError("--device cuda: this torch sees no CUDA device")
+    return "cuda" if available and wanted != "cpu" else "cpu"
+
+
+def why_nothing(structure: Structure, options: Options) -> str:
+    """The message for a model in which no unit of the wanted kinds is free."""
+    other = sorted({g.kind for g in structure.groups} - set(options.units))
+    hint = f" It has {', '.join(other)}: name them with --units." if other else ""
+    reasons = sorted({why for pin in structure.pins for why in pin.reasons})[:6]
+    return (
+        f"nothing to prune: no {', '.join(u for u in options.units if u != 'blocks')} are free to be cut.{hint} "
+        f"What pins the dimensions: {'; '.join(reasons) or 'there are no matrices with a free dimension'}. "
+        "`onnxprune inspect` lists them."
+    )
