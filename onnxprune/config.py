@@ -48,7 +48,8 @@ class Options:
         finetune: steps of fine-tuning the sparse weights with their masks.
         alpha: SEVEN's decays α₁ and α₂ of the gradients' first and second moment.
         snip_threshold: residual branches whose relative function norm is below this leave before anything else.
-        snip_spectral: take that norm with each weight divided by its largest singular value.
+        snip_spectral: take that norm, and the score of the method snip, with each weight divided by its largest
+            singular value.
     """
 
     budget: Budget
@@ -80,6 +81,8 @@ class Options:
         if self.sparsity is not None and self.method in SOLVERS and self.method not in METHODS:
             object.__setattr__(self, "solver", self.method)
             object.__setattr__(self, "method", "auto")
+        if self.snip_spectral and self.method == "snip":
+            object.__setattr__(self, "method", "snip-spectral")
         if self.method in SOLVERS and self.method not in METHODS:
             raise UsageError(f"--method {self.method} prunes to a pattern: name one, --sparsity 2:4")
         if self.method != "auto":

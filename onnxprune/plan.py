@@ -243,12 +243,13 @@ class Plan:
         return files
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the tensors; `tensors` says how many there are beside it."""
+        """Everything but the tensors (of maps, the branches' names); `tensors` says how many there are beside it."""
         return {
             "schema_version": SCHEMA,
             "digest": self.digest,
             "keep": {k: list(v) for k, v in self.keep.items()},
             "drop": list(self.drop),
+            "maps": list(self.maps),
             "sparsity": dict(self.sparsity),
             "tensors": len(self.weights) + len(self.intercepts) + len(self.rests) + len(self.maps),
             "notes": dict(self.notes),

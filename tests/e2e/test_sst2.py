@@ -38,3 +38,24 @@ def test_sst2_at_sixty_percent(sst2_folder: Path, assets: Path, tmp_path: Path) 
         i.name: ids if "ids" in i.name and "type" not in i.name else np.ones_like(ids) for i in session.get_inputs()
     }
     assert np.isfinite(session.run(None, feeds)[0]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [["--sparsity", "2:4"], ["--method", "snip", "--flops", "0.7"]])
+def test_other_ways_keep_most_of_the_accuracy(
+    sst2_folder: Path, assets: Path, tmp_path: Path, extra: list[str]
+) -> None:
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(line + "\n" for line in (assets / "data/sst2/dev.jsonl").read_text().splitlines()[:300]))
+    calibration = assets / "data/sst2/calibration.jsonl"
+    command = [sys.executable, "-m", "onnxprune.cli", sst2_folder, "-o", tmp_path / "model.onnx", "--rows", "128"]
+    options = [*extra, "--calib", calibration, "--eval", few, "--no-latency", "--json"]
+    done = subprocess.run([*map(str, [*command, *options])], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["accuracy"]["pruned"] > report["accuracy"]["dense"] - 0.05
+    if "--sparsity" in extra:
+        assert abs(report["sparsity"]["zeros"] - 0.5) < 0.001
+    else:
+        assert report["flops"]["pruned"] <= 0.7 * report["flops"]["dense"]
+        assert sum(u["kind"] == "blocks" and not u["kept"] for u in report["units"]) >= 2

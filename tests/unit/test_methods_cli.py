@@ -48,6 +48,7 @@ def test_decays_are_options(run: Run, folder: Path) -> None:  # noqa: F811
     assert configured((0.5, 0.9))["seven-signed"] == Seven(0.5, 0.9, signed=True)
     assert configured((0.8, 0.8)) == METHODS
     args = ["--flops", 0.7, "--calib", folder / "rows.jsonl", "--method", "seven", "-o", folder / "cut.onnx"]
+    assert Options(Budget("flops", 0.5), method="snip", snip_spectral=True).method == "snip-spectral"
     refused(run, folder, 2, "0.8,0.8", folder / "model.onnx", *args, "--alpha", "1.0,0.5")
     assert run(folder / "model.onnx", *args, "--alpha", "0.5")[0] == 2
 

@@ -61,10 +61,13 @@ def test_zeros_are_in_the_file(run: Run, folder: Path, pattern: str) -> None:  #
     assert all(np.count_nonzero(before[name]) > 0.9 * before[name].size for name in plan["sparsity"])
 
 
-def test_groups_are_counted_in_the_cut_matrices(run: Run, folder: Path) -> None:  # noqa: F811
-    """Heads and neurons go first; N of M holds in what is written, and apply gives the same file without data."""
+@pytest.mark.parametrize("pattern", ["2:4", "4x4:0.5"])
+def test_zeros_are_counted_in_the_cut_matrices(run: Run, folder: Path, pattern: str) -> None:  # noqa: F811
+    """Blocks, heads and neurons go first; the pattern holds in what is written, and apply gives the same file without
+    data."""
     model, rows = folder / "model.onnx", folder / "rows.jsonl"
-    asked = ["--flops", 0.7, "--round-to", 1, "--sparsity", "2:4", "--calib", rows, "--threads", 1]
+    asked = ["--flops", 0.7, "--round-to", 1, "--sparsity", pattern, "--calib", rows, "--threads", 1]
+    asked += ["--units", "blocks,heads,neurons"]
     code, _, err = run(model, "-o", folder / "direct.onnx", *asked, "--eval", rows, "--no-latency")
     assert code == 0, err
     plan = json.loads((folder / "direct.plan.json").read_text())
@@ -72,8 +75,10 @@ def test_groups_are_counted_in_the_cut_matrices(run: Run, folder: Path) -> None:
     written, before = products(folder / "direct.onnx"), products(model)
     assert plan["sparsity"]
     assert any(written[name].shape != before[name].shape for name in plan["sparsity"])
-    assert all(groups(written[name], 2, 4) for name in plan["sparsity"])
-    assert not all(groups(weight, 2, 4) for weight in before.values())
+    allowed = parse(pattern).satisfied
+    assert all(allowed(written[name]) for name in plan["sparsity"])
+    assert not any(allowed(before[name]) for name in plan["sparsity"])
+    assert pattern != "2:4" or all(groups(written[name], 2, 4) for name in plan["sparsity"])
     code, _, err = run("plan", model, *asked, "-o", folder / "plan.json")
     assert code == 0, err
     code, _, err = run("apply", model, folder / "plan.json", "-o", folder / "applied.onnx")
@@ -109,6 +114,9 @@ def test_method_admm_is_a_solver(run: Run, folder: Path) -> None:  # noqa: F811
     refused(run, folder, 2, "--sparsity", folder / "model.onnx", "--flops", 0.7, "--method", "admm", *rows)
     refused(run, folder, 2, "--sparsity", folder / "model.onnx", "--flops", 0.7, "--solver", "admm", *rows)
     refused(run, folder, 2, "not understood", folder / "model.onnx", "--sparsity", "2:4:8", *rows)
+    code, out, err = run(folder / "model.onnx", "--sparsity", "8:16", "--dry-run", *rows)
+    assert code == 0, err
+    assert "8:16" in out and "50" in out
     refused(run, folder, 2, "choose from", folder / "model.onnx", "--sparsity", "2:4", "--solver", "best", *rows)
     files = {}
     for name, args in {"a": ["--method", "admm"], "b": ["--solver", "admm"]}.items():
