@@ -134,7 +134,7 @@ def planning(command: Any) -> Any:
             "--solver",
             default="auto",
             show_default=True,
-            help="How --sparsity chooses zeros: admm, sparsegpt, wanda, magnitude, seven, platon.",
+            help="How --sparsity chooses zeros: admm, sparsegpt, wanda, magnitude, seven, seven-dyn, platon.",
         ),
         click.option("--finetune", default=0, metavar="STEPS", help="Tune sparse weights with their masks; no labels."),
         click.option(

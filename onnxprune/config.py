@@ -16,7 +16,7 @@ from onnxprune.solve.pattern import parse as parse_pattern
 
 UNITS = ("heads", "neurons", "blocks", "channels", "query_heads")
 
-MASKS = ("seven", "platon")
+MASKS = ("seven", "seven-dyn", "platon")
 """Scores of single weights that `--solver` may name: they choose the mask, least squares the weights."""
 
 

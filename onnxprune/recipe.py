@@ -14,14 +14,14 @@ from onnxprune.config import MASKS
 from onnxprune.errors import NothingToPruneError, UsageError
 from onnxprune.finetune import finetune
 from onnxprune.flow import flows
-from onnxprune.gradients import seen_through, weight_scores
 from onnxprune.linears import Linear, find_linears
 from onnxprune.maps import cheaper, mapped
 from onnxprune.plan import Budget, Plan
 from onnxprune.planning import Planner
-from onnxprune.score import Platon, Seven, near_identity
-from onnxprune.solve.pattern import parse
+from onnxprune.score import near_identity
+from onnxprune.solve import Pattern, parse
 from onnxprune.sparsify import parts_of, sparsify
+from onnxprune.worth import worth
 
 logger = logging.getLogger(__name__)
 
@@ -81,9 +81,8 @@ def sparse(planner: Planner, plan: Plan) -> Plan:
     with planner.clock.stage("sparsify"):
         made = sparsify(
             planner.gates, planner.fit if learns else None, plan, linears, pattern, solver,
-            scores=_scores(planner, plan, linears) if solver in MASKS else None,
+            scores=_worth(planner, plan, linears, pattern) if solver in MASKS else None,
             evaluator=planner.select if mends else None,
-            weights=planner.token_weights if mends and planner.sites else None,
             progress=partial(planner.progress, "sparsify"),
         )  # fmt: skip
     if options.finetune:
@@ -123,8 +122,6 @@ def _solver(planner: Planner) -> str:
     return solver if solver != "auto" else "admm" if planner.calibration is not None else "magnitude"
 
 
-def _scores(planner: Planner, plan: Plan, linears: list[Linear]) -> Mapping[str, np.ndarray]:
-    """What SEVEN or PLATON makes of every weight of a plan's model."""
-    scored = Seven(weights=True) if planner.options.solver == "seven" else Platon(weights=True)
-    rows = seen_through(planner.fit, planner.gates.gated(plan))
-    return weight_scores(rows, [x.weight for x in linears], scored.accumulator, seed=planner.options.seed)
+def _worth(planner: Planner, plan: Plan, linears: list[Linear], pattern: Pattern) -> Mapping[str, np.ndarray]:
+    options = planner.options
+    return worth(options.solver, planner.gates, planner.fit, plan, linears, pattern, options.alpha, options.seed)

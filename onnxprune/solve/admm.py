@@ -48,14 +48,14 @@ def admm(
         moved = w + u
         if step < tighten:
             progress = 1.0 - (1.0 - (step + 1) / tighten) ** 3
-            mask = _partly(pattern.project(moved**2), np.abs(moved), progress)
+            mask = partly(pattern.project(moved**2), np.abs(moved), progress)
         z = np.where(mask, moved, 0.0)
         u = moved - z
         w = solve @ (goal + rho * (z - u))
     return support.on_support(w0, gram, mask, start=z / scale)
 
 
-def _partly(mask: Bools, magnitude: Array, progress: float) -> Bools:
+def partly(mask: Bools, magnitude: Array, progress: float) -> Bools:
     """`mask`, but with only the smallest `progress` share of what it removes removed yet."""
     removed = magnitude[~mask]
     spared = removed.size - round(progress * removed.size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,6 +88,29 @@ def test_scores_decide_the_mask(zoo: Zoo) -> None:
     (part,) = parts_of(gates, plan, one)
     expected = parse("2:4").project(part.take(scores[one[0].weight]))
     np.testing.assert_array_equal(part.take(plan.weights[one[0].weight]) != 0, expected)
+
+
+def test_scores_in_steps_remove_more_and_more(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Along the cubic schedule, each time scored on the model as masked so far; what is gone stays gone."""
+    from onnxprune import worth as module
+
+    gates, rows, linears = subject(zoo("bert", "torchscript", "eager"), 16)
+    plans: list[Plan] = []
+
+    def watched(seen: Rows, *args: Any, **kwargs: Any) -> Any:
+        zeros = [float((seen.interpreter.weight(x.weight) == 0).float().mean()) for x in linears]
+        plans.append(Plan(gates.structure.digest, notes={"zeros": np.mean(zeros)}))
+        return weight_scores(seen, *args, **kwargs)
+
+    monkeypatch.setattr(module, "weight_scores", watched)
+    empty, pattern = Plan(gates.structure.digest), parse("2:4")
+    found = module.worth("seven-dyn", gates, rows, empty, linears, pattern, (0.8, 0.8))
+    zeros = [p.notes["zeros"] for p in plans]
+    np.testing.assert_allclose(zeros, [0.5 * (1 - (1 - t / 4) ** 3) for t in range(4)], atol=0.01)
+    plan = sparsify(gates, rows, empty, linears, pattern, scores=found)
+    verify(gates, plan, linears, pattern)
+    at_once = module.worth("seven", gates, rows, empty, linears, pattern, (0.8, 0.8))
+    assert any((found[n] != at_once[n]).any() for n in found)
 
 
 def test_sparse_model_runs_on_its_sparse_weights(zoo: Zoo) -> None:

@@ -86,7 +86,7 @@ def test_zeros_are_counted_in_the_cut_matrices(run: Run, folder: Path, pattern: 
     assert (folder / "applied.onnx").read_bytes() == (folder / "direct.onnx").read_bytes()
 
 
-@pytest.mark.parametrize("solver", ["sparsegpt", "wanda", "magnitude", "seven", "platon"])
+@pytest.mark.parametrize("solver", ["sparsegpt", "wanda", "magnitude", "seven", "seven-dyn", "platon"])
 def test_solvers_by_name(run: Run, folder: Path, solver: str) -> None:  # noqa: F811
     args = ["--sparsity", "2:4", "--solver", solver, "--calib", folder / "rows.jsonl", "--no-latency", "--threads", 1]
     code, _, err = run(folder / "model.onnx", "-o", folder / "sparse.onnx", *args)

@@ -1,0 +1,54 @@
+"""What single weights are worth, for masks: SEVEN's or PLATON's scores, at once or in steps of the cubic schedule.
+
+In steps (`seven-dyn`), the weights of least worth go first, more and more of what the pattern takes away, and what is
+left is scored anew in between; weights do not move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from onnxprune.gates import Gates
+from onnxprune.gradients import seen_through, weight_scores
+from onnxprune.linears import Linear
+from onnxprune.plan import Plan
+from onnxprune.probe import Rows
+from onnxprune.score import Platon, Seven
+from onnxprune.solve import Pattern
+from onnxprune.solve.admm import partly
+from onnxprune.sparsify import current, parts_of
+
+STEPS = 4
+
+
+def worth(
+    name: str, gates: Gates, rows: Rows, plan: Plan, linears: Sequence[Linear], pattern: Pattern,
+    alpha: tuple[float, float], seed: int = 0,
+) -> Mapping[str, np.ndarray]:  # fmt: skip
+    """Initializer name -> worth of every weight, in its own shape; the mask is what keeps the most of it.
+
+    Args:
+        name: one of config.MASKS.
+        alpha: SEVEN's decays.
+    """
+    scored = Platon(weights=True) if name == "platon" else Seven(*alpha, weights=True)
+    names = [x.weight for x in linears]
+    steps = STEPS if name == "seven-dyn" else 1
+    found: dict[str, np.ndarray] = {}
+    for step in range(steps):
+        seen = seen_through(rows, gates.gated(plan))
+        found = weight_scores(seen, names, scored.accumulator, seed=seed + step)
+        if step + 1 == steps:
+            break
+        progress = 1.0 - (1.0 - (step + 1) / steps) ** 3
+        weights = dict(plan.weights)
+        for part in parts_of(gates, plan, linears):
+            scores = part.take(found[part.linear.weight]).astype(np.float64)
+            array = current(gates, plan, part.linear)
+            mask = partly(pattern.learn(scores).project(scores), scores, progress)
+            weights[part.linear.weight] = part.put(part.take(array) * mask, array)
+        plan = replace(plan, weights=weights)
+    return found
