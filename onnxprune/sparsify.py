@@ -20,8 +20,8 @@ from onnxprune.gates import Gated, Gates
 from onnxprune.linears import Linear, find_linears
 from onnxprune.model import Model
 from onnxprune.plan import Plan, Structure
-from onnxprune.probe import Evaluator, Gram, Rows, Walk, Weights
-from onnxprune.solve import INFINITE, SOLVERS, Moments, Pattern, on_support, parse, ridge_path
+from onnxprune.probe import Evaluator, Gram, Rows, Walk
+from onnxprune.solve import INFINITE, SOLVERS, Moments, Pattern, error, on_support, parse, ridge_path
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,6 @@ def sparsify(
     *,
     scores: Mapping[str, np.ndarray] | None = None,
     evaluator: Evaluator | None = None,
-    weights: Weights | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
     """The plan with its linear maps pruned to a pattern.
@@ -87,14 +86,13 @@ def sparsify(
         scores: initializer name -> non-negative importance of each weight, in its shape (SEVEN's, say): the mask is
             what keeps the most of it, and least squares on that support gives the weights.
         evaluator: over held-out rows. With it every matrix is mended too: it is solved for what the dense model gives
-            in its place, by several ridge strengths, of which the one stands that diverges least there. Without it
-            each matrix is solved for its own outputs and no bias moves.
-        weights: of the fit rows' tokens, for the products that have some; used where there is an evaluator.
+            in its place, by several ridge strengths, of which the one stands that errs least on their tokens. Without
+            it each matrix is solved for its own outputs and no bias moves.
 
     Raises:
         CheckError: a solved matrix is not in the pattern.
     """
-    mender = None if evaluator is None or fit is None else _Mender(gates, fit, evaluator, weights or {})
+    mender = None if evaluator is None or fit is None else _Mender(gates, fit, evaluator)
     walk = None if fit is None else Walk(fit, fit.divergence.outputs)
     todo = parts_of(gates, plan, linears)
     for i, part in enumerate(todo):
@@ -124,31 +122,21 @@ def _solve(part: Part, solver: str, pattern: Pattern, scores: np.ndarray | None)
 class _Mender:
     """Solves matrices, first to last, for what the dense model gives in their place; a bias takes up the mean."""
 
-    def __init__(self, gates: Gates, fit: Rows, evaluator: Evaluator, weights: Weights) -> None:
-        self.gates, self.evaluator, self.weights = gates, evaluator, weights
-        self.teacher, self.student = Walk(fit, evaluator.wanted), Walk(fit, evaluator.wanted)
-        self.judge = Walk(evaluator.rows, evaluator.wanted)
+    def __init__(self, gates: Gates, fit: Rows, evaluator: Evaluator) -> None:
+        self.gates = gates
+        self.fit, self.held_out = _Side(fit, evaluator.wanted), _Side(evaluator.rows, evaluator.wanted)
 
     def mend(self, plan: Plan, part: Part, weight: np.ndarray, array: np.ndarray, solve: Solve) -> Plan:
-        """The plan with a matrix solved: of the candidates, the one that diverges least."""
+        """The plan with a matrix solved: of the candidates, the one that errs least on held-out tokens."""
         before = self.gates.gated(plan)
-        moments = self._moments(part, before)
-        self.judge.to(part.linear.node, state=before)
-        best: tuple[float, Plan] | None = None
-        rows = np.arange(len(weight))
-        for target in ridge_path(moments, rows, weight, STRENGTHS):
+        moments, held_out = self.fit.moments(part, before), self.held_out.moments(part, before)
+        tried = []
+        for target in ridge_path(moments, np.arange(len(weight)), weight, STRENGTHS):
             solved = solve(target.weight, moments.sxx)
-            candidate = self._with(plan, part, solved, moments.y_mean - moments.x_mean @ solved, array)
-            gated = self.gates.gated(candidate)
-            found = [self.evaluator.from_here(i, values, gated) for i, values in enumerate(self.judge.values)]
-            value = float(np.concatenate(found).mean())
-            if best is None or value < best[0]:
-                best = value, candidate
-            logger.debug("%s: ridge %g, divergence %.5f", part.linear.weight, target.strength, value)
-        assert best is not None
-        return best[1]
-
-    def _with(self, plan: Plan, part: Part, solved: np.ndarray, bias: np.ndarray, array: np.ndarray) -> Plan:
+            bias = moments.y_mean - moments.x_mean @ solved
+            tried.append((error(held_out, solved, bias), target.strength or 0.0, solved, bias))
+        _, strength, solved, bias = min(tried, key=lambda t: t[0])
+        logger.debug("%s: ridge %g of %s", part.linear.weight, strength, [f"{t[0] / tried[0][0]:.3f}" for t in tried])
         whole = np.zeros(part.linear.matrix.weight(array).shape[1], dtype=np.float32)
         whole[part.columns] = bias
         return replace(
@@ -157,31 +145,36 @@ class _Mender:
             intercepts={**plan.intercepts, part.linear.matrix.output: whole},
         )
 
-    def _moments(self, part: Part, state: Gated) -> Moments:
-        """Of (student input, teacher output) over the fit rows' tokens; where a branch ends, the target also makes up
-        for how far the stream has drifted."""
+
+class _Side:
+    """Rows on their way through the dense and the sparse model."""
+
+    def __init__(self, rows: Rows, wanted: Sequence[str]) -> None:
+        self.teacher, self.student = Walk(rows, wanted), Walk(rows, wanted)
+
+    def moments(self, part: Part, state: Gated) -> Moments:
+        """Of (student input, teacher output) over the rows' tokens; where a branch ends, the target also makes up for
+        how far the stream has drifted."""
         import torch
 
         linear = part.linear
         skip = [linear.branch.skip] if linear.branch is not None else []
         self.teacher.to(linear.node, skip)
         self.student.to(linear.node, [*skip, linear.source], state)
-        gram, cross, energy, count = Gram(), 0.0, 0.0, 0.0
+        gram, cross, energy, total = Gram(), 0.0, 0.0, 0.0
         for i, batch in enumerate(self.student.rows.batches):
             real = None if batch.real is None else torch.from_numpy(batch.real)
-            given = self.weights[linear.node][i] if linear.node in self.weights else None
             with torch.inference_mode():
                 x = linear.matrix.rows(self.student.peek(i, linear.source), real).float()[:, part.rows]
                 y = linear.matrix.written(self.teacher.peek(i, linear.matrix.output), real).float()
                 for name in skip:
                     y = y + linear.matrix.written(self.teacher.values[i][name] - self.student.values[i][name], real)
                 y = y[:, part.columns]
-                gram.add(x, given)
-                scaled = y if given is None else y * given[:, None]
-                cross = cross + (x.T @ scaled).double().cpu().numpy()
-                energy = energy + (scaled * y).double().sum(0).cpu().numpy()
-                count = count + scaled.double().sum(0).cpu().numpy()
-        return Moments.from_sums(gram.count, gram.count * gram.mean, count, gram.matrix, cross, energy)
+                gram.add(x)
+                cross = cross + (x.T @ y).double().cpu().numpy()
+                energy = energy + y.square().double().sum(0).cpu().numpy()
+                total = total + y.double().sum(0).cpu().numpy()
+        return Moments.from_sums(gram.count, gram.count * gram.mean, total, gram.matrix, cross, energy)
 
 
 def current(gates: Gates, plan: Plan, linear: Linear) -> np.ndarray:
