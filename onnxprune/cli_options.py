@@ -123,7 +123,7 @@ def planning(command: Any) -> Any:
             default="heads,neurons,blocks",
             show_default=True,
             callback=split,
-            help="What may go: heads, neurons, blocks, channels, query_heads.",
+            help="What may go: heads, neurons, blocks, channels; in place of heads, query_heads or head_dims.",
         ),
         click.option(
             "--sparsity",

@@ -14,7 +14,7 @@ from onnxprune.score.seven import ALPHA
 from onnxprune.solve import SOLVERS
 from onnxprune.solve.pattern import parse as parse_pattern
 
-UNITS = ("heads", "neurons", "blocks", "channels", "query_heads")
+UNITS = ("heads", "neurons", "blocks", "channels", "query_heads", "head_dims")
 
 MASKS = ("seven", "seven-dyn", "platon")
 """Scores of single weights that `--solver` may name: they choose the mask, least squares the weights."""
@@ -99,6 +99,8 @@ class Options:
             raise UsageError(
                 f"--units {','.join(self.units)}: choose from {', '.join(UNITS)}; blocks go with the others only"
             )
+        if len(within := [u for u in self.units if u in ("heads", "query_heads", "head_dims")]) > 1:
+            raise UsageError(f"--units {','.join(self.units)}: {' and '.join(within)} lie in each other; choose one")
         if self.round_to is not None and self.round_to < 1:
             raise UsageError(f"--round-to {self.round_to}: give a positive number, or auto")
         if self.budget.kind not in ("flops", "params", "size"):

@@ -34,7 +34,7 @@ from onnxprune.search.knapsack import allocate
 from onnxprune.search.module import Level, Module, merged
 from onnxprune.search.rank import Kind, rank, rank_pair
 from onnxprune.search.swaps import swaps
-from onnxprune.sites import Site, find_sites, kept_by, levels
+from onnxprune.sites import Site, even, find_sites, kept_by, levels
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ class Planner:
             )
             rankings = {}
             for i, site in enumerate(self.sites):
-                rankings[site.id] = _behind(method(site, statistics), plan.keep.get(site.id))
+                rankings[site.id] = even(site, _behind(method(site, statistics), plan.keep.get(site.id)))
                 self.progress("score", i + 1, len(self.sites))
         refitter = Refitter(weight, statistics.gram if self.options.compensate else {})
         return Stage(plan, rankings, refitter)
@@ -363,7 +363,9 @@ class Planner:
             )
 
     def _step(self, site: Site) -> int:
-        """Widths that run fast: FFN rows in multiples of 32 where they are many, whole heads."""
+        """Widths that run fast: FFN rows in multiples of 32 where they are many, whole heads; of each head as many."""
+        if site.rows > 1:
+            return site.rows * max(min(self.options.round_to or 1, site.group.shape[-1]), 1)
         if self.options.round_to is not None:
             return 1 if site.group.kind == "heads" else min(self.options.round_to, site.group.size)
         if site.group.kind in ("heads", "query_heads"):

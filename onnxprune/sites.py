@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 
 import numpy as np
@@ -12,8 +12,12 @@ import onnx_ir as ir
 from onnxprune.matrices import Matrix, matrices
 from onnxprune.plan import Branch, Group, Ranking, Structure
 
-KINDS = {"heads": ("heads",), "neurons": ("neurons",), "channels": ("channels",), "query_heads": ("query_heads",)}
-"""What `--units` may name, and the groups it means; "blocks" are the branches of whatever is chosen."""
+KINDS = {kind: (kind,) for kind in ("heads", "neurons", "channels", "query_heads", "head_dims")}
+"""What `--units` may name, and the groups it means; "blocks" are the branches of whatever is chosen.
+
+Of the dimensions within a head those of values and outputs are sites; those of queries and keys meet no weight that
+could be scored.
+"""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,11 @@ class Site:
     @property
     def id(self) -> str:
         return self.group.id
+
+    @property
+    def rows(self) -> int:
+        """Outer units that each choose their own, equally many (heads their dimensions); 1 where there are none."""
+        return self.group.size // self.group.shape[-1]
 
     @property
     def stop(self) -> str:
@@ -59,7 +68,7 @@ def find_sites(
         if group.kind not in wanted or (include and not _matches(names, include)) or _matches(names, exclude):
             continue
         read = matrices(graph, structure, group)
-        if read is None or group.context:
+        if read is None:
             continue
         branch = structure.branch(group.branch) if group.branch else None
         whole = (
@@ -87,6 +96,19 @@ def levels(site: Site, round_to: int, count: int = 13) -> list[int]:
         grid = {min(round(float(s) * size / step) * step, size) for s in shares} | {step, size}
     grid.add(0)
     return sorted(k for k in grid if k > 0 or site.branch is not None)
+
+
+def even(site: Site, ranking: Ranking) -> Ranking:
+    """An order whose first k · rows units are k of every row: the best of each row, then the second of each …"""
+    if site.rows == 1:
+        return ranking
+    width = site.group.shape[-1]
+    seen = [0] * site.rows
+    place = {}
+    for unit in ranking.order:
+        place[unit] = seen[unit // width]
+        seen[unit // width] += 1
+    return replace(ranking, order=tuple(sorted(ranking.order, key=place.__getitem__)))
 
 
 def kept_by(

@@ -105,6 +105,30 @@ def check_dead(zoo: Build, family: str, exporter: exports.Exporter, method: str)
     assert distance(after, before) < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("family", "kind", "method"),
+    [("llama", "query_heads", "obs"), ("bert", "head_dims", "obs"), ("llama", "head_dims", "magnitude")],
+)
+def test_units_within_heads_leave_evenly(zoo: Build, family: str, kind: str, method: str) -> None:
+    """Each head (or key and value head) chooses its own, equally many; the dead ones go first."""
+    model = zoo(family, "torchscript", "eager", plant=PLANT)
+    subject = load(model.path)
+    sizes = {g.id: g.shape for g in subject.structure.groups}
+    result = onnxprune.prune(
+        model.path, flops=0.85, calibration=rows(model), method=method, round_to=1, compensate=False, units=(kind,),
+        measure_latency=False,
+    )  # fmt: skip
+    assert result.plan.keep
+    for name, units in result.plan.keep.items():
+        rows_of, width = sizes[name]
+        counts = {row: sum(u // width == row for u in units) for row in range(rows_of)}
+        assert name.startswith(kind)
+        assert len(set(counts.values())) == 1
+    if kind == "query_heads":
+        before, after = in_runtime(model.path, model.feeds), in_runtime(result.model, model.feeds)
+        assert distance(after, before) < 1e-4
+
+
 @pytest.mark.parametrize("family", ["bert", "vit", "gpt2"])
 @pytest.mark.parametrize("method", sorted(m for m in METHODS if METHODS[m].needs <= COLLECTED))
 def test_every_score_ranks_dead_units_last(zoo: Build, family: str, method: str) -> None:
