@@ -228,9 +228,11 @@ class _Job:
         scheme = scheme_for(self.target, shop)
         if not scheme or shop.dense is None:
             return measured, []
-        return measured, measure_steps(
-            teacher, shop.dense, self.source, scheme, shop.rows(original.inputs), self.scratch, metric=metric
-        )
+        # The dense model's own tokenizer: the shop's may be a trimmed one.
+        calibrate = self._reader(original, against.parent)(original.inputs)
+        feeds = [] if calibrate is None else [example.feeds for example in calibrate.examples]
+        found = measure_steps(teacher, shop.dense, self.source, scheme, feeds, self.scratch, metric=metric)
+        return measured, found
 
 
 def _length(file: Path) -> int | None:

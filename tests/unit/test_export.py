@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -179,6 +180,15 @@ def test_a_trimmed_vocabulary_ships_with_its_model(letters_bert: Path, rows: Pat
     assert own is not None
     found = validate(dense.path, file, held, rows=own)
     assert found.drift.max_abs < 1e-5
+
+
+def test_steps_are_those_of_the_whole_vocabulary(letters_bert: Path, rows: Path, tmp_path: Path) -> None:
+    """What trimming does is measured on the file; ranges of the dense model come from ids that it knows."""
+    (tmp_path / "corpus.txt").write_text("\n".join(TEXTS))
+    asked: dict[str, Any] = {"quantize": "int8-static", "calibration": rows, "evaluation": rows, "dense": letters_bert}
+    whole = export(letters_bert, "server", tmp_path / "whole", **asked)
+    trimmed = export(letters_bert, "server", tmp_path / "trimmed", vocab=tmp_path / "corpus.txt", **asked)
+    assert trimmed.steps == whole.steps
 
 
 def test_the_server_folder_checks_itself(shipped_folders: dict[str, Exported]) -> None:
