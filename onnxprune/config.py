@@ -40,6 +40,7 @@ class Options:
         threads: of scoring; 0 for all cores.
         token_weight: share of a token's weight in least squares that its influence on the outputs decides.
         variants: rows to learn from made of parts of the given texts, as a share of them; 0 for none.
+        temperature: of class scores, where a plan's divergence from the dense model is measured to choose by.
         swaps: measured level swaps after the knapsack, per stage.
         stages: shares at which a deep cut pauses to score anew.
         sparsity: pattern of zeros in the matrices of the residual branches that are left (solve.pattern.parse).
@@ -68,7 +69,8 @@ class Options:
     threads: int = 0
     token_weight: float = 0.5
     variants: float = 1.0
-    swaps: int = 24
+    temperature: float = 4.0
+    swaps: int = 8
     stages: tuple[float, ...] = ()
     sparsity: str | None = None
     solver: str = "auto"

@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -66,7 +66,9 @@ class Measure:
         axis: the axis of classes or of vector components (unused by element-wise kinds).
         scale: what a squared error is divided by: the teacher's mean square.
         reason: why this kind, in words.
+        single: whether a row has one answer: its output is one vector of scores.
         positional: whether the classes are the row's own tokens (answer spans), so that padding must be left out.
+        temperature: what class scores are divided by first, as in distillation; the result is times its square.
     """
 
     output: str
@@ -74,7 +76,9 @@ class Measure:
     axis: int = -1
     scale: float = 1.0
     reason: str = ""
+    single: bool = False
     positional: bool = False
+    temperature: float = 1.0
 
     def __call__(self, teacher: Array, student: Array, real: Array | None = None) -> Array:
         """Divergence of every row.
@@ -132,6 +136,19 @@ class Divergence:
         return {m.output: m(teacher[m.output], student[m.output], real) for m in self.measures}
 
 
+def softened(divergence: Divergence, temperature: float) -> Divergence:
+    """The same with class scores at a temperature, where a row has one answer.
+
+    At 1 the few rows that the teacher is unsure of make up nearly all of a classifier's mean KL, so that its mean over
+    a hundred rows says little about other rows; softer, every row has a say (Hinton et al. 2015; OPTIN's KL is at 4).
+    """
+    hot = tuple(
+        replace(m, temperature=temperature) if m.single and m.kind in (Kind.KL, Kind.PROBABILITY_KL) else m
+        for m in divergence.measures
+    )
+    return replace(divergence, measures=hot)
+
+
 def choose(
     samples: Mapping[str, Sequence[np.ndarray] | np.ndarray], kinds: Mapping[str, Kind] | None = None
 ) -> Divergence:
@@ -179,13 +196,14 @@ def _measure(name: str, arrays: Sequence[np.ndarray]) -> Measure:
     if said and rank == 4:
         return Measure(name, Kind.KL, axis=1, reason="class scores of pixels")
     if width > 1 and _sums_to_one(arrays):
-        return Measure(name, Kind.PROBABILITY_KL, reason="rows are probabilities")
+        return Measure(name, Kind.PROBABILITY_KL, reason="rows are probabilities", single=rank == 2)
     if said and width > 1:
-        return Measure(name, Kind.KL, reason="class scores by name", positional=rank == 2 and bool(_SPANS.search(name)))
+        span = rank == 2 and bool(_SPANS.search(name))
+        return Measure(name, Kind.KL, reason="class scores by name", single=rank == 2 and not span, positional=span)
     if width > 1 and _unit_norm(arrays):
         return Measure(name, Kind.COSINE, reason="rows of norm 1")
     if width > 1 and not _FEATURES.search(name) and _looks_like_scores(rank, width):
-        return Measure(name, Kind.KL, reason=f"class scores by shape: rank {rank}, {width} wide")
+        return Measure(name, Kind.KL, reason=f"class scores by shape: rank {rank}, {width} wide", single=rank == 2)
     reason = "a single score" if width == 1 else "values"
     return Measure(name, Kind.MSE, scale=_mean_square(arrays), reason=reason)
 
@@ -250,14 +268,15 @@ def _log_softmax(xp: Any, scores: Array, axis: int) -> Array:
 
 
 def _kl(xp: Any, teacher: Array, student: Array, measure: Measure) -> Array:
-    p, q = _log_softmax(xp, teacher, measure.axis), _log_softmax(xp, student, measure.axis)
-    return (xp.exp(p) * (p - q)).sum(axis=measure.axis)
+    hot = measure.temperature
+    p, q = _log_softmax(xp, teacher / hot, measure.axis), _log_softmax(xp, student / hot, measure.axis)
+    return hot**2 * (xp.exp(p) * (p - q)).sum(axis=measure.axis)
 
 
 def _probability_kl(xp: Any, teacher: Array, student: Array, measure: Measure) -> Array:
     # A probability that underflowed to zero would cost infinitely much: the smallest normal float32 stands in.
     p, q = (xp.log(xp.clip(x, 1.2e-38, None)) for x in (teacher, student))
-    return (teacher * (p - q)).sum(axis=measure.axis)
+    return (teacher * (p - q)).sum(axis=measure.axis) if measure.temperature == 1 else _kl(xp, p, q, measure)
 
 
 def _bernoulli_kl(xp: Any, teacher: Array, student: Array, measure: Measure) -> Array:

@@ -20,6 +20,7 @@ from onnxprune.config import Options
 from onnxprune.cost import Costs
 from onnxprune.damage import Refitter, damage_table, spread
 from onnxprune.data import Dataset, variants
+from onnxprune.divergence import softened
 from onnxprune.errors import BudgetError, NothingToPruneError, UsageError
 from onnxprune.gates import Gates
 from onnxprune.interpret import Interpreter
@@ -119,11 +120,13 @@ class Planner:
                     f"{len(calibration)} calibration rows are too few to learn from and to decide by; "
                     "give at least 8 (some hundreds are usual)"
                 )
-            parts = calibration.split({"fit": 0.75, "select": 0.25}, options.seed)
+            # Rows that chose a plan make it look better than it is: what judges its mending must be others.
+            parts = calibration.split({"fit": 0.65, "search": 0.2, "select": 0.15}, options.seed)
             learnt = parts["fit"] + variants(parts["fit"], round(options.variants * len(parts["fit"])), options.seed)
-            self.select = Evaluator(Rows(self.interpreter, parts["select"].by_length(12, 16)))
-            measure = self.select.rows.divergence
-            self.table = Evaluator(Rows(self.interpreter, parts["select"].by_length(8, 10), given=measure))
+            chosen = Rows(self.interpreter, parts["select"]).divergence
+            measure = softened(chosen, options.temperature)
+            self.select = Evaluator(Rows(self.interpreter, parts["select"].by_length(12, 16), given=measure))
+            self.table = Evaluator(Rows(self.interpreter, parts["search"].by_length(8, 12), given=measure))
             self.fit = Rows(self.interpreter, learnt, given=measure)
 
     def plan(self, budget: float) -> Plan:

@@ -263,7 +263,10 @@ def sensitivities(
         outputs = rows.interpreter.run(batch.feeds, outputs=rows.divergence.outputs, edit=edit)
         total: dict[str, Any] = {}
         for _ in range(probes):
-            loss = sum(_projected(torch, outputs[m.output], m.kind, generator) for m in rows.divergence.measures)
+            loss = sum(
+                _projected(torch, outputs[m.output] / m.temperature, m.kind, generator)
+                for m in rows.divergence.measures
+            )
             gradients = torch.autograd.grad(
                 loss, [taps[m.output] for m in matrices], retain_graph=True, allow_unused=True, materialize_grads=True
             )

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from onnxprune.divergence import Divergence, Kind, Measure, choose
+from onnxprune.divergence import Divergence, Kind, Measure, choose, softened
 from onnxprune.errors import UnsupportedError
 
 
@@ -241,3 +241,33 @@ def test_half_precision_is_computed_wider() -> None:
 def test_description_names_every_output() -> None:
     chosen = Divergence((Measure("a", Kind.KL, reason="because"),), (("b", "integers"),))
     assert chosen.description == "a: KL (because). Not counted: b: integers"
+
+
+def test_at_a_temperature_logits_are_divided_and_the_divergence_multiplied_by_its_square() -> None:
+    random = np.random.default_rng(3)
+    teacher, student = random.normal(size=(2, 5, 3))
+    hot = Measure("logits", Kind.KL, temperature=4.0)(teacher, student)
+    np.testing.assert_allclose(hot, 16 * Measure("logits", Kind.KL)(teacher / 4, student / 4), rtol=1e-12)
+    of_probabilities = Measure("p", Kind.PROBABILITY_KL, temperature=4.0)(softmax(teacher), softmax(student))
+    np.testing.assert_allclose(of_probabilities, hot, rtol=1e-9)
+
+
+def test_only_single_answers_are_softened() -> None:
+    random = np.random.default_rng(4)
+    samples = {
+        "logits": random.normal(size=(6, 3)),
+        "token_logits": random.normal(size=(6, 7, 3)),
+        "start_logits": random.normal(size=(6, 7)),
+        "embedding": np.eye(8)[:6],
+    }
+    measures = {m.output: m.temperature for m in softened(choose(samples), 4.0).measures}
+    assert measures == {"logits": 4.0, "token_logits": 1.0, "start_logits": 1.0, "embedding": 1.0}
+
+
+def test_sure_rows_have_a_say_at_a_temperature() -> None:
+    """Of a row of which the teacher is sure, halving the logits is nearly nothing at 1 and much at 4."""
+    teacher = np.array([[6.0, -6.0], [0.3, -0.3]])
+    cold = Measure("logits", Kind.KL)(teacher, teacher / 2)
+    hot = Measure("logits", Kind.KL, temperature=4.0)(teacher, teacher / 2)
+    assert cold[0] < cold[1]
+    assert hot[0] > 10 * hot[1]
