@@ -81,8 +81,8 @@ def compensate(
         if progress is not None:
             progress(i + 1, len(linears))
     after = evaluator.per_row(gates.gated(sweep.plan))
-    change = after - before
-    if change.mean() > DOUBT * change.std() / len(change) ** 0.5:
+    change = np.asarray(after - before)
+    if float(np.mean(change)) > DOUBT * float(np.std(change)) / len(change) ** 0.5:
         return plan, float(before.mean()), []
     return sweep.plan, float(after.mean()), steps
 
