@@ -69,7 +69,7 @@ def compensate(
         (plan with refit weights and intercepts, its divergence, what was done). The plan given, if the evaluator's rows
         show the refit one to be worse.
     """
-    before = evaluator(gates.gated(plan))
+    before = evaluator.per_row(gates.gated(plan))
     sweep = _Sweep(
         gates, plan, _Side(fit, evaluator.wanted, weights), _Side(evaluator.rows, evaluator.wanted, held_weights)
     )
