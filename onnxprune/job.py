@@ -22,6 +22,7 @@ import onnx_ir as ir
 from onnxprune import data, latency, recipe, rewrite
 from onnxprune import model as models
 from onnxprune import report as reports
+from onnxprune.clock import Clock, Progress
 from onnxprune.companions import copy_companions
 from onnxprune.config import Options
 from onnxprune.cost import default_bindings
@@ -32,7 +33,7 @@ from onnxprune.gates import Gates
 from onnxprune.interpret import Interpreter
 from onnxprune.model import Model
 from onnxprune.plan import Budget, Plan, Structure
-from onnxprune.planning import Clock, Planner, Progress
+from onnxprune.planning import Planner
 from onnxprune.precision import Step, measure_steps
 from onnxprune.precision.apply import scheme_of
 from onnxprune.report import html

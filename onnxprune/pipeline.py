@@ -13,6 +13,7 @@ from typing import Any
 
 from onnxprune import data, latency, recipe, rewrite
 from onnxprune import model as models
+from onnxprune.clock import Progress
 from onnxprune.companions import copy_companions
 from onnxprune.config import Options
 from onnxprune.cost import Costs, default_bindings
@@ -24,7 +25,7 @@ from onnxprune.interpret import Interpreter
 from onnxprune.job import Job, Result, check, shape_of, vocabulary
 from onnxprune.model import Model
 from onnxprune.plan import Budget, Plan, Structure
-from onnxprune.planning import Planner, Progress
+from onnxprune.planning import Planner
 from onnxprune.sparsify import zeros_in
 from onnxprune.structure import analyze
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.asked import device_of, method_of, why_nothing
+from onnxprune.clock import Clock, Progress
 from onnxprune.compensate import compensate
 from onnxprune.config import Options
 from onnxprune.cost import Costs
@@ -41,24 +40,6 @@ logger = logging.getLogger(__name__)
 
 MAPPED = -1
 """As a level, instead of a number of units: the branch is gone, and a linear map of the stream stands in for it."""
-
-Progress = Callable[[str, int, int], None]
-"""progress(stage, done, of)."""
-
-
-@dataclass
-class Clock:
-    """Seconds by stage."""
-
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] += time.perf_counter() - start
 
 
 @dataclass(eq=False)
@@ -404,12 +385,8 @@ class Planner:
             held_weights=self.held_weights,
             progress=lambda d, n: self.progress("compensate", d, n),
         )
-        logger.info(
-            "compensation: divergence %.5f after %d steps, %d kept",
-            value,
-            len(steps),
-            sum(s.kept is not None for s in steps),
-        )
+        stood = sum(s.kept is not None for s in steps)
+        logger.info("compensation: divergence %.5f after %d steps, %d kept", value, len(steps), stood)
         return mended
 
 
