@@ -73,12 +73,11 @@ class Interpreter:
                 UnsupportedError: an operator that neither torch nor ONNX Runtime computes; names node, type and opset.
             KeyError: a graph input that is needed and not fed.
         """
-        import torch
 
         wanted = tuple(v.name or "" for v in self.graph.outputs) if outputs is None else tuple(outputs)
         steps, initializers = self._schedule(frozenset(feeds), wanted)
         override = weights or {}
-        values = {name: self._place(torch, tensor) for name, tensor in feeds.items()}
+        values = {name: self.place(tensor) for name, tensor in feeds.items()}
         for name in initializers:
             values[name] = override[name] if name in override else self.weight(name)
         hooks = edit or {}
@@ -178,9 +177,12 @@ class Interpreter:
         else:
             array = tensor.numpy()
             loaded = torch.from_numpy(array if array.flags.writeable and array.flags.c_contiguous else array.copy())
-        return self._place(torch, loaded)
+        return self.place(loaded)
 
-    def _place(self, torch: Any, tensor: Any) -> Any:
+    def place(self, tensor: Any) -> Any:
+        """An array or tensor as a tensor on the interpreter's device; shapes stay on the CPU."""
+        import torch
+
         tensor = (
             torch.from_numpy(np.ascontiguousarray(tensor).reshape(np.shape(tensor)))
             if isinstance(tensor, np.ndarray)

@@ -124,7 +124,8 @@ class Walk:
     def __init__(self, rows: Rows, wanted: Sequence[str]) -> None:
         self.rows = rows
         self.wanted = wanted
-        self.values: list[dict[str, Any]] = [dict(b.feeds) for b in rows.batches]
+        place = rows.interpreter.place
+        self.values: list[dict[str, Any]] = [{k: place(v) for k, v in b.feeds.items()} for b in rows.batches]
 
     def to(self, stop: str, extra: Sequence[str] = (), state: Gated = NOTHING) -> None:
         """Run on to just before a node; `extra` values are kept too, if they are behind it."""
