@@ -11,15 +11,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from onnxprune.axes import flat_mask
 from onnxprune.gates import Gated, Gates
 from onnxprune.linears import Linear
+from onnxprune.moments import Pairs
 from onnxprune.plan import Plan
 from onnxprune.probe import Evaluator, Rows, Walk, Weights
+from onnxprune.solve import Moments, error
 
 logger = logging.getLogger(__name__)
 
@@ -94,14 +95,14 @@ class _Side:
         self.rows, self.weights = rows, weights or {}
         self.teacher, self.student = Walk(rows, wanted), Walk(rows, wanted)
 
-    def moments(self, linear: Linear, state: Gated) -> _Moments:
+    def moments(self, linear: Linear, state: Gated) -> Moments:
         """Second moments of (student input, teacher target) over the rows' tokens."""
         import torch
 
         skip = [linear.branch.skip] if linear.branch is not None else []
         self.teacher.to(linear.node, skip)
         self.student.to(linear.node, [*skip, linear.source], state)
-        total = _Moments()
+        total = Pairs()
         for i, batch in enumerate(self.rows.batches):
             real = None if batch.real is None else torch.from_numpy(batch.real)
             with torch.inference_mode():
@@ -111,7 +112,8 @@ class _Side:
                     drift = self.teacher.values[i][name] - self.student.values[i][name]
                     y = y + linear.matrix.written(drift, real).float()
                 total.add(x, y, self.weights[linear.node][i] if linear.node in self.weights else None)
-        return total
+        sxx, sx, sxy, sy, syy = total.sums()
+        return Moments.from_sums(total.count, sx, sy, sxx, sxy, syy)
 
 
 class _Sweep:
@@ -130,13 +132,13 @@ class _Sweep:
         kept = self._kept(linear)
         prior = linear.matrix.weight(array).astype(np.float64) * kept[:, None]
         here = self.plan.intercepts.get(linear.matrix.output, np.zeros(prior.shape[1]))
-        before = best = held.error(prior, here)
+        before = best = error(held, prior, here)
         label, chosen = None, None
         for name, weight in _candidates(fit, prior, kept, strengths):
             intercept = fit.y_mean - fit.x_mean @ weight
-            error = held.error(weight, intercept)
-            if error < best:
-                best, label, chosen = error, name, (weight, intercept)
+            found = error(held, weight, intercept)
+            if found < best:
+                best, label, chosen = found, name, (weight, intercept)
         if chosen is not None:
             weight, intercept = chosen
             self.plan = replace(
@@ -159,7 +161,7 @@ class _Sweep:
         layout = self.gates.structure.layouts[value.name or ""][linear.matrix.reader.axis]
         return np.asarray(flat_mask(layout, self.masks, self.gates.structure.sizes))
 
-    def _refit_rest(self, linear: Linear, fit: _Moments, held: _Moments) -> Step:
+    def _refit_rest(self, linear: Linear, fit: Moments, held: Moments) -> Step:
         """The best constant in a dropped branch's place: what it gave on average, and the stream's mean drift.
 
         The targets are those of its last product, so what is added after that (its bias) comes on top.
@@ -170,68 +172,29 @@ class _Sweep:
         after = alone.rests[key].reshape(-1)
         rest = self.plan.rests[key]
         nothing = np.zeros((len(held.x_mean), len(after)))
-        before = held.error(nothing, np.broadcast_to(rest.reshape(-1), after.shape) - after)
-        error = held.error(nothing, fit.y_mean)
-        if error >= before:
+        before = error(held, nothing, np.broadcast_to(rest.reshape(-1), after.shape) - after)
+        found = error(held, nothing, fit.y_mean)
+        if found >= before:
             return Step(linear.node, None, 1.0)
         self.plan = replace(self.plan, rests={**self.plan.rests, key: _like(fit.y_mean + after, rest)})
-        return Step(linear.node, BIAS, error / before if before > 0 else 1.0)
+        return Step(linear.node, BIAS, found / before if before > 0 else 1.0)
 
 
 def _candidates(
-    fit: _Moments, prior: np.ndarray, kept: np.ndarray, strengths: Sequence[float]
+    fit: Moments, prior: np.ndarray, kept: np.ndarray, strengths: Sequence[float]
 ) -> list[tuple[str, np.ndarray]]:
     """(label, weight): as it is, and the ridge solutions toward it from weak to strong."""
     rows = np.flatnonzero(kept)
     found = [(BIAS, prior)]
-    sxx, sxy = fit.centred()
-    h = sxx[np.ix_(rows, rows)]
+    h = fit.sxx[np.ix_(rows, rows)]
     scale = float(np.trace(h)) / max(len(rows), 1)
     if scale > 0:
-        pull = sxy[rows] - h @ prior[rows]
+        pull = fit.sxy[rows] - h @ prior[rows]
         for strength in strengths:
             weight = prior.copy()
             weight[rows] += np.linalg.solve(h + strength * scale * np.eye(len(rows)), pull)
             found.append((f"{strength:g}", weight))
     return found
-
-
-class _Moments:
-    """Σxxᵀ, Σxyᵀ, Σx, Σy over tokens: products in single precision per batch, sums in double."""
-
-    def __init__(self) -> None:
-        self.count = self.target = 0.0
-        self.sums: list[Any] = []
-
-    def add(self, x: Any, y: Any, weight: Any = None) -> None:
-        """x [tokens, n], y [tokens, m], weight [tokens] or None for ones."""
-        scaled = x if weight is None else x * weight[:, None]
-        first = y if weight is None else y * weight[:, None]
-        parts = [(scaled.T @ x).double(), (scaled.T @ y).double(), scaled.double().sum(0), first.double().sum(0)]
-        self.sums = [a + b for a, b in zip(self.sums, parts, strict=True)] if self.sums else parts
-        self.count += float(x.shape[0] if weight is None else weight.sum())
-        self.target += float((first.double() * y.double()).sum())
-
-    @property
-    def x_mean(self) -> np.ndarray:
-        return np.asarray(self.sums[2].cpu().numpy() / self.count)
-
-    @property
-    def y_mean(self) -> np.ndarray:
-        return np.asarray(self.sums[3].cpu().numpy() / self.count)
-
-    def centred(self) -> tuple[np.ndarray, np.ndarray]:
-        """(Σ(x−x̄)(x−x̄)ᵀ, Σ(x−x̄)(y−ȳ)ᵀ)."""
-        sxx, sxy = (s.cpu().numpy() for s in self.sums[:2])
-        x, y = self.x_mean, self.y_mean
-        return sxx - self.count * np.outer(x, x), sxy - self.count * np.outer(x, y)
-
-    def error(self, weight: np.ndarray, intercept: np.ndarray) -> float:
-        """Σ ‖y − xW − b‖²."""
-        sxx, sxy, sx, sy = (s.cpu().numpy() for s in self.sums)
-        squares = np.sum(weight * (sxx @ weight)) - 2 * np.sum(weight * sxy)
-        across = 2 * (sx @ weight - sy) @ intercept + self.count * intercept @ intercept
-        return float(self.target + squares + across)
 
 
 def _like(vector: np.ndarray, rest: np.ndarray) -> np.ndarray:

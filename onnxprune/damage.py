@@ -9,8 +9,9 @@ import numpy as np
 
 from onnxprune.gates import Gates
 from onnxprune.interpret import Usage
+from onnxprune.moments import Gram
 from onnxprune.plan import Plan, Ranking
-from onnxprune.probe import Evaluator, Gram, Walk
+from onnxprune.probe import Evaluator, Walk
 from onnxprune.sites import Site, kept_by
 from onnxprune.solve import refit
 

@@ -18,6 +18,7 @@ from onnxprune.errors import UnsupportedError
 from onnxprune.gates import Gated
 from onnxprune.interpret import Interpreter, Usage
 from onnxprune.matrices import Matrix
+from onnxprune.moments import Gram
 from onnxprune.plan import Structure
 from onnxprune.sites import Site
 
@@ -185,38 +186,6 @@ def _observed(use: Callable[[Any, Any], None], before: Callable[[Any], Any] | No
         return x
 
     return edit
-
-
-class Gram:
-    """Σ w x xᵀ and Σ w x over tokens, accumulated in double precision batch by batch."""
-
-    def __init__(self) -> None:
-        self.sum: Any = 0
-        self.first: Any = 0
-        self.count = 0.0
-
-    def add(self, x: Any, weight: Any = None) -> None:
-        """x [tokens, n]; weight [tokens] or None for ones."""
-        x = x.float()
-        scaled = x if weight is None else x * weight[:, None]
-        self.sum = self.sum + (scaled.T @ x).double()
-        self.first = self.first + scaled.double().sum(0)
-        self.count += float(x.shape[0] if weight is None else weight.sum())
-
-    @property
-    def matrix(self) -> np.ndarray:
-        """[n, n] Σ w x xᵀ."""
-        return np.asarray(self.sum.cpu().numpy())
-
-    @property
-    def mean(self) -> np.ndarray:
-        """[n] weighted mean of x."""
-        return np.asarray((self.first / max(self.count, 1e-30)).cpu().numpy())
-
-    @property
-    def centred(self) -> np.ndarray:
-        """[n, n] Σ w (x − x̄)(x − x̄)ᵀ: what an intercept leaves to the weights."""
-        return self.matrix - self.count * np.outer(self.mean, self.mean)
 
 
 Weights = Mapping[str, Sequence[Any]]

@@ -19,8 +19,9 @@ from onnxprune.errors import CheckError
 from onnxprune.gates import Gated, Gates
 from onnxprune.linears import Linear, find_linears
 from onnxprune.model import Model
+from onnxprune.moments import Gram, Pairs
 from onnxprune.plan import Plan, Structure
-from onnxprune.probe import Evaluator, Gram, Rows, Walk
+from onnxprune.probe import Evaluator, Rows, Walk
 from onnxprune.solve import INFINITE, SOLVERS, Moments, Pattern, error, on_support, parse, ridge_path
 
 logger = logging.getLogger(__name__)
@@ -161,7 +162,7 @@ class _Side:
         skip = [linear.branch.skip] if linear.branch is not None else []
         self.teacher.to(linear.node, skip)
         self.student.to(linear.node, [*skip, linear.source], state)
-        gram, cross, energy, total = Gram(), 0.0, 0.0, 0.0
+        pairs = Pairs()
         for i, batch in enumerate(self.student.rows.batches):
             real = None if batch.real is None else torch.from_numpy(batch.real)
             with torch.inference_mode():
@@ -169,12 +170,9 @@ class _Side:
                 y = linear.matrix.written(self.teacher.peek(i, linear.matrix.output), real).float()
                 for name in skip:
                     y = y + linear.matrix.written(self.teacher.values[i][name] - self.student.values[i][name], real)
-                y = y[:, part.columns]
-                gram.add(x)
-                cross = cross + (x.T @ y).double().cpu().numpy()
-                energy = energy + y.square().double().sum(0).cpu().numpy()
-                total = total + y.double().sum(0).cpu().numpy()
-        return Moments.from_sums(gram.count, gram.count * gram.mean, total, gram.matrix, cross, energy)
+                pairs.add(x, y[:, part.columns])
+        sxx, sx, sxy, sy, syy = pairs.sums()
+        return Moments.from_sums(pairs.count, sx, sy, sxx, sxy, syy)
 
 
 def current(gates: Gates, plan: Plan, linear: Linear) -> np.ndarray:

@@ -10,8 +10,8 @@ import numpy as np
 
 from onnxprune.flow import Flow
 from onnxprune.interpret import Usage
+from onnxprune.moments import Gram
 from onnxprune.plan import Ranking
-from onnxprune.probe import Gram
 from onnxprune.sites import Site
 from onnxprune.trajectory import Trajectory
 

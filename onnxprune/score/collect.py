@@ -11,8 +11,9 @@ from onnxprune.flow import flows
 from onnxprune.gates import Gated
 from onnxprune.gradients import seen_through, weight_scores
 from onnxprune.interpret import Usage
+from onnxprune.moments import Gram
 from onnxprune.plan import Ranking, Structure
-from onnxprune.probe import NOTHING, Gram, Rows, Weights, gate_gradients, grams
+from onnxprune.probe import NOTHING, Rows, Weights, gate_gradients, grams
 from onnxprune.score.base import Method, Statistics
 from onnxprune.sites import Site
 from onnxprune.trajectory import trajectories

@@ -18,7 +18,7 @@ from onnxprune.probe import Rows, gate_gradients
 from onnxprune.score.base import Statistics
 from onnxprune.score.seven import Seven
 from onnxprune.search.schedule import cubic
-from onnxprune.sites import Site, kept_by
+from onnxprune.sites import Site, even, kept_by
 
 STEPS = 8
 
@@ -97,8 +97,10 @@ def _scores(
     refit: Refit | None, seed: int, base: Plan,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """SEVEN's scores on the model as pruned so far."""
-    orders = {s.id: Ranking(s.id, tuple(np.argsort(~alive[s.id], kind="stable").tolist())) for s in sites}
-    keep, _ = kept_by({s.id: int(alive[s.id].sum()) for s in sites}, orders, sites)
+    orders = {s.id: even(s, Ranking(s.id, tuple(np.argsort(~alive[s.id], kind="stable").tolist()))) for s in sites}
+    # Where every row of a site keeps the same number, the model in between keeps whole rounds of them.
+    counts = {s.id: max(int(alive[s.id].sum()) // s.rows, 1) * s.rows for s in sites}
+    keep, _ = kept_by(counts, orders, sites)
     plan = replace(base, keep={**base.keep, **keep})
     if refit is not None:
         weights = dict(base.weights)

@@ -10,14 +10,16 @@ import onnx
 import pytest
 from graphs import written
 
-from onnxprune.compensate import _candidates, _Moments, compensate
+from onnxprune.compensate import _candidates, compensate
 from onnxprune.data import Dataset, Example
 from onnxprune.gates import Gates
 from onnxprune.interpret import Interpreter
 from onnxprune.linears import find_linears
 from onnxprune.model import load
+from onnxprune.moments import Pairs
 from onnxprune.plan import Plan
 from onnxprune.probe import Evaluator, Rows
+from onnxprune.solve import Moments, error
 from onnxprune.structure import analyze
 
 WIDTH, UNITS = 6, 16
@@ -112,18 +114,20 @@ def test_a_plan_that_rows_show_to_be_worse_is_refused(subject: Subject) -> None:
     assert steps == []
 
 
-def test_moments_give_the_squared_error_and_ridge_its_limits() -> None:
+def test_pairs_give_the_squared_error_and_ridge_its_limits() -> None:
     import torch
 
     random = np.random.default_rng(0)
     x, y, w = (torch.from_numpy(random.standard_normal(s).astype(np.float32)) for s in ((50, 5), (50, 3), (50,)))
-    moments = _Moments()
-    moments.add(x[:20], y[:20], w[:20].abs())
-    moments.add(x[20:], y[20:], w[20:].abs())
+    pairs = Pairs()
+    pairs.add(x[:20], y[:20], w[:20].abs())
+    pairs.add(x[20:], y[20:], w[20:].abs())
+    sxx, sx, sxy, sy, syy = pairs.sums()
+    moments = Moments.from_sums(pairs.count, sx, sy, sxx, sxy, syy)
     weight, intercept = random.standard_normal((5, 3)), random.standard_normal(3)
     residual = y.numpy() - x.numpy() @ weight - intercept
     expected = (w.abs().numpy()[:, None] * residual**2).sum()
-    assert moments.error(weight, intercept) == pytest.approx(expected, rel=1e-4)
+    assert error(moments, weight, intercept) == pytest.approx(expected, rel=1e-4)
     found = dict(_candidates(moments, weight, np.array([1, 1, 1, 0, 1], dtype=bool), (1e-9, 1e9)))
     np.testing.assert_array_equal(found["bias"], weight)
     np.testing.assert_allclose(found["1e+09"], weight, atol=1e-5)

@@ -258,7 +258,7 @@ def test_only_single_answers_are_softened() -> None:
         "logits": random.normal(size=(6, 3)),
         "token_logits": random.normal(size=(6, 7, 3)),
         "start_logits": random.normal(size=(6, 7)),
-        "embedding": np.eye(8)[:6],
+        "embedding": -np.eye(8)[:6],
     }
     measures = {m.output: m.temperature for m in softened(choose(samples), 4.0).measures}
     assert measures == {"logits": 4.0, "token_logits": 1.0, "start_logits": 1.0, "embedding": 1.0}
