@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnxprune.axes import flat_mask
-from onnxprune.gates import Gated, Gates
+from onnxprune.gates import Gates
 from onnxprune.linears import Linear
-from onnxprune.moments import Pairs
 from onnxprune.plan import Plan
-from onnxprune.probe import Evaluator, Rows, Walk, Weights
-from onnxprune.solve import Moments, error
+from onnxprune.probe import Evaluator, Rows, Weights
+from onnxprune.side_by_side import SideBySide
+from onnxprune.solve import INFINITE, Moments, error, ridge_path
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +71,8 @@ def compensate(
         show the refit one to be worse.
     """
     before = evaluator.per_row(gates.gated(plan))
-    sweep = _Sweep(
-        gates, plan, _Side(fit, evaluator.wanted, weights), _Side(evaluator.rows, evaluator.wanted, held_weights)
-    )
+    wanted, held = evaluator.wanted, evaluator.rows
+    sweep = _Sweep(gates, plan, SideBySide(fit, wanted, weights), SideBySide(held, wanted, held_weights))
     steps = []
     for i, linear in enumerate(linears):
         if linear.inside in plan.drop and linear.branch is None:
@@ -88,38 +87,10 @@ def compensate(
     return sweep.plan, float(after.mean()), steps
 
 
-class _Side:
-    """Rows on their way through both models."""
-
-    def __init__(self, rows: Rows, wanted: Sequence[str], weights: Weights | None) -> None:
-        self.rows, self.weights = rows, weights or {}
-        self.teacher, self.student = Walk(rows, wanted), Walk(rows, wanted)
-
-    def moments(self, linear: Linear, state: Gated) -> Moments:
-        """Second moments of (student input, teacher target) over the rows' tokens."""
-        import torch
-
-        skip = [linear.branch.skip] if linear.branch is not None else []
-        self.teacher.to(linear.node, skip)
-        self.student.to(linear.node, [*skip, linear.source], state)
-        total = Pairs()
-        for i, batch in enumerate(self.rows.batches):
-            real = None if batch.real is None else torch.from_numpy(batch.real)
-            with torch.inference_mode():
-                x = linear.matrix.rows(self.student.peek(i, linear.source), real).float()
-                y = linear.matrix.written(self.teacher.peek(i, linear.matrix.output), real).float()
-                for name in skip:
-                    drift = self.teacher.values[i][name] - self.student.values[i][name]
-                    y = y + linear.matrix.written(drift, real).float()
-                total.add(x, y, self.weights[linear.node][i] if linear.node in self.weights else None)
-        sxx, sx, sxy, sy, syy = total.sums()
-        return Moments.from_sums(total.count, sx, sy, sxx, sxy, syy)
-
-
 class _Sweep:
     """The plan so far, and both sets of rows in front of the current node."""
 
-    def __init__(self, gates: Gates, plan: Plan, fit: _Side, held: _Side) -> None:
+    def __init__(self, gates: Gates, plan: Plan, fit: SideBySide, held: SideBySide) -> None:
         self.gates, self.plan, self.fit, self.held = gates, plan, fit, held
         self.masks = plan.masks(gates.structure)
 
@@ -128,31 +99,24 @@ class _Sweep:
         fit, held = self.fit.moments(linear, state), self.held.moments(linear, state)
         if linear.branch is not None and linear.branch.id in self.plan.drop:
             return self._refit_rest(linear, fit, held)
-        array = self._array(linear)
+        array = self.gates.weight(self.plan, linear.weight)
         kept = self._kept(linear)
         prior = linear.matrix.weight(array).astype(np.float64) * kept[:, None]
         here = self.plan.intercepts.get(linear.matrix.output, np.zeros(prior.shape[1]))
         before = best = error(held, prior, here)
         label, chosen = None, None
-        for name, weight in _candidates(fit, prior, kept, strengths):
-            intercept = fit.y_mean - fit.x_mean @ weight
-            found = error(held, weight, intercept)
+        for candidate in ridge_path(fit, kept, prior, (INFINITE, *strengths)):
+            found = error(held, candidate.weight, candidate.bias)
             if found < best:
-                best, label, chosen = found, name, (weight, intercept)
+                best, chosen = found, candidate
+                label = BIAS if candidate.strength == INFINITE else f"{candidate.strength:g}"
         if chosen is not None:
-            weight, intercept = chosen
-            self.plan = replace(
-                self.plan, intercepts={**self.plan.intercepts, linear.matrix.output: intercept.astype(np.float32)}
-            )
+            intercept = chosen.bias.astype(np.float32)
+            self.plan = replace(self.plan, intercepts={**self.plan.intercepts, linear.matrix.output: intercept})
             if label != BIAS:
-                restored = linear.matrix.restore(weight.astype(np.float32), array.shape)
+                restored = linear.matrix.restore(chosen.weight.astype(np.float32), array.shape)
                 self.plan = replace(self.plan, weights={**self.plan.weights, linear.weight: restored})
         return Step(linear.node, label, best / before if before > 0 else 1.0)
-
-    def _array(self, linear: Linear) -> np.ndarray:
-        original = self.gates.interpreter.graph.initializers[linear.weight].const_value
-        assert original is not None
-        return self.plan.weights[linear.weight] if linear.weight in self.plan.weights else np.asarray(original.numpy())
 
     def _kept(self, linear: Linear) -> np.ndarray:
         node = linear.matrix.node
@@ -178,23 +142,6 @@ class _Sweep:
             return Step(linear.node, None, 1.0)
         self.plan = replace(self.plan, rests={**self.plan.rests, key: _like(fit.y_mean + after, rest)})
         return Step(linear.node, BIAS, found / before if before > 0 else 1.0)
-
-
-def _candidates(
-    fit: Moments, prior: np.ndarray, kept: np.ndarray, strengths: Sequence[float]
-) -> list[tuple[str, np.ndarray]]:
-    """(label, weight): as it is, and the ridge solutions toward it from weak to strong."""
-    rows = np.flatnonzero(kept)
-    found = [(BIAS, prior)]
-    h = fit.sxx[np.ix_(rows, rows)]
-    scale = float(np.trace(h)) / max(len(rows), 1)
-    if scale > 0:
-        pull = fit.sxy[rows] - h @ prior[rows]
-        for strength in strengths:
-            weight = prior.copy()
-            weight[rows] += np.linalg.solve(h + strength * scale * np.eye(len(rows)), pull)
-            found.append((f"{strength:g}", weight))
-    return found
 
 
 def _like(vector: np.ndarray, rest: np.ndarray) -> np.ndarray:

@@ -41,8 +41,8 @@ class Options:
         token_weight: share of a token's weight in least squares that its influence on the outputs decides.
         variants: rows to learn from made of parts of the given texts, as a share of them; 0 for none.
         temperature: of class scores, where a plan's divergence from the dense model is measured to choose by.
-        swaps: measured level swaps after the knapsack, per stage.
-        stages: shares at which a deep cut pauses to score anew.
+        swaps: measured level swaps after the knapsack.
+        staged: pause on the way to a deep cut to score anew (search.schedule.stages).
         sparsity: pattern of zeros in the matrices of the residual branches that are left (solve.pattern.parse).
         solver: how the zeros are chosen: one of solve.SOLVERS or `MASKS`, or "auto": admm with calibration rows,
             magnitude without.
@@ -71,7 +71,7 @@ class Options:
     variants: float = 1.0
     temperature: float = 4.0
     swaps: int = 8
-    stages: tuple[float, ...] = ()
+    staged: bool = False
     sparsity: str | None = None
     solver: str = "auto"
     finetune: int = 0

@@ -14,7 +14,7 @@ from onnxprune.linears import Linear
 from onnxprune.plan import Plan
 from onnxprune.probe import Evaluator, Rows
 from onnxprune.solve import Pattern
-from onnxprune.sparsify import Part, current, parts_of
+from onnxprune.sparsify import Part, parts_of
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class _Latent:
 
         self.parts = {p.linear.weight: p for p in parts}
         device = gates.interpreter.device
-        arrays = {n: current(gates, plan, p.linear) for n, p in self.parts.items()}
+        arrays = {n: gates.weight(plan, n) for n, p in self.parts.items()}
         self.weights: dict[str, Any] = {
             n: torch.tensor(a, dtype=torch.float32, device=device) for n, a in arrays.items()
         }

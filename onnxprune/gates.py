@@ -67,6 +67,12 @@ class Gates:
             self._drop(self.structure.branch(name), plan, weights, edit)
         return Gated(weights, edit)
 
+    def weight(self, plan: Plan, name: str) -> np.ndarray:
+        """An initializer as a plan leaves it, in single precision unless the plan says otherwise."""
+        if name in plan.weights:
+            return plan.weights[name]
+        return np.asarray(self.interpreter.weight(name).float().cpu().numpy())
+
     def complete(self, plan: Plan, feeds: Mapping[str, Any]) -> Plan:
         """The plan with what every dropped branch leaves behind, so that it can be applied without data.
 

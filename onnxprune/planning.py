@@ -33,6 +33,7 @@ from onnxprune.score.mixture import parse
 from onnxprune.search.knapsack import allocate
 from onnxprune.search.module import Level, Module, merged
 from onnxprune.search.rank import Kind, rank, rank_pair
+from onnxprune.search.schedule import stages
 from onnxprune.search.swaps import swaps
 from onnxprune.sites import Site, even, find_sites, kept_by, levels
 
@@ -121,18 +122,13 @@ class Planner:
         if self.calibration is None or self.options.search == "rank":
             return self._last(self._ranked(self.start, budget), self.start)
         stage = self.start
-        targets = self._stages(budget / dense)
+        targets = stages(budget / dense) if self.options.staged else (budget / dense,)
         for i, target in enumerate(targets):
             counts = self._searched(stage, target * dense if i + 1 < len(targets) else budget)
             plan = self._last(counts, stage)
             if i + 1 < len(targets):
                 stage = self._stage(plan)
         return plan
-
-    def _stages(self, share: float) -> list[float]:
-        """Going down in steps, scoring anew after each, pays where little is left."""
-        steps = [s for s in self.options.stages if s > share * 1.1]
-        return [*steps, share]
 
     def _last(self, counts: Mapping[str, int], stage: Stage) -> Plan:
         """A choice of levels as a plan, mended."""

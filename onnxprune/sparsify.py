@@ -16,13 +16,14 @@ import numpy as np
 from onnxprune import model as models
 from onnxprune.axes import flat_mask
 from onnxprune.errors import CheckError
-from onnxprune.gates import Gated, Gates
+from onnxprune.gates import Gates
 from onnxprune.linears import Linear, find_linears
 from onnxprune.model import Model
-from onnxprune.moments import Gram, Pairs
+from onnxprune.moments import Gram
 from onnxprune.plan import Plan, Structure
 from onnxprune.probe import Evaluator, Rows, Walk
-from onnxprune.solve import INFINITE, SOLVERS, Moments, Pattern, error, on_support, parse, ridge_path
+from onnxprune.side_by_side import SideBySide
+from onnxprune.solve import INFINITE, SOLVERS, Pattern, error, on_support, parse, ridge_path
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def sparsify(
     walk = None if fit is None else Walk(fit, fit.divergence.outputs)
     todo = parts_of(gates, plan, linears)
     for i, part in enumerate(todo):
-        array = current(gates, plan, part.linear)
+        array = gates.weight(plan, part.linear.weight)
         weight = part.take(array).astype(np.float64)
         solve = _solve(part, solver, pattern, None if scores is None else scores.get(part.linear.weight))
         if mender is None:
@@ -125,12 +126,14 @@ class _Mender:
 
     def __init__(self, gates: Gates, fit: Rows, evaluator: Evaluator) -> None:
         self.gates = gates
-        self.fit, self.held_out = _Side(fit, evaluator.wanted), _Side(evaluator.rows, evaluator.wanted)
+        self.fit, self.held_out = SideBySide(fit, evaluator.wanted), SideBySide(evaluator.rows, evaluator.wanted)
 
     def mend(self, plan: Plan, part: Part, weight: np.ndarray, array: np.ndarray, solve: Solve) -> Plan:
         """The plan with a matrix solved: of the candidates, the one that errs least on held-out tokens."""
         before = self.gates.gated(plan)
-        moments, held_out = self.fit.moments(part, before), self.held_out.moments(part, before)
+        moments, held_out = (
+            side.moments(part.linear, before, part.rows, part.columns) for side in (self.fit, self.held_out)
+        )
         tried = []
         for target in ridge_path(moments, np.arange(len(weight)), weight, STRENGTHS):
             solved = solve(target.weight, moments.sxx)
@@ -147,41 +150,6 @@ class _Mender:
         )
 
 
-class _Side:
-    """Rows on their way through the dense and the sparse model."""
-
-    def __init__(self, rows: Rows, wanted: Sequence[str]) -> None:
-        self.teacher, self.student = Walk(rows, wanted), Walk(rows, wanted)
-
-    def moments(self, part: Part, state: Gated) -> Moments:
-        """Of (student input, teacher output) over the rows' tokens; where a branch ends, the target also makes up for
-        how far the stream has drifted."""
-        import torch
-
-        linear = part.linear
-        skip = [linear.branch.skip] if linear.branch is not None else []
-        self.teacher.to(linear.node, skip)
-        self.student.to(linear.node, [*skip, linear.source], state)
-        pairs = Pairs()
-        for i, batch in enumerate(self.student.rows.batches):
-            real = None if batch.real is None else torch.from_numpy(batch.real)
-            with torch.inference_mode():
-                x = linear.matrix.rows(self.student.peek(i, linear.source), real).float()[:, part.rows]
-                y = linear.matrix.written(self.teacher.peek(i, linear.matrix.output), real).float()
-                for name in skip:
-                    y = y + linear.matrix.written(self.teacher.values[i][name] - self.student.values[i][name], real)
-                pairs.add(x, y[:, part.columns])
-        sxx, sx, sxy, sy, syy = pairs.sums()
-        return Moments.from_sums(pairs.count, sx, sy, sxx, sxy, syy)
-
-
-def current(gates: Gates, plan: Plan, linear: Linear) -> np.ndarray:
-    """A linear map's weight under a plan, in its own shape."""
-    if linear.weight in plan.weights:
-        return plan.weights[linear.weight]
-    return np.asarray(gates.interpreter.weight(linear.weight).float().cpu().numpy())
-
-
 def verify(gates: Gates, plan: Plan, linears: Sequence[Linear], pattern: Pattern) -> dict[str, float]:
     """The share of zeros in what is left of each matrix.
 
@@ -190,7 +158,7 @@ def verify(gates: Gates, plan: Plan, linears: Sequence[Linear], pattern: Pattern
     """
     found = {}
     for part in parts_of(gates, plan, linears):
-        weight = part.take(current(gates, plan, part.linear))
+        weight = part.take(gates.weight(plan, part.linear.weight))
         _check(part, weight, pattern)
         found[part.linear.weight] = float((weight == 0).mean())
     return found
@@ -232,8 +200,8 @@ def output_errors(gates: Gates, rows: Rows, plan: Plan, linears: Sequence[Linear
     found = {}
     for part in parts_of(gates, empty, linears):
         gram = _gram(gates, walk, empty, part)
-        dense = part.take(current(gates, empty, part.linear)).astype(np.float64)
-        change = dense - part.take(current(gates, plan, part.linear))
+        dense = part.take(gates.weight(empty, part.linear.weight)).astype(np.float64)
+        change = dense - part.take(gates.weight(plan, part.linear.weight))
         found[part.linear.weight] = float(np.sum(change * (gram @ change)) / np.sum(dense * (gram @ dense)))
     return found
 

@@ -17,9 +17,10 @@ from onnxprune.linears import Linear
 from onnxprune.plan import Plan
 from onnxprune.probe import Rows
 from onnxprune.score import Platon, Seven
+from onnxprune.search.schedule import way
 from onnxprune.solve import Pattern
 from onnxprune.solve.admm import partly
-from onnxprune.sparsify import current, parts_of
+from onnxprune.sparsify import parts_of
 
 STEPS = 4
 
@@ -43,12 +44,11 @@ def worth(
         found = weight_scores(seen, names, scored.accumulator, seed=seed + step)
         if step + 1 == steps:
             break
-        progress = 1.0 - (1.0 - (step + 1) / steps) ** 3
         weights = dict(plan.weights)
         for part in parts_of(gates, plan, linears):
             scores = part.take(found[part.linear.weight]).astype(np.float64)
-            array = current(gates, plan, part.linear)
-            mask = partly(pattern.learn(scores).project(scores), scores, progress)
+            array = gates.weight(plan, part.linear.weight)
+            mask = partly(pattern.learn(scores).project(scores), scores, way(step, steps))
             weights[part.linear.weight] = part.put(part.take(array) * mask, array)
         plan = replace(plan, weights=weights)
     return found

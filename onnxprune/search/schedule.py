@@ -19,7 +19,12 @@ def cubic(step: int, total: int, final: float) -> float:
     _check(final)
     if not 0 <= step < total:
         raise ValueError(f"step {step} of {total}")
-    return final + (1.0 - final) * (1.0 - (step + 1) / total) ** 3
+    return final + (1.0 - final) * (1.0 - way(step, total))
+
+
+def way(step: int, total: int) -> float:
+    """The share of the way that is behind after step `step` (from 0) of `total`: 1 − (1 − (t + 1)/T)³."""
+    return 1.0 - (1.0 - (step + 1) / total) ** 3
 
 
 def stages(target: float, *, current: float = 1.0) -> tuple[float, ...]:

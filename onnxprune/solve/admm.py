@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune.search.schedule import way
 from onnxprune.solve import support
 from onnxprune.solve.linalg import Array, Bools, inverse
 from onnxprune.solve.pattern import Pattern
@@ -47,8 +48,7 @@ def admm(
     for step in range(max(steps, tighten)):
         moved = w + u
         if step < tighten:
-            progress = 1.0 - (1.0 - (step + 1) / tighten) ** 3
-            mask = partly(pattern.project(moved**2), np.abs(moved), progress)
+            mask = partly(pattern.project(moved**2), np.abs(moved), way(step, tighten))
         z = np.where(mask, moved, 0.0)
         u = moved - z
         w = solve @ (goal + rho * (z - u))

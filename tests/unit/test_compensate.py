@@ -10,7 +10,7 @@ import onnx
 import pytest
 from graphs import written
 
-from onnxprune.compensate import _candidates, compensate
+from onnxprune.compensate import compensate
 from onnxprune.data import Dataset, Example
 from onnxprune.gates import Gates
 from onnxprune.interpret import Interpreter
@@ -19,7 +19,7 @@ from onnxprune.model import load
 from onnxprune.moments import Pairs
 from onnxprune.plan import Plan
 from onnxprune.probe import Evaluator, Rows
-from onnxprune.solve import Moments, error
+from onnxprune.solve import INFINITE, Moments, error, ridge_path
 from onnxprune.structure import analyze
 
 WIDTH, UNITS = 6, 16
@@ -128,11 +128,11 @@ def test_pairs_give_the_squared_error_and_ridge_its_limits() -> None:
     residual = y.numpy() - x.numpy() @ weight - intercept
     expected = (w.abs().numpy()[:, None] * residual**2).sum()
     assert error(moments, weight, intercept) == pytest.approx(expected, rel=1e-4)
-    found = dict(_candidates(moments, weight, np.array([1, 1, 1, 0, 1], dtype=bool), (1e-9, 1e9)))
-    np.testing.assert_array_equal(found["bias"], weight)
-    np.testing.assert_allclose(found["1e+09"], weight, atol=1e-5)
     live = [0, 1, 2, 4]
+    kept, strong, weak = ridge_path(moments, live, weight, (INFINITE, 1e9, 1e-9))
+    np.testing.assert_array_equal(kept.weight[live], weight[live])
+    np.testing.assert_allclose(strong.weight[live], weight[live], atol=1e-5)
     root = w.abs().sqrt().numpy()[:, None]
     design = np.concatenate([x.numpy()[:, live], np.ones((50, 1))], axis=1)
     solved = np.linalg.lstsq(root * design, root * y.numpy(), rcond=None)[0][:-1]
-    np.testing.assert_allclose(found["1e-09"][live], solved, atol=1e-3)
+    np.testing.assert_allclose(weak.weight[live], solved, atol=1e-3)

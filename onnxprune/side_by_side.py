@@ -1,0 +1,55 @@
+"""Rows on their way through the dense and the pruned model at once: what a product is fed, and what it should give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from onnxprune.gates import Gated
+from onnxprune.linears import Linear
+from onnxprune.moments import Pairs
+from onnxprune.probe import Rows, Walk, Weights
+from onnxprune.solve import Moments
+
+ALL = slice(None)
+
+
+class SideBySide:
+    """The dense model (the teacher) and the pruned one (the student) in front of one product after another.
+
+    Args:
+        wanted: the outputs that the walks must still be able to reach.
+        weights: of the rows' tokens, for the products that have some.
+    """
+
+    def __init__(self, rows: Rows, wanted: Sequence[str], weights: Weights | None = None) -> None:
+        self.rows, self.weights = rows, weights or {}
+        self.teacher, self.student = Walk(rows, wanted), Walk(rows, wanted)
+
+    def moments(self, linear: Linear, state: Gated, inputs: Any = ALL, outputs: Any = ALL) -> Moments:
+        """Of (the student's inputs, the teacher's outputs) of a product over the tokens.
+
+        Where it closes a residual branch, the target also makes up for how far the stream has drifted.
+
+        Args:
+            state: the student as it is.
+            inputs, outputs: indices of those that count.
+        """
+        import torch
+
+        skip = [linear.branch.skip] if linear.branch is not None else []
+        self.teacher.to(linear.node, skip)
+        self.student.to(linear.node, [*skip, linear.source], state)
+        pairs = Pairs()
+        for i, batch in enumerate(self.rows.batches):
+            real = None if batch.real is None else torch.from_numpy(batch.real)
+            with torch.inference_mode():
+                x = linear.matrix.rows(self.student.peek(i, linear.source), real).float()
+                y = linear.matrix.written(self.teacher.peek(i, linear.matrix.output), real).float()
+                for name in skip:
+                    drift = self.teacher.values[i][name] - self.student.values[i][name]
+                    y = y + linear.matrix.written(drift, real).float()
+                weight = self.weights[linear.node][i] if linear.node in self.weights else None
+                pairs.add(x[:, inputs], y[:, outputs], weight)
+        sxx, sx, sxy, sy, syy = pairs.sums()
+        return Moments.from_sums(pairs.count, sx, sy, sxx, sxy, syy)
