@@ -12,7 +12,7 @@ from onnxprune import model as models
 from onnxprune.companions import copy_companions
 from onnxprune.errors import UsageError
 from onnxprune.export.base import Workshop
-from onnxprune.export.recipe import recipe
+from onnxprune.export.preprocessing import preprocessing
 
 VERSION = "1.30.0"
 """The onnxruntime-web this was tried with."""
@@ -60,7 +60,7 @@ def _dense(shop: Workshop) -> None:
     dense = models.read(shop.dense)
     models.save(dense, demo / "model.onnx")
     copy_companions(shop.dense.parent, demo)
-    told = recipe(latency.graph_inputs(demo / "model.onnx"), latency.graph_outputs(demo / "model.onnx"), demo)
+    told = preprocessing(latency.graph_inputs(demo / "model.onnx"), latency.graph_outputs(demo / "model.onnx"), demo)
     (demo / "preprocess.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 

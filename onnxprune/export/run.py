@@ -21,7 +21,7 @@ from onnxprune.equivalence import Equivalence, max_distance
 from onnxprune.errors import CheckError, OnnxPruneError, UsageError
 from onnxprune.export import bundle, samples, usability
 from onnxprune.export.base import Artefact, Asked, Exported, Target, Workshop, scheme_for
-from onnxprune.export.recipe import recipe
+from onnxprune.export.preprocessing import preprocessing
 from onnxprune.export.registry import TARGETS
 from onnxprune.model import InputSpec, Model
 from onnxprune.precision import SCHEMES, measure_steps
@@ -145,7 +145,7 @@ class _Job:
         artefacts = self._checked(shop, artefacts)
         artefacts, measured = self._measured(shop, artefacts, metric)
         first = self.folder / artefacts[0].file
-        told = recipe(latency.graph_inputs(first), latency.graph_outputs(first), self.folder)
+        told = preprocessing(latency.graph_inputs(first), latency.graph_outputs(first), self.folder)
         if told["kind"] == "text":
             told["padded_to"] = {a.file: _length(self.folder / a.file) for a in artefacts}
         (self.folder / "preprocess.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")

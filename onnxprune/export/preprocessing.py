@@ -17,7 +17,7 @@ from onnxprune.export.fixed import image_sizes
 from onnxprune.model import InputSpec
 
 
-def recipe(inputs: Sequence[InputSpec], outputs: Sequence[InputSpec], folder: Path) -> dict[str, Any]:
+def preprocessing(inputs: Sequence[InputSpec], outputs: Sequence[InputSpec], folder: Path) -> dict[str, Any]:
     """What an app must do before and after the model.
 
     `kind` is `text` (tokenizer.json, its limit and padding), `image` (resize, crop, scale, normalise) or `tensors`.
