@@ -10,7 +10,20 @@ from typing import Any
 import click
 
 from onnxprune.cli_export import export, import_bench
-from onnxprune.cli_options import MODEL, Bar, Pairs, budgets, calibration, ints, judged, logs, planning, split, talk
+from onnxprune.cli_options import (
+    MODEL,
+    Bar,
+    Pairs,
+    budgets,
+    calibration,
+    ints,
+    judged,
+    logs,
+    planning,
+    rewriting,
+    split,
+    talk,
+)
 from onnxprune.errors import OnnxPruneError, UsageError
 
 
@@ -56,6 +69,7 @@ def _threads(count: int) -> None:
 @calibration
 @judged
 @planning
+@rewriting
 @click.option(
     "--max-drop", metavar="DROP", help="The smallest model within 1pt (points) or 1% (relative) of the metric."
 )
@@ -116,6 +130,7 @@ def prune(
 @calibration
 @judged
 @planning
+@rewriting
 @click.option("--report", type=click.Path(path_type=Path), help="HTML page with the curve.")
 @click.option("--force", is_flag=True, help="Replace outputs that exist.")
 @talk
@@ -204,11 +219,13 @@ def plan(model: Path, output: Path, force: bool, as_json: bool, quiet: bool, ver
 @MODEL
 @click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; default NAME.pruned.onnx.")
+@rewriting
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
 @talk
 def apply_plan(
-    model: Path, plan_file: Path, output: Path | None, force: bool, as_json: bool, quiet: bool, verbose: int
-) -> None:
+    model: Path, plan_file: Path, output: Path | None, keep_unread: bool, force: bool, as_json: bool, quiet: bool,
+    verbose: int,
+) -> None:  # fmt: skip
     """Carry out PLAN on the MODEL it was made for; needs no data."""
     from onnxprune import model as models
     from onnxprune import pipeline
@@ -217,7 +234,11 @@ def apply_plan(
     logs(verbose)
     file = models.find(model)
     files, found = pipeline.apply(
-        model, Plan.load(plan_file), output or file.with_name(f"{file.stem}.pruned.onnx"), force=force
+        model,
+        Plan.load(plan_file),
+        output or file.with_name(f"{file.stem}.pruned.onnx"),
+        force=force,
+        keep_unread=keep_unread,
     )
     if as_json:
         click.echo(

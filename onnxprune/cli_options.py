@@ -169,6 +169,15 @@ def planning(command: Any) -> Any:
     return command
 
 
+def rewriting(command: Any) -> Any:
+    """What is done to the graph besides carrying out the plan."""
+    return click.option(
+        "--keep-unread",
+        is_flag=True,
+        help="Compute positions that no output reads, too (a classifier reads one token of its last block).",
+    )(command)
+
+
 def judged(command: Any) -> Any:
     """What the result is measured on."""
     for option in (

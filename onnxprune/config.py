@@ -51,6 +51,7 @@ class Options:
         snip_threshold: residual branches whose relative function norm is below this leave before anything else.
         snip_spectral: take that norm, and the score of the method snip, with each weight divided by its largest
             singular value.
+        keep_unread: compute positions that no output reads, too (`rewrite.drop_unread`). Budgets count them either way.
     """
 
     budget: Budget
@@ -78,6 +79,7 @@ class Options:
     alpha: tuple[float, float] = (ALPHA, ALPHA)
     snip_threshold: float | None = None
     snip_spectral: bool = False
+    keep_unread: bool = False
 
     def __post_init__(self) -> None:
         if self.sparsity is not None and self.method in SOLVERS and self.method not in METHODS:

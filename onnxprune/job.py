@@ -25,7 +25,7 @@ from onnxprune import report as reports
 from onnxprune.clock import Clock, Progress
 from onnxprune.companions import copy_companions
 from onnxprune.config import Options
-from onnxprune.cost import default_bindings
+from onnxprune.cost import Costs, default_bindings
 from onnxprune.data import Dataset
 from onnxprune.equivalence import Equivalence, equivalence
 from onnxprune.errors import UsageError
@@ -144,9 +144,11 @@ class Job:
         try:
             with self.clock.stage("rewrite"):
                 pruned = rewrite.apply(self.dense, self.structure, plan)
+                unread = self._drop_unread(pruned)
             with models.staged(place, force=force, inputs=(self.dense.path,)) as folder:
                 file = models.save(pruned, folder / place.name)[0]
                 report = self._measured(plan, budget, file, place)
+                report = replace(report, flops=replace(report.flops, unread=2 * unread))
                 stem = place.name.removesuffix(".onnx")
                 report = replace(report, steps=self._fewer_bits(file, folder / f"{stem}.{self.quantize}.onnx"))
                 plan.save(folder / f"{stem}.plan.json")
@@ -159,6 +161,17 @@ class Job:
             if scratch is not None:
                 shutil.rmtree(scratch, ignore_errors=True)
         return Result(pruned, plan, report, tuple(names) if target is not None else ())
+
+    def _drop_unread(self, pruned: ir.Model) -> int:
+        """Leave out positions that nothing reads, in place; the multiply-accumulates that this saves."""
+        if self.options.keep_unread:
+            return 0
+
+        def macs() -> int:
+            return Costs(replace(self.dense, ir=pruned), self.structure, self.planner.costs.bindings).macs()
+
+        before = macs()
+        return before - macs() if rewrite.drop_unread(pruned) else 0
 
     def evidence(self, file: Path) -> Evidence | None:
         """What a file costs on the rows for the report."""

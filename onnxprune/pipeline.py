@@ -164,7 +164,12 @@ def make_plan(
 
 
 def apply(
-    source: str | os.PathLike[str], plan: Plan, output: str | os.PathLike[str], *, force: bool = False
+    source: str | os.PathLike[str],
+    plan: Plan,
+    output: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    keep_unread: bool = False,
 ) -> tuple[list[Path], Equivalence]:
     """Carry out a plan made earlier, check the file, and write it."""
     dense = models.load(source)
@@ -174,6 +179,8 @@ def apply(
     if plan.digest == dense.digest:
         plan = Gates(structure, Interpreter(dense.graph)).complete(plan, feeds)
     pruned = rewrite.apply(dense, structure, plan)
+    if not keep_unread:
+        rewrite.drop_unread(pruned)
     target = Path(output)
     with models.staged(target, force=force, inputs=(dense.path,)) as folder:
         file = models.save(pruned, folder / target.name)[0]

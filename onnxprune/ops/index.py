@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from onnxprune.ops.base import Constraints, attribute, axis_of, opaque, register
@@ -29,6 +30,21 @@ def _gather_axes(node: Any, c: Constraints) -> None:
 
 
 register({"Gather": _gather}, axes=_gather_axes)
+
+
+def gathered(node: Any, shape: Sequence[int | str | None]) -> tuple[int, tuple[int, ...]] | None:
+    """(axis, positions) that a Gather reads of data of this shape; None where they are computed, or repeat.
+
+    Positions count from the front, or from behind (negative) on an axis of open size.
+    """
+    index = node.inputs[1]
+    if index is None or index.const_value is None:
+        return None
+    axis = axis_of(node, len(shape), 0)
+    size = shape[axis]
+    numbers = [int(i) for i in index.const_value.numpy().reshape(-1)]
+    at = tuple(i + size if i < 0 and isinstance(size, int) else i for i in numbers)
+    return (axis, at) if at and len(set(at)) == len(at) else None
 
 
 def _gather_elements(torch: Any, node: Any, data: Any, indices: Any) -> Any:

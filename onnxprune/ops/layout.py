@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -264,6 +265,26 @@ def _slice_resize(node: Any, s: Sizes) -> Change:
 
 
 register({"Slice": _slice}, axes=_slice_axes, resize=_slice_resize)
+
+
+def sliced(node: Any, shape: Sequence[int | str | None]) -> tuple[int, tuple[int, ...]] | None:
+    """(axis, positions) that a Slice reads of a value of this shape; None where they are not a few constant ones.
+
+    Positions count from the front; on an axis of open size only its first (0) and its last (-1) are sure to be there.
+    """
+    ranges = _ranges(node, len(shape), lambda v: None if v.const_value is None else v.const_value.numpy())
+    if ranges is None or len(ranges) != 1 or "starts" in node.attributes:
+        return None
+    ((axis, start, end, step),) = ranges
+    size = shape[axis]
+    if step != 1:
+        return None
+    if isinstance(size, int):
+        at = tuple(range(size)[start:end])
+        return (axis, at) if 0 < len(at) < size else None
+    if (start, end) == (0, 1):
+        return axis, (0,)
+    return (axis, (-1,)) if start == -1 and end >= np.iinfo(np.int32).max else None
 
 
 def _expand(torch: Any, node: Any, x: Any, shape: Any) -> Any:

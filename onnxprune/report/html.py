@@ -158,7 +158,15 @@ def _units(held: Units) -> Markup:
 
 def _flops_note(report: Report) -> str:
     at = f" at {text.dims(report.flops.shape)}" if report.flops.shape else ""
-    return f"FLOPs of one forward pass{at}: two per multiply-accumulate."
+    said = f"FLOPs of one forward pass{at}: two per multiply-accumulate."
+    if not report.flops.unread:
+        return said
+    saved = text.si(report.flops.unread, "FLOP")
+    return (
+        f"{said} The written graph computes {saved} less than the budget counts "
+        f"({text.percent(report.flops.computed.ratio)} of the dense model's): positions that no output reads are left "
+        "out."
+    )
 
 
 def _flops(report: Report) -> Markup:

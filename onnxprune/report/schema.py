@@ -76,10 +76,17 @@ class Flops(Change):
     Attributes:
         by_op: the same by operator type.
         shape: the sizes of the symbolic dimensions at which they are counted.
+        unread: of `pruned`, which the budget counts, what the written graph does not compute, because nothing reads it.
     """
 
     by_op: Mapping[str, Change] = field(default_factory=dict)
     shape: Mapping[str, int] = field(default_factory=dict)
+    unread: int = 0
+
+    @property
+    def computed(self) -> Change:
+        """What the written graph computes, against the dense one."""
+        return Change(self.dense, self.pruned - self.unread)
 
 
 @dataclass(frozen=True)

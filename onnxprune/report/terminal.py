@@ -164,6 +164,7 @@ class _View:
         rows: list[tuple[str, Change, str]] = [
             ("FLOPs", report.flops, "FLOP"),
             *((f"  {op}", change, "FLOP") for op, change in by_op if len(by_op) > 1),
+            *([("FLOPs without unread positions", report.flops.computed, "FLOP")] if report.flops.unread else []),
             ("Parameters", report.params, ""),
             ("File size", report.size_bytes, "B"),
         ]

@@ -59,20 +59,25 @@ def units(model: ir.Model, structure: Structure, plan: Plan) -> None:
                 array = array.compress(sizes.kept(value, axis), axis=axis)
             replace(value, array)
     for node, change in changes:
-        for index, elements in change.elements.items():
-            _set_elements(model, node, index, elements)
-        for index, array in change.inputs.items():
-            if len(node.inputs) <= index:
-                node.resize_inputs(index + 1)
-            node.replace_input_with(index, constant(model, array, f"{node.name}_operand"))
-        for name, attribute in change.attributes.items():
-            if attribute is None:
-                node.attributes.pop(name, None)
-            else:
-                node.attributes[name] = ir.convenience.convert_attribute(name, attribute)
+        carry_out(model, node, change)
     for node in model.graph:
         for value in node.outputs:
             _reshape_info(value, sizes)
+
+
+def carry_out(model: ir.Model, node: ir.Node, change: ops.Change) -> None:
+    """Give a node its new shape operands and attributes."""
+    for index, elements in change.elements.items():
+        _set_elements(model, node, index, elements)
+    for index, array in change.inputs.items():
+        if len(node.inputs) <= index:
+            node.resize_inputs(index + 1)
+        node.replace_input_with(index, constant(model, array, f"{node.name}_operand"))
+    for name, attribute in change.attributes.items():
+        if attribute is None:
+            node.attributes.pop(name, None)
+        else:
+            node.attributes[name] = ir.convenience.convert_attribute(name, attribute)
 
 
 def _change(node: ir.Node, sizes: Cut) -> ops.Change:
