@@ -20,7 +20,7 @@ from onnxprune.linears import Linear
 from onnxprune.plan import Plan
 from onnxprune.probe import Evaluator, Rows, Weights
 from onnxprune.side_by_side import SideBySide
-from onnxprune.solve import INFINITE, Moments, error, ridge_path
+from onnxprune.solve import INFINITE, Moments, error, fit_held_out
 
 logger = logging.getLogger(__name__)
 
@@ -96,34 +96,37 @@ class _Sweep:
 
     def refit(self, linear: Linear, strengths: Sequence[float]) -> Step:
         state = self.gates.gated(self.plan)
-        fit, held = self.fit.moments(linear, state), self.held.moments(linear, state)
         if linear.branch is not None and linear.branch.id in self.plan.drop:
-            return self._refit_rest(linear, fit, held)
+            return self._refit_rest(linear, self.fit.moments(linear, state), self.held.moments(linear, state))
+        rows, columns = self._kept(linear)
+        fit, held = (side.moments(linear, state, rows, columns) for side in (self.fit, self.held))
         array = self.gates.weight(self.plan, linear.weight)
-        kept = self._kept(linear)
-        prior = linear.matrix.weight(array).astype(np.float64) * kept[:, None]
-        here = self.plan.intercepts.get(linear.matrix.output, np.zeros(prior.shape[1]))
-        before = best = error(held, prior, here)
-        label, chosen = None, None
-        for candidate in ridge_path(fit, kept, prior, (INFINITE, *strengths)):
-            found = error(held, candidate.weight, candidate.bias)
-            if found < best:
-                best, chosen = found, candidate
-                label = BIAS if candidate.strength == INFINITE else f"{candidate.strength:g}"
-        if chosen is not None:
-            intercept = chosen.bias.astype(np.float32)
-            self.plan = replace(self.plan, intercepts={**self.plan.intercepts, linear.matrix.output: intercept})
-            if label != BIAS:
-                restored = linear.matrix.restore(chosen.weight.astype(np.float32), array.shape)
-                self.plan = replace(self.plan, weights={**self.plan.weights, linear.weight: restored})
-        return Step(linear.node, label, best / before if before > 0 else 1.0)
+        weight = linear.matrix.weight(array).astype(np.float64)
+        intercept = np.array(self.plan.intercepts.get(linear.matrix.output, np.zeros(weight.shape[1])))
+        everything = np.arange(len(rows))
+        prior = weight[np.ix_(rows, columns)]
+        chosen, change = fit_held_out(fit, held, everything, prior, intercept[columns], (INFINITE, *strengths))
+        if chosen.strength is None:
+            return Step(linear.node, None, 1.0)
+        intercept[columns] = chosen.bias
+        intercepts = {**self.plan.intercepts, linear.matrix.output: intercept.astype(np.float32)}
+        self.plan = replace(self.plan, intercepts=intercepts)
+        if chosen.strength == INFINITE:
+            return Step(linear.node, BIAS, change)
+        weight[np.ix_(rows, columns)] = chosen.weight
+        restored = linear.matrix.restore(weight.astype(np.float32), array.shape)
+        self.plan = replace(self.plan, weights={**self.plan.weights, linear.weight: restored})
+        return Step(linear.node, f"{chosen.strength:g}", change)
 
-    def _kept(self, linear: Linear) -> np.ndarray:
+    def _kept(self, linear: Linear) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of a product's inputs and outputs that are still there."""
         node = linear.matrix.node
-        value = node.inputs[linear.matrix.reader.input]
+        value, written = node.inputs[linear.matrix.reader.input], node.outputs[0]
         assert value is not None
-        layout = self.gates.structure.layouts[value.name or ""][linear.matrix.reader.axis]
-        return np.asarray(flat_mask(layout, self.masks, self.gates.structure.sizes))
+        axes = ((value, linear.matrix.reader.axis), (written, -1))
+        layouts = [self.gates.structure.layouts[v.name or ""][axis] for v, axis in axes]
+        rows, columns = (np.flatnonzero(flat_mask(lay, self.masks, self.gates.structure.sizes)) for lay in layouts)
+        return rows, columns
 
     def _refit_rest(self, linear: Linear, fit: Moments, held: Moments) -> Step:
         """The best constant in a dropped branch's place: what it gave on average, and the stream's mean drift.

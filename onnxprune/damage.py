@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnxprune.gates import Gates
+from onnxprune.copies import Copies
+from onnxprune.gates import Gated, Gates
 from onnxprune.interpret import Usage
+from onnxprune.matrices import Matrix
 from onnxprune.moments import Gram
 from onnxprune.plan import Plan, Ranking
 from onnxprune.probe import Evaluator, Walk
 from onnxprune.sites import Site, kept_by
-from onnxprune.solve import refit
+from onnxprune.solve import NestedRefit, refit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Refitter:
     """Weights of a site at a level: the rows that stay, corrected for those that went (least squares on the Gram).
 
     Without Gram matrices the rows that stay are left as they are.
+
+    Args:
+        rankings: group id -> order; what follows it, at any level, shares one factorisation.
     """
 
     weight: Callable[[str], np.ndarray]
     gram: Mapping[Usage, Gram]
+    rankings: Mapping[str, Ranking] = field(default_factory=dict)
     damping: float = 1e-2
+    _nested: dict[Usage, NestedRefit] = field(default_factory=dict)
 
     def __call__(self, site: Site, units: Sequence[int]) -> dict[str, np.ndarray]:
         """initializer -> refit weight, in its own shape."""
@@ -34,15 +41,28 @@ class Refitter:
         found: dict[str, np.ndarray] = {}
         shared = len({m.reader.weight for m in site.matrices}) < len(site.matrices)
         for matrix in site.matrices:
-            gram = self.gram.get((matrix.reader.node, matrix.reader.input))
-            name = matrix.reader.weight or ""
-            if gram is None or shared:
+            usage, name = (matrix.reader.node, matrix.reader.input), matrix.reader.weight or ""
+            if usage not in self.gram or shared:
                 continue
             array = self.weight(name)
             kept = np.isin(matrix.units, units) | (matrix.units < 0)
-            fitted = refit(matrix.weight(array), gram.matrix, kept, damping=self.damping)
+            fitted = self._fitted(site, matrix, matrix.weight(array), kept)
             found[name] = matrix.restore(fitted.astype(np.float32), array.shape)
         return found
+
+    def _fitted(self, site: Site, matrix: Matrix, weight: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        usage, count = (matrix.reader.node, matrix.reader.input), int(kept.sum())
+        nested = self._nested.get(usage)
+        if nested is None and site.id in self.rankings:
+            places = np.empty(site.group.size + 1, dtype=np.int64)
+            places[list(self.rankings[site.id].order)] = np.arange(site.group.size)
+            places[-1] = -1  # rows of no unit stay whatever goes
+            order = np.argsort(places[matrix.units], kind="stable")
+            nested = NestedRefit(weight, self.gram[usage].matrix, order, damping=self.damping)
+            self._nested[usage] = nested
+        if nested is not None and kept[nested.order[:count]].all():
+            return nested.at(count)
+        return refit(weight, self.gram[usage].matrix, kept, damping=self.damping)
 
 
 def damage_table(
@@ -67,19 +87,23 @@ def damage_table(
     table = {}
     for done, site in enumerate(sites):
         walk.to(site.stop, state=before)
-        damages = []
-        for count in levels[site.id]:
-            keep, drop = kept_by({site.id: count}, rankings, [site])
-            weights = refitter(site, keep[site.id]) if site.id in keep else {}
-            state = gates.gated(
-                replace(base, keep={**base.keep, **keep}, drop=(*base.drop, *drop), weights={**base.weights, **weights})
-            )
-            rows = [evaluator.from_here(i, values, state) for i, values in enumerate(walk.values)]
-            damages.append(float(np.concatenate(rows).mean()))
-        table[site.id] = np.array(damages)
+        states = [_state(gates, base, site, count, rankings, refitter) for count in levels[site.id]]
+        copies = Copies(evaluator.rows, gates.structure, site, before, evaluator.wanted)
+        found = [copies.distances(i, values, states, evaluator.distance) for i, values in enumerate(walk.values)]
+        table[site.id] = np.asarray(np.concatenate(found, axis=1).mean(axis=1))
         if progress is not None:
             progress(done + 1, len(sites))
     return table
+
+
+def _state(
+    gates: Gates, base: Plan, site: Site, count: int, rankings: Mapping[str, Ranking], refitter: Refitter
+) -> Gated:
+    keep, drop = kept_by({site.id: count}, rankings, [site])
+    weights = refitter(site, keep[site.id]) if site.id in keep else {}
+    return gates.gated(
+        replace(base, keep={**base.keep, **keep}, drop=(*base.drop, *drop), weights={**base.weights, **weights})
+    )
 
 
 def spread(levels: Sequence[int], damage: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:

@@ -177,7 +177,7 @@ class Planner:
             for i, site in enumerate(self.sites):
                 rankings[site.id] = even(site, _behind(method(site, statistics), plan.keep.get(site.id)))
                 self.progress("score", i + 1, len(self.sites))
-        refitter = Refitter(weight, statistics.gram if self.options.compensate else {})
+        refitter = Refitter(weight, statistics.gram if self.options.compensate else {}, rankings)
         return Stage(plan, rankings, refitter)
 
     @cached_property

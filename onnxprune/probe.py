@@ -90,7 +90,7 @@ class Evaluator:
         with torch.inference_mode():
             return np.concatenate(
                 [
-                    self._distance(
+                    self.distance(
                         i,
                         self.rows.interpreter.run(b.feeds, outputs=self.wanted, weights=gated.weights, edit=gated.edit),
                     )
@@ -104,14 +104,15 @@ class Evaluator:
 
         with torch.inference_mode():
             found = self.rows.interpreter.run(values, outputs=self.wanted, weights=gated.weights, edit=gated.edit)
-            return self._distance(batch, found)
+            return self.distance(batch, found)
 
     @cached_property
     def wanted(self) -> tuple[str, ...]:
         """The outputs that count."""
         return self.rows.divergence.outputs
 
-    def _distance(self, batch: int, found: Mapping[str, Any]) -> np.ndarray:
+    def distance(self, batch: int, found: Mapping[str, Any]) -> np.ndarray:
+        """Divergence of a batch's rows, from the outputs that count."""
         import torch
 
         real = self.rows.batches[batch].real

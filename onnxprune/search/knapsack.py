@@ -18,7 +18,7 @@ Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 RESOLUTION = 16384
-EXACT_WORK = 1e9
+EXACT_WORK = 1e8
 """Additions (levels × grid) that are spent to be exact where all costs are whole numbers."""
 
 TRACED = 64

@@ -20,7 +20,7 @@ from onnxprune.solve.least_squares import (
 )
 from onnxprune.solve.linalg import Array
 from onnxprune.solve.moments import Moments
-from onnxprune.solve.obs import ObsPath, Reader, obs_path, refit
+from onnxprune.solve.obs import NestedRefit, ObsPath, Reader, obs_path, refit
 from onnxprune.solve.pattern import NM, Blocks, Library, Pattern, Tiles, parse
 from onnxprune.solve.refine import Refined, refine
 from onnxprune.solve.sparsegpt import sparsegpt
@@ -42,6 +42,7 @@ __all__ = [
     "Fit",
     "Library",
     "Moments",
+    "NestedRefit",
     "ObsPath",
     "Pattern",
     "Reader",

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import DataError
-from onnxprune.solve.linalg import Array, as_rows
+from onnxprune.solve.linalg import Array, Ints, as_rows
 from onnxprune.solve.moments import Moments
 
 INFINITE = float("inf")
@@ -66,23 +66,14 @@ def ridge_path(
     if not intercept:
         h = h + moments.count * np.outer(moments.x_mean[rows], moments.x_mean[rows])
         c = c + moments.count * np.outer(moments.x_mean[rows], moments.y_mean)
-    if not (np.isfinite(h).all() and np.isfinite(c).all()):
-        raise DataError("layer inputs or outputs overflow on some calibration row; remove it or run the model in fp32")
-    values, vectors = np.linalg.eigh(h)
-    values = np.maximum(values, 0.0)
+    _check_finite(h, c)
+    values, vectors = _spectrum(h)
     scale = float(np.trace(h)) / max(len(rows), 1)
     pull = vectors.T @ (c - h @ w0[rows])
-    floor = len(rows) * np.finfo(np.float64).eps * float(values.max(initial=0.0))
     fits = []
     for strength in strengths:
-        if not strength >= 0:
-            raise ValueError(f"ridge strength {strength} is not a number from 0 up")
         weight = w0.copy()
-        if np.isfinite(strength) and scale > 0:
-            denominator = values + strength * scale
-            usable = denominator > floor
-            gain = np.divide(1.0, denominator, out=np.zeros_like(denominator), where=usable)
-            weight[rows] += vectors @ (gain[:, None] * pull)
+        weight[rows] += vectors @ (_gain(values, strength, scale)[:, None] * pull)
         bias = moments.y_mean - moments.x_mean @ weight if intercept else np.zeros(w0.shape[1])
         fits.append(Fit(weight, bias, float(strength)))
     return fits
@@ -130,15 +121,78 @@ def fit_held_out(
     prior: npt.ArrayLike,
     prior_bias: npt.ArrayLike,
     strengths: Sequence[float] = (1e-3, 1e-2, 1e-1, INFINITE),
-) -> Fit:
+) -> tuple[Fit, float]:
     """The fit on `train` that errs least on `held_out`, which may be the prior itself: never worse than doing nothing.
+
+    In the eigenvectors V of the kept Gram matrix a ridge solution is W₀ + V diag(g) P, so the held-out error of every
+    strength is one quadratic form in g: a strength costs n² once that form is there, not a fit and an error of its own.
 
     Args:
         prior, prior_bias: [n, m], [m] what stands if no fit helps (with the prior's removed rows at zero).
+
+    Returns:
+        (the fit, its error on `held_out` relative to the prior's).
     """
     rows = as_rows(kept, len(train.x_mean))
     untouched = np.zeros_like(np.asarray(prior, dtype=np.float64))
     untouched[rows] = np.asarray(prior, dtype=np.float64)[rows]
-    candidates = [Fit(untouched, np.array(prior_bias, dtype=np.float64), None)]
-    candidates += ridge_path(train, rows, prior, strengths)
-    return min(candidates, key=lambda fit: error(held_out, fit.weight, fit.bias))
+    standing = Fit(untouched, np.array(prior_bias, dtype=np.float64), None)
+    before = error(held_out, untouched, standing.bias)
+    path = _HeldOutPath(train, held_out, rows, untouched)
+    errors = [path.error(strength) for strength in strengths]
+    best = int(np.argmin(errors)) if errors else -1
+    found = path.fit(float(strengths[best])) if best >= 0 else standing
+    after = error(held_out, found.weight, found.bias)
+    return (found, after / before) if after < before else (standing, 1.0)
+
+
+class _HeldOutPath:
+    """Ridge solutions on one set of tokens, judged on another, by strength."""
+
+    def __init__(self, train: Moments, held_out: Moments, rows: Ints, prior: Array) -> None:
+        self.train, self.rows, self.prior = train, rows, prior
+        w0 = prior[rows]
+        h, c = train.sxx[np.ix_(rows, rows)], train.sxy[rows]
+        _check_finite(h, c)
+        self.values, self.vectors = _spectrum(h)
+        self.scale = float(np.trace(h)) / max(len(rows), 1)
+        self.pull = self.vectors.T @ (c - h @ w0)
+        # With the intercept that `train` gives, held-out tokens are about its means: what differs adds to the moments.
+        dx, dy = held_out.x_mean[rows] - train.x_mean[rows], held_out.y_mean - train.y_mean
+        hh = held_out.sxx[np.ix_(rows, rows)] + held_out.count * np.outer(dx, dx)
+        ch = held_out.sxy[rows] + held_out.count * np.outer(dx, dy)
+        residual = hh @ w0 - ch
+        self.start = float(held_out.syy.sum() + held_out.count * dy @ dy + np.sum(w0 * (residual - ch)))
+        self.linear = np.sum(self.pull * (self.vectors.T @ residual), axis=1)
+        self.square = (self.vectors.T @ hh @ self.vectors) * (self.pull @ self.pull.T)
+
+    def error(self, strength: float) -> float:
+        gain = _gain(self.values, strength, self.scale)
+        return max(self.start + 2.0 * float(gain @ self.linear) + float(gain @ self.square @ gain), 0.0)
+
+    def fit(self, strength: float) -> Fit:
+        weight = self.prior.copy()
+        weight[self.rows] += self.vectors @ (_gain(self.values, strength, self.scale)[:, None] * self.pull)
+        return Fit(weight, self.train.y_mean - self.train.x_mean @ weight, strength)
+
+
+def _check_finite(h: Array, c: Array) -> None:
+    if not (np.isfinite(h).all() and np.isfinite(c).all()):
+        raise DataError("layer inputs or outputs overflow on some calibration row; remove it or run the model in fp32")
+
+
+def _spectrum(h: Array) -> tuple[Array, Array]:
+    """Eigenvalues, none below zero, and eigenvectors of a Gram matrix."""
+    values, vectors = np.linalg.eigh(h)
+    return np.maximum(values, 0.0), vectors
+
+
+def _gain(values: Array, strength: float, scale: float) -> Array:
+    """1 / (eigenvalue + λ), zero where that is rounding only, or where the strength is infinite."""
+    if not strength >= 0:
+        raise ValueError(f"ridge strength {strength} is not a number from 0 up")
+    if not np.isfinite(strength) or not scale > 0:
+        return np.zeros_like(values)
+    denominator = values + strength * scale
+    floor = len(values) * np.finfo(np.float64).eps * float(values.max(initial=0.0))
+    return np.divide(1.0, denominator, out=np.zeros_like(denominator), where=denominator > floor)

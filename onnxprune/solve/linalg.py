@@ -73,6 +73,19 @@ def inverse(matrix: Array) -> Array:
     return np.asarray(result, dtype=np.float64)
 
 
+def substitute(factor: Array, right: Array, *, transposed: bool = False, block: int = 64) -> Array:
+    """L⁻¹B, or L⁻ᵀB, for a lower triangular L [n, n] and B [n, m], by blocks."""
+    found = np.array(right, dtype=np.float64)
+    starts = range(0, len(factor), block)
+    for start in reversed(starts) if transposed else starts:
+        here, after = slice(start, start + block), slice(start + block, None)
+        if transposed:
+            found[here] = np.linalg.solve(factor[here, here].T, found[here] - factor[after, here].T @ found[after])
+        else:
+            found[here] = np.linalg.solve(factor[here, here], found[here] - factor[here, :start] @ found[:start])
+    return found
+
+
 def as_rows(kept: npt.ArrayLike, size: int) -> Ints:
     """Row indices, ascending, from a bool mask [size] or from indices."""
     chosen = np.asarray(kept)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.solve.linalg import Array, Bools, Ints, as_rows, damped, inverse
+from onnxprune.solve.linalg import Array, Bools, Ints, as_rows, damped, inverse, substitute
 
 DAMPING = 1e-2
 POOL_STEPS = 4
@@ -129,20 +129,47 @@ def obs_path(
     return ObsPath(np.array(order, dtype=np.int64), np.array(error), sum(s.total for s in states), weights)
 
 
-def refit(weight: npt.ArrayLike, gram: npt.ArrayLike, kept: npt.ArrayLike, *, damping: float = DAMPING) -> Array:
-    """The weights [n, m] nearest to `weight` in the damped H, with only the rows `kept` (mask or indices).
+class NestedRefit:
+    """Refit weights of every level of one order of rows, the most important first, from a single factorisation.
 
-    W_S + (H_SS)⁻¹ H_SR W_R: what `obs_path` arrives at, for any kept set.
+    The weights nearest to W in the damped H with only the first k rows are H_kk⁻¹ (HW)_k. With H = LLᵀ in this order,
+    the factor of H_kk is the leading block of L, and L⁻¹HW serves all k: a level costs one triangular solve. It is
+    what `obs_path` arrives at, for any kept set.
+
+    Args:
+        weight, gram: [n, m], [n, n].
+        order: row indices [n], those that stay longest first.
     """
-    w = np.array(weight, dtype=np.float64)
-    safe = damped(gram, damping)
+
+    def __init__(
+        self, weight: npt.ArrayLike, gram: npt.ArrayLike, order: npt.ArrayLike, *, damping: float = DAMPING
+    ) -> None:
+        self.weight = np.asarray(weight, dtype=np.float64)
+        self.order = np.asarray(order, dtype=np.int64)
+        safe = damped(gram, damping)
+        h = safe.matrix[np.ix_(self.order, self.order)]
+        self.dead = safe.dead[self.order]
+        self.factor: Array = np.asarray(np.linalg.cholesky(h), dtype=np.float64)
+        self.image = substitute(self.factor, h @ np.where(self.dead[:, None], 0.0, self.weight[self.order]))
+
+    def at(self, count: int) -> Array:
+        """The weights [n, m] with the first `count` rows of the order, the others zero."""
+        if count == len(self.order):
+            return self.weight.copy()
+        found = np.zeros_like(self.weight)
+        solved = substitute(self.factor[:count, :count], self.image[:count], transposed=True)
+        # A dead input's weights read nothing: they stay as they are.
+        rows = self.order[:count]
+        found[rows] = np.where(self.dead[:count, None], self.weight[rows], solved)
+        return found
+
+
+def refit(weight: npt.ArrayLike, gram: npt.ArrayLike, kept: npt.ArrayLike, *, damping: float = DAMPING) -> Array:
+    """`NestedRefit` for one kept set (mask or indices): the weights [n, m] nearest to `weight` in the damped H."""
+    w = np.asarray(weight, dtype=np.float64)
     rows = as_rows(kept, len(w))
-    gone = np.setdiff1d(np.arange(len(w)), rows)
-    if len(gone) and len(rows):
-        h = safe.matrix
-        w[rows] += np.linalg.solve(h[np.ix_(rows, rows)], h[np.ix_(rows, gone)] @ w[gone])
-    w[gone] = 0.0
-    return w
+    order = np.concatenate([rows, np.setdiff1d(np.arange(len(w)), rows)])
+    return NestedRefit(w, gram, order, damping=damping).at(len(rows))
 
 
 def removal_costs(inverse_blocks: Array, rows: Array) -> Array:
@@ -157,6 +184,8 @@ class _State:
 
     def __init__(self, reader: Reader, damping: float) -> None:
         self.blocks = reader.blocks()
+        self._ids = np.array(sorted(self.blocks), dtype=np.int64)
+        self._rows = np.array([self.blocks[int(u)] for u in self._ids], dtype=np.int64)
         self.original = np.asarray(reader.weight, dtype=np.float64)
         safe = damped(reader.gram, damping)
         # A dead input's weights read nothing: they cost nothing to remove and are left alone while they stay.
@@ -170,7 +199,7 @@ class _State:
 
     def at(self, units: Ints) -> Ints:
         """[U, b] positions of the units' rows in the compacted matrices."""
-        return self.position[np.stack([self.blocks[int(u)] for u in units])]
+        return self.position[self._rows[np.searchsorted(self._ids, units)]]
 
     def costs(self, units: Ints) -> Array:
         at = self.at(units)
@@ -217,7 +246,6 @@ def _pick(states: Sequence[_State], alive: Ints, count: int) -> tuple[Ints, Arra
         best = int(np.argmin(costs))
         picked.append(int(units[best]))
         added.append(max(float(costs[best]), 0.0))
-        units = np.delete(units, best)
         for part in local:
             part.remove(best)
     return np.array(picked, dtype=np.int64), np.array(added)
@@ -231,15 +259,25 @@ class _Local:
         self.block = at.shape[1]
         self.w = state.w[at.ravel()]
         self.inverse = state.inverse[np.ix_(at.ravel(), at.ravel())]
+        self.gone = np.zeros(len(units), dtype=bool)
 
     def costs(self) -> Array:
-        at = np.arange(len(self.w)).reshape(-1, self.block)
-        return removal_costs(self.inverse[at[:, :, None], at[:, None, :]], self.w[at])
+        """What each unit of the pool costs now; infinite for those that went."""
+        if self.block == 1:
+            diagonal = np.where(self.gone, 1.0, np.diagonal(self.inverse))
+            found = np.einsum("um,um->u", self.w, self.w) / diagonal
+        else:
+            found = np.zeros(len(self.gone))
+            left = np.flatnonzero(~self.gone)
+            at = np.arange(len(self.w)).reshape(-1, self.block)[left]
+            found[left] = removal_costs(self.inverse[at[:, :, None], at[:, None, :]], self.w[at])
+        return np.where(self.gone, np.inf, found)
 
     def remove(self, index: int) -> None:
         at = slice(index * self.block, (index + 1) * self.block)
-        left = np.delete(np.arange(len(self.w)), at)
         across = self.inverse[at]
-        gain = np.linalg.solve(across[:, at], across[:, left])
-        self.w = self.w[left] - gain.T @ self.w[at]
-        self.inverse = self.inverse[np.ix_(left, left)] - across[:, left].T @ gain
+        # A single row is scaled, a block solved for.
+        gain = across / across[0, index] if self.block == 1 else np.linalg.solve(across[:, at], across)
+        self.w -= gain.T @ self.w[at]
+        self.inverse -= across.T @ gain
+        self.gone[index] = True

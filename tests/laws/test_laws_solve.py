@@ -65,7 +65,8 @@ def test_held_out_error_never_exceeds_the_priors(seed: int, tokens: int, kept: i
     noise = random.standard_normal((2, tokens, 3))
     rows = random.permutation(8)[:kept]
     bias = random.standard_normal(3)
-    fit = fit_held_out(Moments.of(x, x @ truth + noise[0]), Moments.of(unseen, unseen @ truth), rows, truth, bias, path)
+    train, held_out = Moments.of(x, x @ truth + noise[0]), Moments.of(unseen, unseen @ truth)
+    fit, _ = fit_held_out(train, held_out, rows, truth, bias, path)
     cut = np.zeros_like(truth)
     cut[rows] = truth[rows]
     before = float(((unseen @ truth - unseen @ cut - bias) ** 2).sum())

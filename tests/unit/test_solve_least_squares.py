@@ -163,7 +163,8 @@ def test_held_out_choice_falls_back_to_the_prior() -> None:
     x, _, _ = rows(6, 60, 4, 2)
     prior, bias = np.ones((4, 2)), np.zeros(2)
     train, held_out = Moments.of(x[:30], -x[:30] @ prior), Moments.of(x[30:], x[30:] @ prior)
-    fit = fit_held_out(train, held_out, range(4), prior, bias)
+    fit, change = fit_held_out(train, held_out, range(4), prior, bias)
+    assert change == 1.0
     assert fit.strength is None
     np.testing.assert_array_equal(fit.weight, prior)
 

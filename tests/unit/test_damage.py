@@ -1,0 +1,55 @@
+"""The damage table: levels stacked into one batch give what each gives alone, also where a branch leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import zoo as exports
+
+from onnxprune.copies import Copies
+from onnxprune.damage import Refitter, damage_table
+from onnxprune.data import Dataset, Example
+from onnxprune.gates import Gates
+from onnxprune.interpret import Interpreter
+from onnxprune.model import load
+from onnxprune.plan import Plan, Ranking
+from onnxprune.probe import Evaluator, Rows, grams
+from onnxprune.sites import find_sites
+from onnxprune.structure import analyze
+
+
+@pytest.mark.parametrize("name", ["bert-torchscript-sdpa", "swin-torchscript-sdpa", "gpt2-torchscript-eager"])
+def test_stacked_levels_are_the_levels(
+    name: str, zoo: Callable[..., exports.ZooModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = zoo(*name.split("-"))
+    model = load(built.path)
+    structure = analyze(model)
+    interpreter = Interpreter(model.graph)
+    gates = Gates(structure, interpreter)
+    examples = [Example({k: v[:1] for k, v in built.sample(seed=i).items()}) for i in range(6)]
+    rows = Rows(interpreter, Dataset(tuple(examples), "tensors"))
+    sites = find_sites(model.graph, structure)
+    random = np.random.default_rng(0)
+    rankings = {s.id: Ranking(s.id, tuple(int(u) for u in random.permutation(s.group.size))) for s in sites}
+
+    def weight(key: str) -> np.ndarray:
+        tensor = model.graph.initializers[key].const_value
+        assert tensor is not None
+        return np.asarray(tensor.numpy())
+
+    gram = grams(rows, [m for s in sites for m in s.matrices])
+    levels = {s.id: [0 if s.branch else 1, s.group.size // 2, s.group.size] for s in sites}
+
+    def table() -> dict[str, np.ndarray]:
+        refitter = Refitter(weight, gram, rankings)
+        return damage_table(Evaluator(rows), gates, Plan(model.digest), sites, rankings, levels, refitter)
+
+    stacked = table()
+    monkeypatch.setattr(Copies, "_stacked", lambda self, batch, heads: None)
+    alone = table()
+    assert any(found[0] > 1e-6 for found in alone.values())
+    for key, found in stacked.items():
+        np.testing.assert_allclose(found, alone[key], rtol=1e-3, atol=1e-7)
