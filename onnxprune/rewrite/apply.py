@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnxprune.errors import UsageError
 from onnxprune.model import Model
 from onnxprune.plan import Plan, Structure
-from onnxprune.rewrite import bypass, cleanup, cut, refit
+from onnxprune.rewrite import bypass, cleanup, cut, refit, scales
 
 
 def apply(model: Model, structure: Structure, plan: Plan) -> ir.Model:
@@ -29,4 +29,5 @@ def apply(model: Model, structure: Structure, plan: Plan) -> ir.Model:
     bypass.branches(clone, structure, plan)
     cut.units(clone, structure, plan)
     refit.intercepts(clone, structure, plan)
+    scales.unify(clone)
     return cleanup.tidy(clone)

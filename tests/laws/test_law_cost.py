@@ -50,7 +50,9 @@ def test_costs_are_what_is_written(zoo: Build, family: str, exporter: exports.Ex
         (file,) = models.save(subject.rewritten(plan), tmp_path / f"{seed}.onnx")
         assert {op: macs for op, macs in costs.by_op(plan).items() if macs} == profiled_macs(file, feeds)
         assert costs.macs(plan) == sum(profiled_macs(file, feeds).values())
-        assert costs.params(plan) == floats(file)
+        # The two roots of an attention's scale are written as one number.
+        united = sum((n.name or "").endswith("_scaled_scores") for n in onnx.load(file).graph.node)
+        assert 0 <= costs.params(plan) - floats(file) <= united
 
 
 def floats(file: Path) -> int:
@@ -69,7 +71,7 @@ def test_a_budget_is_never_exceeded(zoo: Build, search: str, share: float, tmp_p
     output = tmp_path / "cut.onnx"
     onnxprune.prune(
         model.path, output, flops=share, calibration=calibration, search=search, round_to=1, compensate=False,
-        measure_latency=False,
+        measure_latency=False, keep_unread=True,
     )  # fmt: skip
     before, after = (sum(profiled_macs(path, feeds).values()) for path in (model.path, output))
     assert after <= share * before
