@@ -306,14 +306,20 @@ def validate(
 @click.option("--batch", default="1", show_default=True, callback=ints, help="Batch sizes: 1,8.")
 @click.option("--seq", default="", callback=ints, help="Sequence lengths: 64,128,384.")
 @click.option("--shape", type=Pairs(int), default={}, help="Other dimensions, by the graph's names.")
-@click.option("--threads", default=1, show_default=True)
-@click.option("--runs", default=50, show_default=True)
+@click.option("--threads", default="1", show_default=True, callback=ints, help="Inside an operator: 1,2.")
+@click.option("--runs", default=50, show_default=True, help="Pairs of runs at every shape.")
+@click.option("--profile", is_flag=True, help="Also time by operator, in passes of their own.")
 @talk
 def bench(
     model: Path | None, pruned: Path | None, imported: Path | None, ep: tuple[str, ...], batch: tuple[int, ...],
-    seq: tuple[int, ...], shape: dict[str, int], threads: int, runs: int, as_json: bool, quiet: bool, verbose: int,
+    seq: tuple[int, ...], shape: dict[str, int], threads: tuple[int, ...], runs: int, profile: bool, as_json: bool,
+    quiet: bool, verbose: int,
 ) -> None:  # fmt: skip
-    """Time MODEL and PRUNED, interleaved: medians, tails, and the speed-up with its interval."""
+    """Time MODEL and PRUNED, interleaved: medians, tails, and the speed-up with its interval.
+
+    Besides execution providers, --ep takes node and web: onnxruntime-node, and onnxruntime-web's WASM in Node.
+    A simulated provider is not timed: where its nodes run is shown, and how far its outputs are from the CPU's.
+    """
     if imported is not None:
         import_bench(imported, as_json=as_json, quiet=quiet)
         return
@@ -321,12 +327,12 @@ def bench(
         raise UsageError("name the dense MODEL and the PRUNED one, or --import what a phone measured")
     from dataclasses import asdict
 
-    from onnxprune import latency
+    from onnxprune import benchmark
     from onnxprune import model as models
-    from onnxprune.report import terminal
+    from onnxprune.report import measured
 
     logs(verbose)
-    rows = latency.bench(
+    found = benchmark.measure(
         models.find(model),
         models.find(pruned),
         providers=ep,
@@ -335,11 +341,12 @@ def bench(
         dims=shape,
         threads=threads,
         runs=runs,
+        profile=profile,
     )
     if as_json:
-        click.echo(json.dumps([asdict(r) for r in rows]))
+        click.echo(json.dumps(asdict(found)))
     elif not quiet:
-        terminal.print_latency(rows)
+        measured.print_benchmark(found)
 
 
 cli.add_command(export)

@@ -153,7 +153,7 @@ def bench(
         pair: _Pair | None = None
         for feeds in cases:
             if pair is None or provider in runtime.FIXED_SHAPES:
-                fixed = _symbols(inputs, feeds) if provider in runtime.FIXED_SHAPES else {}
+                fixed = symbols(inputs, feeds) if provider in runtime.FIXED_SHAPES else {}
                 pair = _Pair(
                     *(
                         runtime.session(
@@ -182,25 +182,7 @@ class _Pair:
 
     def measure(self, feeds: runtime.Feeds, threads: int, runs: int, warmup: int, seed: int) -> LatencyRow:
         walls, cpus = self._time(feeds, runs, warmup)
-
-        def ratio(drawn: Array) -> float:
-            return float(np.median(walls[0, drawn]) / np.median(walls[1, drawn]))
-
-        interval = bootstrap_interval(ratio, runs, seed=seed)
-        assert interval is not None
-        return LatencyRow(
-            provider=self.coverage[0].provider,
-            batch=next((value.shape[0] for value in feeds.values() if value.ndim), 1),
-            shape={name: value.shape for name, value in feeds.items()},
-            threads=threads,
-            dense_ms=_times(walls[0], cpus[0]),
-            pruned_ms=_times(walls[1], cpus[1]),
-            speedup=ratio(np.arange(runs)),
-            speedup_interval=interval,
-            runs=runs,
-            coverage=self.coverage[1],
-            dense_coverage=self.coverage[0],
-        )
+        return row(self.coverage[0].provider, feeds, threads, walls, cpus, self.coverage, seed)
 
     def _time(self, feeds: runtime.Feeds, runs: int, warmup: int) -> tuple[Array, Array]:
         """Wall and CPU milliseconds, each [2, runs]: dense, pruned."""
@@ -220,6 +202,44 @@ class _Pair:
             if collecting:
                 gc.enable()
         return walls, cpus
+
+
+def row(
+    provider: str,
+    feeds: runtime.Feeds,
+    threads: int,
+    walls: Array,
+    cpus: Array,
+    coverage: tuple[Coverage, Coverage],
+    seed: int,
+) -> LatencyRow:
+    """What pairs of runs say.
+
+    Args:
+        walls, cpus: milliseconds, each [2, runs]: dense, pruned, neighbours in time.
+        coverage: of the dense and of the pruned session.
+        seed: of the bootstrap.
+    """
+    runs = walls.shape[1]
+
+    def ratio(drawn: Array) -> float:
+        return float(np.median(walls[0, drawn]) / np.median(walls[1, drawn]))
+
+    interval = bootstrap_interval(ratio, runs, seed=seed)
+    assert interval is not None
+    return LatencyRow(
+        provider=provider,
+        batch=next((value.shape[0] for value in feeds.values() if value.ndim), 1),
+        shape={name: value.shape for name, value in feeds.items()},
+        threads=threads,
+        dense_ms=_times(walls[0], cpus[0]),
+        pruned_ms=_times(walls[1], cpus[1]),
+        speedup=ratio(np.arange(runs)),
+        speedup_interval=interval,
+        runs=runs,
+        coverage=coverage[1],
+        dense_coverage=coverage[0],
+    )
 
 
 def _times(walls: Array, cpus: Array) -> Times:
@@ -337,7 +357,7 @@ def _values(
     return rng.integers(0, _IDS if spec.dtype.kind != "b" else 1, shape).astype(spec.dtype)
 
 
-def _symbols(inputs: Iterable[InputSpec], feeds: runtime.Feeds) -> dict[str, int]:
+def symbols(inputs: Iterable[InputSpec], feeds: runtime.Feeds) -> dict[str, int]:
     """Symbolic dimension -> its size in the feeds."""
     return {
         dim: feeds[spec.name].shape[axis]

@@ -141,6 +141,11 @@ def resolve_providers(names: str | Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(resolved))
 
 
+def simulated(provider: str) -> bool:
+    """Whether a provider of this machine only imitates its device: placement and outputs count, times do not."""
+    return provider == "QNNExecutionProvider" and platform.machine().lower() in ("x86_64", "amd64")
+
+
 def short_name(provider: str) -> str:
     """`CPUExecutionProvider` -> `cpu`; a provider without a short name keeps its own."""
     return next((short for short, full in SHORT_NAMES.items() if full == provider), provider)
@@ -358,7 +363,7 @@ def _add_provider(options: ort.SessionOptions, provider: str, given: Mapping[str
 
     defaults: dict[str, str] = {}
     if provider == "QNNExecutionProvider":
-        defaults = _SIMULATED if platform.machine().lower() in ("x86_64", "amd64") else _ON_DEVICE
+        defaults = _SIMULATED if simulated(provider) else _ON_DEVICE
     settings = defaults | {str(k): str(v) for k, v in given.items()}
     # Only a plugin's provider has devices of its own here; a built-in one of the same name is added by name.
     devices = [d for d in ort.get_ep_devices() if d.ep_name == provider] if provider in _PLUGINS else []

@@ -239,7 +239,7 @@ class _View:
                 *(text.digits(ms) for held in timed for ms in held),
                 self._text(text.speedup(row), style),
                 self._text("" if verdict == "faster" else verdict, style),
-                f"{row.coverage.nodes_on_provider}/{row.coverage.nodes}",
+                f"{row.coverage.nodes_on_provider}/{row.coverage.nodes}" if row.coverage.nodes else "all",
             )
         return made
 

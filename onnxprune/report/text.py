@@ -114,8 +114,12 @@ def verdict(row: LatencyRow) -> str:
 
 def shape(row: LatencyRow) -> str:
     """The shape of the largest input: "8 x 128"."""
-    largest = max(row.shape.values(), key=math.prod, default=(row.batch,))
-    return " × ".join(map(str, largest))
+    return largest(row.shape) if row.shape else str(row.batch)
+
+
+def largest(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The largest of some shapes."""
+    return " × ".join(map(str, max(shapes.values(), key=math.prod)))
 
 
 def provider(name: str) -> str:
@@ -126,6 +130,8 @@ def provider(name: str) -> str:
 def coverage(row: LatencyRow) -> str:
     """Where the pruned graph runs."""
     held = row.coverage
+    if not held.nodes:
+        return "all nodes"
     on = f"all {held.nodes} nodes" if held.complete else f"{held.nodes_on_provider} of {held.nodes} nodes"
     parts = f" in {held.partitions} partitions" if held.partitions and held.partitions > 1 else ""
     return on + parts
