@@ -51,6 +51,7 @@ class Step:
 def compensate(
     gates: Gates,
     fit: Rows,
+    held: Rows,
     evaluator: Evaluator,
     plan: Plan,
     linears: Sequence[Linear],
@@ -63,15 +64,16 @@ def compensate(
 
     Args:
         fit: rows whose tokens are regressed on.
-        evaluator: over held-out rows, which choose each refit's strength and have the last word on all of them.
-        weights, held_weights: of the tokens of the rows of `fit` and of `evaluator`, for the products that have some.
+        held: rows that choose each refit's strength; then it is fitted on their tokens too.
+        evaluator: over rows that did neither, which have the last word on all of them.
+        weights, held_weights: of the tokens of the rows of `fit` and of `held`, for the products that have some.
 
     Returns:
         (plan with refit weights and intercepts, its divergence, what was done). The plan given, if the evaluator's rows
         show the refit one to be worse.
     """
     before = evaluator.per_row(gates.gated(plan))
-    wanted, held = evaluator.wanted, evaluator.rows
+    wanted = evaluator.wanted
     sweep = _Sweep(gates, plan, SideBySide(fit, wanted, weights), SideBySide(held, wanted, held_weights))
     steps = []
     for i, linear in enumerate(linears):
@@ -105,7 +107,9 @@ class _Sweep:
         intercept = np.array(self.plan.intercepts.get(linear.matrix.output, np.zeros(weight.shape[1])))
         everything = np.arange(len(rows))
         prior = weight[np.ix_(rows, columns)]
-        chosen, change = fit_held_out(fit, held, everything, prior, intercept[columns], (INFINITE, *strengths))
+        chosen, change = fit_held_out(
+            fit, held, everything, prior, intercept[columns], (INFINITE, *strengths), both=True
+        )
         if chosen.strength is None:
             return Step(linear.node, None, 1.0)
         intercept[columns] = chosen.bias

@@ -114,9 +114,14 @@ class Job:
         measure: bool = True,
         quantize: str | None = None,
         progress: Progress | None = None,
+        scores: Path | None = None,
         **asked: Any,
     ) -> Job:
-        """Load, analyze, and read the rows (`asked`: columns, pairs, tokenizer, max_length)."""
+        """Load, analyze, and read the rows (`asked`: columns, pairs, tokenizer, max_length).
+
+        Args:
+            scores: folder in which what is measured on the model is kept for further budgets; None keeps no file.
+        """
         clock = Clock()
         with clock.stage("load"):
             dense = models.load(source)
@@ -125,7 +130,9 @@ class Job:
         with clock.stage("read"):
             learn, judge = read_rows(dense, calibration, evaluation, options, **asked)
         bindings = shape_of(dense, options.shape, learn or judge)
-        planner = Planner(dense, structure, options, learn, bindings, clock, progress)
+        assert dense.path is not None
+        kept = None if scores is None else scores / f"{dense.path.stem}.scores.json"
+        planner = Planner(dense, structure, options, learn, bindings, clock, progress, kept)
         return cls(dense, structure, planner, options, learn, judge, clock, tuple(providers), metric, measure, quantize)
 
     def plan(self, budget: Budget) -> Plan:

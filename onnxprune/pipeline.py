@@ -75,7 +75,7 @@ def prune(
         models.refuse_overwrite(target, force=force, inputs=(models.find(source),))
     asked = {"columns": columns, "pairs": pairs, "tokenizer": tokenizer, "max_length": max_length}
     common: dict[str, Any] = {"providers": providers, "metric": metric, "measure": measure_latency}
-    common |= {"quantize": quantize, "progress": progress, **asked}
+    common |= {"quantize": quantize, "progress": progress, "scores": target.parent if target else None, **asked}
     if max_drop is not None:
         if any(b is not None for b in (flops, params, size)):
             raise UsageError("--max-drop finds the size itself; give it alone, without another budget")
@@ -109,6 +109,7 @@ def sweep(
     asked = [Budget.parse(kind, b) for b in budgets]
     if not asked:
         raise UsageError("a sweep needs at least one budget")
+    common.setdefault("scores", Path(folder) if folder is not None else None)
     job = Job.open(source, Options(asked[0], **(options or {})), calibration, evaluation, **common)
     assert job.dense.path is not None
     targets = [

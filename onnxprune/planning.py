@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,24 +20,25 @@ from onnxprune.compensate import compensate
 from onnxprune.config import Options
 from onnxprune.cost import Costs
 from onnxprune.damage import Refitter, damage_table, spread
-from onnxprune.data import Dataset, variants
-from onnxprune.divergence import softened
-from onnxprune.errors import BudgetError, NothingToPruneError, UsageError
+from onnxprune.data import Dataset
+from onnxprune.errors import BudgetError, NothingToPruneError
 from onnxprune.gates import Gates
 from onnxprune.interpret import Interpreter
 from onnxprune.linears import find_linears
 from onnxprune.maps import StandIn, mapped, stand_ins, with_stand_ins
 from onnxprune.model import Model
 from onnxprune.plan import Plan, Ranking, Structure
-from onnxprune.probe import NOTHING, Evaluator, Rows, Weights, sensitivities
+from onnxprune.probe import NOTHING, Rows, Weights, sensitivities
 from onnxprune.score import METHODS, collect, configured, stepwise
 from onnxprune.score.mixture import parse
+from onnxprune.scores import Scores, key_of
 from onnxprune.search.knapsack import allocate
 from onnxprune.search.module import Level, Module, merged
 from onnxprune.search.rank import Kind, rank, rank_pair
 from onnxprune.search.schedule import stages
 from onnxprune.search.swaps import swaps
 from onnxprune.sites import Site, even, find_sites, kept_by, levels
+from onnxprune.split import Split
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +75,7 @@ class Planner:
 
     Args:
         calibration: rows to learn from, split by seed into those regressed on and those that decide; None for none.
+        scores: a file that keeps what is measured on the whole model (scores.py).
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class Planner:
         bindings: Mapping[str, int],
         clock: Clock | None = None,
         progress: Progress | None = None,
+        scores: Path | None = None,
     ) -> None:
         self.model, self.structure, self.options = model, structure, options
         self.clock = clock or Clock()
@@ -96,20 +101,10 @@ class Planner:
         self.gates = Gates(structure, self.interpreter)
         self.calibration = calibration
         self.first = Plan(model.digest)  # what every plan begins with (recipe.py)
+        self.scores = Scores.open(scores, key_of(model.digest, self.method, options, calibration, version("onnxprune")))
         if calibration is not None:
-            if len(calibration) < 8:
-                raise UsageError(
-                    f"{len(calibration)} calibration rows are too few to learn from and to decide by; "
-                    "give at least 8 (some hundreds are usual)"
-                )
-            # Rows that chose a plan make it look better than it is: what judges its mending must be others.
-            parts = calibration.split({"fit": 0.65, "search": 0.2, "select": 0.15}, options.seed)
-            learnt = parts["fit"] + variants(parts["fit"], round(options.variants * len(parts["fit"])), options.seed)
-            chosen = Rows(self.interpreter, parts["select"]).divergence
-            measure = softened(chosen, options.temperature)
-            self.select = Evaluator(Rows(self.interpreter, parts["select"].by_length(12, 16), given=measure))
-            self.table = Evaluator(Rows(self.interpreter, parts["search"].by_length(8, 12), given=measure))
-            self.fit = Rows(self.interpreter, learnt, given=measure)
+            split = Split.of(self.interpreter, calibration, options)
+            self.fit, self.held, self.table, self.select = split.fit, split.held, split.table, split.select
 
     def plan(self, budget: float) -> Plan:
         """The best plan found whose cost is at most `budget` (in the budget kind's own unit).
@@ -157,7 +152,8 @@ class Planner:
                 tensor = gated.weights.get(name)
                 return self.weight(name) if tensor is None else np.asarray(tensor.detach().cpu().numpy())
 
-            method = parse(self.method, configured(self.options.alpha))
+            known = self._known(plan)
+            method = parse("magnitude" if known else self.method, configured(self.options.alpha))
             mending = self.options.compensate or self.options.search == "table"
             statistics = collect(
                 method,
@@ -173,12 +169,23 @@ class Planner:
                 ),
                 seed=self.options.seed,
             )
-            rankings = {}
-            for i, site in enumerate(self.sites):
+            rankings = dict(known)
+            for i, site in enumerate(() if known else self.sites):
                 rankings[site.id] = even(site, _behind(method(site, statistics), plan.keep.get(site.id)))
                 self.progress("score", i + 1, len(self.sites))
+            if not known and self._keeps(plan):
+                self.scores.keep_rankings(rankings)
         refitter = Refitter(weight, statistics.gram if self.options.compensate else {}, rankings)
         return Stage(plan, rankings, refitter)
+
+    def _keeps(self, plan: Plan) -> bool:
+        """Whether what is measured on a plan's model holds for every budget, and is worth a file."""
+        needs = parse(self.method, METHODS).needs
+        return self.calibration is not None and not (plan.keep or plan.drop) and "order" not in needs
+
+    def _known(self, plan: Plan) -> Mapping[str, Ranking]:
+        known = self.scores.rankings if self._keeps(plan) else {}
+        return known if known.keys() == {s.id for s in self.sites} else {}
 
     @cached_property
     def token_weights(self) -> Weights | None:
@@ -187,8 +194,8 @@ class Planner:
 
     @cached_property
     def held_weights(self) -> Weights | None:
-        """The same of the rows that decide."""
-        return self._token_weights(self.select.rows)
+        """The same of the rows that choose how strong refits are."""
+        return self._token_weights(self.held)
 
     def _token_weights(self, rows: Rows) -> Weights | None:
         share = self.options.token_weight
@@ -210,11 +217,7 @@ class Planner:
         if stage.modules is None:
             live = self._live(stage)
             grid = {s.id: [*(k for k in self._levels(s) if k < len(units)), len(units)] for s, units in live}
-            with self.clock.stage("table"):
-                measured = damage_table(
-                    self.table, self.gates, stage.plan, [s for s, _ in live], stage.rankings, grid, stage.refitter,
-                    lambda d, n: self.progress("table", d, n),
-                )  # fmt: skip
+            measured = self._damages(stage, [s for s, _ in live], grid)
             kind = self.options.budget.kind
             stage.stand_ins = self._stand_ins(stage, [s for s, _ in live])
             found = []
@@ -228,6 +231,20 @@ class Planner:
                 found.append(Module(site.id, (*rows, *self._mapped_level(stage, site, float(measured[site.id][-1])))))
             stage.modules = tuple(found)
         return stage.modules
+
+    def _damages(self, stage: Stage, live: Sequence[Site], grid: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+        keeps = self._keeps(stage.plan)
+        known = self.scores.measured(grid) if keeps else None
+        if known is not None:
+            return known
+        with self.clock.stage("table"):
+            measured = damage_table(
+                self.table, self.gates, stage.plan, live, stage.rankings, grid, stage.refitter,
+                lambda d, n: self.progress("table", d, n),
+            )  # fmt: skip
+        if keeps:
+            self.scores.keep_table(grid, measured)
+        return measured
 
     def _stand_ins(self, stage: Stage, live: Sequence[Site]) -> dict[str, StandIn]:
         """Linear maps that may take the place of a branch, where the method's modules are whole branches."""
@@ -374,6 +391,7 @@ class Planner:
         mended, value, steps = compensate(
             self.gates,
             self.fit,
+            self.held,
             self.select,
             plan,
             linears,

@@ -121,6 +121,8 @@ def fit_held_out(
     prior: npt.ArrayLike,
     prior_bias: npt.ArrayLike,
     strengths: Sequence[float] = (1e-3, 1e-2, 1e-1, INFINITE),
+    *,
+    both: bool = False,
 ) -> tuple[Fit, float]:
     """The fit on `train` that errs least on `held_out`, which may be the prior itself: never worse than doing nothing.
 
@@ -129,9 +131,10 @@ def fit_held_out(
 
     Args:
         prior, prior_bias: [n, m], [m] what stands if no fit helps (with the prior's removed rows at zero).
+        both: fit once more, at the strength that was chosen, on all tokens.
 
     Returns:
-        (the fit, its error on `held_out` relative to the prior's).
+        (the fit, its error on `held_out`, of the fit on `train`, relative to the prior's).
     """
     rows = as_rows(kept, len(train.x_mean))
     untouched = np.zeros_like(np.asarray(prior, dtype=np.float64))
@@ -143,7 +146,11 @@ def fit_held_out(
     best = int(np.argmin(errors)) if errors else -1
     found = path.fit(float(strengths[best])) if best >= 0 else standing
     after = error(held_out, found.weight, found.bias)
-    return (found, after / before) if after < before else (standing, 1.0)
+    if not after < before:
+        return standing, 1.0
+    if both:
+        found = ridge(train.merge(held_out), rows, untouched, float(strengths[best]))
+    return found, after / before
 
 
 class _HeldOutPath:

@@ -73,7 +73,7 @@ def test_copies_that_went_are_made_up_for(subject: Subject) -> None:
     held = subject.rows(40, seed=2)
     before = subject.divergence(subject.plan, held).mean()
     mended, value, steps = compensate(
-        subject.gates, subject.rows(200, seed=1), Evaluator(held), subject.plan, linears, strengths=(1e-6, 1e-2)
+        subject.gates, subject.rows(200, seed=1), held, Evaluator(held), subject.plan, linears, strengths=(1e-6, 1e-2)
     )
     assert before > 0.05
     assert value < 1e-6 * before
@@ -87,8 +87,8 @@ def test_few_tokens_are_followed_less(subject: Subject) -> None:
     (group,) = subject.plan.keep
     # Neurons that have no copy left: what they wrote is noise to the others.
     plan = replace(subject.plan, keep={group: (0, 1, 2, 3)})
-    _, _, many = compensate(subject.gates, subject.rows(200, seed=1), held, plan, linears)
-    _, value, few = compensate(subject.gates, subject.rows(2, seed=1, tokens=2), held, plan, linears)
+    _, _, many = compensate(subject.gates, subject.rows(200, seed=1), held.rows, held, plan, linears)
+    _, value, few = compensate(subject.gates, subject.rows(2, seed=1, tokens=2), held.rows, held, plan, linears)
     strength = {"bias": np.inf, None: np.inf}
     followed = [strength.get(step.kept) or float(step.kept or 0) for step in (many[-1], few[-1])]
     assert followed[0] < followed[1]
@@ -106,8 +106,9 @@ def test_a_plan_that_rows_show_to_be_worse_is_refused(subject: Subject) -> None:
             self.calls += 1
             return np.linspace(0.9, 1.1, 20) * self.calls
 
+    held = subject.rows(10, seed=2)
     given, value, steps = compensate(
-        subject.gates, subject.rows(50, seed=1), Contrary(subject.rows(10, seed=2)), subject.plan, linears
+        subject.gates, subject.rows(50, seed=1), held, Contrary(held), subject.plan, linears
     )
     assert given is subject.plan
     assert value == pytest.approx(1.0)

@@ -1,0 +1,105 @@
+"""What was measured on a model, kept in a file: a further budget needs no second scoring, an interrupted run resumes.
+
+It holds the order of the units and the damage table of the model as it was loaded. They count for one model, one set of
+rows and one set of options, whose digest is in the file; anything else in its place is measured anew and overwritten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxprune.config import Options
+from onnxprune.data import Dataset
+from onnxprune.plan import Ranking
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = 1
+ELSEWHERE = (
+    "budget", "shape", "swaps", "staged", "uniform", "round_to", "device", "threads", "sparsity", "solver", "finetune",
+)  # fmt: skip
+"""Options that change neither the order of units nor what a level costs in accuracy."""
+
+
+@dataclass(eq=False)
+class Scores:
+    """Orders and damages, in memory and, where there is a path, in a file.
+
+    Attributes:
+        key: what they count for (`key_of`).
+        rankings: group id -> order; empty while not measured.
+        table: group id -> (levels, damage at each).
+    """
+
+    path: Path | None
+    key: str
+    rankings: dict[str, Ranking] = field(default_factory=dict)
+    table: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, path: Path | None, key: str) -> Scores:
+        """What a file holds, if it counts; nothing otherwise."""
+        scores = cls(path, key)
+        try:
+            data = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+            if data.get("schema_version") == SCHEMA and data.get("key") == key:
+                orders = data["rankings"].items()
+                scores.rankings = {k: Ranking(k, tuple(v["order"]), tuple(v["scores"])) for k, v in orders}
+                scores.table = {k: (v["levels"], v["damage"]) for k, v in data["table"].items()}
+                logger.info("scores from %s", path)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return cls(path, key)
+        return scores
+
+    def measured(self, grid: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray] | None:
+        """Damages at these levels, if they are known."""
+        if any(self.table.get(k, ([], []))[0] != list(levels) for k, levels in grid.items()):
+            return None
+        return {k: np.array(self.table[k][1]) for k in grid}
+
+    def keep_rankings(self, rankings: Mapping[str, Ranking]) -> None:
+        self.rankings, self.table = dict(rankings), {}
+        self._save()
+
+    def keep_table(self, grid: Mapping[str, Sequence[int]], measured: Mapping[str, np.ndarray]) -> None:
+        self.table |= {k: (list(levels), [float(d) for d in measured[k]]) for k, levels in grid.items()}
+        self._save()
+
+    def _save(self) -> None:
+        if self.path is None:
+            return
+        data = {
+            "schema_version": SCHEMA,
+            "key": self.key,
+            "rankings": {k: {"order": r.order, "scores": r.scores} for k, r in self.rankings.items()},
+            "table": {k: {"levels": levels, "damage": damage} for k, (levels, damage) in self.table.items()},
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        half = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        half.write_text(json.dumps(data, default=_plain), encoding="utf-8")
+        half.replace(self.path)
+
+
+def key_of(model: str, method: str, options: Options, rows: Dataset | None, version: str) -> str:
+    """The digest of all that orders and damages depend on.
+
+    Args:
+        model: its digest.
+        method: the one that "auto" came to.
+    """
+    asked = {k: v for k, v in options.to_json().items() if k not in ELSEWHERE}
+    told = {**asked, "model": model, "method": method, "data": rows.digest if rows else None, "version": version}
+    return hashlib.sha256(json.dumps(told, sort_keys=True, default=_plain).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else str(value)

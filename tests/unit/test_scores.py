@@ -1,0 +1,48 @@
+"""What was measured serves the next budget, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from unit.test_cli import Outcome, folder, run  # noqa: F401 -- fixtures
+
+from onnxprune.scores import Scores
+
+
+@pytest.fixture
+def cut(run: Callable[..., Outcome], folder: Path) -> Callable[..., dict[str, Any]]:  # noqa: F811
+    def cut(place: Path, budget: float, *more: object) -> dict[str, Any]:
+        args = ["--flops", budget, "--round-to", 1, "--calib", folder / "rows.jsonl", "--no-latency", "--force"]
+        code, out, err = run(folder / "model.onnx", "-o", place / "cut.onnx", *args, "--json", *more)
+        assert code == 0, err
+        report: dict[str, Any] = json.loads(out)
+        return report
+
+    return cut
+
+
+def test_a_second_budget_needs_no_second_table(cut: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert "table" in cut(first, 0.8)["seconds"]
+    assert (first / "model.scores.json").exists()
+    again = cut(first, 0.6)
+    assert "table" not in again["seconds"]
+    fresh = cut(second, 0.6)
+    assert "table" in fresh["seconds"]
+    assert [u["kept"] for u in again["units"]] == [u["kept"] for u in fresh["units"]]
+    plans = [json.loads((place / "cut.plan.json").read_text())["keep"] for place in (first, second)]
+    assert plans[0] == plans[1]
+    assert "table" in cut(first, 0.6, "--seed", 1)["seconds"]
+
+
+def test_a_file_that_is_not_one_is_measured_anew(tmp_path: Path) -> None:
+    path = tmp_path / "model.scores.json"
+    for text in ("", "[]", "{}", '{"schema_version": 1, "key": "k", "rankings": 3}'):
+        path.write_text(text)
+        found = Scores.open(path, "k")
+        assert not found.rankings
+        assert found.measured({"g": [1]}) is None
