@@ -207,15 +207,24 @@ def test_an_image_becomes_the_same_pixels(
     np.testing.assert_allclose(found[2], logits, atol=1e-3 * np.abs(logits).max())
 
 
-def test_webgpu_agrees_where_there_is_one(page: Browser, letters_bert: Path, web_runtime: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("provider", "there"),
+    [
+        ("webgpu", "navigator.gpu ? navigator.gpu.requestAdapter().then(Boolean) : false"),
+        ("webnn", "navigator.ml ? navigator.ml.createContext().then(Boolean, () => false) : false"),
+    ],
+)
+def test_other_providers_agree_where_there_are_any(
+    page: Browser, letters_bert: Path, web_runtime: Path, tmp_path: Path, provider: str, there: str
+) -> None:
     export(letters_bert, "web", tmp_path / "site", web_runtime=web_runtime)
     with served(tmp_path / "site") as url:
         ready(page, url)
-        if not page.value("navigator.gpu ? navigator.gpu.requestAdapter().then(Boolean) : false"):
-            pytest.skip("this Chromium has no WebGPU adapter")
+        if not page.value(there):
+            pytest.skip(f"this Chromium has no {provider}")
         if not (tmp_path / "site" / "runtime" / "ort.webgpu.min.mjs").exists():
-            pytest.skip("this onnxruntime-web was installed without its WebGPU build")
-        page.value("(() => { const p = document.getElementById('provider'); p.value = 'webgpu';"
+            pytest.skip("this onnxruntime-web was installed without its WebGPU and WebNN build")
+        page.value(f"(() => {{ const p = document.getElementById('provider'); p.value = '{provider}';"
                    "p.dispatchEvent(new Event('change')); })()")  # fmt: skip
         page.until("document.body.dataset.state === 'ready' || document.body.dataset.state === 'error'")
         assert page.value("document.body.dataset.state") == "ready", page.value("document.body.innerText")
