@@ -24,6 +24,7 @@ from onnxprune.cli_options import (
     split,
     talk,
 )
+from onnxprune.cli_run import run
 from onnxprune.errors import OnnxPruneError, UsageError
 
 
@@ -350,6 +351,7 @@ def bench(
 
 
 cli.add_command(export)
+cli.add_command(run)
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -87,6 +87,7 @@ class Job:
         providers, metric: of validation and timing.
         measure: whether to time the models.
         quantize: a scheme of `precision`, for a second file in fewer bits; None for none.
+        sources: where the rows come from and how they are read, by the command line's names: what repeats the run.
     """
 
     dense: Model
@@ -100,6 +101,7 @@ class Job:
     metric: str | Sequence[str] | None = None
     measure: bool = True
     quantize: str | None = None
+    sources: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -133,7 +135,10 @@ class Job:
         assert dense.path is not None
         kept = None if scores is None else scores / f"{dense.path.stem}.scores.json"
         planner = Planner(dense, structure, options, learn, bindings, clock, progress, kept)
-        return cls(dense, structure, planner, options, learn, judge, clock, tuple(providers), metric, measure, quantize)
+        sources = {"calibration": _path(calibration), "evaluation": _path(evaluation), **asked}
+        return cls(
+            dense, structure, planner, options, learn, judge, clock, tuple(providers), metric, measure, quantize, sources
+        )  # fmt: skip
 
     def plan(self, budget: Budget) -> Plan:
         """A plan within a budget of the options' kind."""
@@ -271,6 +276,13 @@ class Job:
             units=units_of(self.structure, plan, self.planner),
             recipe={
                 "options": replace(self.options, budget=budget).to_json(),
+                "sources": {
+                    **self.sources,
+                    "ep": self.providers,
+                    "metric": self.metric,
+                    "no_latency": not self.measure,
+                    "quantize": self.quantize,
+                },
                 "method": self.planner.method,
                 "versions": versions(),
                 "data": said,
@@ -285,6 +297,13 @@ class Job:
             seconds=dict(self.clock.seconds),
             peak_memory_bytes=peak_memory(),
         )
+
+
+def _path(source: Any) -> str | None:
+    """Where rows lie, as an absolute path; None for rows that are no file."""
+    if not isinstance(source, str | os.PathLike):
+        return None
+    return "random" if source == "random" else str(Path(source).resolve())
 
 
 def read_rows(

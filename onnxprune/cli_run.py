@@ -1,0 +1,144 @@
+"""`onnxprune run`: a command's options from a file, so that a run can be kept, read and repeated."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxprune.errors import DataError, UsageError
+
+_AMOUNTS = {"flops": (1e9, "GMAC"), "params": (1e6, "M"), "size": (1e6, "MB"), "latency": (1, "ms")}
+"""Kind of budget -> what one of this unit is in the budget's own unit, and how it is written."""
+_NOT_FOR_FILES = ("as_json", "quiet", "verbose", "help")
+"""How much is said is a matter of the moment."""
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("further", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def run(context: click.Context, recipe: Path, further: tuple[str, ...]) -> None:
+    """Carry out RECIPE: a YAML file with a command's options, or the report of an earlier run.
+
+    A recipe holds `model`, and options of `prune` under their names (flops: 0.6, calib: rows.jsonl); `command` names
+    another command. Lists, mappings and true or false are written as YAML has them, and paths are relative to the
+    file. FURTHER options (--force, -o small.onnx, --json) are added, and win over the file's.
+    """
+    assert context.parent is not None and isinstance(context.parent.command, click.Group)
+    commands = {name: held for name, held in context.parent.command.commands.items() if held is not context.command}
+    told = _report(recipe, commands["prune"]) if recipe.suffix == ".json" else _yaml(recipe)
+    name = str(told.pop("command", "prune"))
+    command = commands.get(name)
+    if command is None:
+        others = ", ".join(sorted(commands))
+        raise UsageError(f"{recipe}: command: {name} is no command; choose from {others}")
+    arguments = [*_arguments(recipe, command, told), *further]
+    try:
+        command.main(arguments, prog_name=f"onnxprune {name}", standalone_mode=False)
+    except click.UsageError as error:
+        key = error.param.name if isinstance(error, click.BadParameter) and error.param is not None else None
+        at = f"{_key(command, key)}: " if key else ""
+        raise UsageError(f"{recipe}: {at}{error.format_message()}") from error
+
+
+def _yaml(file: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        told = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(told, dict) or not all(isinstance(key, str) for key in told):
+        raise DataError(f"{file}: a recipe is a mapping from options to values, such as flops: 0.6")
+    return told
+
+
+def _report(file: Path, prune: click.Command) -> dict[str, Any]:
+    """A finished run as a recipe: the model, the rows and every option; what the command line does not have is left."""
+    from onnxprune.report import Report
+
+    report = Report.load(file)
+    options: dict[str, Any] = {**report.recipe.get("options", {}), **report.recipe.get("sources", {})}
+    if "budget" not in options:
+        raise DataError(f"{file}: the report does not hold the options of its run")
+    if "calibration" in report.recipe.get("data", {}) and not options.get("calibration"):
+        raise UsageError(
+            f"{file}: the calibration rows of that run were no file, so that it cannot be repeated from one"
+        )
+    budget = options.pop("budget")
+    if not (budget["relative"] and budget["value"] == 1):
+        options[budget["kind"]] = _amount(budget)
+    options["no_compensate"] = not options.pop("compensate", True)
+    options["round_to"] = options.get("round_to") or "auto"
+    known = {p.name: p for p in prune.params}
+    told = {_key(prune, n): v for n, v in options.items() if n in known and v not in (None, [], {}, known[n].default)}
+    return {"model": report.model.path, "output": report.model.pruned_path, **told}
+
+
+def _amount(budget: Mapping[str, Any]) -> str:
+    if budget["relative"]:
+        return repr(budget["value"])
+    unit, name = _AMOUNTS[budget["kind"]]
+    return f"{budget['value'] / unit!r}{name}"
+
+
+def _arguments(file: Path, command: click.Command, told: Mapping[str, Any]) -> Iterator[str]:
+    """What would be typed: positional arguments last, in the command's order."""
+    known = {_spelled(p): p for p in command.params if p.name not in _NOT_FOR_FILES}
+    placed: dict[str, str] = {}
+    for key, value in told.items():
+        param = known.get(key.replace("_", "-"))
+        if param is None:
+            near = difflib.get_close_matches(key.replace("_", "-"), known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(sorted(known))}"
+            raise UsageError(f"{file}: {key} is not an option of {command.name}; {hint}")
+        if value is None:
+            continue
+        written = _written(file, key, value, param)
+        if isinstance(param, click.Argument):
+            placed[_spelled(param)] = written[0]
+        elif isinstance(param, click.Option) and param.is_flag:
+            if not isinstance(value, bool):
+                raise UsageError(f"{file}: {key} is true or false, not {value!r}")
+            yield from [f"--{_spelled(param)}"] * value
+        else:
+            for piece in written:
+                yield f"--{_spelled(param)}={piece}"
+    for param in command.params:
+        if isinstance(param, click.Argument) and _spelled(param) in placed:
+            yield placed[_spelled(param)]
+        elif isinstance(param, click.Argument) and param.required:
+            raise UsageError(f"{file}: {_spelled(param)} is missing")
+
+
+def _spelled(param: click.Parameter) -> str:
+    """The longest name of an option, without dashes; of an argument the name itself."""
+    longest = max((o for o in param.opts if o.startswith("--")), key=len, default=None)
+    if longest is None:
+        return (param.metavar or param.name or "").lower() if isinstance(param, click.Argument) else str(param.name)
+    return longest.removeprefix("--")
+
+
+def _key(command: click.Command, name: str) -> str:
+    """The key of a recipe that stands for a parameter."""
+    return next((_spelled(p) for p in command.params if p.name == name), name)
+
+
+def _written(file: Path, key: str, value: Any, param: click.Parameter) -> list[str]:
+    """A value as it is typed: several where the option may be given several times."""
+    if isinstance(value, Mapping):
+        return [",".join(f"{name}={held}" for name, held in value.items())]
+    if isinstance(value, list | tuple):
+        if not all(isinstance(held, str | int | float) for held in value):
+            raise UsageError(f"{file}: {key} holds something that is neither text nor a number")
+        pieces = [str(held) for held in value]
+        return pieces if param.multiple else [",".join(pieces)]
+    text = str(value)
+    path = isinstance(param.type, click.Path) or (param.metavar == "ROWS" and text != "random")
+    return [str(file.parent / text) if path else text]

@@ -1,0 +1,146 @@
+"""Recipes: a command's options in a file, and a report as one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+import yaml
+from unit.test_cli import QUICK, Build, Outcome, good_rows, write_rows
+
+from onnxprune import cli
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*args: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["onnxprune", *map(str, args)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as done:
+            code = int(done.code or 0)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def folder(zoo: Build, tmp_path: Path) -> Path:
+    (tmp_path / "model.onnx").write_bytes(zoo("bert", "torchscript", "sdpa").path.read_bytes())
+    (tmp_path / "data").mkdir()
+    write_rows(tmp_path / "data" / "rows.jsonl", good_rows())
+    return tmp_path
+
+
+BASE = {
+    "model": "model.onnx",
+    "output": "small.onnx",
+    "flops": 0.7,
+    "calib": "data/rows.jsonl",
+    "no-latency": True,
+    "no_compensate": True,
+    "threads": 1,
+    "round-to": 1,
+}
+
+
+def recipe(folder: Path, **changes: object) -> Path:
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump({k: v for k, v in (BASE | changes).items() if v != "absent"}))
+    return file
+
+
+def weights(file: Path) -> dict[str, bytes]:
+    return {t.name: t.SerializeToString() for t in onnx.load(file).graph.initializer}
+
+
+def test_a_recipe_does_what_its_options_do(run: Run, folder: Path) -> None:
+    code, said, error = run("run", recipe(folder, units=["heads", "neurons"], shape={"sequence_length": 6}))
+    assert code == 0, error
+    assert str(folder / "small.onnx") in said
+    typed = folder / "typed.onnx"
+    code, _, error = run(
+        folder / "model.onnx", "-o", typed, "--flops", 0.7, "--calib", folder / "data" / "rows.jsonl", *QUICK,
+        "--round-to", 1, "--units", "heads,neurons", "--shape", "sequence_length=6",
+    )  # fmt: skip
+    assert code == 0, error
+    assert weights(folder / "small.onnx") == weights(typed)
+
+
+def test_options_after_the_recipe_win(run: Run, folder: Path) -> None:
+    other = folder / "other.onnx"
+    code, said, error = run("run", recipe(folder), "--flops", 0.5, "-o", other, "--json")
+    assert code == 0, error
+    told = json.loads(said)
+    assert told["budget"]["target"] == 0.5 and other.exists() and not (folder / "small.onnx").exists()
+
+
+def test_other_commands(run: Run, folder: Path) -> None:
+    file = folder / "inspect.yaml"
+    file.write_text("command: inspect\nmodel: model.onnx\nshape: {sequence_length: 16}\n")
+    code, said, error = run("run", file, "--json")
+    assert code == 0, error
+    _, typed, _ = run("inspect", folder / "model.onnx", "--shape", "sequence_length=16", "--json")
+    assert json.loads(said) == json.loads(typed)
+
+
+def test_a_report_repeats_its_run(run: Run, folder: Path) -> None:
+    assert run("run", recipe(folder, units=["neurons"], seed=3))[0] == 0
+    report = folder / "small.report.json"
+    code, _, error = run("run", report)
+    assert code == 2 and "exists already" in error
+    again = folder / "again.onnx"
+    code, _, error = run("run", report, "-o", again)
+    assert code == 0, error
+    assert weights(again) == weights(folder / "small.onnx")
+    first, second = (json.loads((folder / f"{n}.report.json").read_text()) for n in ("small", "again"))
+    assert first["recipe"]["options"] == second["recipe"]["options"]
+    assert first["recipe"]["sources"] == second["recipe"]["sources"]
+    held = json.loads(report.read_text())
+    held["recipe"]["sources"]["calibration"] = None
+    report.write_text(json.dumps(held))
+    code, _, error = run("run", report, "-o", folder / "third.onnx")
+    assert code == 2 and "calibration rows" in error
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message"),
+    [
+        ({"flosp": 0.5}, 2, r"recipe\.yaml: flosp is not an option of prune; did you mean flops\?"),
+        ({"no-latency": 3}, 2, r"recipe\.yaml: no-latency is true or false, not 3"),
+        ({"seed": "often"}, 2, r"recipe\.yaml: seed: .*often"),
+        ({"units": [["heads"]]}, 2, r"recipe\.yaml: units holds something"),
+        ({"command": "prunes"}, 2, r"recipe\.yaml: command: prunes is no command"),
+        ({"command": "run"}, 2, r"recipe\.yaml: command: run is no command"),
+        ({"model": "absent"}, 2, r"recipe\.yaml: model is missing"),
+        ({"calib": "nowhere.jsonl"}, 3, r"nowhere\.jsonl"),
+        ({"flops": 1.5}, 2, r"--flops 1\.5"),
+    ],
+)
+def test_errors_name_the_key(run: Run, folder: Path, changes: dict[str, object], code: int, message: str) -> None:
+    import re
+
+    found, said, error = run("run", recipe(folder, **changes))
+    assert found == code and not said
+    assert re.search(message, error), error
+    assert not (folder / "small.onnx").exists()
+
+
+def test_files_that_are_no_recipe(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    assert run("run", file)[0] == 3
+    for text in ("a: [", "- 1", "3: 4"):
+        file.write_text(text)
+        code, _, error = run("run", file)
+        assert code == 3 and "recipe.yaml" in error
+    report = tmp_path / "some.json"
+    report.write_text("{}")
+    assert run("run", report)[0] == 3
