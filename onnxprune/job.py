@@ -137,7 +137,8 @@ class Job:
         planner = Planner(dense, structure, options, learn, bindings, clock, progress, kept)
         sources = {"calibration": _path(calibration), "evaluation": _path(evaluation), **asked}
         return cls(
-            dense, structure, planner, options, learn, judge, clock, tuple(providers), metric, measure, quantize, sources
+            dense, structure, planner, options, learn, judge, clock, tuple(providers), metric, measure, quantize,
+            sources,
         )  # fmt: skip
 
     def plan(self, budget: Budget) -> Plan:
