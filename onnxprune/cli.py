@@ -24,6 +24,7 @@ from onnxprune.cli_options import (
     split,
     talk,
 )
+from onnxprune.cli_profile import profile
 from onnxprune.cli_run import run
 from onnxprune.errors import OnnxPruneError, UsageError
 
@@ -125,9 +126,8 @@ def prune(
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Folder for the pruned models; default: none are written."
 )
-@click.option(
-    "--flops", required=True, callback=split, metavar="BUDGETS", help="Fractions to keep: 0.9,0.75,0.6,0.5,0.4."
-)
+@click.option("--flops", callback=split, metavar="BUDGETS", help="Fractions to keep: 0.9,0.75,0.6,0.5,0.4.")
+@click.option("--latency", callback=split, metavar="BUDGETS", help="The same of the latency, instead; or 8ms,6ms.")
 @calibration
 @judged
 @planning
@@ -136,8 +136,8 @@ def prune(
 @click.option("--force", is_flag=True, help="Replace outputs that exist.")
 @talk
 def sweep(
-    model: Path, output: Path | None, flops: tuple[str, ...], report: Path | None, force: bool, as_json: bool,
-    quiet: bool, verbose: int, **kwargs: Any,
+    model: Path, output: Path | None, flops: tuple[str, ...], latency: tuple[str, ...], report: Path | None,
+    force: bool, as_json: bool, quiet: bool, verbose: int, **kwargs: Any,
 ) -> None:  # fmt: skip
     """The curve: MODEL at several budgets, scored once."""
     from onnxprune import model as models
@@ -145,6 +145,8 @@ def sweep(
     from onnxprune.report import html, terminal
 
     logs(verbose)
+    if bool(flops) == bool(latency):
+        raise UsageError("give the budgets of one kind: --flops 0.9,0.75,0.6 or --latency 0.9,0.75,0.6")
     if report is not None:
         models.refuse_overwrite(report, force=force)
     options = _options(kwargs)
@@ -156,7 +158,10 @@ def sweep(
         "metric": options.pop("metric") or None,
     }
     with Bar(quiet or as_json) as bar:
-        results = pipeline.sweep(model, flops, output, force=force, options=options, progress=bar, **common)
+        results = pipeline.sweep(
+            model, flops or latency, output, kind="flops" if flops else "latency", force=force, options=options,
+            progress=bar, **common,
+        )  # fmt: skip
     reports = [r.report for r in results]
     if report is not None:
         report.write_text(html.render(reports[0], reports))
@@ -191,6 +196,7 @@ def inspect(model: Path, shape: dict[str, int], pins: bool, as_json: bool, quiet
 @budgets
 @calibration
 @planning
+@click.option("--ep", "provider", default="cpu", show_default=True, help="Execution provider that --latency is about.")
 @click.option("--force", is_flag=True, help="Replace a plan that exists.")
 @talk
 def plan(model: Path, output: Path, force: bool, as_json: bool, quiet: bool, verbose: int, **kwargs: Any) -> None:
@@ -204,7 +210,7 @@ def plan(model: Path, output: Path, force: bool, as_json: bool, quiet: bool, ver
     options = _options(kwargs)
     asked = {name: options.pop(name) for name in ("columns", "pairs", "tokenizer", "max_length")}
     calibration = options.pop("calibration")
-    limits = {kind: options.pop(kind) for kind in ("flops", "params", "size")}
+    limits = {kind: options.pop(kind) for kind in ("flops", "params", "size", "latency")}
     budget = pipeline.budget_of(**limits, whole=pipeline.needs_no_budget(options))
     with Bar(quiet or as_json) as bar:
         made = pipeline.make_plan(model, calibration, Options(budget, **options), progress=bar, **asked)
@@ -351,6 +357,7 @@ def bench(
 
 
 cli.add_command(export)
+cli.add_command(profile)
 cli.add_command(run)
 
 

@@ -68,6 +68,7 @@ MODEL = click.argument("model", type=click.Path(path_type=Path))
 def budgets(command: Any) -> Any:
     """The budgets, of which one is given."""
     for kind, what in (
+        ("latency", "milliseconds (8ms), measured on the first of --ep"),
         ("size", "bytes (25MB)"),
         ("params", "parameters (30M)"),
         ("flops", "operations (6GMAC, 12GFLOP)"),
@@ -164,6 +165,12 @@ def planning(command: Any) -> Any:
         click.option("--device", default="auto", show_default=True, help="Where scoring runs: auto, cpu, cuda."),
         click.option("--seed", default=0, show_default=True, help="Of every draw."),
         click.option("--threads", default=0, help="Of scoring; 0 for all cores."),
+        click.option("--latency-threads", default=1, show_default=True, help="Of the sessions that are timed."),
+        click.option(
+            "--latency-table",
+            type=click.Path(exists=True, dir_okay=False),
+            help="A table measured elsewhere, by `profile` or a phone, instead of one measured here.",
+        ),
     ):
         command = option(command)
     return command

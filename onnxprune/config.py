@@ -52,6 +52,9 @@ class Options:
         snip_spectral: take that norm, and the score of the method snip, with each weight divided by its largest
             singular value.
         keep_unread: compute positions that no output reads, too (`rewrite.drop_unread`). Budgets count them either way.
+        provider: what a latency budget is about, and whose fast widths `round_to` means.
+        latency_threads: of the sessions that are timed.
+        latency_table: a file of speed.table, measured elsewhere; None to measure here where the budget is a latency.
     """
 
     budget: Budget
@@ -80,6 +83,9 @@ class Options:
     snip_threshold: float | None = None
     snip_spectral: bool = False
     keep_unread: bool = False
+    provider: str = "cpu"
+    latency_threads: int = 1
+    latency_table: str | None = None
 
     def __post_init__(self) -> None:
         if self.sparsity is not None and self.method in SOLVERS and self.method not in METHODS:
@@ -107,8 +113,12 @@ class Options:
             raise UsageError(f"--units {','.join(self.units)}: {' and '.join(within)} lie in each other; choose one")
         if self.round_to is not None and self.round_to < 1:
             raise UsageError(f"--round-to {self.round_to}: give a positive number, or auto")
-        if self.budget.kind not in ("flops", "params", "size"):
-            raise UsageError(f"a budget of {self.budget.kind} is not supported; give --flops, --params or --size")
+        if self.budget.kind not in ("flops", "params", "size", "latency"):
+            raise UsageError(
+                f"a budget of {self.budget.kind} is not known; give --flops, --params, --size or --latency"
+            )
+        if self.latency_threads < 1:
+            raise UsageError(f"--latency-threads {self.latency_threads}: give the number of threads to time with")
         if self.device not in ("auto", "cpu", "cuda"):
             raise UsageError(f"--device {self.device}: choose from auto, cpu, cuda")
 

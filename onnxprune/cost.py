@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune import ops
@@ -81,6 +82,14 @@ class Costs:
         keep[..., :half] = True
         plan = Plan(self.structure.digest, {group.id: tuple(int(i) for i in np.flatnonzero(keep))})
         return (self.total(kind) - self.total(kind, plan)) / (units - half)
+
+    def levels(self, kind: str, group: Group, counts: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """What a group costs at several numbers of units, while everything else is whole; none cost nothing."""
+        return self.unit_costs(kind, group) * np.asarray(counts, dtype=np.float64)
+
+    def offered(self, group: Group, counts: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """Which of some ascending numbers of units are worth choosing between; here all are."""
+        return np.ones(len(counts), dtype=np.bool_)
 
     def map_cost(self, kind: str, branch: str) -> float:
         """What a linear map in the place of a residual branch costs."""

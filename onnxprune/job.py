@@ -31,6 +31,7 @@ from onnxprune.equivalence import Equivalence, equivalence
 from onnxprune.errors import UsageError
 from onnxprune.gates import Gates
 from onnxprune.interpret import Interpreter
+from onnxprune.latency_budget import verified
 from onnxprune.model import Model
 from onnxprune.plan import Budget, Plan, Structure
 from onnxprune.planning import Planner
@@ -46,6 +47,9 @@ logger = logging.getLogger(__name__)
 
 TOLERANCE = {"float16": 1e-2, "bfloat16": 4e-2}
 """How far the written file may be from the plan, relative to the outputs' scale; 1e-4 in single precision."""
+
+UNITS = {"flops": "MAC", "params": "parameters", "size": "bytes", "latency": "ms"}
+"""Of budgets that state an amount."""
 
 CHECK_ROWS = 64
 CALIBRATION_ROWS = 128
@@ -216,7 +220,10 @@ class Job:
         if self.measure:
             with self.clock.stage("latency"):
                 examples = [e.feeds for e in rows.examples[:8]] if rows is not None else []
-                timed = latency.bench(self.dense.path, file, providers=self.providers, dims=bindings, examples=examples)
+                timed = latency.bench(
+                    self.dense.path, file, providers=self.providers, dims=bindings, examples=examples,
+                    threads=self.options.latency_threads,
+                )  # fmt: skip
         return replace(self._report(plan, budget, file, place, found, evidence, timed), sparsity=_sparsity(plan, zeros))
 
     def _fewer_bits(self, file: Path, target: Path) -> tuple[Step, ...]:
@@ -255,8 +262,11 @@ class Job:
     ) -> reports.Report:
         costs = self.planner.costs
         assert self.dense.path is not None
+        landing = self.planner.landing and verified(self.planner.landing, timed)
         before, after = costs.total(budget.kind), costs.total(budget.kind, plan)
-        unit = "kept" if budget.relative else {"flops": "MAC", "params": "parameters", "size": "bytes"}[budget.kind]
+        if landing is not None and landing.measured is not None:
+            after = landing.measured * before
+        unit = "kept" if budget.relative else UNITS[budget.kind]
         pruned_by_op = costs.by_op(plan)
         by_op = {op: reports.Change(2 * macs, 2 * pruned_by_op.get(op, 0)) for op, macs in costs.by_op().items()}
         named = {"calibration": self.learn, "report": self.judge}
@@ -294,7 +304,8 @@ class Job:
             further=evidence.further if evidence else (),
             drift=evidence.drift if evidence else None,
             latency=tuple(timed),
-            warnings=_warnings(self.learn, self.judge),
+            landing=landing,
+            warnings=_warnings(self.learn, self.judge) + ((landing.said,) if landing and landing.said else ()),
             seconds=dict(self.clock.seconds),
             peak_memory_bytes=peak_memory(),
         )

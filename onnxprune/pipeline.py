@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxprune import data, latency, recipe, rewrite
+from onnxprune import data, recipe, rewrite
 from onnxprune import model as models
 from onnxprune.clock import Progress
 from onnxprune.companions import copy_companions
@@ -23,6 +23,7 @@ from onnxprune.errors import UsageError
 from onnxprune.gates import Gates
 from onnxprune.interpret import Interpreter
 from onnxprune.job import Job, Result, check, shape_of, vocabulary
+from onnxprune.latency import synthesize
 from onnxprune.model import Model
 from onnxprune.plan import Budget, Plan, Structure
 from onnxprune.planning import Planner
@@ -37,6 +38,7 @@ def prune(
     flops: float | str | None = None,
     params: float | str | None = None,
     size: float | str | None = None,
+    latency: float | str | None = None,
     max_drop: str | None = None,
     calibration: Any = None,
     evaluation: Any = None,
@@ -57,9 +59,10 @@ def prune(
     Args:
         source: a `.onnx` file or an optimum folder.
         output: file to write, with its report and plan beside it; None writes nothing.
-        flops, params, size: the fraction to keep (0.6, "60%") or an amount ("6GMAC", "30M", "25MB").
+        flops, params, size, latency: the fraction to keep (0.6, "60%") or an amount ("6GMAC", "30M", "25MB", "8ms");
+            a latency is that of the first provider, measured here unless `latency_table` names a file.
         max_drop: instead of a size: the smallest model that stays within "1pt" (points of the metric) or "1%"
-            (relative) on the evaluation rows. Exactly one of the four is given.
+            (relative) on the evaluation rows. Exactly one of the five is given.
         calibration: rows to learn from (`data.read` says in which forms); without them only data-free methods work.
         evaluation: rows for the report; without them some calibration rows are set aside for it.
         providers: execution providers to validate and time on.
@@ -76,13 +79,15 @@ def prune(
     asked = {"columns": columns, "pairs": pairs, "tokenizer": tokenizer, "max_length": max_length}
     common: dict[str, Any] = {"providers": providers, "metric": metric, "measure": measure_latency}
     common |= {"quantize": quantize, "progress": progress, "scores": target.parent if target else None, **asked}
+    options.setdefault("provider", _first(providers))
     if max_drop is not None:
-        if any(b is not None for b in (flops, params, size)):
+        if any(b is not None for b in (flops, params, size, latency)):
             raise UsageError("--max-drop finds the size itself; give it alone, without another budget")
         job = Job.open(source, Options(Budget("flops", 0.5), **options), calibration, evaluation, **common)
         budget, plan = smallest_within(job, max_drop)
         return job.finish(plan, budget, target, force=force)
-    settings = Options(budget_of(flops=flops, params=params, size=size, whole=needs_no_budget(options)), **options)
+    asked_for = budget_of(flops=flops, params=params, size=size, latency=latency, whole=needs_no_budget(options))
+    settings = Options(asked_for, **options)
     job = Job.open(source, settings, calibration, evaluation, **common)
     return job.run(settings.budget, target, force=force)
 
@@ -110,7 +115,8 @@ def sweep(
     if not asked:
         raise UsageError("a sweep needs at least one budget")
     common.setdefault("scores", Path(folder) if folder is not None else None)
-    job = Job.open(source, Options(asked[0], **(options or {})), calibration, evaluation, **common)
+    options = {"provider": _first(common.get("providers", ())), **(options or {})}
+    job = Job.open(source, Options(asked[0], **options), calibration, evaluation, **common)
     assert job.dense.path is not None
     targets = [
         None if folder is None else Path(folder) / f"{job.dense.path.stem}.{kind}-{b.value:g}.onnx" for b in asked
@@ -131,6 +137,12 @@ def budget_of(*, whole: bool = False, **asked: float | str | None) -> Budget:
         raise UsageError(f"give exactly one budget ({', '.join(f'--{k}' for k in asked)}); got {got}")
     ((kind, value),) = given.items()
     return Budget.parse(kind, value)
+
+
+def _first(providers: str | Sequence[str]) -> str:
+    """The provider that a latency budget is about."""
+    names = providers.split(",") if isinstance(providers, str) else providers
+    return next(iter(names), "cpu")
 
 
 def needs_no_budget(options: Mapping[str, Any]) -> bool:
@@ -176,7 +188,7 @@ def apply(
     dense = models.load(source)
     structure = analyze(dense)
     assert dense.path is not None
-    feeds = latency.synthesize(dense.inputs, dims=dict.fromkeys(_open(dense), 8))
+    feeds = synthesize(dense.inputs, dims=dict.fromkeys(_open(dense), 8))
     if plan.digest == dense.digest:
         plan = Gates(structure, Interpreter(dense.graph)).complete(plan, feeds)
     pruned = rewrite.apply(dense, structure, plan)

@@ -18,12 +18,12 @@ from onnxprune.asked import device_of, method_of, why_nothing
 from onnxprune.clock import Clock, Progress
 from onnxprune.compensate import compensate
 from onnxprune.config import Options
-from onnxprune.cost import Costs
 from onnxprune.damage import Refitter, damage_table, spread
 from onnxprune.data import Dataset
 from onnxprune.errors import BudgetError, NothingToPruneError
 from onnxprune.gates import Gates
 from onnxprune.interpret import Interpreter
+from onnxprune.latency_budget import costs_for, land, provider_of, ranked_within
 from onnxprune.linears import find_linears
 from onnxprune.maps import StandIn, mapped, stand_ins, with_stand_ins
 from onnxprune.model import Model
@@ -38,6 +38,8 @@ from onnxprune.search.rank import Kind, rank, rank_pair
 from onnxprune.search.schedule import stages
 from onnxprune.search.swaps import swaps
 from onnxprune.sites import Site, even, find_sites, kept_by, levels
+from onnxprune.speed.landing import Landing
+from onnxprune.speed.widths import step
 from onnxprune.split import Split
 
 logger = logging.getLogger(__name__)
@@ -92,8 +94,9 @@ class Planner:
         self.model, self.structure, self.options = model, structure, options
         self.clock = clock or Clock()
         self.progress = progress or (lambda stage, done, of: None)
-        self.costs = Costs(model, structure, bindings)
         self.sites = find_sites(model.graph, structure, options.units, options.include, options.exclude)
+        self.costs = costs_for(model, structure, options, bindings, self.sites, self.progress)
+        self.landing: Landing | None = None  # how the last plan met a latency budget
         if not self.sites and options.sparsity is None:
             raise NothingToPruneError(why_nothing(structure, options))
         self.method = method_of(options, calibration)
@@ -112,25 +115,34 @@ class Planner:
         Raises:
             BudgetError: no plan is that cheap; carries the closest that is.
         """
+        if self.options.budget.kind != "latency":
+            return self._last(self.bare(budget))
+        plan, self.landing = land(self, budget)
+        return self._last(plan)
+
+    def bare(self, budget: float) -> Plan:
+        """What `plan` chooses, not mended yet."""
         self._feasible(budget)
         dense = self.costs.total(self.options.budget.kind)
         if self.calibration is None or self.options.search == "rank":
-            return self._last(self._ranked(self.start, budget), self.start)
+            return ranked_within(self, budget, self._floor())
         stage = self.start
         targets = stages(budget / dense) if self.options.staged else (budget / dense,)
-        for i, target in enumerate(targets):
-            counts = self._searched(stage, target * dense if i + 1 < len(targets) else budget)
-            plan = self._last(counts, stage)
-            if i + 1 < len(targets):
-                stage = self._stage(plan)
-        return plan
+        for target in targets[:-1]:
+            stage = self._stage(self._last(self.chosen(self._searched(stage, target * dense), stage)))
+        return self.chosen(self._searched(stage, budget), stage)
 
-    def _last(self, counts: Mapping[str, int], stage: Stage) -> Plan:
-        """A choice of levels as a plan, mended."""
+    def chosen(self, counts: Mapping[str, int], stage: Stage) -> Plan:
+        """A choice of levels as a plan."""
         plan = self._thinned(stage, counts)
         if self.calibration is None or not self.options.compensate:
-            return self.completed(replace(plan, weights=stage.plan.weights))
-        plan = self.completed(plan)
+            plan = replace(plan, weights=stage.plan.weights)
+        return self.completed(plan)
+
+    def _last(self, plan: Plan) -> Plan:
+        """A chosen plan, mended."""
+        if self.calibration is None or not self.options.compensate:
+            return plan
         with self.clock.stage("compensate"):
             if plan.maps:
                 plan = mapped(self.gates, self.fit, self.select, plan)
@@ -226,8 +238,10 @@ class Planner:
                 counts, damages = spread(grid[site.id], damage, self._step(site))
                 if self._whole(site):
                     counts, damages = counts[[0, -1]], damages[[0, -1]]
-                unit = self.costs.unit_costs(kind, site.group)
-                rows = (Level(int(k), unit * int(k), float(d)) for k, d in zip(counts, damages, strict=True))
+                worth = self.costs.offered(site.group, counts.tolist())
+                counts, damages = counts[worth], damages[worth]
+                costs = self.costs.levels(kind, site.group, counts)
+                rows = (Level(int(k), float(c), float(d)) for k, c, d in zip(counts, costs, damages, strict=True))
                 found.append(Module(site.id, (*rows, *self._mapped_level(stage, site, float(measured[site.id][-1])))))
             stage.modules = tuple(found)
         return stage.modules
@@ -314,7 +328,7 @@ class Planner:
         logger.info("kept: %s", list(counts.values()))
         return counts
 
-    def _ranked(self, stage: Stage, budget: float) -> dict[str, int]:
+    def ranked(self, stage: Stage, budget: float) -> dict[str, int]:
         """The papers' search: every unit has one score, comparable within its kind."""
         rankings = stage.rankings
         by_kind: dict[str, list[Site]] = defaultdict(list)
@@ -334,7 +348,7 @@ class Planner:
     def _fixed_cost(self) -> float:
         kind = self.options.budget.kind
         begun = self.costs.total(kind, self.first)
-        return begun - sum(self.costs.unit_costs(kind, s.group) * s.group.size for s in self._begun())
+        return begun - sum(float(self.costs.levels(kind, s.group, s.group.size)) for s in self._begun())
 
     def _share(self) -> float:
         """What the budget keeps."""
@@ -346,10 +360,7 @@ class Planner:
         return [s for s in self.sites if s.group.branch not in self.first.drop]
 
     def _feasible(self, budget: float) -> None:
-        kind = self.options.budget.kind
-        floor = self._fixed_cost() + sum(
-            self.costs.unit_costs(kind, s.group) * (0 if s.branch else self._step(s)) for s in self._begun()
-        )
+        kind, floor = self.options.budget.kind, self._floor()
         dense = self.costs.total(kind)
         if budget < floor:
             raise BudgetError(
@@ -359,16 +370,13 @@ class Planner:
                 closest=floor / dense,
             )
 
+    def _floor(self) -> float:
+        """What is left of the cost when all goes that may."""
+        kind, least = self.options.budget.kind, [(s.group, 0 if s.branch else self._step(s)) for s in self._begun()]
+        return self._fixed_cost() + sum(float(self.costs.levels(kind, group, count)) for group, count in least)
+
     def _step(self, site: Site) -> int:
-        """Widths that run fast: FFN rows in multiples of 32 where they are many, whole heads; of each head as many."""
-        if site.rows > 1:
-            return site.rows * max(min(self.options.round_to or 1, site.group.shape[-1]), 1)
-        if self.options.round_to is not None:
-            return 1 if site.group.kind == "heads" else min(self.options.round_to, site.group.size)
-        if site.group.kind in ("heads", "query_heads"):
-            return 1
-        size = site.group.size
-        return 32 if size >= 512 else 16 if size >= 128 else 8 if size >= 64 else 1
+        return step(site, provider_of(self.options), self.options.round_to)
 
     # -- compensate --------------------------------------------------------------------------------------------
 

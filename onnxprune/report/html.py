@@ -71,6 +71,7 @@ def _header(report: Report) -> Markup:
             tag("div", "Pruning report", class_="eyebrow"),
             tag("h1", text.name(report)),
             tag("p", text.budget(report.budget), class_="lead"),
+            tag("p", text.landing(report.landing)) if report.landing is not None else None,
             tag("div", *_figures(report), class_="figures"),
         ]
     )

@@ -17,6 +17,7 @@ from onnxprune.equivalence import Equivalence
 from onnxprune.errors import DataError
 from onnxprune.latency import LatencyRow
 from onnxprune.precision import Step
+from onnxprune.speed.landing import Landing
 from onnxprune.validate import Accuracy, Drift
 
 SCHEMA_VERSION = 1
@@ -138,6 +139,7 @@ class Report:
         further: more metrics.
         drift: outputs against the dense model's.
         latency: dense against pruned, interleaved; empty if it was not measured.
+        landing: how a latency budget was met; None for other budgets.
         sparsity: zeros inside matrices, if any.
         steps: pruning alone, fewer bits alone, both together; empty without --quantize.
         warnings: what the user must know.
@@ -158,6 +160,7 @@ class Report:
     further: tuple[Accuracy, ...] = ()
     drift: Drift | None = None
     latency: tuple[LatencyRow, ...] = ()
+    landing: Landing | None = None
     sparsity: Sparsity | None = None
     steps: tuple[Step, ...] = ()
     warnings: tuple[str, ...] = ()

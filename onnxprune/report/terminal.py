@@ -39,6 +39,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
     view.drift(report.drift)
     if report.latency:
         view.table(view.latency(report.latency))
+    if report.landing is not None:
+        view.line(text.landing(report.landing))
     if report.steps:
         from onnxprune.report.exported import steps_table
 

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from onnxprune import runtime
 from onnxprune.latency import LatencyRow
 from onnxprune.report.schema import Budget, Report
+from onnxprune.speed.landing import Landing
 from onnxprune.validate import Accuracy
 
 _UNBOUNDED = ("perplexity",)
@@ -144,6 +145,19 @@ def budget(held: Budget) -> str:
         kept, gone, target = (percent(share) for share in (held.achieved, 1 - held.achieved, held.target))
         return f"{name}: {kept} kept, {gone} removed (target {target})"
     return f"{name}: {_amount(held.achieved, held.unit)} (target {_amount(held.target, held.unit)})"
+
+
+def landing(held: Landing) -> str:
+    """ "Latency on cpu at …, 1 thread: target 50.0% of dense; predicted 49.8%, measured 50.9% [50.5%, 51.2%] …"."""
+    at = f"{dims(held.shape)}, " if held.shape else ""
+    threads = f"{held.threads} thread{'s' if held.threads > 1 else ''}"
+    said = f"Latency on {provider(held.provider)} ({at}{threads}): target {percent(held.target)} of the dense model's "
+    said += f"{milliseconds(held.dense_ms)}; predicted {percent(held.predicted)}, "
+    if held.measured is None or held.interval is None:
+        return said + "not measured."
+    low, high = (percent(bound) for bound in held.interval)
+    said += f"measured {percent(held.measured)} [{low}, {high}]"
+    return said + (" after one correction." if held.corrected else ", without a correction.")
 
 
 def _amount(value: float, unit: str) -> str:

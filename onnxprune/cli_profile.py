@@ -1,0 +1,53 @@
+"""`onnxprune profile`: what every width takes, measured here or prepared to be measured elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxprune.cli_options import MODEL, Bar, Pairs, ints, logs, split, talk
+
+
+@click.command()
+@MODEL
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="table.json to write.")
+@click.option("--micro", type=click.Path(path_type=Path), help="Folder to make, with what measures elsewhere.")
+@click.option("--ep", default="cpu", show_default=True, callback=split, help="Execution providers.")
+@click.option("--shape", type=Pairs(int), multiple=True, help="Where to measure; may be given several times.")
+@click.option("--threads", default="1", show_default=True, callback=ints, help="Threads inside one operator: 1,2.")
+@click.option("--units", default="heads,neurons,blocks", show_default=True, callback=split, help="What may be cut.")
+@click.option("--force", is_flag=True, help="Replace a table that exists.")
+@talk
+def profile(
+    model: Path, output: Path | None, micro: Path | None, shape: tuple[dict[str, int], ...], as_json: bool,
+    quiet: bool, verbose: int, force: bool, **asked: Any,
+) -> None:  # fmt: skip
+    """Measure what each module of MODEL takes at each width, for --latency-table; or export what does it elsewhere."""
+    from onnxprune import model as models
+    from onnxprune import profile as profiles
+    from onnxprune.errors import UsageError
+    from onnxprune.speed import table
+
+    logs(verbose)
+    if (output is None) == (micro is None):
+        raise UsageError("name the table to write (-o table.json), or a folder to measure with elsewhere (--micro)")
+    if micro is not None:
+        made = profiles.export(model, micro, shape or ({},), asked["units"], asked["ep"])
+        if not quiet:
+            click.echo(f"wrote {made}: run measure.py in it on the machine that will run the model")
+        return
+    assert output is not None
+    models.refuse_overwrite(output, force=force)
+    with Bar(quiet or as_json) as bar:
+        tables = profiles.profile(model, shape or ({},), progress=bar, **asked)
+    table.save(tables, output)
+    if as_json:
+        click.echo(json.dumps([t.to_json() for t in tables]))
+    elif not quiet:
+        from onnxprune.report import speed
+
+        speed.print_tables(tables)
+        click.echo(f"wrote {output}")

@@ -1,0 +1,191 @@
+"""A budget in milliseconds: the costs that a planner searches by then, and the way to the target."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxprune import latency, rewrite, runtime
+from onnxprune import model as models
+from onnxprune.clock import Progress
+from onnxprune.config import Options
+from onnxprune.cost import Costs
+from onnxprune.errors import UsageError
+from onnxprune.model import Model
+from onnxprune.plan import Plan, Structure
+from onnxprune.sites import Site
+from onnxprune.speed import measure, source
+from onnxprune.speed.costs import LatencyCosts
+from onnxprune.speed.landing import Landing, Timing, landed
+from onnxprune.speed.micro import Cutter, Micro
+from onnxprune.speed.table import LatencyTable
+from onnxprune.speed.widths import step
+
+if TYPE_CHECKING:
+    from onnxprune.planning import Planner
+
+logger = logging.getLogger(__name__)
+
+TRIALS = 12
+"""Bisections of a search by scores, whose costs are linear where a table's are not."""
+
+
+def costs_for(
+    model: Model,
+    structure: Structure,
+    options: Options,
+    bindings: Mapping[str, int],
+    sites: Sequence[Site],
+    progress: Progress,
+) -> Costs:
+    """Counted costs; with those of a latency table where the budget is one, or a table is given."""
+    if options.budget.kind != "latency" and options.latency_table is None:
+        return Costs(model, structure, bindings)
+    picky = options.budget.kind == "latency" or options.round_to is None
+    provider = provider_of(options)
+    if options.latency_table is not None:
+        table = source.chosen(Path(options.latency_table), provider, bindings)
+        return LatencyCosts(
+            model, structure, bindings, sites, partial(source.widths_in, table), lambda cutter, needed: table, picky
+        )
+    (provider,) = runtime.resolve_providers(provider)
+
+    def obtain(cutter: Cutter, needed: Sequence[Micro]) -> LatencyTable:
+        return source.obtained(
+            cutter, needed, provider, options.latency_threads, progress=partial(progress, "latency table")
+        )
+
+    return LatencyCosts(model, structure, bindings, sites, partial(widths, options=options), obtain, picky)
+
+
+def provider_of(options: Options) -> str:
+    """The full name of the provider that a run is about."""
+    return runtime.SHORT_NAMES.get(options.provider.lower(), options.provider)
+
+
+def widths(site: Site, options: Options) -> list[int]:
+    """The numbers of units at which a module is measured: every multiple that a plan may keep."""
+    size, each = site.group.size, step(site, provider_of(options), options.round_to)
+    return sorted({0, *range(each, size, each), size})
+
+
+def land(planner: Planner, limit: float) -> tuple[Plan, Landing]:
+    """The plan, not mended yet, that comes closest to a latency (milliseconds by the table) when it is measured.
+
+    Raises:
+        BudgetError: no plan is that fast by the table.
+    """
+    costs = planner.costs
+    assert isinstance(costs, LatencyCosts)
+    table, dense = costs.table, costs.total("latency")
+    timings: list[tuple[Plan, Timing]] = []
+
+    def cost(plan: Plan) -> float:
+        return costs.total("latency", plan)
+
+    def time(plan: Plan) -> float:
+        with planner.clock.stage("latency"):
+            found = timing(planner, plan, table.provider, table.threads)
+        timings.append((plan, found))
+        # A share of the dense model's time holds whatever else the machine does; milliseconds are what they are.
+        return found.ratio * (dense if planner.options.budget.relative else found.dense_ms)
+
+    reason = why_not_here(table)
+    if reason:
+        plan, corrected = planner.bare(limit), 0
+        logger.warning("latency: %s", reason)
+    else:
+        plan, corrected = landed(planner.bare, cost, time, limit)
+    seen = next((found for made, found in timings if made is plan), None)
+    measured, interval = (seen.ratio, seen.interval) if seen else (None, None)
+    return plan, Landing(
+        limit / dense, cost(plan) / dense, measured, interval, dense, corrected,
+        table.provider, table.threads, table.shape, table.machine, reason,
+    )  # fmt: skip
+
+
+def timing(planner: Planner, plan: Plan, provider: str, threads: int) -> Timing:
+    """The real file of a plan, interleaved with the dense one."""
+    assert planner.model.path is not None
+    rows = planner.calibration.examples[:8] if planner.calibration is not None else ()
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
+        file = models.save(rewrite.apply(planner.model, planner.structure, plan), Path(scratch) / "plan.onnx")[0]
+        (row,) = latency.bench(
+            planner.model.path, file, providers=(provider,), dims=planner.costs.bindings, threads=threads,
+            examples=[row.feeds for row in rows],
+        )  # fmt: skip
+    return timing_of(row)
+
+
+def timing_of(row: latency.LatencyRow) -> Timing:
+    """What the pruned model takes of the dense one's time."""
+    low, high = row.speedup_interval
+    return Timing(1 / row.speedup, (1 / high, 1 / low), row.dense_ms.p50)
+
+
+def verified(landing: Landing, rows: Sequence[latency.LatencyRow]) -> Landing:
+    """A landing with what the finished file takes, where that was measured at the table's place."""
+    row = next((r for r in rows if (r.provider, r.threads) == (landing.provider, landing.threads)), None)
+    if row is None or landing.measured is None:
+        return landing
+    seen = timing_of(row)
+    return replace(landing, measured=seen.ratio, interval=seen.interval)
+
+
+def why_not_here(table: LatencyTable) -> str:
+    """Why a table's latencies cannot be measured on this machine; empty if they can."""
+    if table.machine != measure.machine():
+        return f"predicted by a table of another machine ({table.machine}), not measured; measure the file there"
+    try:
+        runtime.resolve_providers(table.provider)
+    except UsageError as error:
+        return f"predicted by the table, not measured: {error}"
+    return ""
+
+
+def ranked_within(planner: Planner, budget: float, floor: float) -> Plan:
+    """What a search by scores chooses. Its costs are linear: where a table's are not, what it is told is bisected.
+
+    Args:
+        floor: the least that the search reaches, in the budget's unit.
+    """
+    stage = planner.start
+    if planner.options.budget.kind != "latency":
+        return planner.chosen(planner.ranked(stage, budget), stage)
+
+    def at(room: float) -> Plan:
+        return planner.chosen(_offered(planner.ranked(stage, room), planner.costs, planner.sites), stage)
+
+    low, high = floor, budget
+    best = at(high)
+    if planner.costs.total("latency", best) <= budget:
+        return best
+    best = at(low)
+    for _ in range(TRIALS):
+        middle = (low + high) / 2
+        plan = at(middle)
+        if planner.costs.total("latency", plan) <= budget:
+            best, low = plan, middle
+        else:
+            high = middle
+    return best
+
+
+def _offered(counts: dict[str, int], costs: Costs, sites: Sequence[Site]) -> dict[str, int]:
+    """The same, down to widths that are worth their time."""
+    found = dict(counts)
+    for site in sites:
+        count, size = counts[site.id], site.group.size
+        if 0 < count < size:
+            every = sorted({0 if site.branch else site.rows, *range(site.rows, size + 1, site.rows)})
+            fine = np.array(every)[costs.offered(site.group, every)]
+            below = fine[fine <= count]
+            found[site.id] = int(below[-1]) if len(below) else int(fine[0])
+    return found

@@ -1,0 +1,139 @@
+"""Costs in milliseconds of a measured table, beside those that are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.cost import Costs
+from onnxprune.errors import DataError
+from onnxprune.model import Model
+from onnxprune.plan import Group, Plan, Structure
+from onnxprune.sites import Site
+from onnxprune.speed.micro import Cutter, Micro
+from onnxprune.speed.table import Curve, LatencyTable
+
+Obtain = Callable[[Cutter, Sequence[Micro]], LatencyTable]
+"""obtain(cutter, what is needed) -> a table that has it."""
+
+
+class LatencyCosts(Costs):
+    """`Costs` that also know the kind "latency": what a plan takes on one provider, by a table of its modules.
+
+    The prediction is what the dense model takes, less what every module saves at its width. That adds up nearly, not
+    exactly: `landing` measures what the real file takes.
+
+    Args:
+        sites: where plans may cut.
+        widths: site -> the numbers of units to know the time of, ascending, none and all among them.
+        obtain: gives the table, once.
+        picky: whether only widths are offered that take less than every wider one.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        structure: Structure,
+        bindings: Mapping[str, int],
+        sites: Sequence[Site],
+        widths: Callable[[Site], Sequence[int]],
+        obtain: Obtain,
+        picky: bool = True,
+    ) -> None:
+        super().__init__(model, structure, bindings)
+        self.sites = {site.id: site for site in sites}
+        self.widths = widths
+        self.obtain = obtain
+        self.picky = picky
+        self.cutter = Cutter(self, sites)
+
+    @cached_property
+    def table(self) -> LatencyTable:
+        """What was measured."""
+        return self.obtain(self.cutter, self.needed())
+
+    def needed(self) -> list[Micro]:
+        """The whole model, then every module at every width and a map in each branch's place; equal ones once."""
+        found = [self.cutter.whole()]
+        for micros in self._micros.values():
+            found += micros.values()
+        found += self._maps.values()
+        return list({m.signature: m for m in found}.values())
+
+    def total(self, kind: str, plan: Plan | None = None) -> float:
+        if kind != "latency":
+            return super().total(kind, plan)
+        whole = self._ms(self.cutter.whole())
+        if plan is None:
+            return whole
+        saved = 0.0
+        for site in self.sites.values():
+            group = site.group
+            count = 0 if group.branch in plan.drop else len(plan.keep.get(group.id, range(group.size)))
+            full, left = self.curve(group.id).at([group.size, count])
+            saved += float(full - left)
+        added = sum(self.map_cost(kind, b) for b in plan.drop if b in plan.maps)
+        return whole - saved + added
+
+    def levels(self, kind: str, group: Group, counts: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        return self.curve(group.id).at(counts) if kind == "latency" else super().levels(kind, group, counts)
+
+    def offered(self, group: Group, counts: Sequence[int]) -> npt.NDArray[np.bool_]:
+        return self.curve(group.id).offered(counts) if self.picky else super().offered(group, counts)
+
+    def unit_costs(self, kind: str, group: Group) -> float:
+        if kind != "latency":
+            return super().unit_costs(kind, group)
+        none, full = self.curve(group.id).at([0, group.size])
+        return float(full - none) / group.size
+
+    def map_cost(self, kind: str, branch: str) -> float:
+        if kind != "latency":
+            return super().map_cost(kind, branch)
+        site = next(s for s in self.sites.values() if s.branch is not None and s.branch.id == branch)
+        idle = self._ms(self._micros[site.id][0])
+        return max(self._ms(self._maps[branch]) - idle, 0.0)
+
+    def curve(self, group: str) -> Curve:
+        """A group's milliseconds over its units."""
+        if group not in self._curves:
+            points = {units: self._ms(micro) for units, micro in self._micros[group].items()}
+            self._curves[group] = Curve(points)
+        return self._curves[group]
+
+    # ----------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _curves(self) -> dict[str, Curve]:
+        return {}
+
+    @cached_property
+    def _micros(self) -> dict[str, dict[int, Micro]]:
+        """Group -> units -> micro-model; what is equal when whole is cut once, since it is equal at every width."""
+        made: dict[tuple[object, ...], dict[int, Micro]] = {}
+        found = {}
+        for site in self.sites.values():
+            whole = self.cutter.module(site, site.group.size)
+            widths = tuple(self.widths(site))
+            alike = (whole.signature, site.group.kind, site.group.shape, self.cutter.role(site), widths)
+            if alike not in made:
+                made[alike] = {units: self.cutter.module(site, units) for units in widths}
+            found[site.id] = made[alike]
+        return found
+
+    @cached_property
+    def _maps(self) -> dict[str, Micro]:
+        branches = [s.branch for s in self.sites.values() if s.branch is not None]
+        return {b.id: self.cutter.map(b) for b in branches}
+
+    def _ms(self, micro: Micro) -> float:
+        entry = self.table.by_signature.get(micro.signature)
+        if entry is None:
+            raise DataError(
+                f"the latency table knows no {micro.kind} module with {micro.units} of {micro.of} units: it was made "
+                "for another model or another shape; make one of this model with `onnxprune profile`"
+            )
+        return entry.ms

@@ -1,0 +1,111 @@
+"""A folder to measure with elsewhere: the model, its micro-models, and the script that times them into a table."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxprune.cost import Costs
+from onnxprune.errors import NothingToPruneError
+from onnxprune.sites import Site, find_sites, levels
+from onnxprune.speed import measure
+from onnxprune.speed.costs import LatencyCosts
+from onnxprune.speed.micro import Cutter, Micro
+from onnxprune.speed.source import entry, write
+from onnxprune.speed.table import LatencyTable
+from onnxprune.speed.widths import step
+
+MODEL = "model.onnx"
+
+_README = """# Measure elsewhere
+
+What the model's modules take on the machine that will run it, at each width:
+
+    pip install onnxruntime numpy
+    python measure.py                       # --ep CUDAExecutionProvider --threads 4 …
+
+writes `table.json`. Back at the model, the search goes by it:
+
+    onnxprune MODEL --latency 0.5 --latency-table table.json {shape}--calib …
+
+Leave the machine alone while it measures.
+"""
+
+
+def export(costs: Sequence[LatencyCosts], folder: Path) -> Path:
+    """Fill a new folder: `model.onnx`, `micro/`, `setup.json`, `measure.py` and a README.
+
+    Args:
+        costs: one per shape.
+    """
+    micro = folder / "micro"
+    micro.mkdir(parents=True)
+    source = costs[0].model.path
+    assert source is not None
+    shutil.copy(source, folder / MODEL)
+    # Weights beside a file are found by the name that stands in it.
+    for data in {Path(t.path) for t in _external(costs[0])}:
+        shutil.copy(data, folder / data.name)
+    shapes = [{"shape": dict(c.bindings), "entries": [_entry(m, micro, c) for m in c.needed()]} for c in costs]
+    (folder / "setup.json").write_text(json.dumps({"format": measure.FORMAT, "shapes": shapes}, indent=1) + "\n")
+    shutil.copy(measure.__file__, folder / "measure.py")
+    named = ",".join(f"{k}={v}" for k, v in costs[0].bindings.items())
+    (folder / "README.md").write_text(_README.format(shape=f"--shape {named} " if named else ""), encoding="utf-8")
+    return folder
+
+
+def _entry(micro: Micro, folder: Path, costs: LatencyCosts) -> dict[str, Any]:
+    made = entry(micro, write(micro, folder.parent / MODEL, folder), costs.bindings)
+    return {**made, "file": Path(made["file"]).relative_to(folder.parent).as_posix()}
+
+
+def _external(costs: LatencyCosts) -> list[Any]:
+    import onnx_ir as ir
+
+    tensors = (v.const_value for v in costs.model.graph.initializers.values())
+    return [t for t in tensors if isinstance(t, ir.ExternalTensor)]
+
+
+def costs_of(
+    counted: Costs,
+    units: Sequence[str],
+    provider: str,
+    *,
+    every: bool = False,
+    obtain: Callable[[Cutter, Sequence[Micro]], LatencyTable] | None = None,
+) -> LatencyCosts:
+    """Costs by a table of all that may be cut.
+
+    Args:
+        counted: of the model at one shape.
+        units: kinds that may be cut.
+        provider: whose fast widths are measured.
+        every: at every such width, instead of about a dozen, closer together where little is left.
+        obtain: gives the table; None where it is measured elsewhere.
+
+    Raises:
+        NothingToPruneError: no unit of these kinds is free.
+    """
+    model, structure = counted.model, counted.structure
+    sites = find_sites(model.graph, structure, units)
+    if not sites:
+        raise NothingToPruneError(f"no {', '.join(units)} are free to be cut: there is nothing to measure")
+
+    def widths(site: Site) -> list[int]:
+        each, size = step(site, provider, None), site.group.size
+        some = range(each, size, each) if every else (k for k in levels(site, each) if k > 0)
+        return sorted({0, *some, size})
+
+    return LatencyCosts(model, structure, counted.bindings, sites, widths, obtain or _elsewhere)
+
+
+def _elsewhere(cutter: Cutter, needed: Sequence[Micro]) -> LatencyTable:
+    raise AssertionError("this table is measured elsewhere")
+
+
+def told(micro: Micro) -> Mapping[str, Any]:
+    """What a table's entry says of a micro-model before it is timed."""
+    return {"signature": micro.signature, "kind": micro.kind, "units": micro.units, "of": micro.of}

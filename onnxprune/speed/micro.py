@@ -1,0 +1,238 @@
+"""Micro-models: one kind of module, cut out of the real graph at any width, at one shape, ready to be timed.
+
+A module is what a group of units touches: the nodes that read or write its axis, and the rest of its residual branch,
+which leaves with the last unit. What flows into it becomes the micro-model's inputs, with fixed shapes, so that shape
+arithmetic folds and is not timed with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.axes import atoms_of
+from onnxprune.cost import Costs
+from onnxprune.errors import UnsupportedError
+from onnxprune.foreign import reads
+from onnxprune.latency import synthesize
+from onnxprune.plan import Branch, Plan
+from onnxprune.rewrite import cleanup, cut
+from onnxprune.sites import Site
+from onnxprune.speed.measure import drawn
+
+IDLE, MAP, WHOLE = "idle", "map", "model"
+"""Kinds of micro-models besides the groups' own: a module that is gone, a linear map in its place, the whole model."""
+
+_TOLD = 4096
+"""Bytes up to which whole numbers in a constant are part of what a graph computes (shape operands, axes)."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """What one input is fed: numbers drawn from `low` to `high`, or N(0, 1) where these are None."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    low: int | None = None
+    high: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Micro:
+    """A graph to time.
+
+    Attributes:
+        signature: of what it computes and at which sizes; equal graphs take equal time.
+        kind: of the module's units, or `IDLE`, `MAP`, `WHOLE`.
+        units, of: how many of its units are there.
+        model: the graph; None for the whole model, which is a file.
+        ports: its inputs.
+    """
+
+    signature: str
+    kind: str
+    units: int
+    of: int
+    model: ir.Model | None
+    ports: tuple[Port, ...]
+
+    def feeds(self, seed: int = 0) -> dict[str, np.ndarray]:
+        """Values for its inputs."""
+        return drawn([asdict(p) for p in self.ports], seed)
+
+
+class Cutter:
+    """Cuts micro-models out of one model at one shape (`costs.bindings`)."""
+
+    def __init__(self, costs: Costs, sites: Sequence[Site]) -> None:
+        self.costs, self.sites = costs, sites
+        self.graph = costs.model.graph
+        self.structure = costs.structure
+        branches = [s.branch.id for s in sites if s.branch is not None]
+        self._shared = {b for b in branches if branches.count(b) > 1}
+        self._modules: dict[str, ir.Model] = {}
+
+    def whole(self) -> Micro:
+        """The model itself."""
+        inputs = self.costs.model.inputs
+        made = synthesize(inputs, dims=self.costs.bindings)
+        ports = tuple(_port(name, array.dtype, array.shape, array) for name, array in made.items())
+        return Micro(_signature(self.costs.model.ir, ports), WHOLE, 1, 1, None, ports)
+
+    def module(self, site: Site, units: int) -> Micro:
+        """A site's module with `units` of its units left; with none, what stays of it: its inputs handed on."""
+        whole = self._module(site)
+        if units == 0:
+            return self._micro(_idle(whole), IDLE, 0, site.group.size)
+        model = whole.clone()
+        if units < site.group.size:
+            width = site.group.shape[-1]
+            keep = tuple(r * width + i for r in range(site.rows) for i in range(units // site.rows))
+            cut.units(model, self.structure, Plan(self.structure.digest, {site.id: keep}))
+            model = cleanup.tidy(model)
+        return self._micro(model, site.group.kind, units, site.group.size)
+
+    def role(self, site: Site) -> tuple[tuple[int, int, int], ...]:
+        """Where in its module a site's units are read: (position of the node, input, axis)."""
+        position = {node.name: i for i, node in enumerate(self._module(site).graph)}
+        return tuple((position[r.node], r.input, r.axis) for r in site.group.readers)
+
+    def map(self, branch: Branch) -> Micro:
+        """The linear map of the stream that may stand in for a residual branch."""
+        values = {v.name: v for n in self.graph for v in n.outputs} | {v.name: v for v in self.graph.inputs}
+        skip, value = values[branch.skip], values[branch.value]
+        dtype = value.dtype or ir.DataType.FLOAT
+        shape = self.costs.dense_shape(skip)
+        x = ir.Value(name="x", shape=ir.Shape(shape), type=ir.TensorType(dtype))
+        sizes = ((shape[-1], self.costs.dense_shape(value)[-1]), (self.costs.dense_shape(value)[-1],))
+        tensors = [ir.Tensor(np.full(s, 0.01, dtype=dtype.numpy()), name=f"w{i}") for i, s in enumerate(sizes)]
+        held = [ir.Value(name=t.name, shape=t.shape, type=ir.TensorType(dtype), const_value=t) for t in tensors]
+        version = self.costs.model.opset
+        product = ir.node("MatMul", [x, held[0]], name="map", version=version)
+        shifted = ir.node("Add", [product.outputs[0], held[1]], name="rest", version=version)
+        product.outputs[0].name, shifted.outputs[0].name = "mapped", "y"
+        shifted.outputs[0].type = ir.TensorType(dtype)
+        graph = ir.Graph([x], [shifted.outputs[0]], nodes=[product, shifted], initializers=held,
+                         opset_imports=self.graph.opset_imports, name="map")  # fmt: skip
+        return self._micro(ir.Model(graph, ir_version=self.costs.model.ir.ir_version), MAP, 1, 1)
+
+    # ----------------------------------------------------------------------------------------------------------
+
+    def _module(self, site: Site) -> ir.Model:
+        """A site's module, whole."""
+        if site.id not in self._modules:
+            names = self._region(site)
+            inside = [n for n in self.graph if n.name in names]
+            outputs = [v for n in inside for v in n.outputs if _leaves(v, names)]
+            graph = ir.convenience.extract(self.graph, list(self._boundary(inside)), outputs)
+            # What is read by nobody here came along as an input of the graph.
+            for value in [v for v in graph.inputs if not v.uses()]:
+                graph.inputs.remove(value)
+            known = {v.name: v for n in self.graph for v in n.outputs} | {v.name: v for v in self.graph.inputs}
+            for value in (*graph.inputs, *graph.outputs):
+                value.meta.pop("onnxprune.shape", None)
+                value.shape = ir.Shape(self.costs.dense_shape(known[value.name]))
+            self._modules[site.id] = ir.Model(graph, ir_version=self.costs.model.ir.ir_version)
+        return self._modules[site.id]
+
+    def _region(self, site: Site) -> set[str]:
+        """The names of the nodes whose time depends on how many units there are, or whether there are any."""
+        layouts, atom = self.structure.layouts, site.group.atom
+        touched = {
+            node.name or ""
+            for node in self.graph
+            for value in (*reads(node), *node.outputs)
+            if value is not None and any(atom in atoms_of(layout) for layout in layouts.get(value.name or "", ()))
+        }
+        if site.branch is not None and site.branch.id not in self._shared:
+            touched |= set(site.branch.nodes)
+        return touched
+
+    def _boundary(self, inside: Sequence[ir.Node]) -> Iterator[ir.Value]:
+        """What flows into nodes: activations, and inputs of the graph; shape operands are computed from these."""
+        made = {v for n in inside for v in n.outputs}
+        todo = [v for n in inside for v in reads(n)]
+        seen: set[ir.Value] = set()
+        while todo:
+            value = todo.pop(0)
+            if value is None or value in made or value in seen or value.const_value is not None:
+                continue
+            seen.add(value)
+            producer = value.producer()
+            if producer is not None and value.dtype is not None and value.dtype.is_integer():
+                todo += reads(producer)
+            else:
+                yield value
+
+    def _micro(self, model: ir.Model, kind: str, units: int, of: int) -> Micro:
+        ports = tuple(_port(v.name or "", v.dtype, v.shape) for v in model.graph.inputs)
+        return Micro(_signature(model, ports), kind, units, of, model, ports)
+
+
+def _leaves(value: ir.Value, names: set[str]) -> bool:
+    return value.is_graph_output() or any(user.name not in names for user, _ in value.uses())
+
+
+def _port(name: str, dtype: Any, shape: Any, array: np.ndarray | None = None) -> Port:
+    """Masks are on, ids small: what floats mean does not matter for time, where numbers point to does."""
+    kind = dtype.numpy() if isinstance(dtype, ir.DataType) else np.dtype(dtype)
+    sizes = tuple(int(d) for d in shape)
+    if np.dtype(kind).kind not in "iub":
+        return Port(name, np.dtype(kind).name, sizes)
+    low, high = (1, 1) if array is None or not array.size else (int(array.min()), int(array.max()))
+    return Port(name, np.dtype(kind).name, sizes, low, high)
+
+
+def _idle(module: ir.Model) -> ir.Model:
+    """A model of the same inputs and outputs that computes nothing: what calling a micro-model costs by itself."""
+    inputs, nodes, weights = [], [], []
+    for value in module.graph.inputs:
+        inputs.append(ir.Value(name=value.name, shape=value.shape, type=value.type))
+    outputs = []
+    for i, value in enumerate(module.graph.outputs):
+        source = next((v for v in inputs if v.shape == value.shape and v.type == value.type), None)
+        if source is None:
+            assert value.dtype is not None and value.shape is not None
+            tensor = ir.Tensor(np.zeros(value.shape.numpy(), dtype=value.dtype.numpy()), name=f"zeros_{i}")
+            source = ir.Value(name=tensor.name, shape=tensor.shape, type=value.type, const_value=tensor)
+            weights.append(source)
+        node = ir.node("Identity", [source], name=f"idle_{i}", version=module.graph.opset_imports.get("", 17))
+        node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = f"idle_{i}", value.shape, value.type
+        nodes.append(node)
+        outputs.append(node.outputs[0])
+    graph = ir.Graph(inputs, outputs, nodes=nodes, initializers=weights, name="idle",
+                     opset_imports=module.graph.opset_imports)  # fmt: skip
+    return ir.Model(graph, ir_version=module.ir_version)
+
+
+def _signature(model: ir.Model, ports: Sequence[Port]) -> str:
+    """A digest of operators, wiring, sizes and element types; names and weights play no part."""
+    index: dict[ir.Value | None, Any] = {None: None}
+    told: list[Any] = [[p.dtype, p.shape] for p in ports]
+    for i, value in enumerate(model.graph.inputs):
+        index[value] = f"i{i}"
+    for node in model.graph:
+        operands = [index[v] if v in index else _constant(v) for v in reads(node)]
+        attributes = sorted((name, str(a.value)) for name, a in node.attributes.items())
+        told.append([node.domain, node.op_type, operands, attributes, len(node.outputs)])
+        for value in node.outputs:
+            index[value] = f"v{len(index)}"
+    told.append([index.get(v) for v in model.graph.outputs])
+    text = json.dumps([told, sorted(model.opset_imports.items())], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _constant(value: ir.Value | None) -> Any:
+    """A weight by its type and shape, whole numbers by their values."""
+    if value is None or value.const_value is None:
+        raise UnsupportedError(f"value {getattr(value, 'name', None)}: computed by nothing and no input")
+    tensor = value.const_value
+    numbers = tensor.dtype.is_integer() and tensor.nbytes <= _TOLD
+    return [str(tensor.dtype), list(tensor.shape.numpy()), tensor.numpy().tolist() if numbers else None]
