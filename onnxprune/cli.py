@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from onnxprune.cli_export import export, import_bench
 from onnxprune.cli_options import (
@@ -309,6 +310,7 @@ def validate(
 @click.argument("model", required=False, type=click.Path(path_type=Path))
 @click.argument("pruned", required=False, type=click.Path(path_type=Path))
 @click.option("--import", "imported", type=click.Path(path_type=Path), help="What a phone measured: result.json.")
+@click.option("--table", type=click.Path(path_type=Path), help="With --import: latency table to write.")
 @click.option("--ep", default="cpu", show_default=True, callback=split, help="Execution providers.")
 @click.option("--batch", default="1", show_default=True, callback=ints, help="Batch sizes: 1,8.")
 @click.option("--seq", default="", callback=ints, help="Sequence lengths: 64,128,384.")
@@ -318,9 +320,9 @@ def validate(
 @click.option("--profile", is_flag=True, help="Also time by operator, in passes of their own.")
 @talk
 def bench(
-    model: Path | None, pruned: Path | None, imported: Path | None, ep: tuple[str, ...], batch: tuple[int, ...],
-    seq: tuple[int, ...], shape: dict[str, int], threads: tuple[int, ...], runs: int, profile: bool, as_json: bool,
-    quiet: bool, verbose: int,
+    model: Path | None, pruned: Path | None, imported: Path | None, table: Path | None, ep: tuple[str, ...],
+    batch: tuple[int, ...], seq: tuple[int, ...], shape: dict[str, int], threads: tuple[int, ...], runs: int,
+    profile: bool, as_json: bool, quiet: bool, verbose: int,
 ) -> None:  # fmt: skip
     """Time MODEL and PRUNED, interleaved: medians, tails, and the speed-up with its interval.
 
@@ -328,7 +330,8 @@ def bench(
     A simulated provider is not timed: where its nodes run is shown, and how far its outputs are from the CPU's.
     """
     if imported is not None:
-        import_bench(imported, as_json=as_json, quiet=quiet)
+        named = click.get_current_context().get_parameter_source("ep") is not ParameterSource.DEFAULT
+        import_bench(imported, table, ep if named else (), as_json=as_json, quiet=quiet)
         return
     if model is None or pruned is None:
         raise UsageError("name the dense MODEL and the PRUNED one, or --import what a phone measured")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,19 +58,34 @@ def export(
         exported.print_export(made)
 
 
-def import_bench(file: Path, *, as_json: bool, quiet: bool) -> None:
-    """Show what `bench/run.sh` measured on a phone."""
+def import_bench(file: Path, table: Path | None = None, ep: Sequence[str] = (), *, as_json: bool, quiet: bool) -> None:
+    """Show what `bench/run.sh` measured on a phone, and write its latency table.
+
+    Args:
+        table: file to write; None for none.
+        ep: the providers whose tables are kept; all where none is named.
+    """
     from dataclasses import asdict
 
+    from onnxprune import runtime
+    from onnxprune.errors import UsageError
     from onnxprune.export.device import read_result
-    from onnxprune.report import terminal
+    from onnxprune.report import speed, terminal
+    from onnxprune.speed.table import save
 
-    rows, table = read_result(file)
+    rows, tables = read_result(file)
+    wanted = {runtime.SHORT_NAMES.get(name.lower(), name) for name in ep}
+    kept = [t for t in tables if not wanted or t.provider in wanted]
+    if table is not None:
+        if not kept:
+            there = ", ".join(runtime.short_name(t.provider) for t in tables) or "none"
+            raise UsageError(f"{file}: no latency table of {', '.join(ep) or 'any provider'}; it has {there}")
+        save(kept, table)
     if as_json:
-        click.echo(json.dumps({"latency": [asdict(row) for row in rows], "table": table}, default=float))
+        told = {"latency": [asdict(row) for row in rows], "tables": [t.to_json() for t in kept]}
+        click.echo(json.dumps(told, default=float))
     elif not quiet:
         terminal.print_latency(rows)
-        for line in table:
-            click.echo(
-                f"{line['provider']:>10}  {line['tokens']} x {line['inner']} x {line['width']}: {line['ms']:.4f} ms"
-            )
+        speed.print_tables(kept)
+        if table is not None:
+            click.echo(f"wrote {table}")

@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxprune import latency, rewrite, runtime
 from onnxprune import model as models
-from onnxprune.clock import Progress
+from onnxprune.clock import Clock, Progress
 from onnxprune.config import Options
 from onnxprune.cost import Costs
 from onnxprune.errors import UsageError
@@ -23,7 +23,7 @@ from onnxprune.plan import Plan, Structure
 from onnxprune.sites import Site
 from onnxprune.speed import measure, source
 from onnxprune.speed.costs import LatencyCosts
-from onnxprune.speed.landing import Landing, Timing, landed
+from onnxprune.speed.landing import Landing, Seen, Timing, landed
 from onnxprune.speed.micro import Cutter, Micro
 from onnxprune.speed.table import LatencyTable
 from onnxprune.speed.widths import step
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from onnxprune.planning import Planner
 
 logger = logging.getLogger(__name__)
+
+RUNS = 70
+"""Pairs of runs that a plan is judged by."""
 
 TRIALS = 12
 """Bisections of a search by scores, whose costs are linear where a table's are not."""
@@ -43,6 +46,7 @@ def costs_for(
     options: Options,
     bindings: Mapping[str, int],
     sites: Sequence[Site],
+    clock: Clock,
     progress: Progress,
 ) -> Costs:
     """Counted costs; with those of a latency table where the budget is one, or a table is given."""
@@ -52,17 +56,19 @@ def costs_for(
     provider = provider_of(options)
     if options.latency_table is not None:
         table = source.chosen(Path(options.latency_table), provider, bindings)
+        known = partial(source.widths_in, table)
         return LatencyCosts(
-            model, structure, bindings, sites, partial(source.widths_in, table), lambda cutter, needed: table, picky
+            model, structure, bindings, sites, known, lambda cutter, needed: table, picky, options.keep_unread
         )
     (provider,) = runtime.resolve_providers(provider)
 
     def obtain(cutter: Cutter, needed: Sequence[Micro]) -> LatencyTable:
-        return source.obtained(
-            cutter, needed, provider, options.latency_threads, progress=partial(progress, "latency table")
-        )
+        told = partial(progress, "latency table")
+        with clock.stage("profile"):
+            return source.obtained(cutter, needed, provider, options.latency_threads, progress=told)
 
-    return LatencyCosts(model, structure, bindings, sites, partial(widths, options=options), obtain, picky)
+    measured = partial(widths, options=options)
+    return LatencyCosts(model, structure, bindings, sites, measured, obtain, picky, options.keep_unread)
 
 
 def provider_of(options: Options) -> str:
@@ -90,12 +96,13 @@ def land(planner: Planner, limit: float) -> tuple[Plan, Landing]:
     def cost(plan: Plan) -> float:
         return costs.total("latency", plan)
 
-    def time(plan: Plan) -> float:
+    def time(plan: Plan) -> Seen:
         with planner.clock.stage("latency"):
             found = timing(planner, plan, table.provider, table.threads)
         timings.append((plan, found))
         # A share of the dense model's time holds whatever else the machine does; milliseconds are what they are.
-        return found.ratio * (dense if planner.options.budget.relative else found.dense_ms)
+        whole = dense if planner.options.budget.relative else found.dense_ms
+        return found.ratio * whole, (found.interval[0] * whole, found.interval[1] * whole)
 
     reason = why_not_here(table)
     if reason:
@@ -115,11 +122,14 @@ def timing(planner: Planner, plan: Plan, provider: str, threads: int) -> Timing:
     """The real file of a plan, interleaved with the dense one."""
     assert planner.model.path is not None
     rows = planner.calibration.examples[:8] if planner.calibration is not None else ()
+    pruned = rewrite.apply(planner.model, planner.structure, plan)
+    if not planner.options.keep_unread:
+        rewrite.drop_unread(pruned)
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
-        file = models.save(rewrite.apply(planner.model, planner.structure, plan), Path(scratch) / "plan.onnx")[0]
+        file = models.save(pruned, Path(scratch) / "plan.onnx")[0]
         (row,) = latency.bench(
             planner.model.path, file, providers=(provider,), dims=planner.costs.bindings, threads=threads,
-            examples=[row.feeds for row in rows],
+            examples=[row.feeds for row in rows], runs=RUNS,
         )  # fmt: skip
     return timing_of(row)
 

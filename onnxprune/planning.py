@@ -95,7 +95,7 @@ class Planner:
         self.clock = clock or Clock()
         self.progress = progress or (lambda stage, done, of: None)
         self.sites = find_sites(model.graph, structure, options.units, options.include, options.exclude)
-        self.costs = costs_for(model, structure, options, bindings, self.sites, self.progress)
+        self.costs = costs_for(model, structure, options, bindings, self.sites, self.clock, self.progress)
         self.landing: Landing | None = None  # how the last plan met a latency budget
         if not self.sites and options.sparsity is None:
             raise NothingToPruneError(why_nothing(structure, options))

@@ -8,51 +8,77 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from onnxprune import model as models
-from onnxprune.errors import DataError
+from onnxprune.cost import Costs
+from onnxprune.errors import DataError, NothingToPruneError
 from onnxprune.export import ort_format
 from onnxprune.export.base import Artefact, Workshop
 from onnxprune.export.fixed import sizes_for
 from onnxprune.latency import LatencyRow, Times
 from onnxprune.metrics import bootstrap_interval
-from onnxprune.runtime import SHORT_NAMES, Coverage
+from onnxprune.runtime import CPU, SHORT_NAMES, Coverage
+from onnxprune.speed import kit
+from onnxprune.speed.source import write as write_micro
+from onnxprune.speed.table import Entry, LatencyTable
+from onnxprune.structure import analyze
 
-FORMAT = 1
-_SHARES = (0.25, 0.5, 0.75, 1.0)
+FORMAT = 2
 _DENSE, _PRUNED = "dense.ort", "model.ort"
 
 
 def write(shop: Workshop, artefacts: Sequence[Artefact]) -> Path:
-    """`bench/`: the script, the dense model if it is known, and one small model per matrix product and width."""
+    """`bench/`: the script, the dense model if it is not the one exported, and its modules at a dozen widths each."""
     folder = shop.folder / "bench"
     micro = folder / "micro"
     micro.mkdir(parents=True)
     sizes = sizes_for(shop.model.inputs, shop.asked.shape, shop.read(shop.model.inputs), shop.companions)
     symbols = {d for s in shop.model.inputs for d in s.shape if isinstance(d, str)}
-    tokens = max((size for name, size in sizes.items() if name in symbols), default=1)
-    if shop.dense is not None:
-        ort_format.convert(shop.dense, folder / _DENSE)
-    made = [_product(inner, width, tokens, micro, shop.scratch) for inner, width in _widths(shop.model.graph)]
+    bindings = {name: size for name, size in sizes.items() if name in symbols}
+    reference = shop.dense or (shop.file if artefacts[0].scheme else None)
+    if reference is not None:
+        ort_format.convert(reference, folder / _DENSE)
+    whole, modules = _modules(shop, reference, bindings, micro)
     script = (files("onnxprune.export") / "templates" / "run.sh").read_text(encoding="utf-8")
-    dims = " ".join(f"-f {name}:{size}" for name, size in sorted(sizes.items()) if name in symbols)
+    dims = " ".join(f"-f {name}:{size}" for name, size in sorted(bindings.items()))
     (folder / "run.sh").write_text(script.replace("@DIMS@", dims), encoding="utf-8")
     told = {
         "format": FORMAT,
-        "shapes": {name: [sizes.get(d, 1) if isinstance(d, str) else d or 1 for d in s.shape] for s, name in
-                   ((s, s.name) for s in shop.model.inputs)},
-        "micro": {m["file"]: {k: v for k, v in m.items() if k != "file"} for m in made},
+        "shapes": {s.name: [sizes.get(d, 1) if isinstance(d, str) else d or 1 for d in s.shape]
+                   for s in shop.model.inputs},
+        "shape": bindings,
+        "whole": {"file": _PRUNED if reference is None else _DENSE, **whole},
+        "micro": modules,
     }  # fmt: skip
     (folder / "setup.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_README, encoding="utf-8")
     return folder
+
+
+def _modules(
+    shop: Workshop, reference: Path | None, bindings: Mapping[str, int], folder: Path
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """What a table will say of the reference model, and of the micro-models written to `folder`, by file."""
+    model = shop.model if reference is None else models.load(reference)
+    try:
+        costs = kit.costs_of(Costs(model, analyze(model), bindings), ("heads", "neurons", "blocks"), CPU)
+    except NothingToPruneError as error:
+        shop.say(f"the device kit has no micro-models: {error}")
+        return {}, {}
+    whole, *others = costs.needed()
+    made = {}
+    for micro in others:
+        source = write_micro(micro, shop.file, shop.scratch)
+        ort_format.convert(source, folder / f"{source.stem}.ort")
+        source.unlink()
+        made[f"micro/{source.stem}.ort"] = dict(kit.told(micro))
+    return dict(kit.told(whole)), made
 
 
 _README = """# Measure on a phone
@@ -62,52 +88,23 @@ _README = """# Measure on a phone
    `./build.sh --android --android_abi arm64-v8a --config Release --build_shared_lib --use_xnnpack --use_nnapi`.
 3. `PERF_TEST=path/to/onnxruntime_perf_test sh run.sh` writes `result.json`. Settings: `PROVIDERS="cpu xnnpack"`,
    `THREADS=1`, `ROUNDS=7`, `RUNS=30`, `DEVICE_DIR=/data/local/tmp/onnxprune`.
-4. `onnxprune bench --import result.json`: dense against pruned with the interval of the speed-up, and what every matrix
-   product costs at every width (`--json` for a table).
+4. `onnxprune bench --import result.json --table phone.json`: dense against pruned with the interval of the speed-up,
+   and what every module takes at every width, as a table that a search goes by:
+   `onnxprune DENSE --latency 0.5 --latency-table phone.json`.
 
 Leave the phone alone, unplugged and cool while it runs.
 """
 
 
-def _widths(graph: ir.Graph) -> list[tuple[int, int]]:
-    """(inner dimension, width) of the graph's matrix products, and of narrower ones, each once."""
-    found = set()
-    for node in graph:
-        weight = node.inputs[1] if node.op_type in ("MatMul", "Gemm") and len(node.inputs) > 1 else None
-        if weight is None or weight.const_value is None or len(weight.const_value.shape) != 2:
-            continue
-        turned = node.attributes.get("transB")
-        shape = [int(d) for d in weight.const_value.shape.numpy()]
-        inner, width = reversed(shape) if turned is not None and turned.as_int() else shape
-        found |= {(inner, max(8, round(width * share / 8) * 8)) for share in _SHARES}
-    return sorted(found)
-
-
-def _product(inner: int, width: int, tokens: int, folder: Path, scratch: Path) -> dict[str, Any]:
-    """One small model: [tokens, inner] times [inner, width]."""
-    rng = np.random.default_rng(0)
-    x = ir.Value(name="x", shape=ir.Shape([tokens, inner]), type=ir.TensorType(ir.DataType.FLOAT))
-    tensor = ir.Tensor(rng.normal(0, 0.05, (inner, width)).astype(np.float32), name="w")
-    w = ir.Value(name="w", shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    node = ir.node("MatMul", [x, w], name="product")
-    y = node.outputs[0]
-    y.name, y.shape, y.type = "y", ir.Shape([tokens, width]), ir.TensorType(ir.DataType.FLOAT)
-    graph = ir.Graph([x], [y], nodes=[node], initializers=[w], opset_imports={"": 17}, name="product")
-    name = f"matmul_{tokens}x{inner}x{width}"
-    source = models.save(ir.Model(graph, ir_version=8), scratch / f"{name}.onnx")[0]
-    ort_format.convert(source, folder / f"{name}.ort")
-    return {"file": f"micro/{name}.ort", "op": "MatMul", "tokens": tokens, "inner": inner, "width": width}
-
-
 # ---- what came back
 
 
-def read_result(file: Path) -> tuple[list[LatencyRow], list[dict[str, Any]]]:
-    """What `run.sh` wrote: dense against pruned per provider, and the cost of each matrix product.
+def read_result(file: Path) -> tuple[list[LatencyRow], list[LatencyTable]]:
+    """What `run.sh` wrote: dense against pruned per provider, and what modules take at each width.
 
     Returns:
-        Rows as `latency.bench` gives them (their intervals are over rounds), and a table: provider, op, tokens, inner,
-        width, ms (the median of the rounds' medians).
+        Rows as `latency.bench` gives them (their intervals are over rounds), and one table per provider, each time
+        the median of the rounds' medians.
 
     Raises:
         DataError: not such a file, or nothing was measured.
@@ -123,15 +120,27 @@ def read_result(file: Path) -> tuple[list[LatencyRow], list[dict[str, Any]]]:
             for provider, own in times.items()
             if _DENSE in own and _PRUNED in own
         ]
-        table = [
-            {"provider": provider, **setup["micro"][name], "ms": float(np.median(values[:, 0]))}
+        device = " ".join(str(told["device"][key]) for key in ("model", "chip"))
+        tables = [
+            LatencyTable(SHORT_NAMES.get(provider, provider), threads, setup["shape"], device,
+                         f"Android {told['device']['android']}", tuple(_entries(own, setup)))
             for provider, own in times.items()
-            for name, values in own.items()
-            if name in setup["micro"]
-        ]
+            if setup["micro"] and setup["whole"]["file"] in own
+        ]  # fmt: skip
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"{file}: not what bench/run.sh writes ({error!r})") from error
-    return rows, table
+    return rows, tables
+
+
+def _entries(own: Mapping[str, np.ndarray], setup: Mapping[str, Any]) -> Iterator[Entry]:
+    """A provider's times as entries, the whole model first."""
+    whole = setup["whole"]
+    named = {whole["file"]: {k: v for k, v in whole.items() if k != "file"}, **setup["micro"]}
+    for name, told in named.items():
+        if name in own:
+            medians = own[name][:, 0]
+            error = float(np.std(medians)) / max(len(medians), 1) ** 0.5
+            yield Entry(**told, ms=float(np.median(medians)), error=error)
 
 
 def _times_by(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, np.ndarray]]:

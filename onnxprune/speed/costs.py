@@ -23,14 +23,15 @@ Obtain = Callable[[Cutter, Sequence[Micro]], LatencyTable]
 class LatencyCosts(Costs):
     """`Costs` that also know the kind "latency": what a plan takes on one provider, by a table of its modules.
 
-    The prediction is what the dense model takes, less what every module saves at its width. That adds up nearly, not
-    exactly: `landing` measures what the real file takes.
+    The prediction is what the model takes as it is written without a cut, less what modules save at their width. That
+    adds up nearly, not exactly: `landing` measures what the real file takes.
 
     Args:
         sites: where plans may cut.
         widths: site -> the numbers of units to know the time of, ascending, none and all among them.
         obtain: gives the table, once.
         picky: whether only widths are offered that take less than every wider one.
+        keep_unread: of `Cutter`.
     """
 
     def __init__(
@@ -42,13 +43,14 @@ class LatencyCosts(Costs):
         widths: Callable[[Site], Sequence[int]],
         obtain: Obtain,
         picky: bool = True,
+        keep_unread: bool = False,
     ) -> None:
         super().__init__(model, structure, bindings)
         self.sites = {site.id: site for site in sites}
         self.widths = widths
         self.obtain = obtain
         self.picky = picky
-        self.cutter = Cutter(self, sites)
+        self.cutter = Cutter(self, sites, keep_unread)
 
     @cached_property
     def table(self) -> LatencyTable:
@@ -56,19 +58,21 @@ class LatencyCosts(Costs):
         return self.obtain(self.cutter, self.needed())
 
     def needed(self) -> list[Micro]:
-        """The whole model, then every module at every width and a map in each branch's place; equal ones once."""
-        found = [self.cutter.whole()]
+        """The model, what it is without a cut, every module at every width, maps for branches; equal ones once."""
+        found = [self.cutter.whole(), self.cutter.uncut()]
         for micros in self._micros.values():
             found += micros.values()
         found += self._maps.values()
-        return list({m.signature: m for m in found}.values())
+        unique: dict[str, Micro] = {}
+        for micro in found:
+            unique.setdefault(micro.signature, micro)
+        return list(unique.values())
 
     def total(self, kind: str, plan: Plan | None = None) -> float:
         if kind != "latency":
             return super().total(kind, plan)
-        whole = self._ms(self.cutter.whole())
         if plan is None:
-            return whole
+            return self._ms(self.cutter.whole())
         saved = 0.0
         for site in self.sites.values():
             group = site.group
@@ -76,7 +80,7 @@ class LatencyCosts(Costs):
             full, left = self.curve(group.id).at([group.size, count])
             saved += float(full - left)
         added = sum(self.map_cost(kind, b) for b in plan.drop if b in plan.maps)
-        return whole - saved + added
+        return self._ms(self.cutter.uncut()) - saved + added
 
     def levels(self, kind: str, group: Group, counts: npt.ArrayLike) -> npt.NDArray[np.float64]:
         return self.curve(group.id).at(counts) if kind == "latency" else super().levels(kind, group, counts)
@@ -96,6 +100,13 @@ class LatencyCosts(Costs):
         site = next(s for s in self.sites.values() if s.branch is not None and s.branch.id == branch)
         idle = self._ms(self._micros[site.id][0])
         return max(self._ms(self._maps[branch]) - idle, 0.0)
+
+    def branch_cost(self, kind: str, branch: str) -> float:
+        if kind != "latency":
+            return super().branch_cost(kind, branch)
+        return self.total(kind, Plan(self.structure.digest)) - self.total(
+            kind, Plan(self.structure.digest, drop=(branch,))
+        )
 
     def curve(self, group: str) -> Curve:
         """A group's milliseconds over its units."""

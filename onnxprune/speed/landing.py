@@ -12,9 +12,12 @@ from onnxprune.errors import BudgetError
 logger = logging.getLogger(__name__)
 
 MISS = 0.02
-"""A file that takes this much more or less than its target, relatively, is corrected."""
+"""A file is corrected that takes this much more or less than its target, relatively, and surely not as long as it."""
 
 Choice = TypeVar("Choice")
+
+Seen = tuple[float, tuple[float, float]]
+"""What was measured, and its interval."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Landing:
 def landed(
     choose: Callable[[float], Choice],
     cost: Callable[[Choice], float],
-    time: Callable[[Choice], float],
+    time: Callable[[Choice], Seen],
     limit: float,
     miss: float = MISS,
     corrections: int = 1,
@@ -74,16 +77,16 @@ def landed(
     Args:
         choose: the best choice whose cost by the table is at most what it is given.
         cost: by the table.
-        time: measured, in the same unit.
+        time: measured, in the same unit, with its interval.
         limit: in that unit.
 
     Returns:
         The choice, and how many corrections were tried.
     """
     best = choose(limit)
-    taken = time(best)
+    taken, (low, high) = time(best)
     for tried in range(corrections):
-        if abs(taken / limit - 1) <= miss:
+        if abs(taken / limit - 1) <= miss or low <= limit <= high:
             return best, tried
         rescaled = min(cost(best), limit) * limit / taken
         logger.info("latency: measured %.4f for a target of %.4f; searching again for %.4f", taken, limit, rescaled)
@@ -92,7 +95,7 @@ def landed(
         except BudgetError as error:
             logger.info("latency: the correction cannot be reached: %s", error)
             return best, tried
-        other_taken = time(other)
+        other_taken, (low, high) = time(other)
         if abs(other_taken - limit) < abs(taken - limit):
             best, taken = other, other_taken
     return best, corrections

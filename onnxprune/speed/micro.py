@@ -10,12 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune import rewrite, shapes
 from onnxprune.axes import atoms_of
 from onnxprune.cost import Costs
 from onnxprune.errors import UnsupportedError
@@ -25,9 +27,10 @@ from onnxprune.plan import Branch, Plan
 from onnxprune.rewrite import cleanup, cut
 from onnxprune.sites import Site
 from onnxprune.speed.measure import drawn
+from onnxprune.values import constant, dims
 
-IDLE, MAP, WHOLE = "idle", "map", "model"
-"""Kinds of micro-models besides the groups' own: a module that is gone, a linear map in its place, the whole model."""
+IDLE, MAP, WHOLE, UNCUT = "idle", "map", "model", "uncut"
+"""Kinds besides the groups' own: a module that is gone, a map in its place, the model, and it rewritten uncut."""
 
 _TOLD = 4096
 """Bytes up to which whole numbers in a constant are part of what a graph computes (shape operands, axes)."""
@@ -69,15 +72,21 @@ class Micro:
 
 
 class Cutter:
-    """Cuts micro-models out of one model at one shape (`costs.bindings`)."""
+    """Cuts micro-models out of one model at one shape (`costs.bindings`).
 
-    def __init__(self, costs: Costs, sites: Sequence[Site]) -> None:
+    Args:
+        keep_unread: positions that no output reads are computed, as in the files that will be written.
+    """
+
+    def __init__(self, costs: Costs, sites: Sequence[Site], keep_unread: bool = False) -> None:
         self.costs, self.sites = costs, sites
+        self.keep_unread = keep_unread
         self.graph = costs.model.graph
         self.structure = costs.structure
         branches = [s.branch.id for s in sites if s.branch is not None]
         self._shared = {b for b in branches if branches.count(b) > 1}
         self._modules: dict[str, ir.Model] = {}
+        self._picks: set[str] = set()
 
     def whole(self) -> Micro:
         """The model itself."""
@@ -86,17 +95,45 @@ class Cutter:
         ports = tuple(_port(name, array.dtype, array.shape, array) for name, array in made.items())
         return Micro(_signature(self.costs.model.ir, ports), WHOLE, 1, 1, None, ports)
 
+    def uncut(self) -> Micro:
+        """The model as it is written when nothing is cut: what modules are taken off."""
+        return replace(
+            self.whole(), signature=_signature(self._uncut, self.whole().ports), kind=UNCUT, model=self._uncut
+        )
+
+    @cached_property
+    def _uncut(self) -> ir.Model:
+        made = rewrite.apply(self.costs.model, self.structure, Plan(self.structure.digest))
+        if not self.keep_unread:
+            rewrite.drop_unread(made)
+        return made
+
+    @cached_property
+    def _read(self) -> dict[str, tuple[int, int]]:
+        """Value -> (axis, positions), where the file computes some positions of an axis only."""
+        found = {}
+        before = {v.name: dims(v) for n in self.graph for v in n.outputs}
+        for value in (v for n in self._uncut.graph for v in n.outputs):
+            pairs = list(zip(before.get(value.name) or (), dims(value) or (), strict=False))
+            differing = [(axis, new) for axis, (old, new) in enumerate(pairs) if old != new]
+            if len(differing) == 1 and isinstance(differing[0][1], int):
+                found[value.name or ""] = (differing[0][0], differing[0][1])
+        return found
+
     def module(self, site: Site, units: int) -> Micro:
         """A site's module with `units` of its units left; with none, what stays of it: its inputs handed on."""
         whole = self._module(site)
         if units == 0:
             return self._micro(_idle(whole), IDLE, 0, site.group.size)
-        model = whole.clone()
+        model = shapes.stamp(whole.clone())
         if units < site.group.size:
             width = site.group.shape[-1]
             keep = tuple(r * width + i for r in range(site.rows) for i in range(units // site.rows))
             cut.units(model, self.structure, Plan(self.structure.digest, {site.id: keep}))
-            model = cleanup.tidy(model)
+            cleanup.sweep(model)
+        if any(node.name in self._picks for node in model.graph):
+            shapes.infer(model)
+            rewrite.drop_unread(model)
         return self._micro(model, site.group.kind, units, site.group.size)
 
     def role(self, site: Site) -> tuple[tuple[int, int, int], ...]:
@@ -139,7 +176,12 @@ class Cutter:
             for value in (*graph.inputs, *graph.outputs):
                 value.meta.pop("onnxprune.shape", None)
                 value.shape = ir.Shape(self.costs.dense_shape(known[value.name]))
-            self._modules[site.id] = ir.Model(graph, ir_version=self.costs.model.ir.ir_version)
+            model = ir.Model(graph, ir_version=self.costs.model.ir.ir_version)
+            for i, value in enumerate(graph.outputs):
+                if value.name in self._read:
+                    graph.outputs[i] = _picked(model, value, *self._read[value.name])
+                    self._picks.add(f"{value.name}_read")
+            self._modules[site.id] = shapes.stamp(model)
         return self._modules[site.id]
 
     def _region(self, site: Site) -> set[str]:
@@ -178,6 +220,19 @@ class Cutter:
 
 def _leaves(value: ir.Value, names: set[str]) -> bool:
     return value.is_graph_output() or any(user.name not in names for user, _ in value.uses())
+
+
+def _picked(model: ir.Model, value: ir.Value, axis: int, count: int) -> ir.Value:
+    """The first positions of an axis alone, so that only these are computed; which ones makes no difference."""
+    index = constant(model, np.arange(count, dtype=np.int64), f"{value.name}_read")
+    version = model.graph.opset_imports.get("", 13)
+    node = ir.node("Gather", [value, index], {"axis": axis}, name=f"{value.name}_read", version=version)
+    assert value.shape is not None
+    result, shape = node.outputs[0], list(value.shape)
+    shape[axis] = count
+    result.name, result.type, result.shape = f"{value.name}_few", value.type, ir.Shape(shape)
+    model.graph.append(node)
+    return result
 
 
 def _port(name: str, dtype: Any, shape: Any, array: np.ndarray | None = None) -> Port:

@@ -22,7 +22,7 @@ from onnxprune.errors import DataError
 from onnxprune.sites import Site
 from onnxprune.speed import measure
 from onnxprune.speed.measure import Run
-from onnxprune.speed.micro import IDLE, WHOLE, Cutter, Micro
+from onnxprune.speed.micro import IDLE, UNCUT, WHOLE, Cutter, Micro
 from onnxprune.speed.table import Entry, LatencyTable, load, save
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def entry(micro: Micro, file: Path, bindings: Mapping[str, int]) -> dict[str, An
     """What `measure.timed` is told of a model."""
     ports = [{"name": p.name, "dtype": p.dtype, "shape": list(p.shape), "low": p.low, "high": p.high}
              for p in micro.ports]  # fmt: skip
-    fixed = dict(bindings) if micro.model is None else {}
+    fixed = dict(bindings) if micro.kind in (WHOLE, UNCUT) else {}
     return {
         "file": str(file), "bytes": models.size(file), "signature": micro.signature, "kind": micro.kind,
         "units": micro.units, "of": micro.of, "ports": ports, "fixed": fixed,

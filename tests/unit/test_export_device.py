@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from onnxprune.errors import DataError
+import onnxprune
+from onnxprune.cli_export import import_bench
+from onnxprune.errors import DataError, UsageError
 from onnxprune.export import export
 from onnxprune.export.device import read_result
 
@@ -82,7 +84,7 @@ def test_a_phone_measures_and_the_import_reads(kit: Path, tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     told = json.loads((kit / "result.json").read_text())
     assert told["device"]["model"] == "a quoted ro.product.model"
-    rows, table = read_result(kit / "result.json")
+    rows, tables = read_result(kit / "result.json")
     assert [row.provider for row in rows] == ["CPUExecutionProvider", "XnnpackExecutionProvider"]
     for row in rows:
         assert row.runs == 2
@@ -92,22 +94,42 @@ def test_a_phone_measures_and_the_import_reads(kit: Path, tmp_path: Path) -> Non
         low, high = row.speedup_interval
         assert low <= row.speedup <= high
         assert row.speedup == pytest.approx(row.dense_ms.p50 / row.pruned_ms.p50)
-    products = {(line["inner"], line["width"]) for line in table if line["provider"] == "cpu"}
-    assert {(64, 128), (128, 64), (64, 32), (128, 16)} <= products  # whole widths and shares of them
-    assert all(line["tokens"] == 16 and line["ms"] > 0 for line in table)
+    assert [table.provider for table in tables] == [row.provider for row in rows]
+    for table in tables:
+        assert (table.threads, table.shape) == (1, {"batch_size": 1, "sequence_length": 16})
+        assert table.whole is not None and table.whole.ms > 0
+        assert {(e.kind, e.units, e.of) for e in table.entries} >= {
+            ("model", 1, 1), ("uncut", 1, 1), ("heads", 1, 4), ("heads", 4, 4), ("neurons", 128, 128),
+        }  # fmt: skip
+        assert all(e.ms > 0 for e in table.entries)
 
 
 def test_the_command_line_shows_it(kit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from onnxprune.cli_export import import_bench
-
     if not (kit / "result.json").exists():
         assert _measure(kit, tmp_path).returncode == 0
     import_bench(kit / "result.json", as_json=False, quiet=False)
-    assert "16 x 64 x 128" in capsys.readouterr().out
+    assert "128 of 128" in capsys.readouterr().out
     import_bench(kit / "result.json", as_json=True, quiet=False)
     told = json.loads(capsys.readouterr().out)
-    assert {line["op"] for line in told["table"]} == {"MatMul"}
+    assert [table["provider"] for table in told["tables"]] == ["CPUExecutionProvider", "XnnpackExecutionProvider"]
     assert len(told["latency"]) == 2
+
+
+def test_a_search_goes_by_what_a_phone_measured(kit: Path, letters_bert: Path, tmp_path: Path) -> None:
+    if not (kit / "result.json").exists():
+        assert _measure(kit, tmp_path).returncode == 0
+    table = tmp_path / "phone.json"
+    import_bench(kit / "result.json", table, ("xnnpack",), as_json=False, quiet=True)
+    with pytest.raises(UsageError, match="qnn"):
+        import_bench(kit / "result.json", table, ("qnn",), as_json=False, quiet=True)
+    shape = {"batch_size": 1, "sequence_length": 16}
+    made = onnxprune.prune(
+        letters_bert, latency=0.9, latency_table=str(table), shape=shape, method="magnitude", measure_latency=False
+    )
+    landing = made.report.landing
+    assert landing is not None and landing.provider == "XnnpackExecutionProvider"
+    assert landing.measured is None and "another machine" in made.report.warnings[-1]
+    assert landing.predicted <= 0.9
 
 
 def test_a_phone_without_the_program_is_said(kit: Path, tmp_path: Path) -> None:
@@ -121,8 +143,8 @@ def test_a_phone_without_the_program_is_said(kit: Path, tmp_path: Path) -> None:
     assert "PERF_TEST" in done.stderr
 
 
-@pytest.mark.parametrize("told", [[], {"format": 1}, {"format": 2, "threads": 1, "setup": {}, "runs": [{}]}, {
-    "format": 1, "threads": 1, "setup": {"shapes": {}, "micro": {}}, "runs": [{"model": "model.ort"}],
+@pytest.mark.parametrize("told", [[], {"format": 1}, {"format": 3, "threads": 1, "setup": {}, "runs": [{}]}, {
+    "format": 2, "threads": 1, "setup": {"shapes": {}, "micro": {}}, "runs": [{"model": "model.ort"}],
 }])  # fmt: skip
 def test_another_file_is_refused(told: Any, tmp_path: Path) -> None:
     file = tmp_path / "result.json"

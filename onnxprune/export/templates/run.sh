@@ -21,6 +21,7 @@ if [ -f dense.ort ]; then
     models="dense.ort model.ort"
 fi
 for file in micro/*.ort; do
+    [ -f "$file" ] || continue # a model without any
     "$ADB" push "$file" "$DEVICE_DIR/$file" >/dev/null
 done
 
@@ -44,7 +45,12 @@ while [ "$round" -le "$ROUNDS" ]; do
     for provider in $PROVIDERS; do
         for model in $models; do time_model "$provider" "$model" "$DIMS"; done
         if [ "$round" -le 3 ]; then
-            for file in micro/*.ort; do time_model "$provider" "$file" ""; done
+            for file in micro/*.ort; do
+                case $file in
+                    micro/uncut*) time_model "$provider" "$file" "$DIMS" ;; # the whole model, rewritten
+                    *) [ ! -f "$file" ] || time_model "$provider" "$file" "" ;;
+                esac
+            done
         fi
     done
     round=$((round + 1))
@@ -52,7 +58,7 @@ done
 
 [ -s "$lines" ] || { echo "nothing was measured" >&2; exit 1; }
 {
-    printf '{"format": 1, "threads": %s, "device": {"model": "%s", "chip": "%s", "android": "%s"},\n"setup": ' "$THREADS" \
+    printf '{"format": 2, "threads": %s, "device": {"model": "%s", "chip": "%s", "android": "%s"},\n"setup": ' "$THREADS" \
         "$(property ro.product.model)" "$(property ro.soc.model)" "$(property ro.build.version.release)"
     cat setup.json
     printf ',\n"runs": [\n'
