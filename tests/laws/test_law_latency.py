@@ -25,6 +25,7 @@ from onnxprune.errors import BudgetError, DataError
 from onnxprune.plan import Budget, Plan
 from onnxprune.planning import Planner
 from onnxprune.profiling import profiled_macs
+from onnxprune.report import terminal
 from onnxprune.speed import kit, source
 from onnxprune.speed import table as tables
 from onnxprune.speed.costs import LatencyCosts
@@ -78,12 +79,14 @@ def test_micro_models_compute_what_their_module_does(zoo: Build, family: str, tm
         few = site.rows * max(group.shape[-1] // 2, 1)
         for units in (few, group.size):
             micro = cutter.module(site, units)
+            assert micro.model is not None
             (file,) = models.save(micro.model, tmp_path / "micro.onnx")
             made[units] = sum(profiled_macs(file, micro.feeds()).values())
         keep = choose(group.shape, few // site.rows, np.random.default_rng(0))
         plan = Plan(costs.structure.digest, {group.id: keep} if few < group.size else {})
         assert made[group.size] - made[few] == costs.macs() - costs.macs(plan)
         idle = cutter.module(site, 0)
+        assert idle.model is not None
         (file,) = models.save(idle.model, tmp_path / "idle.onnx")
         assert not sum(profiled_macs(file, idle.feeds()).values())
         assert {p.shape for p in idle.ports} == {p.shape for p in cutter.module(site, group.size).ports}
@@ -154,7 +157,7 @@ def planner(model: ZooModel, budget: str, file: Path, *, learn: bool = True, slo
 
 
 @pytest.mark.parametrize(("budget", "learn", "options"), [
-    ("0.97", True, {}), ("0.94", True, {}), ("19ms", True, {"uniform": True}), ("0.93", True, {"search": "rank"}),
+    ("0.91", True, {}), ("0.94", True, {}), ("19ms", True, {"uniform": True}), ("0.93", True, {"search": "rank"}),
     ("0.95", False, {}), ("0.92", True, {"staged": True, "method": "magnitude"}),
 ])  # fmt: skip
 def test_a_plan_costs_no_more_than_its_budget(
@@ -210,7 +213,7 @@ def test_a_table_narrows_the_widths_of_other_budgets_too(zoo: Build, tmp_path: P
 
 def test_a_file_that_misses_is_corrected(zoo: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that takes 3% longer than its table says, whatever the plan."""
-    made = planner(zoo("bert", "torchscript", "sdpa"), "0.96", tmp_path / "t.json")
+    made = planner(zoo("bert", "torchscript", "sdpa"), "0.93", tmp_path / "t.json")
     seen: list[float] = []
 
     def timing(planner: Planner, plan: Plan, provider: str, threads: int) -> Timing:
@@ -220,12 +223,12 @@ def test_a_file_that_misses_is_corrected(zoo: Build, tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(latency_budget, "timing", timing)
     monkeypatch.setattr(latency_budget, "why_not_here", lambda table: "")
-    plan = made.plan(0.96 * 20)
+    plan = made.plan(0.93 * 20)
     landing = made.landing
     assert landing is not None and landing.corrected == 1
-    assert landing.target == pytest.approx(0.96)
+    assert landing.target == pytest.approx(0.93)
     assert landing.measured == pytest.approx(seen[1]) == pytest.approx(1.03 * landing.predicted)
-    assert abs(seen[1] - 0.96) < abs(seen[0] - 0.96)
+    assert abs(seen[1] - 0.93) < abs(seen[0] - 0.93)
     assert landing.predicted == pytest.approx(made.costs.total("latency", plan) / 20)
 
 
@@ -303,23 +306,36 @@ def test_a_measured_table_is_kept_for_the_next_run(zoo: Build, tmp_path: Path, m
     assert len(list((tmp_path / "cache" / "onnxprune" / "latency").glob("*.json"))) == 2
 
 
+def test_a_profile_measures_all_that_a_search_needs(
+    zoo: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (held,) = profile.profile(zoo("bert", "torchscript", "sdpa").path, [SHAPE])
+    costs = kit.costs_of(counted(zoo("bert", "torchscript", "sdpa"), SHAPE), profile.UNITS, runtime.CPU, every=True)
+    assert set(held.by_signature) == {m.signature for m in costs.needed()}
+    assert all(e.ms > 0 for e in held.entries)
+
+
 def test_from_the_command_to_the_report(zoo: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything real, and no time judged: the table is measured, the file is timed, and the report says both."""
+    """The real file is timed, and the report says what came of it; its time is not judged."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(latency_budget, "RUNS", 35)
+    monkeypatch.setattr(source, "measured", lambda cutter, needed, *rest: invented(cutter, needed).entries)
     (tmp_path / "model.onnx").write_bytes(zoo("bert", "torchscript", "sdpa").path.read_bytes())
     result = onnxprune.prune(
-        tmp_path / "model.onnx", tmp_path / "small.onnx", latency=0.9, method="magnitude", shape=SHAPE
+        tmp_path / "model.onnx", tmp_path / "small.onnx", latency=0.93, method="magnitude", shape=SHAPE
     )
     landing = result.report.landing
     assert landing is not None and landing.measured is not None and landing.interval is not None
-    assert landing.predicted <= landing.target * (1 + landing.corrected)
+    assert landing.target == pytest.approx(0.93)
+    assert landing.predicted <= 0.93 or landing.corrected
     assert landing.interval[0] <= landing.measured <= landing.interval[1]
     row = result.report.latency[0]
     assert landing.measured == pytest.approx(1 / row.speedup)
     told = json.loads((tmp_path / "small.report.json").read_text())
     assert told["budget"]["kind"] == "latency" and told["landing"]["provider"] == runtime.CPU
     assert type(result.report).from_json(told).landing == landing
+    assert "correction" in terminal.to_text(result.report)
 
 
 def test_a_latency_is_a_budget_like_others() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,7 +134,7 @@ def test_models_that_do_not_fit_at_once_are_scaled_by_the_whole_one(monkeypatch:
     slow = {"chunk": 0.5}
     opened: list[str] = []
 
-    def open_model(entry: dict[str, object]) -> measure.Run:
+    def open_model(entry: Mapping[str, Any]) -> measure.Run:
         name = str(entry["kind"])
         opened.append(name)
         slow["chunk"] *= 2 if name == "whole" else 1
@@ -148,13 +149,13 @@ def test_models_that_do_not_fit_at_once_are_scaled_by_the_whole_one(monkeypatch:
 
 
 def test_values_for_inputs_are_what_their_ports_say() -> None:
-    ports = [
+    ports: list[dict[str, Any]] = [
         {"name": "ids", "dtype": "int64", "shape": [2, 5], "low": 3, "high": 4},
         {"name": "mask", "dtype": "bool", "shape": [4], "low": 1, "high": 1},
         {"name": "x", "dtype": "float16", "shape": [100], "low": None, "high": None},
     ]
     made = measure.drawn(ports)
-    assert (made["ids"].dtype, made["ids"].shape) == (np.int64, (2, 5))
+    assert made["ids"].dtype == np.int64 and made["ids"].shape == (2, 5)
     assert set(made["ids"].ravel()) == {3, 4}
     assert made["mask"].all() and made["mask"].dtype == np.bool_
     assert made["x"].dtype == np.float16 and 0.5 < made["x"].std() < 2
