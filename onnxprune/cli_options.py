@@ -168,7 +168,7 @@ def planning(command: Any) -> Any:
         click.option("--latency-threads", default=1, show_default=True, help="Of the sessions that are timed."),
         click.option(
             "--latency-table",
-            type=click.Path(exists=True, dir_okay=False),
+            type=click.Path(exists=True, dir_okay=False, resolve_path=True),
             help="A table measured elsewhere, by `profile` or a phone, instead of one measured here.",
         ),
     ):
