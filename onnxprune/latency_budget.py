@@ -26,7 +26,7 @@ from onnxprune.speed.costs import LatencyCosts
 from onnxprune.speed.landing import Landing, Seen, Timing, landed
 from onnxprune.speed.micro import Cutter, Micro
 from onnxprune.speed.table import LatencyTable
-from onnxprune.speed.widths import step
+from onnxprune.speed.widths import measured
 
 if TYPE_CHECKING:
     from onnxprune.planning import Planner
@@ -67,19 +67,13 @@ def costs_for(
         with clock.stage("profile"):
             return source.obtained(cutter, needed, provider, options.latency_threads, progress=told)
 
-    measured = partial(widths, options=options)
-    return LatencyCosts(model, structure, bindings, sites, measured, obtain, picky, options.keep_unread)
+    timed = partial(measured, provider=provider, round_to=options.round_to)
+    return LatencyCosts(model, structure, bindings, sites, timed, obtain, picky, options.keep_unread)
 
 
 def provider_of(options: Options) -> str:
     """The full name of the provider that a run is about."""
     return runtime.SHORT_NAMES.get(options.provider.lower(), options.provider)
-
-
-def widths(site: Site, options: Options) -> list[int]:
-    """The numbers of units at which a module is measured: every multiple that a plan may keep."""
-    size, each = site.group.size, step(site, provider_of(options), options.round_to)
-    return sorted({0, *range(each, size, each), size})
 
 
 def land(planner: Planner, limit: float) -> tuple[Plan, Landing]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,8 @@ def make_plan(
             **asked,
         )
     planner = Planner(dense, structure, options, learn, shape_of(dense, options.shape, learn), progress=progress)
-    return recipe.carry_out(planner, options.budget)
+    plan = recipe.carry_out(planner, options.budget)
+    return plan if planner.landing is None else replace(plan, notes={"latency": asdict(planner.landing)})
 
 
 def apply(

@@ -20,8 +20,11 @@ def print_tables(tables: Sequence[LatencyTable]) -> None:
     console = console_for()
     for held in tables:
         at = text.dims(held.shape)
-        title = f"{text.provider(held.provider)}{', ' + at if at else ''}, {held.threads} threads: {held.machine}"
-        made = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        threads = f"{held.threads} thread{'s' * (held.threads != 1)}"
+        console.print(
+            f"{text.provider(held.provider)}{', ' + at if at else ''}, {threads}: {held.machine}", style="bold"
+        )
+        made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for column in ("module", "units", "ms", "±"):
             made.add_column(column, justify="left" if column == "module" else "right")
         for entry in sorted(held.entries, key=lambda e: (e.kind != WHOLE, e.kind, e.of, e.units)):

@@ -97,8 +97,8 @@ class LatencyCosts(Costs):
     def map_cost(self, kind: str, branch: str) -> float:
         if kind != "latency":
             return super().map_cost(kind, branch)
-        site = next(s for s in self.sites.values() if s.branch is not None and s.branch.id == branch)
-        idle = self._ms(self._micros[site.id][0])
+        site = next((s for s in self.sites.values() if s.branch is not None and s.branch.id == branch), None)
+        idle = self._ms(self._micros[site.id][0]) if site is not None else 0.0
         return max(self._ms(self._maps[branch]) - idle, 0.0)
 
     def branch_cost(self, kind: str, branch: str) -> float:
@@ -137,8 +137,7 @@ class LatencyCosts(Costs):
 
     @cached_property
     def _maps(self) -> dict[str, Micro]:
-        branches = [s.branch for s in self.sites.values() if s.branch is not None]
-        return {b.id: self.cutter.map(b) for b in branches}
+        return {b.id: self.cutter.map(b) for b in self.structure.branches}
 
     def _ms(self, micro: Micro) -> float:
         entry = self.table.by_signature.get(micro.signature)

@@ -16,7 +16,7 @@ from onnxprune.speed.costs import LatencyCosts
 from onnxprune.speed.micro import Cutter, Micro
 from onnxprune.speed.source import entry, write
 from onnxprune.speed.table import LatencyTable
-from onnxprune.speed.widths import step
+from onnxprune.speed.widths import measured, step
 
 MODEL = "model.onnx"
 
@@ -95,9 +95,7 @@ def costs_of(
         raise NothingToPruneError(f"no {', '.join(units)} are free to be cut: there is nothing to measure")
 
     def widths(site: Site) -> list[int]:
-        each, size = step(site, provider, None), site.group.size
-        some = range(each, size, each) if every else (k for k in levels(site, each) if k > 0)
-        return sorted({0, *some, size})
+        return measured(site, provider, None) if every else sorted({0, *levels(site, step(site, provider, None))})
 
     return LatencyCosts(model, structure, counted.bindings, sites, widths, obtain or _elsewhere)
 

@@ -47,3 +47,10 @@ def step(site: Site, provider: str, round_to: int | None) -> int:
     if group.kind in ("heads", "query_heads"):
         return 1
     return next((multiple for least, multiple in FAST.get(provider, _DEFAULT) if group.size >= least), 1)
+
+
+def measured(site: Site, provider: str, round_to: int | None, most: int = 48) -> list[int]:
+    """The numbers of units at which a module is timed: none, all, and its widths, every second … of many."""
+    each, size = step(site, provider, round_to), site.group.size
+    stride = each * -(-size // (each * most))
+    return sorted({0, *range(stride, size, stride), size})
