@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -364,10 +367,33 @@ cli.add_command(profile)
 cli.add_command(run)
 
 
+@contextlib.contextmanager
+def _stdout_for_json(alone: bool) -> Iterator[None]:
+    """Keep native libraries, which write to descriptor 1 past Python, off the stdout that holds one JSON document."""
+    try:
+        ours = os.dup(sys.stdout.fileno()) if alone else None
+    except (OSError, ValueError, AttributeError):  # stdout is no file: there is nothing to keep apart
+        ours = None
+    if ours is None:
+        yield
+        return
+    before = sys.stdout
+    before.flush()
+    os.dup2(2, before.fileno())
+    try:
+        with os.fdopen(os.dup(ours), "w", encoding="utf-8") as sys.stdout:
+            yield
+    finally:
+        sys.stdout = before
+        os.dup2(ours, before.fileno())
+        os.close(ours)
+
+
 def main() -> None:
     """The `onnxprune` program: one clear line and the exit code of `errors` for what goes wrong."""
     try:
-        cli.main(standalone_mode=False)
+        with _stdout_for_json("--json" in sys.argv):
+            cli.main(standalone_mode=False)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.Abort:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -220,6 +221,25 @@ class _Sizes:
 
     def constant(self, value: ir.Value | None) -> np.ndarray | None:
         return None if value is None or value.const_value is None else value.const_value.numpy()
+
+
+ACTIVATIONS = 0.75e9
+"""Bytes that the activations of one batch may take when all are kept, as for gradients."""
+
+
+def tokens_at_once(costs: Costs, most: int = 4096) -> int:
+    """How many tokens (`data.Example.tokens`) a batch may have for all its activations to fit in memory."""
+    total = 0
+    for node in costs.model.graph:
+        for value in node.outputs:
+            with contextlib.suppress(UnsupportedError, UsageError):
+                total += 4 * math.prod(costs.dense_shape(value))
+    rows, tokens = 1, 1
+    for value in costs.model.graph.inputs:
+        shape = costs.dense_shape(value)
+        rows = shape[0] if shape else rows
+        tokens = max(tokens, shape[1]) if len(shape) == 2 and value.dtype and value.dtype.is_integer() else tokens
+    return int(min(max(ACTIVATIONS * rows * tokens / max(total, 1), 1), most))
 
 
 def default_bindings(model: Model, shape: Mapping[str, int]) -> dict[str, int]:

@@ -18,6 +18,7 @@ from onnxprune.asked import device_of, method_of, why_nothing
 from onnxprune.clock import Clock, Progress
 from onnxprune.compensate import compensate
 from onnxprune.config import Options
+from onnxprune.cost import tokens_at_once
 from onnxprune.damage import Refitter, damage_table, spread
 from onnxprune.data import Dataset
 from onnxprune.errors import BudgetError, NothingToPruneError
@@ -106,7 +107,7 @@ class Planner:
         self.first = Plan(model.digest)  # what every plan begins with (recipe.py)
         self.scores = Scores.open(scores, key_of(model.digest, self.method, options, calibration, version("onnxprune")))
         if calibration is not None:
-            split = Split.of(self.interpreter, calibration, options)
+            split = Split.of(self.interpreter, calibration, options, tokens_at_once(self.costs))
             self.fit, self.held, self.table, self.select = split.fit, split.held, split.table, split.select
 
     def plan(self, budget: float) -> Plan:

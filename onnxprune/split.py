@@ -16,6 +16,10 @@ from onnxprune.interpret import Interpreter
 from onnxprune.probe import Evaluator, Rows
 
 FEWEST = 8
+TEACHING = 16384
+"""Tokens from which on given rows teach enough: parts of their texts are added up to here."""
+MEASURING = 2048
+"""The most tokens that a level of the damage table is measured on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +39,11 @@ class Split:
     select: Evaluator
 
     @classmethod
-    def of(cls, interpreter: Interpreter, calibration: Dataset, options: Options) -> Split:
+    def of(cls, interpreter: Interpreter, calibration: Dataset, options: Options, max_tokens: int) -> Split:
         """Split by the options' seed.
+
+        Args:
+            max_tokens: in one batch.
 
         Raises:
             UsageError: fewer rows than it takes.
@@ -48,11 +55,26 @@ class Split:
             )
         parts = calibration.split({"fit": 0.65, "search": 0.2, "select": 0.15}, options.seed)
         fit, search, select = parts["fit"], parts["search"], parts["select"]
-        learnt = fit + variants(fit, round(options.variants * len(fit)), options.seed)
+        lacking = max(TEACHING - _tokens(fit), 0) // max(_tokens(fit) // len(fit), 1)
+        learnt = fit + variants(fit, min(round(options.variants * len(fit)), lacking), options.seed)
         measure = softened(Rows(interpreter, select).divergence, options.temperature)
+
+        def rows(dataset: Dataset) -> Rows:
+            return Rows(interpreter, dataset, max_tokens, measure)
+
         return cls(
-            Rows(interpreter, learnt, given=measure),
-            Rows(interpreter, search, given=measure),
-            Evaluator(Rows(interpreter, search.by_length(8, 12), given=measure)),
-            Evaluator(Rows(interpreter, select.by_length(12, 16), given=measure)),
+            rows(learnt),
+            rows(search),
+            Evaluator(rows(_short(search, 8, 12))),
+            Evaluator(rows(select.by_length(12, 16))),
         )
+
+
+def _short(dataset: Dataset, lengths: int, each: int) -> Dataset:
+    """A sample that makes few batches, of fewer rows where they are long."""
+    chosen = dataset.by_length(lengths, each)
+    return dataset.by_length(lengths, max(2, each * MEASURING // max(_tokens(chosen), MEASURING)))
+
+
+def _tokens(dataset: Dataset) -> int:
+    return sum(example.tokens for example in dataset.examples)

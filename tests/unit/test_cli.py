@@ -332,3 +332,18 @@ def test_export_from_the_command_line(run: Callable[..., Outcome], folder: Path)
     assert "model.onnx" in out
     code, out, err = run("inspect", folder / "model.onnx", "--json")
     assert 0 < json.loads(out)["embeddings"]["share"] < 1
+
+
+def test_json_stands_alone_whatever_native_libraries_print(folder: Path) -> None:
+    """Execution providers write to descriptor 1 past Python."""
+    program = (
+        "import os, sys, onnxprune.cli as cli, onnxprune.pipeline as pipeline\n"
+        "inspect = pipeline.inspect\n"
+        "pipeline.inspect = lambda *a, **k: (os.write(1, b'# a library says hello\\n'), inspect(*a, **k))[1]\n"
+        f"sys.argv = ['onnxprune', 'inspect', {str(folder / 'model.onnx')!r}, '--json']\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
+    assert "a library says hello" in done.stderr
