@@ -287,8 +287,8 @@ def validate(
 
     from onnxprune import data, shipped
     from onnxprune import model as models
-    from onnxprune.job import vocabulary
     from onnxprune.report import terminal
+    from onnxprune.rows import vocabulary
     from onnxprune.validate import validate as compare
 
     logs(verbose)

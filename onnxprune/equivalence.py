@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,18 @@ from numpy.typing import NDArray
 
 from onnxprune import runtime
 from onnxprune.errors import CheckError
+from onnxprune.gates import Gates
+from onnxprune.interpret import Interpreter
+from onnxprune.model import Model
+from onnxprune.plan import Plan, Structure
 
 Array = NDArray[Any]
 
 _FLIPS = 0.01
 """Share of an integer output's elements that may differ: an argmax over nearly equal values."""
+
+TOLERANCE = {"float16": 1e-2, "bfloat16": 4e-2}
+"""How far the written file may be from the plan, relative to the outputs' scale; 1e-4 in single precision."""
 
 
 @dataclass(frozen=True)
@@ -100,3 +108,27 @@ def max_distance(found: Array, should: Array) -> float:
 def _scale(should: Array) -> float:
     finite = np.abs(np.asarray(should, np.float64))
     return float(finite[np.isfinite(finite)].max(initial=0.0))
+
+
+def check(
+    dense: Model, structure: Structure, plan: Plan, file: Path, rows: Sequence[Mapping[str, np.ndarray]]
+) -> Equivalence:
+    """Law 1: the written file, in ONNX Runtime, gives what the original gives with the plan's gates and weights.
+
+    Raises:
+        CheckError: it does not.
+    """
+    import torch
+
+    interpreter = Interpreter(dense.graph)
+    gated = Gates(structure, interpreter).gated(plan)
+    expected = []
+    for feeds in rows:
+        with torch.inference_mode():
+            found = interpreter.run(feeds, weights=gated.weights, edit=gated.edit)
+        expected.append(
+            (dict(feeds), {k: v.float().numpy() if v.is_floating_point() else v.numpy() for k, v in found.items()})
+        )
+    types = {v.dtype.name.lower() for v in dense.graph.initializers.values() if v.dtype is not None}
+    tolerance = max((limit for name, limit in TOLERANCE.items() if name in types), default=1e-4)
+    return equivalence(file, expected, tolerance)

@@ -4,33 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
-import resource
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
-from onnxprune import data, latency, recipe, rewrite
+from onnxprune import latency, recipe, rewrite, summary
 from onnxprune import model as models
 from onnxprune import report as reports
 from onnxprune.clock import Clock, Progress
 from onnxprune.companions import copy_companions
 from onnxprune.config import Options
-from onnxprune.cost import Costs, default_bindings
+from onnxprune.cost import Costs
 from onnxprune.data import Dataset
-from onnxprune.equivalence import Equivalence, equivalence
-from onnxprune.errors import UsageError
-from onnxprune.gates import Gates
-from onnxprune.interpret import Interpreter
+from onnxprune.equivalence import Equivalence, check
 from onnxprune.latency_budget import verified
 from onnxprune.model import Model
 from onnxprune.plan import Budget, Plan, Structure
@@ -38,6 +30,7 @@ from onnxprune.planning import Planner
 from onnxprune.precision import Step, measure_steps
 from onnxprune.precision.apply import scheme_of
 from onnxprune.report import html
+from onnxprune.rows import read_rows, shape_of
 from onnxprune.runtime import CPU
 from onnxprune.sparsify import zeros_in
 from onnxprune.structure import analyze
@@ -45,18 +38,12 @@ from onnxprune.validate import Evidence, Teacher, compare
 
 logger = logging.getLogger(__name__)
 
-TOLERANCE = {"float16": 1e-2, "bfloat16": 4e-2}
-"""How far the written file may be from the plan, relative to the outputs' scale; 1e-4 in single precision."""
-
 UNITS = {"flops": "MAC", "params": "parameters", "size": "bytes", "latency": "ms"}
 """Of budgets that state an amount."""
 
 CHECK_ROWS = 64
 CALIBRATION_ROWS = 128
 """Rows that the ranges of 8-bit activations are taken from."""
-
-ACCELERATED = {"2:4": ("TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")}
-"""Patterns of zeros that some provider computes faster."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +211,9 @@ class Job:
                     self.dense.path, file, providers=self.providers, dims=bindings, examples=examples,
                     threads=self.options.latency_threads,
                 )  # fmt: skip
-        return replace(self._report(plan, budget, file, place, found, evidence, timed), sparsity=_sparsity(plan, zeros))
+        return replace(
+            self._report(plan, budget, file, place, found, evidence, timed), sparsity=summary.sparsity_of(plan, zeros)
+        )
 
     def _fewer_bits(self, file: Path, target: Path) -> tuple[Step, ...]:
         """The file in fewer bits, and what pruning, fewer bits and both together cost."""
@@ -284,7 +273,7 @@ class Job:
             flops=reports.Flops(2 * costs.macs(), 2 * costs.macs(plan), by_op, costs.bindings),
             params=reports.Change(costs.params(), costs.params(plan)),
             size_bytes=reports.Change(models.size(self.dense.path), models.size(file)),
-            units=units_of(self.structure, plan, self.planner),
+            units=summary.units_of(self.structure, plan, self.planner),
             recipe={
                 "options": replace(self.options, budget=budget).to_json(),
                 "sources": {
@@ -295,7 +284,7 @@ class Job:
                     "quantize": self.quantize,
                 },
                 "method": self.planner.method,
-                "versions": versions(),
+                "versions": summary.versions(),
                 "data": said,
                 "divergence": divergence,
             },
@@ -305,9 +294,10 @@ class Job:
             drift=evidence.drift if evidence else None,
             latency=tuple(timed),
             landing=landing,
-            warnings=_warnings(self.learn, self.judge) + ((landing.said,) if landing and landing.said else ()),
+            warnings=summary.warnings_of(self.learn, self.judge)
+            + ((landing.said,) if landing and landing.said else ()),
             seconds=dict(self.clock.seconds),
-            peak_memory_bytes=peak_memory(),
+            peak_memory_bytes=summary.peak_memory(),
         )
 
 
@@ -316,131 +306,3 @@ def _path(source: Any) -> str | None:
     if not isinstance(source, str | os.PathLike):
         return None
     return "random" if source == "random" else str(Path(source).resolve())
-
-
-def read_rows(
-    dense: Model, calibration: Any, evaluation: Any, options: Options, **asked: Any
-) -> tuple[Dataset | None, Dataset | None]:
-    """(rows to learn from, rows to report on). Report rows decide nothing."""
-    common = dict(
-        inputs=dense.inputs,
-        outputs=dense.outputs,
-        folder=dense.folder,
-        seed=options.seed,
-        vocab_size=vocabulary(dense),
-        **asked,
-    )
-    learn = data.read(calibration, limit=options.rows, **common) if calibration is not None else None
-    if evaluation is not None:
-        return learn, data.read(evaluation, **common)
-    if learn is None or len(learn) < 20:
-        return learn, None
-    parts = learn.split({"learn": 0.8, "report": 0.2}, options.seed)
-    return parts["learn"], parts["report"]
-
-
-def vocabulary(dense: Model) -> int | None:
-    """Rows of the table that `input_ids` index, so that ids out of range are refused with their row."""
-    value = next((v for v in dense.graph.inputs if v.name == "input_ids"), None)
-    for node, index in value.uses() if value is not None else ():
-        table = node.inputs[0]
-        if node.op_type == "Gather" and index == 1 and table is not None and table.const_value is not None:
-            return int(table.const_value.shape.numpy()[0])
-    return None
-
-
-def shape_of(dense: Model, shape: Mapping[str, int], rows: Dataset | None) -> dict[str, int]:
-    """Where FLOPs are counted: as stated, else batch 1 and the rows' mean."""
-    known = {spec_dim for spec in dense.inputs for spec_dim in spec.shape if isinstance(spec_dim, str)}
-    unknown = [name for name in shape if name not in known]
-    if unknown:
-        raise UsageError(f"--shape {unknown[0]}: the graph's dimensions are {', '.join(sorted(known)) or 'all fixed'}")
-    found = {**(rows.mean_shape(dense.inputs) if rows is not None else {}), **shape}
-    found = default_bindings(dense, found)
-    missing = sorted(known - found.keys())
-    if missing:
-        raise UsageError(
-            f"the size of {', '.join(missing)} is not known without calibration rows; "
-            f"state it with --shape {missing[0]}=128"
-        )
-    return found
-
-
-def check(
-    dense: Model, structure: Structure, plan: Plan, file: Path, rows: Sequence[Mapping[str, np.ndarray]]
-) -> Equivalence:
-    """Law 1: the written file, in ONNX Runtime, gives what the original gives with the plan's gates and weights.
-
-    Raises:
-        CheckError: it does not.
-    """
-    import torch
-
-    interpreter = Interpreter(dense.graph)
-    gated = Gates(structure, interpreter).gated(plan)
-    expected = []
-    for feeds in rows:
-        with torch.inference_mode():
-            found = interpreter.run(feeds, weights=gated.weights, edit=gated.edit)
-        expected.append(
-            (dict(feeds), {k: v.float().numpy() if v.is_floating_point() else v.numpy() for k, v in found.items()})
-        )
-    types = {v.dtype.name.lower() for v in dense.graph.initializers.values() if v.dtype is not None}
-    tolerance = max((limit for name, limit in TOLERANCE.items() if name in types), default=1e-4)
-    return equivalence(file, expected, tolerance)
-
-
-def units_of(structure: Structure, plan: Plan, planner: Planner) -> tuple[reports.Units, ...]:
-    """What every site and branch keeps."""
-    found = []
-    for site in planner.sites:
-        group = site.group
-        gone = group.branch is not None and group.branch in plan.drop
-        kept = () if gone else plan.keep.get(group.id, tuple(range(group.size)))
-        found.append(reports.Units(group.id, group.kind, group.layer, group.size, len(kept), tuple(kept)))
-    for branch in structure.branches:
-        there = int(branch.id not in plan.drop)
-        found.append(reports.Units(branch.id, "blocks", branch.layer, 1, there, (0,) if there else ()))
-    return tuple(found)
-
-
-def _sparsity(plan: Plan, zeros: float | None) -> reports.Sparsity | None:
-    if zeros is None:
-        return None
-    pattern = ", ".join(dict.fromkeys(plan.sparsity.values()))
-    return reports.Sparsity(pattern, zeros, ACCELERATED.get(pattern, ()))
-
-
-def _warnings(learn: Dataset | None, judge: Dataset | None) -> tuple[str, ...]:
-    said = []
-    if learn is None:
-        said.append(
-            "no calibration rows: units were ranked by magnitude alone and nothing was mended; "
-            "accuracy is likely to suffer"
-        )
-    elif learn.kind == "random":
-        said.append("calibration rows are random: scores and compensation mean little on real inputs")
-    if judge is None:
-        said.append("no evaluation rows: what pruning cost in accuracy was not measured")
-    elif judge.labels is None:
-        said.append(
-            "the evaluation rows have no labels: the dense model is the teacher, and agreement with it is reported"
-        )
-    return tuple(said)
-
-
-def peak_memory() -> int:
-    """The most memory this process has held, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def versions() -> dict[str, str]:
-    """What a run depends on."""
-    found = {"python": platform.python_version()}
-    for name in ("onnxprune", "onnx", "onnx-ir", "onnxruntime", "torch", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found

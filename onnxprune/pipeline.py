@@ -19,15 +19,16 @@ from onnxprune.companions import copy_companions
 from onnxprune.config import Options
 from onnxprune.cost import Costs, default_bindings
 from onnxprune.drop import smallest_within
-from onnxprune.equivalence import Equivalence
+from onnxprune.equivalence import Equivalence, check
 from onnxprune.errors import UsageError
 from onnxprune.gates import Gates
 from onnxprune.interpret import Interpreter
-from onnxprune.job import Job, Result, check, shape_of, vocabulary
+from onnxprune.job import Job, Result
 from onnxprune.latency import synthesize
 from onnxprune.model import Model
 from onnxprune.plan import Budget, Plan, Structure
 from onnxprune.planning import Planner
+from onnxprune.rows import shape_of, vocabulary
 from onnxprune.sparsify import zeros_in
 from onnxprune.structure import analyze
 

@@ -12,7 +12,7 @@ from onnxprune import runtime
 from onnxprune.clock import Progress
 from onnxprune.cost import Costs
 from onnxprune.errors import UsageError
-from onnxprune.job import shape_of
+from onnxprune.rows import shape_of
 from onnxprune.speed import kit, source
 from onnxprune.speed.micro import Cutter, Micro
 from onnxprune.speed.table import LatencyTable

@@ -21,9 +21,9 @@ import onnxprune
 from onnxprune import data
 from onnxprune.config import Options
 from onnxprune.cost import Costs
-from onnxprune.job import shape_of
 from onnxprune.plan import Budget, Plan, Ranking
 from onnxprune.planning import Planner
+from onnxprune.rows import shape_of
 from onnxprune.score import METHODS
 from onnxprune.sites import Site, find_sites
 

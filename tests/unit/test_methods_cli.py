@@ -18,11 +18,11 @@ from onnxprune import data
 from onnxprune.config import Options
 from onnxprune.gates import Gates
 from onnxprune.interpret import Interpreter
-from onnxprune.job import shape_of
 from onnxprune.model import load
 from onnxprune.plan import Budget, Plan
 from onnxprune.planning import MAPPED, Planner
 from onnxprune.probe import Rows
+from onnxprune.rows import shape_of
 from onnxprune.score import METHODS, Seven, configured, dynamic
 from onnxprune.search.schedule import cubic
 from onnxprune.sites import find_sites

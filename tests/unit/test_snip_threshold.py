@@ -22,12 +22,12 @@ from onnxprune.config import Options
 from onnxprune.cost import Costs
 from onnxprune.errors import UsageError
 from onnxprune.flow import flows
-from onnxprune.job import shape_of
 from onnxprune.maps import cheaper, mapped
 from onnxprune.plan import Budget, Plan
 from onnxprune.planning import Planner
 from onnxprune.probe import Evaluator, Rows
 from onnxprune.profiling import profiled_macs
+from onnxprune.rows import shape_of
 from onnxprune.sites import find_sites
 
 Build = Callable[..., ZooModel]

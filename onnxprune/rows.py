@@ -1,0 +1,61 @@
+"""A run's rows, and the shape at which its costs are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from onnxprune import data
+from onnxprune.config import Options
+from onnxprune.cost import default_bindings
+from onnxprune.data import Dataset
+from onnxprune.errors import UsageError
+from onnxprune.model import Model
+
+
+def read_rows(
+    dense: Model, calibration: Any, evaluation: Any, options: Options, **asked: Any
+) -> tuple[Dataset | None, Dataset | None]:
+    """(rows to learn from, rows to report on). Report rows decide nothing."""
+    common = dict(
+        inputs=dense.inputs,
+        outputs=dense.outputs,
+        folder=dense.folder,
+        seed=options.seed,
+        vocab_size=vocabulary(dense),
+        **asked,
+    )
+    learn = data.read(calibration, limit=options.rows, **common) if calibration is not None else None
+    if evaluation is not None:
+        return learn, data.read(evaluation, **common)
+    if learn is None or len(learn) < 20:
+        return learn, None
+    parts = learn.split({"learn": 0.8, "report": 0.2}, options.seed)
+    return parts["learn"], parts["report"]
+
+
+def vocabulary(dense: Model) -> int | None:
+    """Rows of the table that `input_ids` index, so that ids out of range are refused with their row."""
+    value = next((v for v in dense.graph.inputs if v.name == "input_ids"), None)
+    for node, index in value.uses() if value is not None else ():
+        table = node.inputs[0]
+        if node.op_type == "Gather" and index == 1 and table is not None and table.const_value is not None:
+            return int(table.const_value.shape.numpy()[0])
+    return None
+
+
+def shape_of(dense: Model, shape: Mapping[str, int], rows: Dataset | None) -> dict[str, int]:
+    """Where FLOPs are counted: as stated, else batch 1 and the rows' mean."""
+    known = {spec_dim for spec in dense.inputs for spec_dim in spec.shape if isinstance(spec_dim, str)}
+    unknown = [name for name in shape if name not in known]
+    if unknown:
+        raise UsageError(f"--shape {unknown[0]}: the graph's dimensions are {', '.join(sorted(known)) or 'all fixed'}")
+    found = {**(rows.mean_shape(dense.inputs) if rows is not None else {}), **shape}
+    found = default_bindings(dense, found)
+    missing = sorted(known - found.keys())
+    if missing:
+        raise UsageError(
+            f"the size of {', '.join(missing)} is not known without calibration rows; "
+            f"state it with --shape {missing[0]}=128"
+        )
+    return found

@@ -1,0 +1,74 @@
+"""What a report says beside what was measured: the units, what to be warned of, what the run depends on."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+from onnxprune import report as reports
+from onnxprune.data import Dataset
+from onnxprune.plan import Plan, Structure
+from onnxprune.planning import Planner
+
+ACCELERATED = {"2:4": ("TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")}
+"""Patterns of zeros that some provider computes faster."""
+
+
+def units_of(structure: Structure, plan: Plan, planner: Planner) -> tuple[reports.Units, ...]:
+    """What every site and branch keeps."""
+    found = []
+    for site in planner.sites:
+        group = site.group
+        gone = group.branch is not None and group.branch in plan.drop
+        kept = () if gone else plan.keep.get(group.id, tuple(range(group.size)))
+        found.append(reports.Units(group.id, group.kind, group.layer, group.size, len(kept), tuple(kept)))
+    for branch in structure.branches:
+        there = int(branch.id not in plan.drop)
+        found.append(reports.Units(branch.id, "blocks", branch.layer, 1, there, (0,) if there else ()))
+    return tuple(found)
+
+
+def sparsity_of(plan: Plan, zeros: float | None) -> reports.Sparsity | None:
+    """The pattern of zeros, their share, and who computes it faster; None where there is none."""
+    if zeros is None:
+        return None
+    pattern = ", ".join(dict.fromkeys(plan.sparsity.values()))
+    return reports.Sparsity(pattern, zeros, ACCELERATED.get(pattern, ()))
+
+
+def warnings_of(learn: Dataset | None, judge: Dataset | None) -> tuple[str, ...]:
+    """What a reader should know of the rows."""
+    said = []
+    if learn is None:
+        said.append(
+            "no calibration rows: units were ranked by magnitude alone and nothing was mended; "
+            "accuracy is likely to suffer"
+        )
+    elif learn.kind == "random":
+        said.append("calibration rows are random: scores and compensation mean little on real inputs")
+    if judge is None:
+        said.append("no evaluation rows: what pruning cost in accuracy was not measured")
+    elif judge.labels is None:
+        said.append(
+            "the evaluation rows have no labels: the dense model is the teacher, and agreement with it is reported"
+        )
+    return tuple(said)
+
+
+def peak_memory() -> int:
+    """The most memory this process has held, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def versions() -> dict[str, str]:
+    """What a run depends on."""
+    found = {"python": platform.python_version()}
+    for name in ("onnxprune", "onnx", "onnx-ir", "onnxruntime", "torch", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
