@@ -1,0 +1,112 @@
+"""How much of what is cut is felt: speed-up × share of FLOPs kept, interleaved, on one thread; 1 is the limit.
+
+    python tests/bench/efficiency.py --dense exports/sst2 --pruned small.onnx few.onnx
+    python tests/bench/efficiency.py --base --share 0.6
+
+Every pruned file is timed against the dense one at every shape, turn by turn. The share is counted twice: what the
+written graph computes, by ONNX Runtime's own account at that shape (1 is the limit of a graph of fewer
+multiplications), and what the budget counted, where positions that no output reads come on top. `--base` makes a
+BERT-base-sized classifier with random weights (12 layers, 768 wide) and cuts it with magnitudes. Run it alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from onnxprune import latency
+from onnxprune import model as models
+from onnxprune.cost import Costs
+from onnxprune.pipeline import prune
+from onnxprune.plan import Plan
+from onnxprune.profiling import profiled_macs
+from onnxprune.structure import analyze
+
+SHAPES = ((1, 128), (8, 64))
+
+
+def base(folder: Path, layers: int = 12) -> Path:
+    """A classifier of BERT-base's size with random weights, exported."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    module = BertForSequenceClassification(BertConfig(num_hidden_layers=layers, attn_implementation="eager")).eval()
+    file = folder / "base.onnx"
+    ids = torch.ones(1, 16, dtype=torch.int64)
+    axes = {0: "batch_size", 1: "sequence_length"}
+    names = ["input_ids", "attention_mask"]
+    torch.onnx.export(
+        module, (ids, ids), file, input_names=names, output_names=["logits"], opset_version=17, dynamo=False,
+        dynamic_axes=dict.fromkeys(names, axes) | {"logits": {0: "batch_size"}},
+    )  # fmt: skip
+    return file
+
+
+def cut(dense: Path, share: float, folder: Path) -> Iterator[Path]:
+    """The model cut by magnitudes, every position computed and only those that are read."""
+    for keep in (True, False):
+        file = folder / f"{share:g}-{'whole' if keep else 'read'}.onnx"
+        shape = {"batch_size": 1, "sequence_length": 128}
+        prune(dense, file, flops=share, method="magnitude", shape=shape, measure_latency=False, keep_unread=keep)
+        yield file
+
+
+def planned(dense: models.Model, file: Path, batch: int, tokens: int) -> float | None:
+    """The share that a file's plan keeps, at a shape; None where there is no plan beside it."""
+    plan = file.with_name(file.name.removesuffix(".onnx") + ".plan.json")
+    if not plan.exists():
+        return None
+    costs = Costs(dense, analyze(dense), {"batch_size": batch, "sequence_length": tokens})
+    return costs.macs(Plan.load(plan)) / costs.macs()
+
+
+def measure(dense: Path, files: Sequence[Path], shapes: Sequence[tuple[int, int]], runs: int, threads: int) -> None:
+    """A line per file and shape."""
+    loaded = models.load(dense)
+    print("| file | shape | dense ms | pruned ms | speed-up | computed | efficiency | planned | efficiency |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for file in files:
+        for batch, tokens in shapes:
+            feeds = latency.synthesize(loaded.inputs, batch=batch, sequence=tokens)
+            before, after = (sum(profiled_macs(f, feeds).values()) for f in (models.find(dense), file))
+            (row,) = latency.bench(
+                models.find(dense), file, batch=[batch], sequence=[tokens], runs=runs, threads=threads
+            )
+            low, high = row.speedup_interval
+            shares = (after / before, planned(loaded, file, batch, tokens))
+            cells = [
+                f"{share:.4f} | {row.speedup * share:.3f} [{low * share:.3f}, {high * share:.3f}]" if share else " | "
+                for share in shares
+            ]
+            times = f"{row.dense_ms.p50:.2f} | {row.pruned_ms.p50:.2f}"
+            speedup = f"{row.speedup:.3f} [{low:.3f}, {high:.3f}]"
+            print(f"| {file.stem} | {batch} × {tokens} | {times} | {speedup} | {' | '.join(cells)} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dense", type=Path, help="file or optimum folder")
+    parser.add_argument("--pruned", type=Path, nargs="*", default=[], help="files to time against it")
+    parser.add_argument("--base", action="store_true", help="a BERT-base-sized classifier instead")
+    parser.add_argument("--layers", type=int, default=12, help="of --base")
+    parser.add_argument("--share", type=float, nargs="*", default=[], help="budgets to cut to by magnitudes first")
+    parser.add_argument("--runs", type=int, default=61)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="folder for what is made; default: a temporary one")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = asked.keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        dense = asked.dense
+        if asked.base:
+            dense = folder / "base.onnx"
+            dense = dense if dense.exists() else base(folder, asked.layers)
+        files = [*asked.pruned, *(file for share in asked.share for file in cut(dense, share, folder))]
+        measure(dense, files, SHAPES, asked.runs, asked.threads)
+
+
+if __name__ == "__main__":
+    main()
