@@ -6,7 +6,8 @@
 Every pruned file is timed against the dense one at every shape, turn by turn. The share is counted twice: what the
 written graph computes, by ONNX Runtime's own account at that shape (1 is the limit of a graph of fewer
 multiplications), and what the budget counted, where positions that no output reads come on top. `--base` makes a
-BERT-base-sized classifier with random weights (12 layers, 768 wide) and cuts it with magnitudes. Run it alone.
+BERT-base-sized classifier with random weights (12 layers, 768 wide) and cuts it with magnitudes. Run it alone; where
+that cannot be, `--clock cpu` takes the time that the process itself was computing, on its one thread.
 """
 
 from __future__ import annotations
@@ -16,15 +17,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from onnxprune import latency
+from onnxprune import latency, runtime
 from onnxprune import model as models
 from onnxprune.cost import Costs
 from onnxprune.pipeline import prune
 from onnxprune.plan import Plan
 from onnxprune.profiling import profiled_macs
 from onnxprune.structure import analyze
-
-SHAPES = ((1, 128), (8, 64))
 
 
 def base(folder: Path, layers: int = 12) -> Path:
@@ -63,7 +62,15 @@ def planned(dense: models.Model, file: Path, batch: int, tokens: int) -> float |
     return costs.macs(Plan.load(plan)) / costs.macs()
 
 
-def measure(dense: Path, files: Sequence[Path], shapes: Sequence[tuple[int, int]], runs: int, threads: int) -> None:
+def timed(dense: Path, file: Path, feeds: runtime.Feeds, runs: int, clock: str) -> latency.LatencyRow:
+    """Dense against pruned on one thread, by the wall's clock or the process's own."""
+    pair = latency._Pair(*(runtime.session(f) for f in (dense, file)))
+    walls, cpus = pair._time(feeds, runs, 5)
+    shown = walls if clock == "wall" else cpus
+    return latency.row(pair.coverage[0].provider, feeds, 1, shown, cpus, pair.coverage, 0)
+
+
+def measure(dense: Path, files: Sequence[Path], shapes: Sequence[tuple[int, int]], runs: int, clock: str) -> None:
     """A line per file and shape."""
     loaded = models.load(dense)
     print("| file | shape | dense ms | pruned ms | speed-up | computed | efficiency | planned | efficiency |")
@@ -72,9 +79,7 @@ def measure(dense: Path, files: Sequence[Path], shapes: Sequence[tuple[int, int]
         for batch, tokens in shapes:
             feeds = latency.synthesize(loaded.inputs, batch=batch, sequence=tokens)
             before, after = (sum(profiled_macs(f, feeds).values()) for f in (models.find(dense), file))
-            (row,) = latency.bench(
-                models.find(dense), file, batch=[batch], sequence=[tokens], runs=runs, threads=threads
-            )
+            row = timed(models.find(dense), file, feeds, runs, clock)
             low, high = row.speedup_interval
             shares = (after / before, planned(loaded, file, batch, tokens))
             cells = [
@@ -94,7 +99,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12, help="of --base")
     parser.add_argument("--share", type=float, nargs="*", default=[], help="budgets to cut to by magnitudes first")
     parser.add_argument("--runs", type=int, default=61)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--shapes", nargs="*", default=["1x128", "8x64"], help="batch x tokens")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--keep", type=Path, help="folder for what is made; default: a temporary one")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -105,7 +111,8 @@ def main() -> None:
             dense = folder / "base.onnx"
             dense = dense if dense.exists() else base(folder, asked.layers)
         files = [*asked.pruned, *(file for share in asked.share for file in cut(dense, share, folder))]
-        measure(dense, files, SHAPES, asked.runs, asked.threads)
+        shapes = [(int(b), int(s)) for b, s in (shape.split("x") for shape in asked.shapes)]
+        measure(dense, files, shapes, asked.runs, asked.clock)
 
 
 if __name__ == "__main__":
