@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxprune.errors import BudgetError, DataError
-from onnxprune.speed import measure
+from onnxprune.plan import Group
+from onnxprune.sites import Site
+from onnxprune.speed import measure, widths
 from onnxprune.speed.landing import landed
 from onnxprune.speed.table import Curve, Entry, LatencyTable, load, save
 
@@ -206,3 +208,38 @@ def test_a_correction_that_makes_it_worse_is_not_taken() -> None:
     times = iter([0.45, 0.9])
     choice, tried = landed(lambda budget: budget, float, lambda c: ((t := next(times)), (t, t)), 0.5)
     assert (choice, tried) == (0.5, 1)
+
+
+# -- widths ------------------------------------------------------------------------------------------------------
+
+
+def site(kind: str, *shape: int) -> Site:
+    return Site(Group(f"{kind}.0", kind, 0, 0, shape, (1,) * (len(shape) - 1), ()), (), None)
+
+
+@pytest.mark.parametrize(("held", "provider", "round_to", "expected"), [
+    (site("neurons", 3072), "CPUExecutionProvider", None, 32),
+    (site("neurons", 3072), "CUDAExecutionProvider", None, 64),
+    (site("neurons", 128), "CPUExecutionProvider", None, 16),
+    (site("neurons", 128), "QNNExecutionProvider", None, 32),
+    (site("neurons", 40), "CPUExecutionProvider", None, 1),
+    (site("neurons", 3072), "SomeNewExecutionProvider", None, 32),
+    (site("neurons", 3072), "QNNExecutionProvider", 5, 5),
+    (site("neurons", 3), "CPUExecutionProvider", 5, 3),
+    (site("heads", 12), "QNNExecutionProvider", None, 1),
+    (site("heads", 12), "QNNExecutionProvider", 4, 1),
+    (site("head_dims", 12, 64), "CPUExecutionProvider", None, 12),
+    (site("head_dims", 12, 64), "CUDAExecutionProvider", None, 96),
+    (site("head_dims", 12, 64), "CUDAExecutionProvider", 2, 24),
+])  # fmt: skip
+def test_widths_that_run_fast(held: Site, provider: str, round_to: int | None, expected: int) -> None:
+    assert widths.step(held, provider, round_to) == expected
+
+
+@given(st.integers(1, 5000), st.one_of(st.none(), st.integers(1, 100)))
+def test_what_is_measured_is_none_all_and_widths_that_may_be_kept(size: int, round_to: int | None) -> None:
+    held = site("neurons", size)
+    found = widths.measured(held, "CPUExecutionProvider", round_to)
+    each = widths.step(held, "CPUExecutionProvider", round_to)
+    assert found[0] == 0 and found[-1] == size and len(found) <= 49
+    assert all(units % each == 0 for units in found[:-1])
