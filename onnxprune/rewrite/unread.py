@@ -109,7 +109,7 @@ class _Few:
     # -- what is asked for -------------------------------------------------------------------------------------
 
     def _wanted(self, value: ir.Value) -> Places | None:
-        """The positions that all readers of a value together read; None for all of them."""
+        """The positions that all readers of a value read together; None for all of them, or most: picking is work."""
         if value.is_graph_output():
             return None
         found: Places | None = None
@@ -119,7 +119,7 @@ class _Few:
                 return None
             found = own if found is None else found | own
         size = (dims(value) or ())[found.axis] if found is not None else None
-        return None if found is None or (isinstance(size, int) and len(found.at) >= size) else found
+        return None if found is None or (isinstance(size, int) and 2 * len(found.at) > size) else found
 
     def _read(self, reader: ir.Node, index: int, value: ir.Value) -> Places | None:
         if reader in self.picks:

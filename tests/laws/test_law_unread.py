@@ -119,7 +119,24 @@ def test_readers(tmp_path: Path, reader: str) -> None:
     assert macs(graph, feeds, tmp_path) == cost * (left or 5) // 5
 
 
-NUMBERS = {"zero": np.int64(0), "minus": np.int64(-1), "one_zero": np.array([0]), "one_one": np.array([1])}
+NUMBERS = {
+    "zero": np.int64(0), "minus": np.int64(-1), "one_zero": np.array([0]), "one_one": np.array([1]),
+    "one_four": np.array([4]), "one_six": np.array([6]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("start", "left"), [("one_four", 2), ("one_one", None)])
+def test_a_part_of_a_fixed_axis(tmp_path: Path, start: str, left: int | None) -> None:
+    """Two positions of six are computed alone; where five are read, picking them would cost more than it saves."""
+    count = left or 5
+    reader = f"z = Slice(y, {start}, one_six, one_one)"
+    text = TWO_LAYERS.replace("tokens", "6").format(outputs=f"float[batch, {count}, 8] z", reader=reader)
+    graph = numbered(written(tmp_path, text, WEIGHTS, check=False))
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 6, 8), dtype=np.float32)}
+    before, cost = in_runtime(graph, feeds), macs(graph, feeds, tmp_path)
+    assert rewrite.drop_unread(graph) == (left is not None)
+    assert distance(in_runtime(graph, feeds), before) < TOLERANCE
+    assert macs(graph, feeds, tmp_path) == cost * (left or 6) // 6
 
 
 def numbered(path: Path) -> ir.Model:
