@@ -246,6 +246,30 @@ def flat_mask(
     return np.concatenate(parts, axis=-1)
 
 
+def flat_order(
+    layout: Layout, masks: Mapping[int, Mask], orders: Mapping[int, Sequence[int]], sizes: Sequence[int]
+) -> np.ndarray:
+    """The kept positions of a dimension in the order in which they are written: int64, ascending without `orders`.
+
+    Args:
+        orders: atom -> its kept indices, in the order wanted; such an atom stands in terms of its own
+            (`in_whole_terms`).
+    """
+    parts, start = [], 0
+    for term in layout:
+        kept = flat_mask((term,), masks, sizes)
+        (lead,) = term[:1] or (None,)
+        found = np.array(orders[lead]) if isinstance(lead, int) and lead in orders else np.flatnonzero(kept)
+        parts.append(start + found.astype(np.int64))
+        start += len(kept)
+    return np.concatenate(parts)
+
+
+def in_whole_terms(layout: Layout, atom: int) -> bool:
+    """Whether an atom, where a dimension has it, stands alone in its terms: its indices are then the positions."""
+    return all(term == (atom,) or atom not in atoms_of((term,)) for term in layout)
+
+
 def _aligned(atom: int, mask: Mask | None, axes: Sequence[int | None], sizes: Sequence[int]) -> np.ndarray:
     """A mask broadcast over the axes laid out before its atom."""
     if mask is None:

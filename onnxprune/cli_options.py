@@ -129,7 +129,8 @@ def planning(command: Any) -> Any:
         click.option(
             "--sparsity",
             metavar="PATTERN",
-            help="Zeros in what is left: 2:4, 8:16, 4x1:0.5 or 16x16:0.5 (blocks), pattern:4x4:0.5, unstructured:0.5.",
+            help="Zeros in what is left: tiles:0.5 (skipped on every provider, and counted in the budget), 2:4, 8:16, "
+            "4x1:0.5 or 16x16:0.5 (blocks), pattern:4x4:0.5, unstructured:0.5.",
         ),
         click.option(
             "--solver",

@@ -56,6 +56,10 @@ class Costs:
             operator = ops.lookup(node)
             if name not in gone and operator is not None and operator.macs is not None:
                 found[name] = int(operator.macs(node, sizes))
+        for weight, tiles in plan.tiles.items() if plan is not None else ():
+            whole = math.prod(sizes.shape(self.model.graph.initializers[weight]))
+            for name in self._readers_of[weight] & found.keys():
+                found[name] = found[name] * sum(t.area for t in tiles) // whole
         for branch in self._mapped(plan):
             skip, value = self._ends(branch)
             found[f"{branch.add}_map"] = math.prod(sizes.shape(skip)) * sizes.shape(value)[-1]
@@ -151,7 +155,8 @@ class Costs:
             sizes, layouts = tensor.shape.numpy(), self.structure.layouts.get(name, ())
             if masks and layouts:
                 sizes = tuple(kept_ratio(layout, masks, self.structure.sizes)[0] for layout in layouts)
-            found.append((math.prod(sizes), tensor.dtype))
+            tiles = plan.tiles.get(name) if plan is not None else None
+            found.append((math.prod(sizes) if tiles is None else sum(t.area for t in tiles), tensor.dtype))
         shapes = _Sizes(self, masks)
         for branch in self._mapped(plan):
             skip, value = self._ends(branch)

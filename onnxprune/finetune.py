@@ -13,8 +13,7 @@ from onnxprune.gates import Gates
 from onnxprune.linears import Linear
 from onnxprune.plan import Plan
 from onnxprune.probe import Evaluator, Rows
-from onnxprune.solve import Pattern
-from onnxprune.sparsify import Part, parts_of
+from onnxprune.sparsify import Part, Patterns, parts_of, pattern_of
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ def finetune(
     evaluator: Evaluator,
     plan: Plan,
     linears: Sequence[Linear],
-    pattern: Pattern,
+    patterns: Patterns,
     steps: int,
     *,
     rate: float = 2e-5,
@@ -47,7 +46,7 @@ def finetune(
     import torch
 
     todo = parts_of(gates, plan, linears)
-    state = _Latent(gates, plan, todo, pattern)
+    state = _Latent(gates, plan, todo, patterns)
     optimizer = torch.optim.Adam(list(state.weights.values()), lr=rate)
     generator = torch.Generator().manual_seed(seed)
     best, value = plan, evaluator(gates.gated(plan))
@@ -65,7 +64,7 @@ def finetune(
             hidden.grad = slope + decay * hidden.detach() * ~state.masks[name]
         optimizer.step()
         if (step + 1) % REFRESH == 0 or step + 1 == steps:
-            state.choose(pattern)
+            state.choose()
             candidate = replace(plan, weights={**plan.weights, **state.sparse()})
             if (now := evaluator(gates.gated(candidate))) < value:
                 best, value = candidate, now
@@ -76,10 +75,11 @@ def finetune(
 class _Latent:
     """Dense weights behind the sparse ones, with their masks; torch tensors in the weights' own shapes."""
 
-    def __init__(self, gates: Gates, plan: Plan, parts: Sequence[Part], pattern: Pattern) -> None:
+    def __init__(self, gates: Gates, plan: Plan, parts: Sequence[Part], patterns: Patterns) -> None:
         import torch
 
         self.parts = {p.linear.weight: p for p in parts}
+        self.patterns = patterns
         device = gates.interpreter.device
         arrays = {n: gates.weight(plan, n) for n, p in self.parts.items()}
         self.weights: dict[str, Any] = {
@@ -90,14 +90,15 @@ class _Latent:
             for n, p in self.parts.items()
         }
         self.masks: dict[str, Any] = {}
-        self.choose(pattern)
+        self.choose()
 
-    def choose(self, pattern: Pattern) -> None:
+    def choose(self) -> None:
         """Masks for the weights as they are."""
         import torch
 
         for name, part in self.parts.items():
             array = self.weights[name].detach().cpu().numpy()
+            pattern = pattern_of(self.patterns, part)
             worth = np.square(part.take(array), dtype=np.float64)
             mask = part.put(pattern.learn(worth).project(worth), np.ones_like(array))
             self.masks[name] = torch.from_numpy(mask).to(self.weights[name].device) > 0

@@ -212,7 +212,8 @@ class Job:
                     threads=self.options.latency_threads,
                 )  # fmt: skip
         return replace(
-            self._report(plan, budget, file, place, found, evidence, timed), sparsity=summary.sparsity_of(plan, zeros)
+            self._report(plan, budget, file, place, found, evidence, timed),
+            sparsity=summary.sparsity_of(plan, zeros, self.planner.costs),
         )
 
     def _fewer_bits(self, file: Path, target: Path) -> tuple[Step, ...]:

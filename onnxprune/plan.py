@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.axes import Layout, Mask
+from onnxprune.axes import Layout, Mask, in_whole_terms
 from onnxprune.errors import InputError, UsageError
 
 SCHEMA = 1
@@ -174,6 +174,25 @@ class Ranking:
 
 
 @dataclass(frozen=True)
+class Tile:
+    """Outputs of a matrix that share one range of inputs: all its other inputs have zeros there.
+
+    Positions are those of the matrix as it is written (cut, and in the plan's order), [first, last) of its outputs and
+    [start, stop) of its inputs.
+    """
+
+    first: int
+    last: int
+    start: int
+    stop: int
+
+    @property
+    def area(self) -> int:
+        """Weights that are left."""
+        return (self.last - self.first) * (self.stop - self.start)
+
+
+@dataclass(frozen=True)
 class Plan:
     """What stays and what goes.
 
@@ -188,6 +207,9 @@ class Plan:
             rest: the first row is a constant, the others are what x is multiplied with.
         sparsity: initializer name -> pattern of the zeros that its weight has once it is cut ("2:4").
         notes: anything worth keeping with it (budget, options); not read back by the tool.
+        order: value name -> the kept indices of its last axis in the order in which they are written, wherever that
+            dimension is shown; ascending where no value of it is named.
+        tiles: initializer name -> its tiles, side by side: its product is written as one smaller product for each.
     """
 
     digest: str
@@ -199,6 +221,8 @@ class Plan:
     maps: Mapping[str, np.ndarray] = field(default_factory=dict)
     sparsity: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+    order: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    tiles: Mapping[str, tuple[Tile, ...]] = field(default_factory=dict)
 
     def masks(self, structure: Structure) -> dict[int, Mask]:
         """atom -> Mask, for `axes.flat_mask`.
@@ -223,6 +247,26 @@ class Plan:
                 )
             masks[group.atom] = Mask(kept, group.context)
         return masks
+
+    def orders(self, structure: Structure) -> dict[int, tuple[int, ...]]:
+        """atom -> its kept indices in the order in which they are written, for `axes.flat_order`.
+
+        Raises:
+            UsageError: an unknown value, a dimension that has no order of its own, or not exactly the units kept.
+        """
+        masks, found = self.masks(structure), {}
+        for name, order in self.order.items():
+            layout = structure.layouts.get(name, ((),))[-1]
+            atom = layout[0][0] if len(layout) == 1 and len(layout[0]) == 1 else None
+            if not isinstance(atom, int) or not all(
+                in_whole_terms(x, atom) for layouts in structure.layouts.values() for x in layouts
+            ):
+                raise UsageError(f"{name}: the last axis of this value is not one whose units can be put in order")
+            kept = np.flatnonzero(masks[atom].kept) if atom in masks else np.arange(structure.sizes[atom])
+            if not np.array_equal(np.sort(order), kept):
+                raise UsageError(f"{name}: its order names {len(order)} units, not each of the {len(kept)} kept once")
+            found[atom] = order
+        return found
 
     def save(self, path: str | os.PathLike[str]) -> list[Path]:
         """Write `plan.json`, and `plan.safetensors` beside it where there are refit weights. Returns the files."""
@@ -251,6 +295,8 @@ class Plan:
             "drop": list(self.drop),
             "maps": list(self.maps),
             "sparsity": dict(self.sparsity),
+            "order": {k: list(v) for k, v in self.order.items()},
+            "tiles": {k: [list(astuple(tile)) for tile in v] for k, v in self.tiles.items()},
             "tensors": len(self.weights) + len(self.intercepts) + len(self.rests) + len(self.maps),
             "notes": dict(self.notes),
         }
@@ -268,6 +314,8 @@ class Plan:
         try:
             data = json.loads(path.read_text())
             keep = {k: tuple(v) for k, v in data["keep"].items()}
+            order = {k: tuple(v) for k, v in data.get("order", {}).items()}
+            tiles = {k: tuple(Tile(*tile) for tile in v) for k, v in data.get("tiles", {}).items()}
             if data["schema_version"] > SCHEMA:
                 raise InputError(
                     f"{path}: written by a newer version (schema {data['schema_version']}); update onnxprune"
@@ -291,6 +339,8 @@ class Plan:
             kinds["map"],
             data.get("sparsity", {}),
             data.get("notes", {}),
+            order,
+            tiles,
         )
 
 

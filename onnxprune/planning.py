@@ -117,9 +117,9 @@ class Planner:
             BudgetError: no plan is that cheap; carries the closest that is.
         """
         if self.options.budget.kind != "latency":
-            return self._last(self.bare(budget))
+            return self.finished(self.bare(budget))
         plan, self.landing = land(self, budget)
-        return self._last(plan)
+        return self.finished(plan)
 
     def bare(self, budget: float) -> Plan:
         """What `plan` chooses, not mended yet."""
@@ -130,7 +130,7 @@ class Planner:
         stage = self.start
         targets = stages(budget / dense) if self.options.staged else (budget / dense,)
         for target in targets[:-1]:
-            stage = self._stage(self._last(self.chosen(self._searched(stage, target * dense), stage)))
+            stage = self._stage(self.finished(self.chosen(self._searched(stage, target * dense), stage)))
         return self.chosen(self._searched(stage, budget), stage)
 
     def chosen(self, counts: Mapping[str, int], stage: Stage) -> Plan:
@@ -140,7 +140,7 @@ class Planner:
             plan = replace(plan, weights=stage.plan.weights)
         return self.completed(plan)
 
-    def _last(self, plan: Plan) -> Plan:
+    def finished(self, plan: Plan) -> Plan:
         """A chosen plan, mended."""
         if self.calibration is None or not self.options.compensate:
             return plan

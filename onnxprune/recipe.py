@@ -19,11 +19,19 @@ from onnxprune.maps import cheaper, mapped
 from onnxprune.plan import Budget, Plan
 from onnxprune.planning import Planner
 from onnxprune.score import near_identity
-from onnxprune.solve import Pattern, parse
-from onnxprune.sparsify import parts_of, sparsify
+from onnxprune.solve import Tiled, Tiles, parse
+from onnxprune.solve.pattern import NARROWEST
+from onnxprune.sparsify import Patterns, parts_of, sparsify
+from onnxprune.tiling import arrange
 from onnxprune.worth import worth
 
 logger = logging.getLogger(__name__)
+
+TRIES = 4
+"""Plans of units that are made to find the one that tiles bring to the budget."""
+
+NEAR, AIM = 0.99, 0.998
+"""Of a budget: what is near enough, and what a further plan aims at."""
 
 
 def carry_out(planner: Planner, budget: Budget) -> Plan:
@@ -36,12 +44,66 @@ def carry_out(planner: Planner, budget: Budget) -> Plan:
     if planner.options.snip_threshold is not None and not planner.first.drop:
         planner.first = begun(planner, planner.options.snip_threshold)
     limit = budget.limit(planner.costs.total(budget.kind))
+    pattern = None if planner.options.sparsity is None else parse(planner.options.sparsity)
+    if isinstance(pattern, Tiles):
+        return sparse(planner, tiled(planner, pattern, budget.kind, limit))
+    plan = structured(planner, budget.kind, limit)
+    return plan if pattern is None else sparse(planner, plan)
+
+
+def structured(planner: Planner, kind: str, limit: float) -> Plan:
+    """The plan of units alone, at a cost of at most `limit`."""
     # What takes no longer than it may by a table is still to be measured.
-    if budget.kind == "latency" or planner.costs.total(budget.kind, planner.first) > limit:
-        plan = planner.plan(limit)
-    else:
-        plan = _mended(planner, planner.first)
-    return plan if planner.options.sparsity is None else sparse(planner, plan)
+    if kind == "latency" or planner.costs.total(kind, planner.first) > limit:
+        return planner.plan(limit)
+    return _mended(planner, planner.first)
+
+
+def tiled(planner: Planner, pattern: Tiles, kind: str, limit: float) -> Plan:
+    """Units first, then tiles in what is left, so that both together come to `limit`; zeros are not solved for yet.
+
+    What tiles take away depends on the units that are left: the units' own limit is found in a few steps.
+    """
+    if pattern.width is not None and pattern.width < NARROWEST:
+        logger.warning("tiles of %d outputs are narrow: below %d they seldom run faster", pattern.width, NARROWEST)
+    dense = room = planner.costs.total(kind)
+    best: tuple[Plan, Plan] | None = None
+    reached, seen = 0.0, (0.0, 0.0)
+    for _ in range(TRIES):
+        units = planner.bare(room) if planner.costs.total(kind, planner.first) > room else planner.first
+        plan = _arranged(planner, units, pattern)
+        point = planner.costs.total(kind, units), planner.costs.total(kind, plan)
+        logger.info("tiles: units %.3f, with tiles %.3f of the limit", point[0] / limit, point[1] / limit)
+        if reached < point[1] <= limit:
+            best, reached = (units, plan), point[1]
+        if point[1] <= limit and (point[1] >= NEAR * limit or room >= dense):
+            break
+        # Along the line through this plan and the one before it; through nothing, of the first.
+        slope = (point[1] - seen[1]) / (point[0] - seen[0]) if point[0] != seen[0] else point[1] / point[0]
+        aimed = point[0] + (AIM * limit - point[1]) / max(slope, 0.1)
+        room, seen = min(max(aimed, limit), dense), point
+    if best is None:
+        units = planner.bare(limit)
+        best = units, _arranged(planner, units, pattern)
+    units, plan = best
+    whole = _mended(planner, units) if units is planner.first else planner.finished(units)
+    return replace(whole, keep=plan.keep, order=plan.order, tiles=plan.tiles, sparsity=plan.sparsity)
+
+
+def _arranged(planner: Planner, plan: Plan, pattern: Tiles) -> Plan:
+    options = planner.options
+    assert options.sparsity is not None
+    if options.solver not in ("auto", "magnitude"):
+        raise UsageError(
+            f"--solver {options.solver} chooses single weights; what tiles read is chosen by optimal brain surgeon, "
+            "or by magnitude without calibration rows: leave it at auto"
+        )
+    learns = planner.calibration is not None and options.solver != "magnitude"
+    with planner.clock.stage("tile"):
+        return arrange(
+            planner.gates, planner.fit if learns else None, plan, chosen(planner), pattern, options.sparsity,
+            centred=options.compensate, progress=partial(planner.progress, "tile"),
+        )  # fmt: skip
 
 
 def begun(planner: Planner, threshold: float) -> Plan:
@@ -74,15 +136,15 @@ def sparse(planner: Planner, plan: Plan) -> Plan:
     """A plan with the zeros that the options ask for in its matrices, and a bias that makes up for them."""
     options = planner.options
     assert options.sparsity is not None
-    pattern = parse(options.sparsity)
-    linears = chosen(planner)
+    linears = [x for x in chosen(planner) if not plan.tiles or x.weight in plan.tiles]
+    pattern: Patterns = {w: Tiled(tiles) for w, tiles in plan.tiles.items()} or parse(options.sparsity)
     solver = _solver(planner)
     learns = planner.calibration is not None
     mends = learns and options.compensate
     with planner.clock.stage("sparsify"):
         made = sparsify(
             planner.gates, planner.fit if learns else None, plan, linears, pattern, solver,
-            scores=_worth(planner, plan, linears, pattern) if solver in MASKS else None,
+            scores=_worth(planner, plan, linears) if solver in MASKS else None,
             evaluator=planner.select if mends else None,
             progress=partial(planner.progress, "sparsify"),
         )  # fmt: skip
@@ -123,6 +185,8 @@ def _solver(planner: Planner) -> str:
     return solver if solver != "auto" else "admm" if planner.calibration is not None else "magnitude"
 
 
-def _worth(planner: Planner, plan: Plan, linears: list[Linear], pattern: Pattern) -> Mapping[str, np.ndarray]:
+def _worth(planner: Planner, plan: Plan, linears: list[Linear]) -> Mapping[str, np.ndarray]:
     options = planner.options
+    assert options.sparsity is not None
+    pattern = parse(options.sparsity)
     return worth(options.solver, planner.gates, planner.fit, plan, linears, pattern, options.alpha, options.seed)

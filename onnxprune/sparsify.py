@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxprune import model as models
-from onnxprune.axes import flat_mask
+from onnxprune.axes import flat_mask, flat_order
 from onnxprune.errors import CheckError
 from onnxprune.gates import Gates
 from onnxprune.linears import Linear, find_linears
@@ -22,8 +23,9 @@ from onnxprune.model import Model
 from onnxprune.moments import Gram
 from onnxprune.plan import Plan, Structure
 from onnxprune.probe import Evaluator, Rows, Walk
+from onnxprune.rewrite.tile import read_back
 from onnxprune.side_by_side import SideBySide
-from onnxprune.solve import INFINITE, SOLVERS, Pattern, error, on_support, parse, ridge_path
+from onnxprune.solve import INFINITE, SOLVERS, Pattern, Tiled, error, on_support, parse, ridge_path
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +36,13 @@ Solve = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 """(weight [n, m], gram [n, n], if there is one) -> sparse weight [n, m]."""
 
 
+Patterns = Pattern | Mapping[str, Pattern]
+"""One pattern for all matrices, or initializer name -> pattern."""
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
-    """The part of a matrix that a plan leaves: a linear map, its rows and its columns."""
+    """The part of a matrix that a plan leaves: a linear map, its rows and its columns as they will be written."""
 
     linear: Linear
     rows: np.ndarray
@@ -56,15 +62,24 @@ class Part:
 
 def parts_of(gates: Gates, plan: Plan, linears: Sequence[Linear]) -> list[Part]:
     """What a plan leaves of each matrix; those inside dropped branches are passed over."""
-    masks, structure = plan.masks(gates.structure), gates.structure
+    structure = gates.structure
+    masks, orders = plan.masks(structure), plan.orders(structure)
     found = []
     for linear in linears:
         if linear.inside in plan.drop or (linear.branch is not None and linear.branch.id in plan.drop):
             continue
-        rows = flat_mask(structure.layouts[linear.source][linear.matrix.reader.axis], masks, structure.sizes)
-        columns = flat_mask(structure.layouts[linear.matrix.output][-1], masks, structure.sizes)
-        found.append(Part(linear, np.flatnonzero(rows), np.flatnonzero(columns)))
+        read, written = (
+            structure.layouts[linear.source][linear.matrix.reader.axis],
+            structure.layouts[linear.matrix.output][-1],
+        )
+        rows, columns = (flat_order(layout, masks, orders, structure.sizes) for layout in (read, written))
+        found.append(Part(linear, rows, columns))
     return found
+
+
+def pattern_of(patterns: Patterns, part: Part) -> Pattern:
+    """The pattern of one matrix."""
+    return patterns[part.linear.weight] if isinstance(patterns, Mapping) else patterns
 
 
 def sparsify(
@@ -72,14 +87,14 @@ def sparsify(
     fit: Rows | None,
     plan: Plan,
     linears: Sequence[Linear],
-    pattern: Pattern,
+    patterns: Patterns,
     solver: str = "admm",
     *,
     scores: Mapping[str, np.ndarray] | None = None,
     evaluator: Evaluator | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
-    """The plan with its linear maps pruned to a pattern.
+    """The plan with its linear maps pruned to patterns.
 
     Args:
         fit: rows to learn from; None where the solver is "magnitude", which needs none.
@@ -98,11 +113,12 @@ def sparsify(
     walk = None if fit is None else Walk(fit, fit.divergence.outputs)
     todo = parts_of(gates, plan, linears)
     for i, part in enumerate(todo):
+        pattern = pattern_of(patterns, part)
         array = gates.weight(plan, part.linear.weight)
         weight = part.take(array).astype(np.float64)
         solve = _solve(part, solver, pattern, None if scores is None else scores.get(part.linear.weight))
         if mender is None:
-            solved = solve(weight, None if walk is None else _gram(gates, walk, plan, part))
+            solved = solve(weight, None if walk is None else gram_of(gates, walk, plan, part).matrix)
             _check(part, solved, pattern)
             plan = replace(plan, weights={**plan.weights, part.linear.weight: part.put(solved, array)})
         else:
@@ -114,6 +130,9 @@ def sparsify(
 
 
 def _solve(part: Part, solver: str, pattern: Pattern, scores: np.ndarray | None) -> Solve:
+    if isinstance(pattern, Tiled):
+        scores = pattern.project(np.ones((len(part.rows), len(part.columns))))
+        return lambda weight, gram: weight * scores if gram is None else on_support(weight, gram, scores)
     if scores is None:
         return lambda weight, gram: SOLVERS[solver](weight, gram, pattern)
     worth = np.abs(part.take(scores)).astype(np.float64)
@@ -150,7 +169,7 @@ class _Mender:
         )
 
 
-def verify(gates: Gates, plan: Plan, linears: Sequence[Linear], pattern: Pattern) -> dict[str, float]:
+def verify(gates: Gates, plan: Plan, linears: Sequence[Linear], patterns: Patterns) -> dict[str, float]:
     """The share of zeros in what is left of each matrix.
 
     Raises:
@@ -159,7 +178,7 @@ def verify(gates: Gates, plan: Plan, linears: Sequence[Linear], pattern: Pattern
     found = {}
     for part in parts_of(gates, plan, linears):
         weight = part.take(gates.weight(plan, part.linear.weight))
-        _check(part, weight, pattern)
+        _check(part, weight, pattern_of(patterns, part))
         found[part.linear.weight] = float((weight == 0).mean())
     return found
 
@@ -176,12 +195,17 @@ def zeros_in(file: Path, model: Model, structure: Structure, plan: Plan) -> floa
     """
     if not plan.sparsity:
         return None
-    written = models.read(file).graph.initializers
+    graph = models.read(file).graph
     zeros = count = 0
     for linear in find_linears(model.graph, structure):
         if linear.weight not in plan.sparsity:
             continue
-        tensor = written[linear.weight].const_value if linear.weight in written else None
+        if linear.weight in plan.tiles:
+            kept, whole = _tiled(file, graph, structure, plan, linear)
+            zeros, count = zeros + whole - kept, count + whole
+            continue
+        written = graph.initializers.get(linear.weight)
+        tensor = None if written is None else written.const_value
         if tensor is None:
             raise CheckError(f"{file}: the sparse weight {linear.weight} is not in the file")
         weight = linear.matrix.weight(tensor.numpy())
@@ -193,21 +217,31 @@ def zeros_in(file: Path, model: Model, structure: Structure, plan: Plan) -> floa
     return zeros / max(count, 1)
 
 
+def _tiled(file: Path, graph: ir.Graph, structure: Structure, plan: Plan, linear: Linear) -> tuple[int, int]:
+    """(weights that are not zero, all weights) of a matrix whose product was written in tiles."""
+    masks, sizes = plan.masks(structure), structure.sizes
+    inputs = int(flat_mask(structure.layouts[linear.source][linear.matrix.reader.axis], masks, sizes).sum())
+    found = read_back(graph, linear.node, inputs)
+    if tuple(tile for tile, _ in found) != plan.tiles[linear.weight]:
+        raise CheckError(f"{file}: the tiles of {linear.weight} read other inputs than the plan says")
+    return sum(int((block != 0).sum()) for _, block in found), inputs * found[-1][0].last
+
+
 def output_errors(gates: Gates, rows: Rows, plan: Plan, linears: Sequence[Linear]) -> dict[str, float]:
     """‖XW − XŴ‖² / ‖XW‖² of each matrix on the dense model's own inputs, on rows that solved nothing."""
     walk = Walk(rows, rows.divergence.outputs)
     empty = Plan(plan.digest)
     found = {}
     for part in parts_of(gates, empty, linears):
-        gram = _gram(gates, walk, empty, part)
+        gram = gram_of(gates, walk, empty, part).matrix
         dense = part.take(gates.weight(empty, part.linear.weight)).astype(np.float64)
         change = dense - part.take(gates.weight(plan, part.linear.weight))
         found[part.linear.weight] = float(np.sum(change * (gram @ change)) / np.sum(dense * (gram @ dense)))
     return found
 
 
-def _gram(gates: Gates, walk: Walk, plan: Plan, part: Part) -> np.ndarray:
-    """Σ xxᵀ of what the model under a plan feeds a matrix, over the rows that are left."""
+def gram_of(gates: Gates, walk: Walk, plan: Plan, part: Part) -> Gram:
+    """Second moments of what the model under a plan feeds a matrix, over the rows that are left."""
     import torch
 
     gated, gram = gates.gated(plan), Gram()
@@ -216,7 +250,7 @@ def _gram(gates: Gates, walk: Walk, plan: Plan, part: Part) -> np.ndarray:
         real = None if batch.real is None else torch.from_numpy(batch.real)
         with torch.inference_mode():
             gram.add(part.linear.matrix.rows(walk.peek(i, part.linear.source, gated), real)[:, part.rows])
-    return gram.matrix
+    return gram
 
 
 def _check(part: Part, weight: np.ndarray, pattern: Pattern) -> None:

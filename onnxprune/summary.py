@@ -5,9 +5,11 @@ from __future__ import annotations
 import platform
 import resource
 import sys
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
 from onnxprune import report as reports
+from onnxprune.cost import Costs
 from onnxprune.data import Dataset
 from onnxprune.plan import Plan, Structure
 from onnxprune.planning import Planner
@@ -30,12 +32,15 @@ def units_of(structure: Structure, plan: Plan, planner: Planner) -> tuple[report
     return tuple(found)
 
 
-def sparsity_of(plan: Plan, zeros: float | None) -> reports.Sparsity | None:
+def sparsity_of(plan: Plan, zeros: float | None, costs: Costs) -> reports.Sparsity | None:
     """The pattern of zeros, their share, and who computes it faster; None where there is none."""
     if zeros is None:
         return None
     pattern = ", ".join(dict.fromkeys(plan.sparsity.values()))
-    return reports.Sparsity(pattern, zeros, ACCELERATED.get(pattern, ()))
+    skipped = None
+    if plan.tiles:
+        skipped = reports.Change(2 * costs.macs(replace(plan, tiles={})), 2 * costs.macs(plan))
+    return reports.Sparsity(pattern, zeros, ACCELERATED.get(pattern, ()), skipped)
 
 
 def warnings_of(learn: Dataset | None, judge: Dataset | None) -> tuple[str, ...]:

@@ -39,3 +39,13 @@ def _value_names(model: ir.Model) -> set[str]:
         cached |= {v.name or "" for v in model.graph.inputs}
         model.graph.meta["onnxprune.names"] = cached
     return cached
+
+
+def hand_over(old: ir.Value, new: ir.Value) -> None:
+    """Let `new` stand wherever `old` is read, under its name where it is an output of the graph."""
+    stated = old.is_graph_output()
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    if stated:
+        name, old.name = old.name, None
+        new.name = name
+        new.metadata_props.update(old.metadata_props)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,12 @@ from onnxprune.axes import flat_mask
 from onnxprune.gates import Gates
 from onnxprune.interpret import Interpreter
 from onnxprune.linears import find_linears
-from onnxprune.plan import Plan, Structure
+from onnxprune.plan import Plan, Structure, Tile
+from onnxprune.rewrite.tile import divisible
+from onnxprune.solve import Tiled
+from onnxprune.sparsify import parts_of
 from onnxprune.structure import analyze
+from onnxprune.tiling import stream_atom
 
 Arrays = dict[str, np.ndarray]
 
@@ -123,13 +128,15 @@ def random_plan(
     kinds: Sequence[str] | None = None,
     drop: float = 0.25,
     refit: float = 0.3,
+    tile: float = 0.3,
 ) -> Plan:
-    """A plan nobody would make: random units of most groups, some branches, some new weights and intercepts.
+    """A plan nobody would make: random units of most groups, some branches, some new weights and intercepts, tiles.
 
     Args:
         kinds: groups that may be cut; all by default.
         drop: chance of each residual branch to go.
         refit: chance of each matrix to get other weights, and of each product to get an intercept.
+        tile: chance of each matrix to be put in tiles, and of each dimension that has no order to get one.
     """
     structure, graph = subject.structure, subject.model.graph
     keep: dict[str, tuple[int, ...]] = {}
@@ -146,7 +153,37 @@ def random_plan(
         if rng.random() < refit and linear.matrix.reader.input == 0:
             width = array.shape[1 - linear.matrix.reader.weight_axis]
             intercepts[linear.matrix.output] = rng.normal(0, 0.1, width).astype(array.dtype)
-    return Plan(structure.digest, keep, dropped, weights, intercepts)
+    return random_tiles(subject, Plan(structure.digest, keep, dropped, weights, intercepts), rng, tile)
+
+
+def random_tiles(subject: Subject, plan: Plan, rng: np.random.Generator, chance: float) -> Plan:
+    """The plan with random orders, and random tiles of random ranges; outside them the weights are zero."""
+    structure, masks = subject.structure, plan.masks(subject.structure)
+    linears = find_linears(subject.model.graph, structure)
+    atoms = {stream_atom(structure, linear.source): linear.source for linear in linears}
+    order = {}
+    for atom, source in atoms.items():
+        if atom is not None and rng.random() < chance:
+            kept = np.flatnonzero(masks[atom].kept) if atom in masks else np.arange(structure.sizes[atom])
+            order[source] = tuple(int(u) for u in rng.permutation(kept))
+    plan, weights, tiles = replace(plan, order=order), dict(plan.weights), {}
+    for part in parts_of(subject.gates, plan, linears):
+        if rng.random() >= chance or not divisible(part.linear.matrix.node):
+            continue
+        name = part.linear.weight
+        array = weights.get(name, subject.interpreter.weight(name).numpy())
+        tiles[name] = some_tiles(len(part.rows), len(part.columns), rng)
+        matrix = part.take(array)
+        weights[name] = part.put(matrix * Tiled(tiles[name]).project(matrix), array).astype(array.dtype)
+    return replace(plan, weights=weights, tiles=tiles)
+
+
+def some_tiles(inputs: int, outputs: int, rng: np.random.Generator) -> tuple[Tile, ...]:
+    """Up to four tiles side by side, each with a range of its own."""
+    inner = rng.permutation(np.arange(1, outputs))[: rng.integers(4)]
+    ends = [0, *sorted(int(e) for e in inner), outputs]
+    ranges = [sorted(rng.choice(inputs + 1, 2, replace=False).tolist()) for _ in ends[1:]]
+    return tuple(Tile(a, b, *span) for (a, b), span in zip(pairwise(ends), ranges, strict=True))
 
 
 def choose(shape: Sequence[int], count: int, rng: np.random.Generator) -> tuple[int, ...]:

@@ -99,7 +99,7 @@ def _latency(report: Report) -> Iterator[Step]:
 
 def _sparsity(report: Report) -> Iterator[Step]:
     held = report.sparsity
-    if held is None:
+    if held is None or held.skipped is not None:
         return
     slow = sorted({row.provider for row in report.latency} - set(held.accelerated))
     if slow or not held.accelerated:

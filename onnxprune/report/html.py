@@ -369,7 +369,7 @@ def _details(report: Report) -> Markup:
         ("Opset", str(model.opset)),
         ("Written to", model.pruned_path or None),
         ("File against plan", f"off by {held.max_rel:.1e} of the outputs' scale, {held.rows} rows" if held else None),
-        ("Sparsity", f"{zeros.pattern}, {text.percent(zeros.zeros)} zeros" if zeros else None),
+        ("Zeros", text.zeros(zeros) if zeros else None),
         ("Peak memory", text.size(report.peak_memory_bytes) if report.peak_memory_bytes else None),
         ("Time", text.seconds(sum(report.seconds.values())) if report.seconds else None),
     ]

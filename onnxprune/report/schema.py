@@ -112,17 +112,20 @@ class Units:
 
 @dataclass(frozen=True)
 class Sparsity:
-    """Zeros left inside dense matrices.
+    """Zeros inside matrices, left there or skipped.
 
     Attributes:
         pattern: `2:4`, `4:8`, ….
         zeros: share of the pruned matrices' weights that are zero.
         accelerated: full names of the providers that run the pattern faster; on all others it brings no speed.
+        skipped: floating-point operations with the zeros multiplied and without, where the graph itself leaves them
+            out (tiles), on every provider.
     """
 
     pattern: str
     zeros: float
     accelerated: tuple[str, ...] = ()
+    skipped: Change | None = None
 
 
 @dataclass(frozen=True)

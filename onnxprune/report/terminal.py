@@ -50,7 +50,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
         view.line(f"File against plan: off by {held.max_rel:.1e} of the outputs' scale on {held.rows} rows.")
     if report.sparsity is not None:
         zeros = report.sparsity
-        view.line(f"Zeros: {zeros.pattern}, {text.percent(zeros.zeros)} of the weights in the matrices that have them.")
+        view.line(f"Zeros: {text.zeros(zeros)}.")
     view.notes("Warnings", report.warnings, "yellow")
     view.steps(advice.next_steps(report))
 

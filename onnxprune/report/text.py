@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 from onnxprune import runtime
 from onnxprune.latency import LatencyRow
-from onnxprune.report.schema import Budget, Report
+from onnxprune.report.schema import Budget, Report, Sparsity
 from onnxprune.speed.landing import Landing
 from onnxprune.validate import Accuracy
 
@@ -53,6 +53,15 @@ def si(value: float, unit: str = "") -> str:
 def size(value: float) -> str:
     """Bytes in decimal megabytes, as in budgets."""
     return si(value, "B")
+
+
+def zeros(held: Sparsity) -> str:
+    """Which weights are zero, and what the graph saves by them."""
+    said = f"{held.pattern}, {percent(held.zeros)} of the weights in the matrices that have them"
+    if held.skipped is None:
+        return said
+    saved = held.skipped.dense - held.skipped.pruned
+    return f"{said}; the graph skips them, which saves {si(saved, 'FLOP')} of {si(held.skipped.dense, 'FLOP')}"
 
 
 def percent(share: float, digits: int = 1) -> str:

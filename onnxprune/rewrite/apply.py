@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnxprune.errors import UsageError
 from onnxprune.model import Model
 from onnxprune.plan import Plan, Structure
-from onnxprune.rewrite import bypass, cleanup, cut, refit, scales
+from onnxprune.rewrite import bypass, cleanup, cut, refit, scales, tile
 
 
 def apply(model: Model, structure: Structure, plan: Plan) -> ir.Model:
@@ -30,4 +30,5 @@ def apply(model: Model, structure: Structure, plan: Plan) -> ir.Model:
     cut.units(clone, structure, plan)
     refit.intercepts(clone, structure, plan)
     scales.unify(clone)
+    tile.products(clone, plan)
     return cleanup.tidy(clone)

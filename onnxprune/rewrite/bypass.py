@@ -13,16 +13,16 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import ops
-from onnxprune.axes import Mask, atoms_of, flat_mask
+from onnxprune.axes import Mask, atoms_of, flat_order
 from onnxprune.errors import UsageError
 from onnxprune.plan import Branch, Plan, Structure
-from onnxprune.values import constant
+from onnxprune.values import constant, hand_over
 
 
 def branches(model: ir.Model, structure: Structure, plan: Plan) -> None:
     """Take every dropped branch out; its nodes go with the clean-up."""
     nodes = {n.name: n for n in model.graph}
-    masks = plan.masks(structure)
+    masks, orders = plan.masks(structure), plan.orders(structure)
     ending = Counter(structure.branch(name).add for name in plan.drop)
     for name in plan.drop:
         branch = structure.branch(name)
@@ -32,14 +32,14 @@ def branches(model: ir.Model, structure: Structure, plan: Plan) -> None:
         rest = np.asarray(plan.rests[name])
         layouts = structure.layouts[branch.value]
         for axis, layout in enumerate(layouts[len(layouts) - rest.ndim :]):
-            if rest.shape[axis] > 1 and atoms_of(layout) & masks.keys():
-                rest = rest.compress(flat_mask(layout, masks, structure.sizes), axis)
+            if rest.shape[axis] > 1 and atoms_of(layout) & (masks.keys() | orders.keys()):
+                rest = rest.take(flat_order(layout, masks, orders, structure.sizes), axis)
         if add.domain == "com.microsoft":
             add = _parted(add)
         skip, result = add.inputs[1 - branch.operand], add.outputs[0]
         assert skip is not None and result.dtype is not None
         if name in plan.maps:
-            matrix = _cut(np.asarray(plan.maps[name]), structure, branch, masks)
+            matrix = _cut(np.asarray(plan.maps[name]), structure, branch, masks, orders)
             rest = rest.reshape(-1) + matrix[0]
             weight = constant(model, matrix[1:].astype(result.dtype.numpy()), f"{branch.value}_map")
             product = ir.node("MatMul", [skip, weight], name=f"{branch.add}_map", version=add.version)
@@ -61,14 +61,18 @@ def branches(model: ir.Model, structure: Structure, plan: Plan) -> None:
             result.replace_all_uses_with(skip)
 
 
-def _cut(matrix: np.ndarray, structure: Structure, branch: Branch, masks: Mapping[int, Mask]) -> np.ndarray:
-    """A map [1 + d, d] with the rows and columns of the stream's channels that stay."""
-    for axis, name in enumerate((branch.skip, branch.value)):
-        layout = structure.layouts[name][-1]
-        if atoms_of(layout) & masks.keys():
-            kept = flat_mask(layout, masks, structure.sizes)
-            matrix = matrix.compress(np.concatenate([[True], kept]) if axis == 0 else kept, axis)
-    return matrix
+def _cut(
+    matrix: np.ndarray,
+    structure: Structure,
+    branch: Branch,
+    masks: Mapping[int, Mask],
+    orders: Mapping[int, tuple[int, ...]],
+) -> np.ndarray:
+    """A map [1 + d, d] with the rows and columns of the stream's channels that stay, in order."""
+    rows, columns = (
+        flat_order(structure.layouts[name][-1], masks, orders, structure.sizes) for name in (branch.skip, branch.value)
+    )
+    return np.asarray(matrix[np.concatenate([[0], 1 + rows])][:, columns])
 
 
 def _parted(norm: ir.Node) -> ir.Node:
@@ -87,7 +91,7 @@ def _parted(norm: ir.Node) -> ir.Node:
     plain = _node(norm, "SimplifiedLayerNormalization" if simplified else "LayerNormalization", operands, "norm", kept)
     for old, new in ((outputs[0], plain.outputs[0]), (outputs[3], last.outputs[0])):
         if old is not None:
-            _hand_over(old, new)
+            hand_over(old, new)
     assert norm.graph is not None
     norm.graph.remove(norm, safe=True)
     return first
@@ -104,13 +108,3 @@ def _node(
     made.outputs[0].shape, made.outputs[0].type = norm.outputs[0].shape, norm.outputs[0].type
     norm.prepend(made)
     return made
-
-
-def _hand_over(old: ir.Value, new: ir.Value) -> None:
-    """Let `new` stand wherever `old` is read, under its name where it is an output of the graph."""
-    stated = old.is_graph_output()
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    if stated:
-        name, old.name = old.name, None
-        new.name = name
-        new.metadata_props.update(old.metadata_props)

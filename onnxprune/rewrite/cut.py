@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import ops
-from onnxprune.axes import DYNAMIC, Mask, atoms_of, flat_mask, kept_ratio
+from onnxprune.axes import DYNAMIC, Mask, atoms_of, flat_mask, flat_order, kept_ratio
 from onnxprune.ops.layout import factor_of
 from onnxprune.plan import Plan, Structure
 from onnxprune.rewrite.refit import replace
@@ -48,15 +48,17 @@ class Cut:
 
 
 def units(model: ir.Model, structure: Structure, plan: Plan) -> None:
-    """Cut every unit the plan leaves out."""
+    """Cut every unit the plan leaves out, and write the others in the plan's order."""
     sizes = Cut(structure, plan.masks(structure))
+    orders = plan.orders(structure)
     changes = [(node, _change(node, sizes)) for node in model.graph]
     for value in model.graph.initializers.values():
-        axes = [a for a in range(len(structure.layouts.get(value.name or "", ()))) if sizes.changed(value, a)]
+        layouts = structure.layouts.get(value.name or "", ())
+        axes = [a for a, layout in enumerate(layouts) if atoms_of(layout) & (sizes.masks.keys() | orders.keys())]
         if axes and value.const_value is not None:
             array = value.const_value.numpy()
             for axis in axes:
-                array = array.compress(sizes.kept(value, axis), axis=axis)
+                array = array.take(flat_order(layouts[axis], sizes.masks, orders, structure.sizes), axis)
             replace(value, array)
     for node, change in changes:
         carry_out(model, node, change)

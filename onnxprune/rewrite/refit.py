@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.axes import flat_mask
+from onnxprune.axes import flat_order
 from onnxprune.plan import Plan, Structure
 from onnxprune.values import constant
 
@@ -26,13 +26,13 @@ def replace(value: ir.Value, array: np.ndarray) -> None:
 
 def intercepts(model: ir.Model, structure: Structure, plan: Plan) -> None:
     """Add each intercept to the bias that follows its value, or by an Add of its own."""
-    masks = plan.masks(structure)
+    masks, orders = plan.masks(structure), plan.orders(structure)
     producers = {v.name: v for n in model.graph for v in n.outputs}
     for name, vector in plan.intercepts.items():
         value = producers.get(name)
         if value is None:
             continue  # its branch is gone
-        kept = flat_mask(structure.layouts[name][-1], masks, structure.sizes)
+        kept = flat_order(structure.layouts[name][-1], masks, orders, structure.sizes)
         shift = np.asarray(vector)[kept]
         if not np.any(shift):
             continue

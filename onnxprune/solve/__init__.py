@@ -21,10 +21,10 @@ from onnxprune.solve.least_squares import (
 from onnxprune.solve.linalg import Array
 from onnxprune.solve.moments import Moments
 from onnxprune.solve.obs import NestedRefit, ObsPath, Reader, obs_path, refit
-from onnxprune.solve.pattern import NM, Blocks, Library, Pattern, Tiles, parse
+from onnxprune.solve.pattern import NM, Blocks, Library, Pattern, Tiled, Tiles, parse
 from onnxprune.solve.refine import Refined, refine
 from onnxprune.solve.sparsegpt import sparsegpt
-from onnxprune.solve.support import on_support
+from onnxprune.solve.support import on_support, range_errors
 
 SOLVERS: dict[str, Callable[..., Array]] = {
     "admm": admm,
@@ -47,6 +47,7 @@ __all__ = [
     "Pattern",
     "Reader",
     "Refined",
+    "Tiled",
     "Tiles",
     "admm",
     "error",
@@ -55,6 +56,7 @@ __all__ = [
     "obs_path",
     "on_support",
     "parse",
+    "range_errors",
     "refine",
     "refit",
     "ridge",

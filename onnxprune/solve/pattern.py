@@ -7,6 +7,7 @@ no multiple of the group is taken as if padded with zeros.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import UsageError
+from onnxprune.plan import Tile
 from onnxprune.solve.linalg import Array, Bools
 
 FORMS = (
@@ -23,6 +25,12 @@ FORMS = (
 )
 
 LIBRARY_SIZE = 16
+
+NARROWEST = 192
+"""Outputs of a tile below which what a smaller product saves goes into having more of them."""
+
+STEP = 16
+"""Numbers of outputs that CPU kernels are made for are multiples of this."""
 
 
 class Pattern(Protocol):
@@ -162,45 +170,86 @@ class Library:
 
 @dataclass(frozen=True)
 class Tiles(_Given):
-    """Every tile of `width` outputs reads one contiguous range of the inputs, `share` of them.
+    """Outputs side by side, in tiles that each read one contiguous range of the inputs, `share` of them.
 
-    The form that a Slice and a smaller dense MatMul exploit on any runtime.
+    The form that a Slice and a smaller dense MatMul exploit on any runtime (tile-wise sparsity, Guo et al., SC 2020).
+
+    Attributes:
+        width: the fewest outputs in a tile; None for two tiles of at least `NARROWEST`.
     """
 
     share: float
-    width: int = 384
+    width: int | None = None
 
     def __post_init__(self) -> None:
-        _check_block(1, self.width, self.share)
+        _check_block(1, 1 if self.width is None else self.width, self.share)
 
     @property
     def rows(self) -> int | None:
         return None
 
+    @property
+    def least(self) -> int:
+        """The fewest outputs that a matrix in tiles has."""
+        return 2 * NARROWEST if self.width is None else self.width
+
+    def bounds(self, outputs: int) -> list[tuple[int, int]]:
+        """(first, last) outputs of each tile: evenly many, in steps that kernels like; one tile where they are few."""
+        count = max(outputs // self.least if self.width else min(outputs // NARROWEST, 2), 1)
+        step = STEP if outputs >= count * 4 * STEP else 1
+        ends = [round(i * outputs / count / step) * step for i in range(count)] + [outputs]
+        return list(itertools.pairwise(ends))
+
+    def length(self, inputs: int) -> int:
+        """How many inputs a tile reads."""
+        return _share_of(self.share, inputs)
+
     def ranges(self, scores: Array) -> list[tuple[int, int]]:
-        """The best range of inputs (start, stop) of each tile, in order."""
-        length = _share_of(self.share, len(scores))
-        tiles = _blocks(scores, 1, self.width, 0.0).sum(axis=(2, 3))
-        running = np.concatenate([np.zeros((1, tiles.shape[1])), np.cumsum(tiles, axis=0)])
-        starts = np.argmax(running[length:] - running[: len(running) - length], axis=0)
-        return [(int(start), int(start) + length) for start in starts]
+        """The range of inputs (start, stop) of each tile that keeps the most of the scores, in order."""
+        length = self.length(len(scores))
+        found = []
+        for first, last in self.bounds(scores.shape[1]):
+            running = np.concatenate([[0.0], np.cumsum(scores[:, first:last].sum(axis=1))])
+            start = int(np.argmax(running[length:] - running[: len(running) - length]))
+            found.append((start, start + length))
+        return found
 
     def project(self, scores: Array) -> Bools:
         mask = np.zeros(scores.shape, dtype=bool)
-        for tile, (start, stop) in enumerate(self.ranges(scores)):
-            mask[start:stop, tile * self.width : (tile + 1) * self.width] = True
+        for (first, last), (start, stop) in zip(self.bounds(scores.shape[1]), self.ranges(scores), strict=True):
+            mask[start:stop, first:last] = True
         return mask
 
     def satisfied(self, mask: npt.ArrayLike) -> bool:
-        used = np.asarray(_blocks(np.asarray(mask) != 0, 1, self.width, False).any(axis=(2, 3)))
-        last = len(used) - np.argmax(used[::-1], axis=0)
-        span = np.where(used.any(axis=0), last - np.argmax(used, axis=0), 0)
-        return bool((span <= _share_of(self.share, len(used))).all())
+        used = np.asarray(mask) != 0
+        read = [np.flatnonzero(used[:, first:last].any(axis=1)) for first, last in self.bounds(used.shape[1])]
+        return all(not len(rows) or rows[-1] - rows[0] < self.length(len(used)) for rows in read)
+
+
+@dataclass(frozen=True)
+class Tiled(_Given):
+    """Tiles whose ranges are chosen already."""
+
+    tiles: tuple[Tile, ...]
+
+    @property
+    def rows(self) -> int | None:
+        return None
+
+    def project(self, scores: Array) -> Bools:
+        mask = np.zeros(scores.shape, dtype=bool)
+        for tile in self.tiles:
+            mask[tile.start : tile.stop, tile.first : tile.last] = True
+        return mask
+
+    def satisfied(self, mask: npt.ArrayLike) -> bool:
+        used = np.asarray(mask) != 0
+        return not (used & ~self.project(used.astype(np.float64))).any()
 
 
 def parse(text: str) -> Pattern:
     """The pattern a user names: `2:4`, `4x1:0.5` (or `block:4x1:0.5`), `pattern:4x4:0.5:16` (16 masks),
-    `unstructured:0.5`, `tiles:0.5:384`.
+    `unstructured:0.5`, `tiles:0.5` or `tiles:0.5:384` (outputs a tile).
 
     Blocks are inputs × outputs; a share is what is kept. Unstructured are blocks of one weight.
 

@@ -7,7 +7,7 @@ systems are large, all columns run one conjugate gradient iteration per matrix p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +53,25 @@ def on_support(
         first = w0 if start is None else np.asarray(start, dtype=np.float64)
         solved = _conjugate_gradients(unit, target, allowed, np.where(allowed, first * scale, 0.0))
     return np.where(dead[:, None] & allowed, w0, solved / scale)
+
+
+def range_errors(
+    weight: npt.ArrayLike, gram: npt.ArrayLike, ranges: Sequence[tuple[int, int]], *, damping: float = DAMPING
+) -> Array:
+    """What each output [m] loses where only a range of inputs is read, after the best correction: [ranges, m].
+
+    (w − ŵ)ᵀ H (w − ŵ) of the damped H, with ŵ the exact least squares on the range: wᵀHw − bᵀ(H_SS)⁻¹b, b = (Hw)_S.
+    """
+    w0 = np.asarray(weight, dtype=np.float64)
+    scale, unit, _ = normalised(gram, damping)
+    scaled = w0 * scale
+    target = unit @ scaled
+    whole = np.einsum("nm,nm->m", scaled, target)
+    found = np.empty((len(ranges), w0.shape[1]))
+    for i, (start, stop) in enumerate(ranges):
+        b = target[start:stop]
+        found[i] = whole - np.einsum("nm,nm->m", b, np.linalg.solve(unit[start:stop, start:stop], b))
+    return np.maximum(found, 0.0)
 
 
 def normalised(gram: npt.ArrayLike, damping: float) -> tuple[Array, Array, Bools]:

@@ -92,7 +92,7 @@ def test_cut_is_the_original_with_zeroed_rows(zoo: Build, family: str, exporter:
     subject, feeds = load(model.path), model.feeds
     for seed in range(3):
         rng = np.random.default_rng(seed)
-        plan = random_plan(subject, rng, kinds=("heads", "neurons", "query_heads"), drop=0, refit=0)
+        plan = random_plan(subject, rng, kinds=("heads", "neurons", "query_heads"), drop=0, refit=0, tile=0)
         zeroed = subject.zeroed(plan, feeds)
         assert zeroed is not None
         assert distance(subject.written(plan, feeds), zeroed) < TOLERANCE
@@ -118,6 +118,8 @@ def test_a_wrong_cut_is_seen(zoo: Build) -> None:
     model = zoo("bert", "torchscript", "eager")
     subject, feeds = load(model.path), model.feeds
     group = next(g for g in subject.structure.groups if g.kind == "heads")
-    plan = replace(random_plan(subject, np.random.default_rng(0), kinds=(), drop=0, refit=0), keep={group.id: (0, 1)})
+    plan = replace(
+        random_plan(subject, np.random.default_rng(0), kinds=(), drop=0, refit=0, tile=0), keep={group.id: (0, 1)}
+    )
     other = replace(plan, keep={group.id: (2, 3)})
     assert distance(subject.written(plan, feeds), subject.gated(other, feeds)) > 10 * TOLERANCE

@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import zoo as exports
-from plans import Subject, distance, in_runtime, random_plan
+from plans import Subject, distance, in_runtime, random_plan, random_tiles
 from zoo import ZooModel
 
 from onnxprune import model as models
@@ -68,7 +68,7 @@ def norms(found: Counter[str]) -> int:
 
 
 def plan_of(subject: Subject, model: ZooModel, *kinds: str) -> Plan:
-    plan = random_plan(subject, np.random.default_rng(0), kinds=kinds, drop=0, refit=0)
+    plan = random_plan(subject, np.random.default_rng(0), kinds=kinds, drop=0, refit=0, tile=0)
     return subject.complete(plan, model.feeds)
 
 
@@ -87,6 +87,19 @@ def test_sessions_fuse_as_much(zoo: Build, variant: Variant, tmp_path: Path) -> 
         assert norms(found) == norms(dense)
         for op in ("BiasGelu", "Gelu", "FusedGemm", "FusedMatMul"):
             assert found[op] >= dense[op], f"{op}: {found} where the dense graph has {dense}"
+
+
+@pytest.mark.parametrize("variant", [("bert", "torchscript", "sdpa"), ("vit", "dynamo", "sdpa")], ids="-".join)
+def test_sessions_fuse_what_surrounds_tiles(zoo: Build, variant: Variant, tmp_path: Path) -> None:
+    """The bias is added behind the tiles' Concat, so that it goes into the activation as it did before."""
+    model = zoo(*variant)
+    subject = Subject.load(model.path)
+    dense = in_session(model.path, tmp_path)
+    plan = random_tiles(subject, Plan(subject.structure.digest), np.random.default_rng(0), 1.0)
+    assert len(plan.tiles) >= 12
+    found = in_session(models.save(subject.rewritten(plan), tmp_path / "tiled.onnx")[0], tmp_path)
+    assert norms(found) == norms(dense)
+    assert all(found[op] >= dense[op] for op in ("BiasGelu", "Gelu")), (found, dense)
 
 
 @pytest.mark.parametrize("kinds", [("heads", "neurons"), ("head_dims", "neurons")], ids="-".join)

@@ -52,7 +52,7 @@ def test_the_last_block_computes_one_token(zoo: Build, tmp_path: Path) -> None:
     """Queries, scores, weighted values, projection and FFN of one token; keys and values of all."""
     model = zoo("bert", "torchscript", "eager")
     subject, feeds = Subject.load(model.path), model.sample(batch=2, tokens=12)
-    empty = subject.complete(random_plan(subject, np.random.default_rng(0), kinds=(), drop=0, refit=0), feeds)
+    empty = subject.complete(random_plan(subject, np.random.default_rng(0), kinds=(), drop=0, refit=0, tile=0), feeds)
     whole, few = subject.rewritten(empty), subject.rewritten(empty)
     rewrite.drop_unread(few)
     config = exports.config_of("bert")
@@ -66,7 +66,7 @@ def test_the_last_block_computes_one_token(zoo: Build, tmp_path: Path) -> None:
 def test_models_that_read_all_tokens_stay_as_they_are(zoo: Build, family: str, exporter: exports.Exporter) -> None:
     model = zoo(family, exporter, "eager" if family == "t5-encoder" else "sdpa")
     subject, feeds = Subject.load(model.path), model.feeds
-    plan = subject.complete(random_plan(subject, np.random.default_rng(0), drop=0), feeds)
+    plan = subject.complete(random_plan(subject, np.random.default_rng(0), drop=0, tile=0), feeds)
     graph = subject.rewritten(plan)
     before = [node.name for node in graph.graph]
     assert not rewrite.drop_unread(graph)

@@ -82,7 +82,7 @@ def test_weights_keep_their_type(zoo: Build, tmp_path: Path) -> None:
     """Refit weights come in double precision; the file has the model's own."""
     model = zoo("bert", "torchscript", "sdpa")
     subject = Subject.load(model.path)
-    plan = random_plan(subject, np.random.default_rng(0), drop=0, refit=1)
+    plan = random_plan(subject, np.random.default_rng(0), drop=0, refit=1, tile=0)
     wide = Plan(
         plan.digest,
         plan.keep,

@@ -80,11 +80,22 @@ def test_tiles_keep_the_best_range_for_every_tile(seed: int, n: int, m: int) -> 
     scores = scores_of(seed, n, m)
     mask = Tiles(0.4, 4).project(scores)
     length = max(1, int(0.4 * n + 0.5))
-    for j in range(0, m, 4):
-        tile = scores[:, j : j + 4].sum(axis=1)
+    bounds = Tiles(0.4, 4).bounds(m)
+    assert [i for span in bounds for i in range(*span)] == list(range(m))
+    assert len(bounds) == max(1, m // 4) and min(last - first for first, last in bounds) >= min(m, 4)
+    for first, last in bounds:
+        tile = scores[:, first:last].sum(axis=1)
         best = max(tile[i : i + length].sum() for i in range(n - length + 1))
-        assert (scores * mask)[:, j : j + 4].sum() == pytest.approx(best)
-        assert (mask[:, j : j + 4] == mask[:, j : j + 1]).all()
+        assert (scores * mask)[:, first:last].sum() == pytest.approx(best)
+        assert (mask[:, first:last] == mask[:, first : first + 1]).all()
+
+
+def test_tiles_are_wide_and_in_steps_of_sixteen() -> None:
+    assert Tiles(0.5).bounds(768) == [(0, 384), (384, 768)]
+    assert Tiles(0.5, 192).bounds(768) == [(0, 192), (192, 384), (384, 576), (576, 768)]
+    assert Tiles(0.5).bounds(3072) == [(0, 1536), (1536, 3072)] and Tiles(0.5).least == 384
+    assert all(first % 16 == 0 for first, _ in Tiles(0.5, 192).bounds(1001))
+    assert Tiles(0.5).bounds(200) == [(0, 200)]
 
 
 def test_satisfied_notices_what_is_too_much() -> None:
