@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -76,8 +76,14 @@ def provider_of(options: Options) -> str:
     return runtime.SHORT_NAMES.get(options.provider.lower(), options.provider)
 
 
-def land(planner: Planner, limit: float) -> tuple[Plan, Landing]:
+def land(
+    planner: Planner, limit: float, choose: Callable[[float], Plan] | None = None, corrections: int = 1
+) -> tuple[Plan, Landing]:
     """The plan, not mended yet, that comes closest to a latency (milliseconds by the table) when it is measured.
+
+    Args:
+        choose: the plan within a latency by the table, where it is not the planner's alone.
+        corrections: how often it may be chosen anew.
 
     Raises:
         BudgetError: no plan is that fast by the table.
@@ -85,6 +91,7 @@ def land(planner: Planner, limit: float) -> tuple[Plan, Landing]:
     costs = planner.costs
     assert isinstance(costs, LatencyCosts)
     table, dense = costs.table, costs.total("latency")
+    choose = choose or planner.bare
     timings: list[tuple[Plan, Timing]] = []
 
     def cost(plan: Plan) -> float:
@@ -100,10 +107,10 @@ def land(planner: Planner, limit: float) -> tuple[Plan, Landing]:
 
     reason = why_not_here(table)
     if reason:
-        plan, corrected = planner.bare(limit), 0
+        plan, corrected = choose(limit), 0
         logger.warning("latency: %s", reason)
     else:
-        plan, corrected = landed(planner.bare, cost, time, limit)
+        plan, corrected = landed(choose, cost, time, limit, corrections=corrections)
     seen = next((found for made, found in timings if made is plan), None)
     measured, interval = (seen.ratio, seen.interval) if seen else (None, None)
     return plan, Landing(

@@ -14,6 +14,7 @@ from onnxprune.config import MASKS
 from onnxprune.errors import NothingToPruneError, UsageError
 from onnxprune.finetune import finetune
 from onnxprune.flow import flows
+from onnxprune.latency_budget import land
 from onnxprune.linears import Linear, find_linears
 from onnxprune.maps import cheaper, mapped
 from onnxprune.plan import Budget, Plan
@@ -22,7 +23,7 @@ from onnxprune.score import near_identity
 from onnxprune.solve import Tiled, Tiles, parse
 from onnxprune.solve.pattern import NARROWEST
 from onnxprune.sparsify import Patterns, parts_of, sparsify
-from onnxprune.tiling import arrange
+from onnxprune.tiling import arrange, emptied
 from onnxprune.worth import worth
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,13 @@ def tiled(planner: Planner, pattern: Tiles, kind: str, limit: float) -> Plan:
     """
     if pattern.width is not None and pattern.width < NARROWEST:
         logger.warning("tiles of %d outputs are narrow: below %d they seldom run faster", pattern.width, NARROWEST)
+    units, plan = (_timed if kind == "latency" else _counted)(planner, pattern, kind, limit)
+    whole = _mended(planner, units) if units is planner.first else planner.finished(units)
+    return replace(whole, keep=plan.keep, order=plan.order, tiles=plan.tiles, sparsity=plan.sparsity)
+
+
+def _counted(planner: Planner, pattern: Tiles, kind: str, limit: float) -> tuple[Plan, Plan]:
+    """(the plan of units, the same with tiles) that come closest to a limit that is counted, from below."""
     dense = room = planner.costs.total(kind)
     best: tuple[Plan, Plan] | None = None
     reached, seen = 0.0, (0.0, 0.0)
@@ -85,9 +93,20 @@ def tiled(planner: Planner, pattern: Tiles, kind: str, limit: float) -> Plan:
     if best is None:
         units = planner.bare(limit)
         best = units, _arranged(planner, units, pattern)
-    units, plan = best
-    whole = _mended(planner, units) if units is planner.first else planner.finished(units)
-    return replace(whole, keep=plan.keep, order=plan.order, tiles=plan.tiles, sparsity=plan.sparsity)
+    return best
+
+
+def _timed(planner: Planner, pattern: Tiles, kind: str, limit: float) -> tuple[Plan, Plan]:
+    """The same of a latency: tables know nothing of tiles, so what files with them take is measured."""
+    made: list[tuple[Plan, Plan]] = []
+
+    def choose(room: float) -> Plan:
+        units = planner.bare(min(room, planner.costs.total(kind)))
+        made.append((units, emptied(planner.gates, _arranged(planner, units, pattern), chosen(planner))))
+        return made[-1][1]
+
+    plan, planner.landing = land(planner, limit, choose, corrections=2)
+    return next(pair for pair in made if pair[1] is plan)
 
 
 def _arranged(planner: Planner, plan: Plan, pattern: Tiles) -> Plan:

@@ -22,7 +22,7 @@ from onnxprune.linears import Linear
 from onnxprune.plan import Plan, Structure, Tile
 from onnxprune.probe import Rows, Walk
 from onnxprune.rewrite.tile import divisible
-from onnxprune.solve import Reader, Tiles, obs_path, range_errors
+from onnxprune.solve import Reader, Tiled, Tiles, obs_path, range_errors
 from onnxprune.solve.linalg import Array, Ints
 from onnxprune.sparsify import Part, gram_of, parts_of
 
@@ -71,6 +71,17 @@ def arrange(
         if progress is not None:
             progress(i + 1, len(wide))
     return replace(found.arranged(), sparsity=dict.fromkeys((p.linear.weight for p in wide), name))
+
+
+def emptied(gates: Gates, plan: Plan, linears: Sequence[Linear]) -> Plan:
+    """The plan with zeros outside its tiles, and nothing that makes up for them: enough to be written and timed."""
+    weights = dict(plan.weights)
+    for part in parts_of(gates, plan, [x for x in linears if x.weight in plan.tiles]):
+        array = gates.weight(plan, part.linear.weight)
+        matrix = part.take(array)
+        mask = Tiled(plan.tiles[part.linear.weight]).project(matrix)
+        weights[part.linear.weight] = part.put(matrix * mask, array)
+    return replace(plan, weights=weights)
 
 
 @dataclass(frozen=True, eq=False)

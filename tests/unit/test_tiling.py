@@ -228,3 +228,15 @@ def test_orders_are_analysed_alike(zoo: Build) -> None:
     path = zoo("bert", "torchscript", "eager").path
     first, second = (analyze(models.load(path)) for _ in range(2))
     assert first.layouts == second.layouts
+
+
+def test_tiles_within_a_latency(zoo: Build) -> None:
+    """The file with tiles is what is measured; units make way until both together come near the target."""
+    model = zoo("bert", "torchscript", "sdpa")
+    result = onnxprune.prune(
+        model.path, latency=0.9, calibration=[model.sample(1, 8, seed=i) for i in range(24)], sparsity="tiles:0.8:16",
+        compensate=False, measure_latency=False, shape={"batch_size": 4, "sequence_length": 32},
+    )  # fmt: skip
+    assert result.plan.tiles and result.report.landing is not None
+    assert result.report.landing.measured is not None and result.report.landing.corrected <= 2
+    assert result.report.equivalence is not None and result.report.equivalence.max_rel < 1e-4
