@@ -174,7 +174,7 @@ def test_tiles_from_the_command_line(run: Run, folder: Path) -> None:  # noqa: F
     code, out, err = run(model, "-o", folder / "direct.onnx", *asked, "--eval", rows, "--no-latency", "--json")
     assert code == 0, err
     report = json.loads(out)
-    assert 0.55 < report["budget"]["achieved"] <= 0.6
+    assert 0.5 < report["budget"]["achieved"] <= 0.6
     assert len([u for u in report["units"] if u["kept"] < u["total"]]) > 0
     for command in (
         ["plan", model, *asked, "-o", folder / "plan.json"],
