@@ -229,18 +229,22 @@ def flat_mask(
     lead = tuple(sizes[a] for a in outer)
     parts = []
     for term in layout:
-        axes: list[int | None] = list(outer)
+        axes: list[int | None] = list(outer)  # None stands for a sum
+        inside: set[int] = set()  # atoms of those sums
         kept = np.ones(lead, dtype=bool)
         for factor in term:
+            chosen_by = {c for a in atoms_of(((factor,),)) if a in masks for c in masks[a].context}
+            if chosen_by & inside:
+                raise ValueError(f"layout {layout}: what a sum's parts choose lies behind the sum")
             if isinstance(factor, int):
                 piece = _aligned(factor, masks.get(factor), axes, sizes)
                 axes.append(factor)
             else:
                 known = tuple(a for a in axes if a is not None)
-                if len(known) != len(axes):
-                    raise ValueError(f"layout {layout} nests a sum behind another sum")
                 piece = flat_mask(factor, masks, sizes, known)
+                piece = piece.reshape(*(1 if a is None else sizes[a] for a in axes), -1)
                 axes.append(None)
+                inside |= atoms_of(factor)
             kept = kept[..., None] & piece
         parts.append(kept.reshape(*lead, -1))
     return np.concatenate(parts, axis=-1)
@@ -280,7 +284,7 @@ def _aligned(atom: int, mask: Mask | None, axes: Sequence[int | None], sizes: Se
         return np.arange(sizes[atom]) < int(counts.max())
     order = sorted(range(len(mask.context)), key=lambda i: axes.index(mask.context[i]))
     kept = mask.kept.transpose(*order, len(mask.context))
-    shape = [sizes[a] if a in mask.context else 1 for a in axes if a is not None] if mask.context else []
+    shape = [sizes[a] if a in mask.context else 1 for a in axes] if mask.context else []
     aligned: np.ndarray = kept.reshape(*shape, sizes[atom]) if mask.context else kept
     return aligned
 

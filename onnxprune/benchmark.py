@@ -14,6 +14,7 @@ from onnxprune import javascript, latency, profiling, runtime
 from onnxprune.errors import UsageError
 from onnxprune.latency import LatencyRow
 from onnxprune.runtime import CPU, Coverage
+from onnxprune.synthetic import synthesize
 
 PROFILED = 15
 """Passes that times by operator are medians of."""
@@ -86,7 +87,7 @@ def measure(
     """
     inputs = latency.graph_inputs(dense)
     shapes = list(product(batch or (None,), sequence or (None,)))
-    cases = [latency.synthesize(inputs, batch=b, sequence=s, dims=dims, seed=seed) for b, s in shapes]
+    cases = [synthesize(inputs, batch=b, sequence=s, dims=dims, seed=seed) for b, s in shapes]
     scripted = [p for p in providers if p in javascript.PACKAGES]
     named = (
         runtime.resolve_providers([p for p in providers if p not in scripted]) if len(scripted) < len(providers) else ()

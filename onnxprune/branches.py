@@ -114,19 +114,27 @@ def _region(
             for v in node.inputs
         ):
             inside[node] = None
-    if last not in inside:
-        return []
-    weighted = False
-    for node in inside:
-        for value in node.outputs:
-            if value.is_graph_output() or any(
-                user not in inside and not (user is add and i == operand) for user, i in value.uses()
-            ):
+    for node in reversed(list(inside)):
+        if any(
+            value.is_graph_output()
+            or any(user not in inside and not (user is add and i == operand) for user, i in value.uses())
+            for value in node.outputs
+        ):
+            # What others read too stays when the branch goes: a norm before attention and an FFN side by side. Behind
+            # a product that others read, f would be no function of x but of what was made of it.
+            if _costs(node):
                 return []
-        operator = ops.lookup(node)
-        if operator is not None and operator.macs is not None:
-            weighted |= any(v is not None and v.const_value is not None for v in node.inputs[1:])
-    return list(inside) if weighted else []
+            del inside[node]
+    return list(inside) if any(_costs(n) and _weighted(n) for n in inside) else []
+
+
+def _costs(node: ir.Node) -> bool:
+    operator = ops.lookup(node)
+    return operator is not None and operator.macs is not None
+
+
+def _weighted(node: ir.Node) -> bool:
+    return any(v is not None and v.const_value is not None for v in node.inputs[1:])
 
 
 def _is_attention(node: ir.Node) -> bool:

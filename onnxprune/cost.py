@@ -1,4 +1,7 @@
-"""Exact costs of a plan at a stated shape: multiply-accumulates, parameters, bytes. Nothing is run."""
+"""Exact costs of a plan at a stated shape: multiply-accumulates, parameters, bytes.
+
+Nothing is run, but where a shape depends on data: that one is seen in a run.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,11 @@ import onnx_ir as ir
 from onnxprune import ops
 from onnxprune.axes import Layout, Mask, atoms_of, kept_ratio
 from onnxprune.dimensions import evaluate
-from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.foreign import reads
+from onnxprune.interpret import Interpreter
 from onnxprune.model import Model
 from onnxprune.plan import Branch, Group, Plan, Structure
+from onnxprune.synthetic import synthesize
 from onnxprune.values import dims
 
 
@@ -178,20 +182,29 @@ class Costs:
         """A value's shape under the bindings, before any cut."""
         name = value.name or ""
         if name not in self._shapes:
-            known = dims(value)
-            if known is None or None in known:
-                raise UnsupportedError(f"value {name}: its shape is not known, so its cost cannot be counted")
-            self._shapes[name] = tuple(self._size(d, name) for d in known if d is not None)
+            sizes = [self._size(d) for d in dims(value) or (None,)]
+            self._shapes[name] = tuple(s for s in sizes if s is not None) if None not in sizes else self._seen[name]
         return self._shapes[name]
 
-    def _size(self, dim: int | str, name: str) -> int:
+    def _size(self, dim: int | str | None) -> int | None:
         try:
-            return evaluate(dim, self.bindings)
-        except KeyError as missing:
-            raise UsageError(
-                f"--shape does not say how large {missing.args[0]} is (needed for {name}); "
-                f"known: {', '.join(self.bindings) or 'none'}"
-            ) from None
+            return None if dim is None else evaluate(dim, self.bindings)
+        except KeyError:
+            return None
+
+    @cached_property
+    def _seen(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes that inference does not name, around the nodes that cost: seen in a run on made-up inputs.
+
+        Raises:
+            UsageError: an input has a dimension that the bindings do not name.
+            UnsupportedError: the graph does not run on made-up inputs.
+        """
+        counted = [n for n in self._nodes.values() if (found := ops.lookup(n)) is not None and found.macs is not None]
+        around = {v for n in counted for v in (*n.inputs, *n.outputs) if v is not None and v.name}
+        wanted = [v.name or "" for v in around if None in [self._size(d) for d in dims(v) or (None,)]]
+        feeds = synthesize(self.model.inputs, dims=self.bindings)
+        return {n: tuple(x.shape) for n, x in Interpreter(self.model.graph).run(feeds, outputs=wanted).items()}
 
 
 class _Sizes:

@@ -34,6 +34,7 @@ from onnxprune.rows import read_rows, shape_of
 from onnxprune.runtime import CPU
 from onnxprune.sparsify import zeros_in
 from onnxprune.structure import analyze
+from onnxprune.synthetic import synthesize
 from onnxprune.validate import Evidence, Teacher, compare
 
 logger = logging.getLogger(__name__)
@@ -196,7 +197,7 @@ class Job:
         with self.clock.stage("check"):
             bindings = self.planner.costs.bindings
             feeds = (
-                [latency.synthesize(self.dense.inputs, dims=bindings)]
+                [synthesize(self.dense.inputs, dims=bindings)]
                 if rows is None
                 else [b.feeds for b in rows.take(CHECK_ROWS, 0).batches(max_rows=16)]
             )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from onnxprune import runtime
 from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.metrics import bootstrap_interval
 from onnxprune.runtime import Coverage
+from onnxprune.synthetic import synthesize
 
 if TYPE_CHECKING:
     from onnxprune.model import InputSpec
@@ -32,12 +32,6 @@ ModelFile = str | os.PathLike[str] | bytes
 
 RUNS = 35
 """Fewest pairs of runs that a speed-up is quoted from."""
-_IDS = 32
-"""Token ids below this are in every vocabulary."""
-
-_BATCH = re.compile(r"batch|^n$|^b$", re.IGNORECASE)
-_PAST = re.compile(r"past", re.IGNORECASE)
-_SEQUENCE = re.compile(r"seq|len|tokens|^s$|^t$", re.IGNORECASE)
 _TYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -266,95 +260,6 @@ def _specs(values: Iterable[Any], what: str) -> tuple[InputSpec, ...]:
             raise UnsupportedError(f"{what} {held.name} is of type {held.type}; only tensors of numbers can be made up")
         specs.append(InputSpec(held.name, np.dtype(_TYPES[held.type]), tuple(held.shape)))
     return tuple(specs)
-
-
-def synthesize(
-    inputs: Iterable[InputSpec],
-    *,
-    batch: int | None = None,
-    sequence: int | None = None,
-    dims: Mapping[str, int] | None = None,
-    examples: Sequence[runtime.Feeds] = (),
-    seed: int = 0,
-) -> dict[str, Array]:
-    """Feeds of given sizes for timing: what they hold is plausible, not meaningful.
-
-    Masks are ones, token types zeros, positions count up, caches (`past…`) are empty; other values are drawn from the
-    examples where there are any, so that every id is one the model knows.
-
-    Raises:
-        UsageError: a dimension that nothing gives a size to, or a size that the graph has fixed otherwise.
-    """
-    rng = np.random.default_rng(seed)
-    sizes = _Sizes(batch, sequence, dims or {}, examples)
-    return {spec.name: _values(spec, sizes.shape(spec), examples, rng) for spec in inputs}
-
-
-class _Sizes:
-    """Sizes of symbolic dimensions, from what was asked and what was seen."""
-
-    def __init__(
-        self, batch: int | None, sequence: int | None, dims: Mapping[str, int], examples: Sequence[runtime.Feeds]
-    ) -> None:
-        self.batch, self.sequence, self.dims, self.examples = batch, sequence, dims, examples
-
-    def shape(self, spec: InputSpec) -> tuple[int, ...]:
-        return tuple(self._size(spec, axis, dim) for axis, dim in enumerate(spec.shape))
-
-    def _size(self, spec: InputSpec, axis: int, dim: int | str | None) -> int:
-        if isinstance(dim, int):
-            if axis == 0 and len(spec.shape) > 1 and self.batch not in (None, dim):
-                raise UsageError(f"the graph fixes the batch of {spec.name} at {dim}; {self.batch} cannot be timed")
-            return dim
-        found = self._named(dim, axis) if dim else None
-        if found is None and axis == 0:
-            found = self.batch or 1
-        if found is None and not dim and axis == 1 and spec.dtype.kind in "iu":
-            found = self.sequence
-        seen = [feeds[spec.name].shape[axis] for feeds in self.examples if spec.name in feeds]
-        if found is None and seen:
-            found = round(sum(seen) / len(seen))
-        if found is None:
-            raise UsageError(
-                f"dimension {axis} of input {spec.name} ({dim or 'unnamed'}) has no size; name it with --shape "
-                f"{dim or 'NAME'}=SIZE, or give --batch and --seq"
-            )
-        return found
-
-    def _named(self, dim: str, axis: int) -> int | None:
-        """Size of a dimension by its name; sums such as `past_sequence_length + 1` by their parts."""
-        if dim in self.dims:
-            return self.dims[dim]
-        if "+" in dim:
-            parts = [self._named(part.strip(), axis) for part in dim.split("+")]
-            return None if None in parts else sum(part for part in parts if part is not None)
-        if dim.isdigit():
-            return int(dim)
-        if _PAST.search(dim):
-            return 0
-        if _BATCH.search(dim):
-            return self.batch or 1
-        return self.sequence if _SEQUENCE.search(dim) else None
-
-
-def _values(
-    spec: InputSpec, shape: tuple[int, ...], examples: Sequence[runtime.Feeds], rng: np.random.Generator
-) -> Array:
-    name = spec.name.lower()
-    if "mask" in name and (spec.dtype.kind in "iub" or len(shape) == 2):
-        return np.ones(shape, spec.dtype)
-    if "mask" in name or "token_type" in name:
-        return np.zeros(shape, spec.dtype)
-    if "position" in name and spec.dtype.kind in "iu":
-        return np.broadcast_to(np.arange(shape[-1] if shape else 1), shape).astype(spec.dtype)
-    seen = [np.ravel(feeds[spec.name]) for feeds in examples if spec.name in feeds]
-    pool = np.concatenate(seen) if seen else np.zeros(0, spec.dtype)
-    if spec.dtype.kind == "f":
-        middle, spread = (float(pool.mean()), float(pool.std())) if pool.size else (0.0, 1.0)
-        return rng.normal(middle, spread, shape).astype(spec.dtype)
-    if pool.size:
-        return rng.choice(pool, shape).astype(spec.dtype)
-    return rng.integers(0, _IDS if spec.dtype.kind != "b" else 1, shape).astype(spec.dtype)
 
 
 def symbols(inputs: Iterable[InputSpec], feeds: runtime.Feeds) -> dict[str, int]:

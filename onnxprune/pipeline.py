@@ -24,13 +24,13 @@ from onnxprune.errors import UsageError
 from onnxprune.gates import Gates
 from onnxprune.interpret import Interpreter
 from onnxprune.job import Job, Result
-from onnxprune.latency import synthesize
 from onnxprune.model import Model
 from onnxprune.plan import Budget, Plan, Structure
 from onnxprune.planning import Planner
 from onnxprune.rows import shape_of, vocabulary
 from onnxprune.sparsify import zeros_in
 from onnxprune.structure import analyze
+from onnxprune.synthetic import synthesize
 
 
 def prune(

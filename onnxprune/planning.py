@@ -42,6 +42,7 @@ from onnxprune.sites import Site, even, find_sites, kept_by, levels
 from onnxprune.speed.landing import Landing
 from onnxprune.speed.widths import step
 from onnxprune.split import Split
+from onnxprune.synthetic import synthesize
 
 logger = logging.getLogger(__name__)
 
@@ -390,8 +391,6 @@ class Planner:
     def _any_feeds(self) -> Mapping[str, Any]:
         if self.calibration is not None:
             return self.fit.batches[0].feeds
-        from onnxprune.latency import synthesize
-
         return synthesize(self.model.inputs, dims=self.costs.bindings)
 
     def mended(self, plan: Plan) -> Plan:

@@ -10,14 +10,19 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import ops
+from onnxprune.dimensions import monomial
 from onnxprune.ops.base import attribute, broadcast
 from onnxprune.values import constant, dims
+
+_COPY = "_for_"
+"""In the name of a node that was made once more, for the reader whose name follows."""
 
 
 def index_sides(model: ir.Model) -> None:
     """Let every reader of a side tensor have its own: an Expand anew, of others a Gather of all indices before it.
 
-    The indices are on the axes before the last two.
+    The indices are on the axes before the last two; where heads stand in one axis with the batch (ALiBi of BLOOM), on
+    the tensor that the axis was made of, and the steps from there are the reader's own too.
     """
     deep = _deep(model.graph)
     for node in [n for n in model.graph if n.op_type == "Expand" and n.domain == "" and n.outputs[0] not in deep]:
@@ -26,21 +31,25 @@ def index_sides(model: ir.Model) -> None:
         for reader, i in list(node.outputs[0].uses())[1:]:
             if _mixes(reader, deep):
                 reader.replace_input_with(i, _again(node, reader))
+    mixers = _mixers(model.graph, deep)
     for value in [v for n in model.graph for v in n.outputs if v not in deep] + list(model.graph.initializers.values()):
-        axes = [a for a, size in enumerate((dims(value) or ())[:-2]) if isinstance(size, int) and size > 1]
         readers = [(node, i) for node, i in value.uses() if _mixes(node, deep)]
-        if not axes or len({node for node, _ in readers}) < 2:
+        table, axes, steps = _table(value) if readers else (value, [], [])
+        if not axes or not _shared(table, axes, mixers):
             continue
         for node, i in readers:
-            node.replace_input_with(i, _indexed(model, node, value, axes))
+            own = _indexed(model, node, table, axes)
+            for step in steps:
+                own = _again(step, node, own)
+            node.replace_input_with(i, own)
 
 
 def drop_whole_indices(model: ir.Model) -> None:
-    """Take out every Gather that names all there is, in order, and every Expand that was made twice for nothing."""
-    seen: dict[tuple[ir.Value | None, ...], ir.Node] = {}
+    """Take out every Gather that names all there is, in order, and every step that was made twice for nothing."""
+    seen: dict[tuple[str, tuple[ir.Value | None, ...]], ir.Node] = {}
     for node in list(model.graph):
-        if node.op_type == "Expand" and node.domain == "":
-            first = seen.setdefault(tuple(node.inputs), node)
+        if (node.op_type == "Expand" or _COPY in (node.name or "")) and node.domain == "":
+            first = seen.setdefault((f"{node.op_type} {node.attributes}", tuple(node.inputs)), node)
             if first is not node and not node.outputs[0].is_graph_output():
                 node.outputs[0].replace_all_uses_with(first.outputs[0])
                 model.graph.remove(node, safe=True)
@@ -56,6 +65,57 @@ def drop_whole_indices(model: ir.Model) -> None:
         if names.ndim == 1 and known[axis] == len(names) and np.array_equal(names, np.arange(len(names))):
             node.outputs[0].replace_all_uses_with(data)
             model.graph.remove(node, safe=True)
+
+
+def _mixers(graph: ir.Graph, deep: set[ir.Value]) -> dict[ir.Value, frozenset[ir.Node]]:
+    """Value -> the nodes that mix it with what is deep, at once or after steps of its own."""
+    found: dict[ir.Value, frozenset[ir.Node]] = {}
+    outputs = [v for node in reversed(graph) for v in node.outputs if v not in deep]
+    for value in [*outputs, *graph.initializers.values()]:
+        nodes: set[ir.Node] = set()
+        for node, _ in value.uses():
+            nodes |= {node} if _mixes(node, deep) else {n for v in node.outputs for n in found.get(v, ())}
+        found[value] = frozenset(nodes)
+    return found
+
+
+def _table(value: ir.Value) -> tuple[ir.Value, list[int], list[ir.Node]]:
+    """Where the heads of a side tensor can be indexed: (tensor, axes, the steps from it to `value`); no axes, if none.
+
+    They are axes of the value itself, or a number times the batch is: then the axis of that size, some steps before.
+    """
+    known = dims(value) or ()
+    axes = [a for a, size in enumerate(known[:-2]) if isinstance(size, int) and size > 1]
+    if axes:
+        return value, axes, []
+    joined = [m[0] for d in known[:-2] if isinstance(d, str) and (m := monomial(d)) is not None and m[0] > 1]
+    steps: list[ir.Node] = []
+    table = value
+    while joined and (producer := table.producer()) is not None:
+        moving = [v for v in producer.inputs if v is not None and v.const_value is None and v.dtype == table.dtype]
+        if len(moving) != 1 or len(producer.outputs) != 1:
+            break
+        steps.insert(0, producer)
+        table = moving[0]
+        if joined[0] in (found := dims(table) or ()):
+            return table, [found.index(joined[0])], steps
+    return value, [], []
+
+
+def _shared(table: ir.Value, axes: list[int], mixers: dict[ir.Value, frozenset[ir.Node]]) -> bool:
+    """Whether several nodes mix in what has these axes: the tensor, or one before it that its heads come from."""
+    sizes = {(dims(table) or ())[a] for a in axes}
+    open_values, seen = [table], {table}
+    while open_values:
+        value = open_values.pop()
+        if len(mixers.get(value, ())) > 1:
+            return True
+        producer = value.producer()
+        for source in producer.inputs if producer is not None else ():
+            if source is not None and source not in seen and sizes & set(dims(source) or ()):
+                seen.add(source)
+                open_values.append(source)
+    return False
 
 
 def _deep(graph: ir.Graph) -> set[ir.Value]:
@@ -76,14 +136,27 @@ def _deep(graph: ir.Graph) -> set[ir.Value]:
 
 def _mixes(node: ir.Node, deep: set[ir.Value]) -> bool:
     operator = ops.lookup(node)
-    side_by_side = operator is not None and (operator.axes is broadcast or node.op_type == "GatherElements")
+    side_by_side = operator is not None and (operator.axes is broadcast or node.op_type in ("GatherElements", "Concat"))
     return side_by_side and any(v in deep for v in node.inputs if v is not None)
 
 
-def _again(node: ir.Node, reader: ir.Node) -> ir.Value:
-    """A node once more, for one reader."""
-    copy = ir.node(node.op_type, list(node.inputs), name=f"{node.name}_for_{reader.name}", version=node.version)
-    result, old = copy.outputs[0], node.outputs[0]
+def _again(node: ir.Node, reader: ir.Node, source: ir.Value | None = None) -> ir.Value:
+    """A node once more, for one reader; `source` stands in for what it is computed from."""
+    result, old = ir.Value(), node.outputs[0]
+    kind = old.dtype
+    inputs = [
+        v if source is None or v is None or v.const_value is not None or v.dtype != kind else source
+        for v in node.inputs
+    ]
+    copy = ir.Node(
+        node.domain,
+        node.op_type,
+        inputs,
+        list(node.attributes.values()),
+        name=f"{node.name}{_COPY}{reader.name}",
+        version=node.version,
+        outputs=[result],
+    )
     result.name, result.shape, result.type = f"{copy.name}_output", old.shape, old.type
     reader.prepend(copy)
     return result

@@ -195,15 +195,17 @@ def _groups(graph: ir.Graph, ties: Ties, layouts: dict[str, tuple[Layout, ...]])
         other = node.inputs[1 - index] if index < 2 and len(node.inputs) > 1 else None
         value, name = node.inputs[index], node.name or ""
         assert value is not None
-        weighted = other is not None and other.const_value is not None
+        operator = ops.lookup(node)
+        products = operator is not None and operator.macs is not None  # a sum's second operand names its axes
+        weighted = products and other is not None and other.const_value is not None
         if value.const_value is not None or (not weighted and other is not None and index == 1):
             continue  # of two operands one is gated: the activation, or the first
         found = atoms_of(layouts[value.name or ""][axis])
         if found & dynamic and found - dynamic:
             for atom in found:
                 ties.solver.pins.setdefault(atom, {})["contracted together with a dynamic dimension"] = None
-        weight_axis = next((a for n, i, a in ties.read if n is node and i == 1 - index), 0) if weighted else 0
         weight = other.name if weighted and other is not None else None
+        weight_axis = _opposite(ties, layouts, node, index, layouts[value.name or ""][axis]) if weighted else 0
         reader = Reader(name, index, axis, weight, weight_axis)
         for atom in found - dynamic:
             readers[atom].append((position[node], reader))
@@ -226,6 +228,14 @@ def _groups(graph: ir.Graph, ties: Ties, layouts: dict[str, tuple[Layout, ...]])
     return tuple(groups)
 
 
+def _opposite(ties: Ties, layouts: Mapping[str, tuple[Layout, ...]], node: ir.Node, index: int, read: Layout) -> int:
+    """The axis of the other operand that is contracted with this one; an Einsum may contract several."""
+    other = node.inputs[1 - index]
+    axes = [a for n, i, a in ties.read if n is node and i == 1 - index]
+    found = layouts[other.name or ""] if other is not None else ()
+    return next((a for a in axes if found[a] == read), next(iter(axes), 0))
+
+
 def _kinds(graph: ir.Graph, layouts: dict[str, tuple[Layout, ...]], free: set[int], pairs: set[int]) -> dict[int, str]:
     """What people call an atom."""
     heads: set[int] = set()
@@ -244,7 +254,8 @@ def _kinds(graph: ir.Graph, layouts: dict[str, tuple[Layout, ...]], free: set[in
             continue
         # Two activations: what both have and neither loses is a batch axis.
         left, right = (_atoms(v, layouts) for v in node.inputs[:2])
-        heads |= (left & right & _atoms(node.outputs[0], layouts)) - pairs
+        batched = _batched(node, layouts)
+        heads |= (left & right & _atoms(node.outputs[0], layouts)) - pairs if batched is None else batched - pairs
         heads |= _fused_heads(node, layouts)
     inner = _inner(layouts)
     kinds = {}
@@ -262,6 +273,14 @@ def _kinds(graph: ir.Graph, layouts: dict[str, tuple[Layout, ...]], free: set[in
 def _atoms(value: ir.Value | None, layouts: Mapping[str, tuple[Layout, ...]]) -> set[int]:
     found = layouts.get(value.name or "", ()) if value is not None else ()
     return {a for layout in found for a in atoms_of(layout)}
+
+
+def _batched(node: ir.Node, layouts: Mapping[str, tuple[Layout, ...]]) -> set[int] | None:
+    """Atoms of the axes along which matrices lie that are multiplied one by one; one side may lack them (one key head
+    for all queries). None for other operators."""
+    if node.op_type not in ("MatMul", "FusedMatMul"):
+        return None
+    return {a for layout in layouts.get(node.outputs[0].name or "", ())[:-2] for a in atoms_of(layout)}
 
 
 def _fused_heads(node: ir.Node, layouts: dict[str, tuple[Layout, ...]]) -> set[int]:

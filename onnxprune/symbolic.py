@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 from collections.abc import Callable
 from functools import cache
 from types import ModuleType
@@ -93,6 +94,7 @@ def _inference() -> Any:
             self.dispatcher_ |= dict.fromkeys(("FusedMatMul", "TransposeMatMul"), self._arranged_product)
             skips = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
             self.dispatcher_ |= dict.fromkeys(skips, self._skip_norm)
+            self.dispatcher_["Flatten"] = self._flatten
             self.dispatcher_ = {op: self._guarded(op, rule) for op, rule in self.dispatcher_.items()}
             self.current = ""
             self._preprocess(proto)
@@ -157,6 +159,13 @@ def _inference() -> Any:
             kind = self.known_vi_[node.input[0]].type.tensor_type.elem_type
             for output in node.output[:1] if outputs is None else outputs:
                 self.known_vi_[output].CopyFrom(vi(output, kind, library.get_shape_from_sympy_shape(shape)))
+
+        def _flatten(self, node: Any) -> None:
+            """A matrix: dimensions up to `axis` by those from it on, names multiplied out."""
+            shape = self._get_sympy_shape(node, 0)
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+            axis += len(shape) if axis < 0 else 0
+            self._write(node, [math.prod(shape[:axis]), math.prod(shape[axis:])])
 
         def _skip_norm(self, node: Any) -> None:
             """The norm, its two statistics (in full precision, whatever the norm is in), and the sum."""

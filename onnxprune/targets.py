@@ -12,7 +12,8 @@ from onnxprune.values import constant, dims
 
 
 def write_targets(model: ir.Model) -> None:
-    """Turn computed operands of Reshape, Expand and Tile, and dimensions read off a Shape, into constants."""
+    """Turn computed operands of Reshape, Expand, Tile and ConstantOfShape, and dimensions read off a Shape, into
+    constants."""
     for node in list(model.graph):
         if node.domain not in ("", "ai.onnx"):
             continue
@@ -24,6 +25,10 @@ def write_targets(model: ir.Model) -> None:
                 node.replace_input_with(1, _operand(model, node, target))
         elif node.op_type == "Tile" and not _is_constant(node.inputs[1]) and not _own_target(node):
             _write_repeats(model, node)
+        elif node.op_type == "Equal":
+            _fold_comparison(model, node)
+        elif node.op_type == "ConstantOfShape" and not _is_constant(node.inputs[0]) and not _own_target(node, 0):
+            _write_shape(model, node)
 
 
 def _reshape_target(node: ir.Node) -> list[int | str] | None:
@@ -76,7 +81,7 @@ def _expand_target(node: ir.Node) -> list[int | str] | None:
     return target if dims(node.inputs[1]) == (len(after),) or not any(isinstance(d, str) for d in target) else None
 
 
-def _operand(model: ir.Model, node: ir.Node, target: Sequence[int | str]) -> ir.Value:
+def _operand(model: ir.Model, node: ir.Node, target: Sequence[int | str], index: int = 1) -> ir.Value:
     """A shape operand: one constant where all is known; else a Concat of constants and dimensions read at run time.
 
     Those are read off the graph's inputs, or else off the operand that the node had. The numbers stand apart, so that
@@ -84,7 +89,7 @@ def _operand(model: ir.Model, node: ir.Node, target: Sequence[int | str]) -> ir.
     """
     if all(isinstance(size, int) for size in target):
         return constant(model, np.array(target, dtype=np.int64), f"{node.name}_shape")
-    computed = node.inputs[1]
+    computed = node.inputs[index]
     assert computed is not None
     pieces: list[ir.Value] = []
     fixed: list[int] = []
@@ -143,6 +148,13 @@ def _write_repeats(model: ir.Model, node: ir.Node) -> None:
         node.replace_input_with(1, _operand(model, node, [int(r) if r.isdigit() else r for r in repeats]))
 
 
+def _write_shape(model: ir.Model, node: ir.Node) -> None:
+    """The shape of a tensor of zeros, where a number of it is known: heads that nothing was computed for yet."""
+    after = dims(node.outputs[0])
+    if after and any(isinstance(d, int) and d > 1 for d in after) and 0 not in after and None not in after:
+        node.replace_input_with(0, _operand(model, node, [d for d in after if d is not None], 0))
+
+
 def _element(model: ir.Model, node: ir.Node, computed: ir.Value, axis: int) -> ir.Value:
     return _insert(node, _pick(model, computed, [axis], f"{node.name}_dim_{axis}"))
 
@@ -161,8 +173,9 @@ def _insert(before: ir.Node, new: ir.Node) -> ir.Value:
     return new.outputs[0]
 
 
-def _own_target(node: ir.Node) -> bool:
-    producer = node.inputs[1].producer() if node.inputs[1] is not None else None
+def _own_target(node: ir.Node, index: int = 1) -> bool:
+    operand = node.inputs[index]
+    producer = operand.producer() if operand is not None else None
     return producer is not None and producer.name == f"{node.name}_target"
 
 
@@ -178,6 +191,26 @@ def _fold_dimension(model: ir.Model, node: ir.Node) -> None:
         found = _dimension(model, str(picked.item()), scalar=picked.ndim == 0)
         if found is not None and picked.ndim < 2:
             node.outputs[0].replace_all_uses_with(found)
+
+
+def _fold_comparison(model: ir.Model, node: ir.Node) -> None:
+    """A dimension equals itself whatever it is: conditions of exported Python ifs are decided by that."""
+    first, second = (_extent(v) for v in node.inputs)
+    shape, result = dims(node.outputs[0]), node.outputs[0]
+    if first is None or first != second or shape is None or result.is_graph_output():
+        return
+    sizes = [d for d in shape if isinstance(d, int)]
+    if len(sizes) == len(shape):
+        result.replace_all_uses_with(constant(model, np.ones(sizes, dtype=bool), f"{node.name}_holds"))
+
+
+def _extent(value: ir.Value | None) -> int | str | None:
+    """The one dimension that a value is, read off a shape; None where it is anything else."""
+    producer = value.producer() if value is not None else None
+    while producer is not None and producer.op_type in ("Squeeze", "Unsqueeze", "Cast", "Identity"):
+        producer = producer.inputs[0].producer() if producer.inputs[0] is not None else None
+    found = _sizes(producer)
+    return found.item() if found is not None and found.size == 1 else None
 
 
 def _of_input(node: ir.Node) -> bool:

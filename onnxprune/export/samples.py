@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune import data, latency, runtime
+from onnxprune import data, runtime
 from onnxprune.data import Dataset
 from onnxprune.data.graph import Files, Graph, Job
 from onnxprune.data.sources import open_rows
 from onnxprune.export.base import Artefact
 from onnxprune.export.fixed import image_sizes
 from onnxprune.model import InputSpec
+from onnxprune.synthetic import synthesize
 
 COUNT = 4
 EXACT, QUANTISED = 1e-3, 0.15
@@ -35,7 +36,7 @@ def rows_for(
         return data.read(source, inputs, outputs=outputs, folder=folder, limit=COUNT, **asked)
     sizes = {d: 1 if axis == 0 else 16 for s in inputs for axis, d in enumerate(s.shape) if isinstance(d, str)}
     sizes |= {name: size for name, size in image_sizes(Files(folder)).items() if name in sizes}
-    made = [latency.synthesize(inputs, dims=sizes, seed=seed) for seed in range(COUNT)]
+    made = [synthesize(inputs, dims=sizes, seed=seed) for seed in range(COUNT)]
     return data.read(made, inputs, outputs=outputs, folder=folder)
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.ops.base import Constraints, attribute, opaque, register
+from onnxprune.ops.base import Change, Constraints, Sizes, attribute, opaque, register
 from onnxprune.ops.elementwise import torch_dtype
-from onnxprune.ops.layout import integers
+from onnxprune.ops.layout import integers, written
 
 
 def _shape(torch: Any, node: Any, x: Any) -> Any:
@@ -80,6 +80,25 @@ def _constant_of_shape(torch: Any, node: Any, shape: Any) -> Any:
     return torch.full(integers(torch, shape), fill.item(), dtype=fill.dtype)
 
 
+def _constant_of_shape_axes(node: Any, c: Constraints) -> None:
+    """One number everywhere: whatever reads it decides how large it is, where its size stands in the file."""
+    (result,) = node.outputs
+    sizes = written(node.inputs[0])
+    computed = [axis for axis in range(len(c.sizes(result))) if sizes is None or sizes[axis] is None]
+    c.pin(result, computed, "as large as is computed at run time")
+
+
+def _constant_of_shape_resize(node: Any, s: Sizes) -> Change:
+    (result,) = node.outputs
+    sizes = written(node.inputs[0]) or []
+    numbers = ((axis, size) for axis, size in enumerate(sizes) if size is not None and s.changed(result, axis))
+    ratios = ((axis, size, s.ratio(result, axis)) for axis, size in numbers)
+    return Change(elements={0: {axis: size * kept // total for axis, size, (kept, total) in ratios}})
+
+
+register({"ConstantOfShape": _constant_of_shape}, axes=_constant_of_shape_axes, resize=_constant_of_shape_resize)
+
+
 def _range(torch: Any, node: Any, start: Any, limit: Any, delta: Any) -> Any:
     return torch.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype, device=start.device)
 
@@ -95,7 +114,6 @@ register(
     {
         "Size": lambda torch, node, x: torch.tensor(x.numel(), dtype=torch.int64),
         "Constant": _constant,
-        "ConstantOfShape": _constant_of_shape,
         "Range": _range,
         "EyeLike": _eye_like,
     },

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from onnxprune.ops.base import Constraints, attribute, axis_of, opaque, register
+import numpy as np
+
+from onnxprune.axes import DYNAMIC, ONE
+from onnxprune.ops.base import Change, Constraints, Sizes, attribute, axis_of, opaque, register
+from onnxprune.ops.layout import part
 
 
 def _gather(torch: Any, node: Any, data: Any, indices: Any) -> Any:
@@ -21,7 +25,11 @@ def _gather_axes(node: Any, c: Constraints) -> None:
     (result,) = node.outputs
     axis = axis_of(node, len(c.sizes(data)), 0)
     extra = len(c.sizes(indices)) - 1
-    c.pin(data, [axis], "indexed")
+    place = _single(node, c, c.sizes(data)[axis])
+    if place is None:
+        c.pin(data, [axis], "indexed")
+    else:
+        c.same(c.dims(data)[axis], part(c, place, ONE, c.sizes(data)[axis] - place - 1))
     for other, dim in enumerate(c.dims(data)):
         if other != axis:
             c.same(dim, c.dims(result)[other if other < axis else other + extra])
@@ -29,7 +37,30 @@ def _gather_axes(node: Any, c: Constraints) -> None:
         c.same(dim, c.dims(result)[axis + position])
 
 
-register({"Gather": _gather}, axes=_gather_axes)
+def _single(node: Any, c: Constraints, size: int) -> int | None:
+    """The place, from the front, of the one index that a Gather or GatherND takes of an activation; else None."""
+    indices = c.constant(node.inputs[1])
+    if indices is None or indices.size != 1 or node.inputs[0].const_value is not None or size >= DYNAMIC:
+        return None
+    return int(indices.reshape(-1)[0]) % size
+
+
+def _gather_resize(node: Any, s: Sizes) -> Change:
+    return _moved(node, s, axis_of(node, len(s.shape(node.inputs[0])), 0))
+
+
+def _moved(node: Any, s: Sizes, axis: int) -> Change:
+    """A single index keeps its element: units before it may have gone."""
+    data = node.inputs[0]
+    indices = s.constant(node.inputs[1])
+    if indices is None or indices.size != 1 or not s.changed(data, axis):
+        return Change()
+    kept = s.kept(data, axis)
+    place = int(indices.reshape(-1)[0]) % len(kept)
+    return Change(inputs={1: np.full_like(indices, kept[:place].sum())})
+
+
+register({"Gather": _gather}, axes=_gather_axes, resize=_gather_resize)
 
 
 def gathered(node: Any, shape: Sequence[int | str | None]) -> tuple[int, tuple[int, ...]] | None:
@@ -78,6 +109,31 @@ def _gather_nd(torch: Any, node: Any, data: Any, indices: Any) -> Any:
     rows = torch.arange(flat_data.shape[0], device=data.device)[:, None].expand(flat_index.shape[:2])
     picked = flat_data[(rows, *flat_index.unbind(-1))]
     return picked.reshape(*lead, *indices.shape[batch:-1], *data.shape[batch + depth :])
+
+
+def _gather_nd_axes(node: Any, c: Constraints) -> None:
+    """The axes that indices name are picked from; those before and behind pass."""
+    (data, indices), (result,) = node.inputs, node.outputs
+    batch, depth, rank = attribute(node, "batch_dims", 0), c.sizes(indices)[-1], len(c.sizes(indices))
+    if depth >= DYNAMIC:
+        opaque(node, c)
+        return
+    place = _single(node, c, c.sizes(data)[batch]) if depth == 1 else None
+    if place is None:
+        c.pin(data, range(batch, batch + depth), "indexed")
+    else:
+        c.same(c.dims(data)[batch], part(c, place, ONE, c.sizes(data)[batch] - place - 1))
+    c.pin(indices, [rank - 1], "indexed")
+    for axis in range(rank - 1):
+        c.same(c.dims(indices)[axis], c.dims(result)[axis])
+        if axis < batch:
+            c.same(c.dims(data)[axis], c.dims(result)[axis])
+    for axis in range(batch + depth, len(c.sizes(data))):
+        c.same(c.dims(data)[axis], c.dims(result)[axis - batch - depth + rank - 1])
+
+
+def _gather_nd_resize(node: Any, s: Sizes) -> Change:
+    return _moved(node, s, attribute(node, "batch_dims", 0))
 
 
 def _scatter_elements(torch: Any, node: Any, data: Any, indices: Any, updates: Any) -> Any:
@@ -158,6 +214,7 @@ def _trilu(torch: Any, node: Any, x: Any, k: Any = None) -> Any:
 
 
 register({"GatherElements": _gather_elements}, axes=_gather_elements_axes)
+register({"GatherND": _gather_nd}, axes=_gather_nd_axes, resize=_gather_nd_resize)
 
 
 def _tensor_scatter(torch: Any, node: Any, past: Any, update: Any, places: Any = None) -> Any:
@@ -189,7 +246,7 @@ register({"TensorScatter": _tensor_scatter}, axes=_tensor_scatter_axes)
 
 register(
     {
-        "GatherND": _gather_nd, "ScatterElements": _scatter_elements,
+        "ScatterElements": _scatter_elements,
         "Scatter": _scatter_elements, "ScatterND": _scatter_nd, "OneHot": _one_hot, "TopK": _top_k,
         "ArgMax": _arg("argmax"), "ArgMin": _arg("argmin"),
         "CumSum": _cumulated("cumsum", 0), "CumProd": _cumulated("cumprod", 1), "Compress": _compress, "Trilu": _trilu,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune.axes import DYNAMIC, ONE, Layout
 from onnxprune.ops.base import Change, Constraints, Sizes, attribute, axis_of, opaque, operand, register
 
 
@@ -122,14 +123,22 @@ def _transpose_axes(node: Any, c: Constraints) -> None:
 register({"Transpose": _transpose}, axes=_transpose_axes)
 
 
+def _summable(c: Constraints, value: Any, axis: int, *parts: int) -> bool:
+    """Whether an axis may be written as a sum of parts of these sizes.
+
+    A single index has no atom to stand for it, and needs none: it stays. Of a dimension that is known at run time only
+    one is not taken out, so that the others remain one atom with the same dimension elsewhere.
+    """
+    return c.sizes(value)[axis] < DYNAMIC or 1 not in parts
+
+
 def _concat_axes(node: Any, c: Constraints) -> None:
     (result,) = node.outputs
     axis = axis_of(node, len(c.sizes(result)), 0)
     parts = tuple(term for value in node.inputs if c.sizes(value)[axis] for term in c.dims(value)[axis])
-    if parts and all(c.sizes(value)[axis] != 1 for value in node.inputs):
+    if parts and _summable(c, result, axis, *(c.sizes(value)[axis] for value in node.inputs)):
         c.same(c.dims(result)[axis], parts)
     else:
-        # A part of size 1 has no atom to stand for it in the sum.
         for value in (*node.inputs, result):
             c.pin(value, [axis], "joined with a part of size 1")
     for value in node.inputs:
@@ -158,11 +167,12 @@ def _split_axes(node: Any, c: Constraints) -> None:
     axis = axis_of(node, len(c.sizes(source)), 0)
     sizes = operand(node, 1)
     parts = tuple(term for value in node.outputs for term in c.dims(value)[axis])
-    if (sizes is None or written(sizes) is not None) and all(c.sizes(v)[axis] > 1 for v in node.outputs):
+    known = sizes is None or written(sizes) is not None
+    if known and _summable(c, source, axis, *(c.sizes(v)[axis] for v in node.outputs)):
         c.same(c.dims(source)[axis], parts)
     else:
         for value in (source, *node.outputs):
-            c.pin(value, [axis], "split into parts of size 1, or of computed sizes")
+            c.pin(value, [axis], "split into parts of computed sizes, or taken one by one from a dynamic dimension")
     for value in node.outputs:
         for other, dim in enumerate(c.dims(value)):
             if other != axis:
@@ -234,12 +244,19 @@ def _slice_axes(node: Any, c: Constraints) -> None:
             c.same(before, after)
             continue
         start = min(start + size if start < 0 else start, size)
-        if step != 1 or kept <= 1 or size - kept == 1 or start == 1 or size - start - kept == 1:
-            c.pin(source, [axis], "sliced with a step, or to or around a single index")
-            c.pin(result, [axis], "sliced with a step, or to or around a single index")
-            continue
-        parts = (*(c.fresh(start) if start else ()), *after, *(c.fresh(rest) if (rest := size - start - kept) else ()))
-        c.same(before, parts)
+        if step > 1 and start < step and size < DYNAMIC and size % step == 0:
+            # Every so many-th: the axis is runs of `step`, of which one index is taken and none can go alone.
+            c.same(before, ((*after[0], ONE * step),) if len(after) == 1 else ((after, ONE * step),))
+        elif step == 1 and kept and _summable(c, source, axis, start, kept, size - start - kept):
+            c.same(before, part(c, start, after, size - start - kept))
+        else:
+            c.pin(source, [axis], "sliced backwards, with a step, or around a single index of a dynamic dimension")
+            c.pin(result, [axis], "sliced backwards, with a step, or around a single index of a dynamic dimension")
+
+
+def part(c: Constraints, before: int, middle: Layout, after: int) -> Layout:
+    """A dimension of which `middle` is a part: as many indices before it and after it as stated."""
+    return (*(c.fresh(before) if before else ()), *middle, *(c.fresh(after) if after else ()))
 
 
 def _slice_resize(node: Any, s: Sizes) -> Change:
@@ -249,12 +266,13 @@ def _slice_resize(node: Any, s: Sizes) -> Change:
         return Change()
     starts: dict[int, int] = {}
     ends: dict[int, int] = {}
-    for i, (axis, start, end, _) in enumerate(ranges):
+    for i, (axis, start, end, step) in enumerate(ranges):
         if s.changed(source, axis):
             kept = s.kept(source, axis)
             begin, stop, _ = slice(start, end).indices(len(kept))
-            starts[i] = int(kept[:begin].sum())
-            ends[i] = starts[i] + int(kept[begin:stop].sum())
+            # Whole runs of `step` go, so that the first index taken is where it was.
+            starts[i] = int(kept[:begin].sum()) if step == 1 else begin
+            ends[i] = int(kept[:stop].sum())
     if not starts:
         return Change()
     if "starts" in node.attributes:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.ops.base import Constraints, attribute, register
+from onnxprune.ops.base import Change, Constraints, Sizes, attribute, register
 from onnxprune.ops.layout import integers, written
 
 
@@ -62,24 +62,36 @@ register({"Pad": _pad}, axes=_pad_axes)
 
 
 def _tile_axes(node: Any, c: Constraints) -> None:
-    """A repeated axis is the repeats times the axis; they are numbers in the file, or dimensions of the inputs."""
+    """A repeated axis is the repeats times the axis; repeats that are numbers in the file can be fewer."""
     source, (result,) = node.inputs[0], node.outputs
-    known = written(node.inputs[1]) is not None
+    known = written(node.inputs[1])
     for axis, size in enumerate(c.sizes(source)):
         if c.sizes(result)[axis] == size:
             c.same(c.dims(source)[axis], c.dims(result)[axis])
-        elif size > 1 and known and c.sizes(result)[axis] % size == 0:
+        elif known is not None and size and c.sizes(result)[axis] % size == 0:
             repeats = c.fresh(c.sizes(result)[axis] // size)
             c.flat([c.dims(result)[axis]], [repeats, c.dims(source)[axis]])
-            c.hold(repeats, "tiled")
-        elif size > 1:
+            if known[axis] is None:
+                c.hold(repeats, "tiled as often as is known at run time")
+        else:
             c.pin(source, [axis], "tiled")
             c.pin(result, [axis], "tiled")
-        else:
-            c.pin(result, [axis], "tiled")
 
 
-register({"Tile": lambda torch, node, x, repeats: x.repeat(*integers(torch, repeats))}, axes=_tile_axes)
+def _tile_resize(node: Any, s: Sizes) -> Change:
+    source, (result,) = node.inputs[0], node.outputs
+    known = written(node.inputs[1]) or []
+    new = {}
+    for axis, old in enumerate(known):
+        if old is not None and old > 1:
+            (kept, total), (inner, whole) = s.ratio(result, axis), s.ratio(source, axis)
+            new[axis] = old * kept * whole // (total * inner)
+    return Change(elements={1: {axis: n for axis, n in new.items() if n != known[axis]}})
+
+
+register(
+    {"Tile": lambda torch, node, x, repeats: x.repeat(*integers(torch, repeats))}, axes=_tile_axes, resize=_tile_resize
+)
 
 
 def _depth_to_space(torch: Any, node: Any, x: Any) -> Any:

@@ -22,11 +22,11 @@ from onnxprune.axes import atoms_of
 from onnxprune.cost import Costs
 from onnxprune.errors import UnsupportedError
 from onnxprune.foreign import reads
-from onnxprune.latency import synthesize
 from onnxprune.plan import Branch, Plan
 from onnxprune.rewrite import cleanup, cut
 from onnxprune.sites import Site
 from onnxprune.speed.measure import drawn
+from onnxprune.synthetic import synthesize
 from onnxprune.values import constant, dims
 
 IDLE, MAP, WHOLE, UNCUT = "idle", "map", "model", "uncut"

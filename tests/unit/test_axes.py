@@ -280,6 +280,20 @@ def test_dynamic_dimensions_factor_as_numbers_do(heads: int, width: int) -> None
     assert kept_ratio(solver.resolve(rows), mask, solver.sizes) == ((heads - 1) * batch, heads * batch)
 
 
-def test_a_sum_behind_a_sum_is_refused() -> None:
-    with pytest.raises(ValueError, match="nests a sum behind another"):
-        flat_mask(((((0,), (1,)), ((2,), (3,))),), {}, [2, 2, 2, 2])
+def test_a_sum_behind_a_sum_is_their_product() -> None:
+    layout = ((4, ((0,), ()), ((2,), (3,))),)  # 4 is outside and chooses 3's own
+    masks = {
+        0: Mask(np.array([True, False])),
+        2: Mask(np.array([False, True])),
+        3: Mask(np.array([[True, False, True], [False, True, True]]), (4,)),
+    }
+    kept = flat_mask(layout, masks, [2, 0, 2, 3, 2]).reshape(2, 3, 5)
+    for outer in range(2):
+        expected = np.outer([True, False, True], [False, True, *masks[3].kept[outer]])
+        np.testing.assert_array_equal(kept[outer], expected)
+
+
+def test_what_a_sum_chooses_behind_it_is_refused() -> None:
+    own = {2: Mask(np.array([[True, False], [False, True]]), (0,))}
+    with pytest.raises(ValueError, match="behind the sum"):
+        flat_mask(((((0,), (1,)), ((2,), (3,))),), own, [2, 2, 2, 2])

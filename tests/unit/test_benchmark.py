@@ -15,6 +15,7 @@ from onnxprune.cli import cli
 from onnxprune.errors import CheckError, UsageError
 from onnxprune.report import measured
 from onnxprune.report.terminal import console_for
+from onnxprune.synthetic import synthesize
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = """<ir_version: 8, opset_import: ["" : 17]>
@@ -99,7 +100,7 @@ def test_javascript(name: str, pair: tuple[Path, Path], monkeypatch: pytest.Monk
         javascript._module(javascript.PACKAGES[name])
     except UsageError as missing:
         pytest.skip(str(missing))
-    feeds = latency.synthesize(latency.graph_inputs(pair[0]), batch=2, sequence=5)
+    feeds = synthesize(latency.graph_inputs(pair[0]), batch=2, sequence=5)
     timed = javascript.time(name, *pair, feeds, runs=6, warmup=1)
     assert timed.walls.shape == timed.cpus.shape == (2, 6) and (timed.walls > 0).all()
     for file, outputs in zip(pair, timed.outputs, strict=True):

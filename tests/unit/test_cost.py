@@ -79,5 +79,5 @@ def test_bytes_are_those_of_the_weights_in_the_file(zoo: Build, tmp_path: Path) 
 def test_a_size_that_is_not_stated_is_asked_for(zoo: Build) -> None:
     subject = Subject.load(zoo("bert", "torchscript", "sdpa").path)
     assert default_bindings(subject.model, {"sequence_length": 9}) == {"batch_size": 1, "sequence_length": 9}
-    with pytest.raises(UsageError, match="how large sequence_length is"):
+    with pytest.raises(UsageError, match=r"sequence_length\) has no size"):
         Costs(subject.model, subject.structure, default_bindings(subject.model, {})).macs()

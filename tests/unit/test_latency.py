@@ -10,8 +10,9 @@ from onnx import parser
 
 from onnxprune import latency, runtime
 from onnxprune.errors import CheckError, UnsupportedError, UsageError
-from onnxprune.latency import bench, graph_inputs, synthesize
+from onnxprune.latency import bench, graph_inputs
 from onnxprune.model import InputSpec
+from onnxprune.synthetic import synthesize
 
 MODEL = """
 <ir_version: 8, opset_import: ["" : 17]>

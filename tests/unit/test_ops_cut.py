@@ -86,7 +86,7 @@ def layout() -> Iterator[Case]:
     yield Case("Squeeze", [normal(3, 1, 5), integers(1)], fixed=one, free=(3, 5))
     yield Case("Unsqueeze", [normal(3, 5), integers(0, -1)], fixed=one, free=(3, 5))
     yield Case("Concat", [normal(3, 5), normal(3, 7), normal(3, 0)], {"axis": -1}, free=(3, 5, 7))
-    yield Case("Concat", [normal(3, 5), normal(3, 1)], {"axis": -1}, free=(3,), label="single")
+    yield Case("Concat", [normal(3, 5), normal(3, 1)], {"axis": -1}, free=(3, 5), label="single")
     yield Case(
         "Split", [normal(3, 12), integers(3, 4, 5)], {"axis": 1}, outputs=(1, 1, 1), fixed=one, free=(3, 3, 4, 5)
     )
@@ -101,6 +101,9 @@ def layout() -> Iterator[Case]:
         outputs=(1, 1),
         free=(3, 5, 7),
         label="attribute",
+    )
+    yield Case(
+        "Split", [normal(3, 5), integers(4, 1)], {"axis": 1}, outputs=(1, 1), fixed=one, free=(3, 4), label="one"
     )
     ends = frozenset({1, 2, 3, 4})
     yield Case("Slice", [normal(3, 12), integers(4), integers(10), integers(1)], fixed=ends, free=(2, 3, 4, 6))
@@ -118,20 +121,43 @@ def layout() -> Iterator[Case]:
         "Slice",
         [normal(3, 12), integers(0), integers(12), integers(1), integers(2)],
         fixed=ends,
-        free=(3,),
+        free=(3, 6),
         label="step",
     )
+    yield Case(
+        "Slice",
+        [normal(3, 12), integers(2), integers(-1), integers(1), integers(4)],
+        fixed=ends,
+        free=(3, 3),
+        label="step from within",
+    )
+    yield Case(
+        "Slice",
+        [normal(3, 12), integers(0), integers(12), integers(1), integers(5)],
+        fixed=ends,
+        free=(3,),
+        label="uneven step",
+    )
+    yield Case("Slice", [normal(3, 12), integers(5), integers(6), integers(1)], fixed=ends, free=(3, 5, 6), label="one")
     yield Case(
         "Slice", [normal(4, 12)], {"axes": [1], "starts": [4], "ends": [12]}, opset=9, free=(4, 4, 8), label="attribute"
     )
     yield Case("Expand", [normal(3, 1, 5), integers(2, 1, 4, 1)], fixed=one, free=(2, 3, 4, 5))
     yield Case("Pad", [normal(3, 5), integers(0, 1, 0, 2)], fixed=one, free=(3,))
-    yield Case("Tile", [normal(3, 5), integers(1, 2)], fixed=one, free=(3, 5))
+    yield Case("Tile", [normal(3, 5), integers(1, 2)], fixed=one, free=(2, 3, 5))
+    yield Case("Tile", [normal(3, 1, 5), integers(1, 4, 1)], fixed=one, free=(3, 4, 5), label="of one")
     yield Case("DepthToSpace", [normal(2, 12, 3, 3)], {"blocksize": 2}, free=(2, 3))
     yield Case("DepthToSpace", [normal(2, 12, 3, 3)], {"blocksize": 2, "mode": "CRD"}, free=(2, 3), label="CRD")
     yield Case("SpaceToDepth", [normal(2, 3, 4, 4)], {"blocksize": 2}, free=(2, 3))
     yield Case("ReverseSequence", [normal(4, 3, 5), integers(1, 4, 2)], {"time_axis": 0, "batch_axis": 1}, free=(3, 5))
     yield Case("Gather", [normal(6, 5), np.array([[0, 5, 2], [1, 1, 3]])], free=(2, 3, 5))
+    yield Case("GatherND", [normal(6, 4, 5), np.array([[0, 3], [5, 1], [2, 2]])], free=(3, 5))
+    yield Case(
+        "GatherND", [normal(3, 6, 5), np.array([[[1]], [[2]], [[0]]])], {"batch_dims": 1}, free=(3, 5), label="b"
+    )
+    yield Case("GatherND", [normal(6, 5), np.array([[2]])], fixed=one, free=(2, 3, 5), label="one")
+    yield Case("Gather", [normal(6, 5), np.array(-3)], fixed=one, free=(2, 3, 5), label="one")
+    yield Case("Gather", [normal(2, 6), integers(4)], {"axis": 1}, fixed=one, free=(2, 4), label="one kept")
     yield Case("ReduceSum", [normal(3, 5, 7), integers(1)], {"keepdims": 0}, fixed=one, free=(3, 5, 7))
     yield Case("ReduceMean", [normal(3, 5, 7), integers(-1)], fixed=one, free=(3, 5))
 
