@@ -247,12 +247,12 @@ def main() -> None:
     parser.add_argument("--plans", type=int, default=4, help="random plans per export")
     parser.add_argument("--cache", type=Path, help="folder of exports")
     parser.add_argument("--forms", action="store_true", help="the second table alone")
+    parser.add_argument("--keep", action="store_true", help="rows of the output file that are not made anew stay in it")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    tables: list[list[Sequence[str]]] = []
+    tables = Tables(asked.output, keep=asked.keep)
     if not asked.forms:
-        lines: list[Sequence[str]] = [COLUMNS]
         for variant in zoo.variants(tuple(asked.families)):
             made = _line(
                 (*variant, ""),
@@ -260,27 +260,43 @@ def main() -> None:
                 partial(zoo.build, *variant, cache=asked.cache),
                 partial(zoo.build, *variant, cache=asked.cache, plant=PLANT),
             )
-            lines.append((*made[:3], *made[4:]))
-            print(" | ".join(lines[-1]), flush=True)
-        lines += [
-            (*variant, "", "", "", words, "not exported", "")
-            for variant, words in BROKEN.items()
-            if variant[0] in asked.families
-        ]
-        tables.append(lines)
+            tables.add(0, (*made[:3], *made[4:]))
+        for variant, words in BROKEN.items():
+            if variant[0] in asked.families:
+                tables.add(0, (*variant, "", "", "", words, "not exported", ""))
     if asked.forms or asked.families == list(zoo.FAMILIES):
-        lines = [(*COLUMNS[:3], "form", *COLUMNS[3:])]
         with tempfile.TemporaryDirectory() as folder:
             for made in form_rows(asked.plans, Path(folder), asked.cache):
-                lines.append(made)
-                print(" | ".join(made), flush=True)
-        tables.append(lines)
-    if asked.output is not None:
-        text = INTRODUCTION
-        for lines in tables:
-            head, *rest = lines
-            text += "".join("| " + " | ".join(cells) + " |\n" for cells in (head, ["---"] * len(head), *rest)) + "\n"
-        asked.output.write_text(text.rstrip() + "\n", encoding="utf-8")
+                tables.add(1, made)
+
+
+class Tables:
+    """The two tables, written again after every row, so that what was made is there whatever happens."""
+
+    heads = (COLUMNS, (*COLUMNS[:3], "form", *COLUMNS[3:]))
+
+    def __init__(self, path: Path | None, *, keep: bool) -> None:
+        self.path = path
+        self.rows: tuple[dict[tuple[str, ...], Sequence[str]], ...] = ({}, {})
+        for line in path.read_text(encoding="utf-8").splitlines() if path and keep and path.exists() else ():
+            cells = [cell.strip() for cell in line.removeprefix("|").removesuffix("|").split(" | ")]
+            which = int(len(cells) == len(self.heads[1]))
+            if len(cells) == len(self.heads[which]) and cells[0] not in ("---", COLUMNS[0]):
+                self._put(which, cells)
+
+    def add(self, which: int, cells: Sequence[str]) -> None:
+        """Put a row in the place of the one of the same export, or at the end."""
+        print(" | ".join(cells), flush=True)
+        self._put(which, cells)
+        if self.path is not None:
+            self.path.write_text(INTRODUCTION + "\n".join(map(self._table, (0, 1))), encoding="utf-8")
+
+    def _put(self, which: int, cells: Sequence[str]) -> None:
+        self.rows[which][tuple(cells[: 3 + which])] = cells
+
+    def _table(self, which: int) -> str:
+        head, rows = self.heads[which], self.rows[which].values()
+        return "".join("| " + " | ".join(cells) + " |\n" for cells in (head, ["---"] * len(head), *rows)) if rows else ""
 
 
 if __name__ == "__main__":
