@@ -193,6 +193,22 @@ def _indices(layout: Layout, atom: int, sizes: Sequence[int], length: int) -> np
     return index_of(layout, atom, [real.get(a, size) for a, size in enumerate(sizes)])
 
 
+def places(
+    layouts: Sequence[Layout], context: Sequence[int], sizes: Sequence[int], lengths: Sequence[int]
+) -> np.ndarray:
+    """Which index of the outer atoms `context`, as one number, each position of a tensor's axes belongs to.
+
+    Returns:
+        int64, broadcast to `lengths` where an axis holds none of them.
+    """
+    found = np.zeros([1] * len(lengths), dtype=np.int64)
+    for atom in context:
+        axis = next(a for a, layout in enumerate(layouts) if atom in atoms_of(layout))
+        index = _indices(layouts[axis], atom, sizes, lengths[axis])
+        found = found * sizes[atom] + index.reshape([-1 if a == axis else 1 for a in range(len(lengths))])
+    return found
+
+
 def _add(vector: Any) -> Callable[[Any], Any]:
     return lambda x: x + vector.to(x.dtype)
 

@@ -32,6 +32,7 @@ from onnxprune.plan import Plan, Ranking, Structure
 from onnxprune.probe import NOTHING, Rows, Weights, sensitivities
 from onnxprune.score import METHODS, collect, configured, stepwise
 from onnxprune.score.mixture import parse
+from onnxprune.score.pairs import pair_rankings
 from onnxprune.scores import Scores, key_of
 from onnxprune.search.knapsack import allocate
 from onnxprune.search.module import Level, Module, merged
@@ -96,7 +97,8 @@ class Planner:
         self.model, self.structure, self.options = model, structure, options
         self.clock = clock or Clock()
         self.progress = progress or (lambda stage, done, of: None)
-        self.sites = find_sites(model.graph, structure, options.units, options.include, options.exclude)
+        sites = find_sites(model.graph, structure, options.units, options.include, options.exclude)
+        self.sites = [s for s in sites if s.matrices or calibration is not None]  # the others are ordered by data alone
         self.costs = costs_for(model, structure, options, bindings, self.sites, self.clock, self.progress)
         self.landing: Landing | None = None  # how the last plan met a latency budget
         if not self.sites and options.sparsity is None:
@@ -169,23 +171,26 @@ class Planner:
             known = self._known(plan)
             method = parse("magnitude" if known else self.method, configured(self.options.alpha))
             mending = self.options.compensate or self.options.search == "table"
+            read = [s for s in self.sites if s.matrices]
+            met = [s for s in self.sites if not s.matrices]
             statistics = collect(
                 method,
                 self.fit if self.calibration is not None else None,
-                self.sites,
+                read,
                 self.structure,
                 weight,
                 also=("gram",) if mending else (),
                 state=gated if plan.keep or plan.drop else NOTHING,
                 token_weights=self.token_weights,
                 order=lambda gram: stepwise(
-                    method, self.fit, self.sites, self.gates, self._share(), plan, Refitter(weight, gram)
+                    method, self.fit, read, self.gates, self._share(), plan, Refitter(weight, gram)
                 ),
                 seed=self.options.seed,
             )
-            rankings = dict(known)
+            rankings = dict(known) or (pair_rankings(self.fit, met, self.structure, gated) if met else {})
             for i, site in enumerate(() if known else self.sites):
-                rankings[site.id] = even(site, _behind(method(site, statistics), plan.keep.get(site.id)))
+                ranking = rankings[site.id] if site.id in rankings else method(site, statistics)
+                rankings[site.id] = even(site, _behind(ranking, plan.keep.get(site.id)))
                 self.progress("score", i + 1, len(self.sites))
             if not known and self._keeps(plan):
                 self.scores.keep_rankings(rankings)
@@ -213,9 +218,10 @@ class Planner:
 
     def _token_weights(self, rows: Rows) -> Weights | None:
         share = self.options.token_weight
-        if not share:
+        read = [m for s in self.sites for m in s.matrices]
+        if not share or not read:
             return None
-        found = sensitivities(rows, [m for s in self.sites for m in s.matrices], self.gates.usages, self.options.seed)
+        found = sensitivities(rows, read, self.gates.usages, self.options.seed)
         return {node: [share * w + (1 - share) for w in parts] for node, parts in found.items()}
 
     def weight(self, name: str) -> np.ndarray:
@@ -333,9 +339,9 @@ class Planner:
     def ranked(self, stage: Stage, budget: float) -> dict[str, int]:
         """The papers' search: every unit has one score, comparable within its kind."""
         rankings = stage.rankings
-        by_kind: dict[str, list[Site]] = defaultdict(list)
+        by_kind: dict[tuple[str, bool], list[Site]] = defaultdict(list)
         for site in self._begun():
-            by_kind[site.group.kind].append(site)
+            by_kind[site.group.kind, bool(site.matrices)].append(site)
         kinds = []
         for members in by_kind.values():
             total = sum(float(np.sum(rankings[s.id].scores)) for s in members) or 1.0

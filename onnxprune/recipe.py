@@ -132,8 +132,9 @@ def begun(planner: Planner, threshold: float) -> Plan:
     """
     if planner.calibration is None:
         raise UsageError("--snip-threshold measures what branches write on calibration rows: give some with --calib")
+    read = [s for s in planner.sites if s.matrices]
     with planner.clock.stage("score"):
-        norms = flows(planner.fit, planner.sites, planner.structure, spectral=planner.options.snip_spectral)
+        norms = flows(planner.fit, read, planner.structure, spectral=planner.options.snip_spectral)
     drop = near_identity(norms, planner.structure, threshold)
     logger.info("branches below %g: %s", threshold, ", ".join(drop) or "none")
     plan = planner.completed(Plan(planner.model.digest, drop=drop))

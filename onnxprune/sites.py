@@ -9,14 +9,15 @@ from fnmatch import fnmatch
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.axes import atoms_of
 from onnxprune.matrices import Matrix, matrices
 from onnxprune.plan import Branch, Group, Ranking, Structure
 
 KINDS = {kind: (kind,) for kind in ("heads", "neurons", "channels", "query_heads", "head_dims")}
 """What `--units` may name, and the groups it means; "blocks" are the branches of whatever is chosen.
 
-Of the dimensions within a head those of values and outputs are sites; those of queries and keys meet no weight that
-could be scored.
+Of the dimensions within a head those of values and outputs are read by a weight; those of queries and keys meet each
+other, and are ordered by that (score/pairs.py).
 """
 
 
@@ -25,6 +26,7 @@ class Site:
     """A group that can be thinned.
 
     Attributes:
+        matrices: what reads the units; none where queries and keys meet.
         branch: the residual branch that vanishes when no unit is left; None where one unit must stay.
     """
 
@@ -68,14 +70,30 @@ def find_sites(
         if group.kind not in wanted or (include and not _matches(names, include)) or _matches(names, exclude):
             continue
         read = matrices(graph, structure, group)
-        if read is None:
+        if read is None and not _meet(graph, structure, group):
             continue
         branch = structure.branch(group.branch) if group.branch else None
         whole = (
             branch is not None and branch.reader is not None and branch.reader in group.readers and "blocks" in units
         )
-        found.append(Site(group, tuple(read), branch if whole else None))
+        found.append(Site(group, tuple(read or ()), branch if whole else None))
     return sorted(found, key=lambda s: order[s.stop])
+
+
+def _meet(graph: ir.Graph, structure: Structure, group: Group) -> bool:
+    """Whether units are dimensions that two activations share in a product, which outer units choose side by side."""
+    nodes = {n.name: n for n in graph}
+    for reader in group.readers:
+        node = nodes[reader.node]
+        if reader.weight is not None or node.op_type != "MatMul" or reader.input != 0:
+            return False
+        for side, value in enumerate(node.inputs):
+            layouts = structure.layouts[value.name or ""] if value is not None else ()
+            axis = reader.axis if side == 0 else max(len(layouts) - 2, 0)
+            around = {a for i, layout in enumerate(layouts) if i != axis for a in atoms_of(layout)}
+            if not around.issuperset(group.context):
+                return False
+    return True
 
 
 def _matches(names: Iterable[str], globs: Sequence[str]) -> bool:

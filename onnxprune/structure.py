@@ -179,8 +179,8 @@ def _batch(model: Model, layouts: dict[str, tuple[Layout, ...]]) -> int | None:
     """The atom of the batch: the first dimension of the inputs, where it is dynamic."""
     for spec in model.inputs:
         if spec.shape and not isinstance(spec.shape[0], int) and spec.name in layouts:
-            (term,) = layouts[spec.name][0]
-            if len(term) == 1:
+            (term, *others) = layouts[spec.name][0]
+            if len(term) == 1 and not others:
                 return next(iter(atoms_of((term,))), None)
     return None
 

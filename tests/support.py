@@ -295,8 +295,9 @@ class Tables:
         self.rows[which][tuple(cells[: 3 + which])] = cells
 
     def _table(self, which: int) -> str:
-        head, rows = self.heads[which], self.rows[which].values()
-        return "".join("| " + " | ".join(cells) + " |\n" for cells in (head, ["---"] * len(head), *rows)) if rows else ""
+        rows, head = self.rows[which].values(), self.heads[which]
+        lines = (head, ["---"] * len(head), *rows) if rows else ()
+        return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,98 @@
+"""Dimensions that queries and keys share within a head: they meet each other, and no weight that could be scored.
+
+Without the dimensions R, the product of a query with a key changes by q_R · k_R. Over queries and keys of any tokens
+its mean square is 1ᵀ F 1 over R, with F = E[q qᵀ] ∘ E[k kᵀ]: dimensions go one after another, each the one that adds
+least. The scale of the scores stays what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxprune.axes import index_of
+from onnxprune.gates import Gated, places
+from onnxprune.interpret import Usage
+from onnxprune.plan import Ranking, Reader, Structure
+from onnxprune.probe import NOTHING, Rows, record
+from onnxprune.sites import Site
+
+
+def pair_rankings(
+    rows: Rows, sites: Sequence[Site], structure: Structure, state: Gated = NOTHING
+) -> dict[str, Ranking]:
+    """Orders of the sites without matrices: group id -> Ranking; one pass over the rows for all."""
+    sides = {
+        (reader.node, side): _Side(site, reader, side, rows, structure)
+        for site in sites
+        for reader in site.group.readers
+        for side in (0, 1)
+    }
+    used: dict[Usage, Callable[[Any, Any], None]] = {usage: side.add for usage, side in sides.items()}
+    if used:
+        record(rows, used, state)
+    return {site.id: _ranking(site, sides) for site in sites}
+
+
+class _Side:
+    """Second moments of one operand of a product, for every outer unit that chooses its own dimensions.
+
+    Attributes:
+        moments: [outer units, units, units], sums over tokens, folded to units (a pair of RoPE's is one).
+    """
+
+    def __init__(self, site: Site, reader: Reader, side: int, rows: Rows, structure: Structure) -> None:
+        node = next(n for n in rows.interpreter.graph if n.name == reader.node)
+        value = node.inputs[side]
+        assert value is not None
+        self.layouts = structure.layouts[value.name or ""]
+        self.axis = reader.axis if side == 0 else max(len(self.layouts) - 2, 0)
+        self.structure, self.group, self.rows = structure, site.group, site.rows
+        owner = index_of(self.layouts[self.axis], site.group.atom, structure.sizes)
+        width = site.group.shape[-1]
+        self.member = (owner[:, None] == np.arange(width)).astype(np.float64)
+        self.moments = np.zeros((site.rows, len(owner), len(owner)))
+        self.count = 0
+
+    def add(self, x: Any, real: Any) -> None:
+        moved = x.movedim(self.axis, -1)
+        around = [layout for axis, layout in enumerate(self.layouts) if axis != self.axis]
+        chosen = places(around, self.group.context, self.structure.sizes, moved.shape[:-1])
+        if real is not None and moved.dim() == 4 and (moved.shape[0], moved.shape[2]) == tuple(real.shape):
+            chosen = np.where(real.numpy()[:, None, :], chosen, -1)  # no padding
+        flat = moved.reshape(-1, moved.shape[-1]).double()
+        chosen = np.broadcast_to(chosen, moved.shape[:-1]).reshape(-1)
+        for row in range(self.rows):
+            members = flat[np.flatnonzero(chosen == row)]
+            self.moments[row] += (members.T @ members).cpu().numpy()
+        self.count += int((chosen >= 0).sum())
+
+
+def _ranking(site: Site, sides: Mapping[Usage, _Side]) -> Ranking:
+    width = site.group.shape[-1]
+    scores = np.zeros((site.rows, width))
+    forms = np.zeros((site.rows, width, width))
+    for reader in site.group.readers:
+        query, key = sides[reader.node, 0], sides[reader.node, 1]
+        together = query.moments * key.moments / max(query.count * key.count, 1)
+        forms += np.einsum("pu,rpq,qv->ruv", query.member, together, key.member)
+    for row, form in enumerate(forms):
+        order, added = _greedy((form + form.T) / 2)
+        scores[row, order] = np.maximum.accumulate(added)
+    flat = scores.reshape(-1)
+    return Ranking(site.id, tuple(int(u) for u in np.argsort(-flat, kind="stable")), tuple(map(float, flat)))
+
+
+def _greedy(form: np.ndarray) -> tuple[list[int], list[float]]:
+    """Units in the order in which they go, and what each adds to the quadratic form of those that are gone."""
+    left, cost = list(range(len(form))), np.diagonal(form).copy()
+    order, added = [], []
+    while left:
+        unit = min(left, key=cost.__getitem__)
+        order.append(unit)
+        added.append(float(cost[unit]))
+        left.remove(unit)
+        cost += 2 * form[:, unit]
+    return order, added

@@ -1,0 +1,90 @@
+"""Dimensions of queries and keys: the order in which they go, and that dead ones go first and unnoticed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from graphs import written
+from plans import Subject, distance, in_runtime
+
+import onnxprune
+from onnxprune.score.pairs import _greedy
+
+RNG = np.random.default_rng(5)
+TEXT = """
+<ir_version: 9, opset_import: ["" : 17]>
+attention (float[N, T, 16] x, float[16, 16] wq, float[16, 16] wk, float[16, 16] wv, float[16, 16] wo)
+    => (float[N, T, 16] y) {
+    split = Constant<value_ints = [0, 0, 2, 8]>()
+    flat = Constant<value_ints = [0, 0, 16]>()
+    root = Constant<value_float = 0.35355338>()
+    a = MatMul(x, wq)
+    b = Reshape(a, split)
+    q = Transpose<perm = [0, 2, 1, 3]>(b)
+    d = MatMul(x, wk)
+    e = Reshape(d, split)
+    k = Transpose<perm = [0, 2, 3, 1]>(e)
+    f = MatMul(x, wv)
+    g = Reshape(f, split)
+    v = Transpose<perm = [0, 2, 1, 3]>(g)
+    raw = MatMul(q, k)
+    s = Mul(raw, root)
+    p = Softmax(s)
+    m = MatMul(p, v)
+    n = Transpose<perm = [0, 2, 1, 3]>(m)
+    o = Reshape(n, flat)
+    z = MatMul(o, wo)
+    y = Add(x, z)
+}
+"""
+DEAD = (1, 3, 6, 8 + 0, 8 + 3, 8 + 5)
+"""Three dimensions of each head: of some the queries are zero, of others the keys."""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = written(tmp_path, TEXT, dict.fromkeys(("wq", "wk", "wv", "wo"), (16, 16)))
+    proto = onnx.load(file)
+    for tensor in proto.graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor).copy()
+        for unit in DEAD:
+            if tensor.name == ("wq" if unit % 2 else "wk"):
+                array[:, unit] = 0
+        tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    onnx.save(proto, file)
+    return file
+
+
+def test_dead_dimensions_leave_unnoticed_from_every_head(path: Path) -> None:
+    rows = [{"x": RNG.standard_normal((1, 5, 16), dtype=np.float32)} for _ in range(24)]
+    subject = Subject.load(path)
+    group = next(g for g in subject.structure.groups if g.readers[0].weight is None)
+    assert (group.kind, group.shape) == ("head_dims", (2, 8))
+    result = onnxprune.prune(
+        path, flops=0.9, calibration=rows, units=("head_dims",), include=(group.id,), round_to=1, compensate=False,
+        measure_latency=False,
+    )  # fmt: skip
+    kept = result.plan.keep[group.id]
+    assert set(range(16)) - set(kept) <= set(DEAD)
+    assert [sum(u // 8 == head for u in kept) for head in (0, 1)] == [len(kept) // 2] * 2
+    feeds = {"x": RNG.standard_normal((2, 7, 16), dtype=np.float32)}
+    assert distance(in_runtime(result.model, feeds), in_runtime(path, feeds)) < 1e-5
+
+
+def test_what_adds_least_to_the_change_of_the_scores_goes_next() -> None:
+    factors = RNG.standard_normal((5, 9))
+    form = (factors @ factors.T) * (factors @ factors.T)
+    order, added = _greedy(form)
+    assert sorted(order) == list(range(5))
+    for step, unit in enumerate(order):
+        gone = order[:step]
+        costs = {
+            u: form[np.ix_([*gone, u], [*gone, u])].sum() - form[np.ix_(gone, gone)].sum()
+            for u in range(5)
+            if u not in gone
+        }
+        assert unit == min(costs, key=costs.__getitem__)
+        assert added[step] == pytest.approx(costs[unit])
