@@ -147,7 +147,8 @@ def random_plan(
     weights: Arrays = {}
     intercepts: Arrays = {}
     for linear in find_linears(graph, structure):
-        array = subject.interpreter.weight(linear.weight).numpy()
+        tensor = subject.interpreter.weight(linear.weight)
+        array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
         if rng.random() < refit:
             weights[linear.weight] = (array * rng.uniform(0.8, 1.2, array.shape)).astype(array.dtype)
         if rng.random() < refit and linear.matrix.reader.input == 0:

@@ -179,7 +179,7 @@ def form_rows(plans: int, folder: Path, cache: Path | None) -> Iterator[list[str
                 partial(zoo.build, "bert", exporter, "sdpa", opset, cache=cache),
                 partial(zoo.build, "bert", exporter, "sdpa", opset, PLANT, cache=cache),
             )
-    for family in ("llama", "vit"):
+    for family in ("llama", "vit", "rms-sdpa"):
         yield _line(
             (family, "dynamo", "sdpa", "opset 23"),
             plans,

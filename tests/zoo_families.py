@@ -230,6 +230,14 @@ FAMILIES: dict[str, Family] = {
         )
         for way in ("split", "slice", "gather", "interleaved", "einsum")
     },
+    "rms-sdpa": Family(
+        "PackedEncoder",
+        _OWN | {"way": "sdpa", "norm": "RMSNorm"},
+        r"attention\.out",
+        r"\.down",
+        inputs=("input_ids",),
+        eager_only=True,
+    ),
     **{
         f"torch-{order}-first": Family(
             "TorchEncoder",

@@ -21,7 +21,8 @@ class Attention(nn.Module):
 
     Args:
         way: "split", "slice", "gather" (queries, keys and values one after the other), "interleaved" (a head's own
-            three side by side), or "einsum" (projections of rank 3, no packing).
+            three side by side), "einsum" (projections of rank 3, no packing), or "sdpa" (as "split", and PyTorch's own
+            scaled_dot_product_attention).
     """
 
     def __init__(self, width: int, heads: int, way: str) -> None:
@@ -37,6 +38,10 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, length, width = x.shape
         q, k, v = self.parts(x)
+        if self.way == "sdpa":
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+            own: torch.Tensor = self.out(mixed.reshape(batch, length, width))
+            return own
         scores = torch.einsum("bhqd,bhkd->bhqk", q, k) if self.way == "einsum" else q @ k.transpose(-1, -2)
         p = torch.softmax(scores * (width // self.heads) ** -0.5, -1)
         mixed = torch.einsum("bhqk,bhkd->bqhd", p, v) if self.way == "einsum" else (p @ v).transpose(1, 2)
@@ -50,7 +55,7 @@ class Attention(nn.Module):
         if self.way == "einsum":
             return [torch.einsum("blw,whd->bhld", x, self.qkv[i]) + self.bias[i] for i in range(3)]
         packed = self.packed(x)
-        if self.way == "split":
+        if self.way in ("split", "sdpa"):
             return [part.reshape(shape).transpose(1, 2) for part in packed.split(width, -1)]
         if self.way == "slice":
             return [packed[..., i * width : (i + 1) * width].reshape(shape).transpose(1, 2) for i in range(3)]
@@ -66,7 +71,8 @@ class Block(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.before, self.between = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
+        norm = getattr(nn, getattr(config, "norm", "LayerNorm"))
+        self.before, self.between = norm(config.width), norm(config.width)
         self.attention = Attention(config.width, config.heads, config.way)
         self.up, self.down = nn.Linear(config.width, config.neurons), nn.Linear(config.neurons, config.width)
 
