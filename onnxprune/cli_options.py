@@ -124,7 +124,8 @@ def planning(command: Any) -> Any:
             default="heads,neurons,blocks",
             show_default=True,
             callback=split,
-            help="What may go: heads, neurons, blocks, channels; in place of heads, query_heads or head_dims.",
+            help="What may go: heads, neurons, blocks, channels; in place of heads, query_heads or head_dims; "
+            "or hidden alone, the width of the stream (experimental).",
         ),
         click.option(
             "--sparsity",

@@ -14,7 +14,7 @@ from onnxprune.score.seven import ALPHA
 from onnxprune.solve import SOLVERS
 from onnxprune.solve.pattern import parse as parse_pattern
 
-UNITS = ("heads", "neurons", "blocks", "channels", "query_heads", "head_dims")
+UNITS = ("heads", "neurons", "blocks", "channels", "query_heads", "head_dims", "hidden")
 
 MASKS = ("seven", "seven-dyn", "platon")
 """Scores of single weights that `--solver` may name: they choose the mask, least squares the weights."""
@@ -111,6 +111,13 @@ class Options:
             )
         if len(within := [u for u in self.units if u in ("heads", "query_heads", "head_dims")]) > 1:
             raise UsageError(f"--units {','.join(self.units)}: {' and '.join(within)} lie in each other; choose one")
+        if "hidden" in self.units and len(self.units) > 1:
+            raise UsageError(
+                f"--units {','.join(self.units)}: the width of the stream is part of what all others cost; prune it "
+                "alone, and its result again"
+            )
+        if "hidden" in self.units and self.budget.kind == "latency":
+            raise UsageError("--units hidden: its time is that of the whole model, which no table holds; give --flops")
         if self.round_to is not None and self.round_to < 1:
             raise UsageError(f"--round-to {self.round_to}: give a positive number, or auto")
         if self.budget.kind not in ("flops", "params", "size", "latency"):

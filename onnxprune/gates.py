@@ -16,9 +16,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.axes import DYNAMIC, Layout, Mask, atoms_of, flat_mask, index_of
-from onnxprune.errors import UnsupportedError
+from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.foreign import reads
 from onnxprune.interpret import Interpreter, Usage
+from onnxprune.ops.normalize import narrows
 from onnxprune.plan import Branch, Plan, Reader, Structure
 
 
@@ -51,7 +52,9 @@ class Gates:
         masks = plan.masks(self.structure)
         for reader in dict.fromkeys(r for name in plan.keep for r in self.structure.group(name).readers):
             if reader.weight is None:
-                _compose(edit, (reader.node, reader.input), self._spread(reader, masks))
+                norm = narrows(self._operands[reader.node])
+                gate = self._filled(reader, masks) if norm else self._spread(reader, masks)
+                _compose(edit, (reader.node, reader.input), gate)
             else:
                 layout = self._layouts(reader)[reader.axis]
                 kept = torch.from_numpy(flat_mask(layout, masks, self.structure.sizes)).to(self.interpreter.device)
@@ -154,6 +157,39 @@ class Gates:
             return x * mask.to(x.dtype)
 
         return multiply
+
+    def _filled(self, reader: Reader, masks: Mapping[int, Mask]) -> Callable[[Any], Any]:
+        """Let a norm see only the channels that stay.
+
+        The others get values that leave its statistics as those of the channels that stay are: one deviation above and
+        below the mean in turn, or the root mean square. What the norm makes of them is gated where it is read.
+
+        Raises:
+            UsageError: one channel alone is left out, whose value could not keep both mean and deviation.
+        """
+        import torch
+
+        kept = flat_mask(self._layouts(reader)[reader.axis], masks, self.structure.sizes)
+        gone = int((~kept).sum())
+        centred = self._operands[reader.node].op_type == "LayerNormalization"
+        signs = np.ones(gone)
+        if centred and gone == 1:
+            raise UsageError(f"{reader.node}: a norm can do without no channel, or without two or more")
+        if centred:
+            signs[1::2] = -1
+            if gone % 2:
+                signs[-1], signs[:-1] = 0.0, signs[:-1] * math.sqrt(gone / (gone - 1))
+        pattern = np.zeros(len(kept))
+        pattern[~kept] = signs
+        stay, wave = (torch.from_numpy(a).to(self.interpreter.device) for a in (kept, pattern))
+
+        def fill(x: Any) -> Any:
+            wide = x[..., stay].float()
+            mean = wide.mean(-1, keepdim=True) if centred else wide.new_zeros(())
+            deviation = (wide - mean).square().mean(-1, keepdim=True).sqrt()
+            return torch.where(stay, x, (mean + deviation * wave).to(x.dtype))
+
+        return fill if gone else lambda x: x
 
     def _tensor(self, array: np.ndarray, name: str) -> Any:
         return self._like(array).to(self.interpreter.weight(name).dtype)

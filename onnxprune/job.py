@@ -120,7 +120,7 @@ class Job:
         with clock.stage("load"):
             dense = models.load(source)
         with clock.stage("analyze"):
-            structure = analyze(dense)
+            structure = analyze(dense, hidden="hidden" in options.units)
         with clock.stage("read"):
             learn, judge = read_rows(dense, calibration, evaluation, options, **asked)
         bindings = shape_of(dense, options.shape, learn or judge)

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxprune import ops
 from onnxprune.axes import index_of
+from onnxprune.ops.normalize import narrows
 from onnxprune.plan import Group, Reader, Structure
 
 
@@ -84,11 +85,16 @@ class Matrix:
 
 
 def matrices(graph: ir.Graph, structure: Structure, group: Group) -> list[Matrix] | None:
-    """Every reader of a group as a matrix, or None where one has no weight (query and key dimensions)."""
+    """Every reader of a group as a matrix, or None where one has no weight (query and key dimensions).
+
+    Norms read the width of the stream beside its matrices; they have nothing to be scored or refit by.
+    """
     nodes = {n.name: n for n in graph}
     found = []
     for reader in group.readers:
         node = nodes[reader.node]
+        if reader.weight is None and narrows(node):
+            continue
         if reader.weight is None or node.op_type not in ("MatMul", "Gemm", "Conv"):
             return None
         weight, source = graph.initializers[reader.weight], node.inputs[reader.input]

@@ -161,7 +161,7 @@ def make_plan(
 ) -> Plan:
     """The plan alone: `apply` carries it out later, without data."""
     dense = models.load(source)
-    structure = analyze(dense)
+    structure = analyze(dense, hidden="hidden" in options.units)
     learn = None
     if calibration is not None:
         learn = data.read(
@@ -189,7 +189,7 @@ def apply(
 ) -> tuple[list[Path], Equivalence]:
     """Carry out a plan made earlier, check the file, and write it."""
     dense = models.load(source)
-    structure = analyze(dense)
+    structure = analyze(dense, hidden=any(name.startswith("hidden.") for name in plan.keep))
     assert dense.path is not None
     feeds = synthesize(dense.inputs, dims=dict.fromkeys(_open(dense), 8))
     if plan.digest == dense.digest:

@@ -384,7 +384,8 @@ class Planner:
         return self._fixed_cost() + sum(float(self.costs.levels(kind, group, count)) for group, count in least)
 
     def _step(self, site: Site) -> int:
-        return step(site, provider_of(self.options), self.options.round_to)
+        found = step(site, provider_of(self.options), self.options.round_to)
+        return max(found, 2) if site.group.kind == "hidden" else found  # a norm cannot do without one channel alone
 
     # -- compensate --------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from onnxprune.axes import atoms_of
 from onnxprune.matrices import Matrix, matrices
 from onnxprune.plan import Branch, Group, Ranking, Structure
 
-KINDS = {kind: (kind,) for kind in ("heads", "neurons", "channels", "query_heads", "head_dims")}
+KINDS = {kind: (kind,) for kind in ("heads", "neurons", "channels", "query_heads", "head_dims", "hidden")}
 """What `--units` may name, and the groups it means; "blocks" are the branches of whatever is chosen.
 
 Of the dimensions within a head those of values and outputs are read by a weight; those of queries and keys meet each

@@ -19,13 +19,18 @@ from onnxprune.branches import find_branches
 from onnxprune.dimensions import evaluate
 from onnxprune.foreign import reads
 from onnxprune.model import Model
+from onnxprune.ops.normalize import narrow_axes, narrows
 from onnxprune.plan import Group, Pin, Reader, Structure
 from onnxprune.values import dims
 
 
-def analyze(model: Model) -> Structure:
-    """What can be cut in a model, and why the rest cannot."""
-    ties = Ties(model.graph)
+def analyze(model: Model, *, hidden: bool = False) -> Structure:
+    """What can be cut in a model, and why the rest cannot.
+
+    Args:
+        hidden: norms do not keep the channels they normalise: the width of the stream is units too ("hidden").
+    """
+    ties = Ties(model.graph, hidden=hidden)
     for node in model.graph:
         ties.add(node)
     for value in model.graph.inputs:
@@ -47,8 +52,9 @@ def analyze(model: Model) -> Structure:
 class Ties:
     """The graph's dimensions under the constraints of its operators (`ops.Constraints`)."""
 
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: ir.Graph, *, hidden: bool = False) -> None:
         self.graph = graph
+        self.hidden = hidden
         self.solver = Solver()
         self.read: list[tuple[ir.Node, int, int]] = []
         self._symbols: dict[str, int] = {}
@@ -64,7 +70,7 @@ class Ties:
         elif any(self._known(v) is None and not _is_shape_operand(v) for v in values):
             why = f"the shape around {node.op_type} {node.name} is not known"
         else:
-            operator.axes(node, self)
+            (narrow_axes if self.hidden and narrows(node) else operator.axes)(node, self)
             return
         for value in values:
             self.pin(value, None, why)
@@ -209,7 +215,7 @@ def _groups(graph: ir.Graph, ties: Ties, layouts: dict[str, tuple[Layout, ...]])
         reader = Reader(name, index, axis, weight, weight_axis)
         for atom in found - dynamic:
             readers[atom].append((position[node], reader))
-            if not weighted:
+            if products and not weighted:
                 pairs.add(atom)
     free = {a for a in readers if a not in ties.solver.pins and ties.solver.sizes[a] > 1}
     kinds = _kinds(graph, layouts, free, pairs)
@@ -258,9 +264,12 @@ def _kinds(graph: ir.Graph, layouts: dict[str, tuple[Layout, ...]], free: set[in
         heads |= (left & right & _atoms(node.outputs[0], layouts)) - pairs if batched is None else batched - pairs
         heads |= _fused_heads(node, layouts)
     inner = _inner(layouts)
+    normed = {a for node in graph if narrows(node) for a in _atoms(node.inputs[0], layouts)}
     kinds = {}
     for atom in free:
-        if atom in heads:
+        if atom in normed:
+            kinds[atom] = "hidden"
+        elif atom in heads:
             kinds[atom] = "query_heads" if inner.get(atom, set()) & heads & free else "heads"
         elif atom in pairs or inner.get(atom, set()) & heads:
             kinds[atom] = "head_dims"

@@ -71,7 +71,26 @@ def _rms_norm(torch: Any, node: Any, x: Any, scale: Any = None) -> Any:
     return (y, None, inverse)[: len(node.outputs)] if len(node.outputs) > 1 else y
 
 
+def narrows(node: Any) -> bool:
+    """Whether a norm of the last axis alone can be taken over fewer channels: of those that stay, that is."""
+    return node.op_type in _NORMS and len(node.outputs) == 1 and attribute(node, "axis", -1) == -1
+
+
+def narrow_axes(node: Any, c: Constraints) -> None:
+    """The normalised axis as one that the norm reads, in place of one that stays (`--units hidden`)."""
+    source = node.inputs[0]
+    _tie_norm(node, c)
+    c.reads(node, 0, len(c.sizes(source)) - 1)
+
+
 def _layer_norm_axes(node: Any, c: Constraints) -> None:
+    source = node.inputs[0]
+    _tie_norm(node, c)
+    axis = axis_of(node, len(c.sizes(source)), -1)
+    c.pin(source, range(axis, len(c.sizes(source))), f"normalised by {node.op_type}")
+
+
+def _tie_norm(node: Any, c: Constraints) -> None:
     source, result = node.inputs[0], node.outputs[0]
     axis = axis_of(node, len(c.sizes(source)), -1)
     for before, after in zip(c.dims(source), c.dims(result), strict=True):
@@ -83,7 +102,6 @@ def _layer_norm_axes(node: Any, c: Constraints) -> None:
         if extra is not None:
             for dim, before in zip(c.dims(extra)[:axis], c.dims(source)[:axis], strict=False):
                 c.same(dim, before)
-    c.pin(source, range(axis, len(c.sizes(source))), f"normalised by {node.op_type}")
 
 
 _NORMS = {
