@@ -104,6 +104,19 @@ class Options:
         self._check_sparsity()
         if self.search not in ("table", "rank"):
             raise UsageError(f"--search {self.search}: choose from table, rank")
+        self._check_units()
+        if self.round_to is not None and self.round_to < 1:
+            raise UsageError(f"--round-to {self.round_to}: give a positive number, or auto")
+        if self.budget.kind not in ("flops", "params", "size", "latency"):
+            raise UsageError(
+                f"a budget of {self.budget.kind} is not known; give --flops, --params, --size or --latency"
+            )
+        if self.latency_threads < 1:
+            raise UsageError(f"--latency-threads {self.latency_threads}: give the number of threads to time with")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise UsageError(f"--device {self.device}: choose from auto, cpu, cuda")
+
+    def _check_units(self) -> None:
         unknown = [u for u in self.units if u not in UNITS]
         if unknown or not set(self.units) - {"blocks"}:
             raise UsageError(
@@ -118,16 +131,6 @@ class Options:
             )
         if "hidden" in self.units and self.budget.kind == "latency":
             raise UsageError("--units hidden: its time is that of the whole model, which no table holds; give --flops")
-        if self.round_to is not None and self.round_to < 1:
-            raise UsageError(f"--round-to {self.round_to}: give a positive number, or auto")
-        if self.budget.kind not in ("flops", "params", "size", "latency"):
-            raise UsageError(
-                f"a budget of {self.budget.kind} is not known; give --flops, --params, --size or --latency"
-            )
-        if self.latency_threads < 1:
-            raise UsageError(f"--latency-threads {self.latency_threads}: give the number of threads to time with")
-        if self.device not in ("auto", "cpu", "cuda"):
-            raise UsageError(f"--device {self.device}: choose from auto, cpu, cuda")
 
     def _check_sparsity(self) -> None:
         known = ("auto", *SOLVERS, *MASKS)
