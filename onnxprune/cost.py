@@ -19,6 +19,7 @@ import onnx_ir as ir
 from onnxprune import ops
 from onnxprune.axes import Layout, Mask, atoms_of, kept_ratio
 from onnxprune.dimensions import evaluate
+from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.foreign import reads
 from onnxprune.interpret import Interpreter
 from onnxprune.model import Model
@@ -183,7 +184,9 @@ class Costs:
         name = value.name or ""
         if name not in self._shapes:
             sizes = [self._size(d) for d in dims(value) or (None,)]
-            self._shapes[name] = tuple(s for s in sizes if s is not None) if None not in sizes else self._seen[name]
+            if None in sizes and name not in self._seen:
+                raise UnsupportedError(f"value {name}: its shape is not known, so its cost cannot be counted")
+            self._shapes[name] = self._seen[name] if None in sizes else tuple(s for s in sizes if s is not None)
         return self._shapes[name]
 
     def _size(self, dim: int | str | None) -> int | None:

@@ -24,6 +24,7 @@ from onnxprune.pipeline import prune
 from onnxprune.plan import Plan
 from onnxprune.profiling import profiled_macs
 from onnxprune.structure import analyze
+from onnxprune.synthetic import synthesize
 
 
 def base(folder: Path, layers: int = 12) -> Path:
@@ -77,7 +78,7 @@ def measure(dense: Path, files: Sequence[Path], shapes: Sequence[tuple[int, int]
     print("|---|---|---|---|---|---|---|---|---|")
     for file in files:
         for batch, tokens in shapes:
-            feeds = latency.synthesize(loaded.inputs, batch=batch, sequence=tokens)
+            feeds = synthesize(loaded.inputs, batch=batch, sequence=tokens)
             before, after = (sum(profiled_macs(f, feeds).values()) for f in (models.find(dense), file))
             row = timed(models.find(dense), file, feeds, runs, clock)
             low, high = row.speedup_interval

@@ -28,6 +28,7 @@ import onnxprune
 from onnxprune import latency, runtime
 from onnxprune.model import load
 from onnxprune.report import Report
+from onnxprune.synthetic import synthesize
 
 WANTED = 1.6
 FFN = """<ir_version: 9, opset_import: ["" : 20]>
@@ -124,7 +125,7 @@ def points(options: argparse.Namespace, recipe: str, settings: Mapping[str, Any]
 def times(files: Sequence[Path], shape: tuple[int, int], runs: int) -> list[float]:
     """Median milliseconds of each file, one thread, all of them turn by turn in changing order."""
     sessions = [runtime.session(file, ("cpu",), threads=1) for file in files]
-    feeds = latency.synthesize(load(files[0]).inputs, batch=shape[0], sequence=shape[1])
+    feeds = synthesize(load(files[0]).inputs, batch=shape[0], sequence=shape[1])
     rng, taken = np.random.default_rng(0), np.zeros((runs + 3, len(files)))
     for turn in range(runs + 3):
         for i in rng.permutation(len(files)):
