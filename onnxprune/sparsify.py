@@ -22,15 +22,18 @@ from onnxprune.linears import Linear, find_linears
 from onnxprune.model import Model
 from onnxprune.moments import Gram
 from onnxprune.plan import Plan, Structure
-from onnxprune.probe import Evaluator, Rows, Walk
+from onnxprune.probe import Evaluator, Rows, Walk, Weights
 from onnxprune.rewrite.tile import read_back
 from onnxprune.side_by_side import SideBySide
-from onnxprune.solve import INFINITE, SOLVERS, Pattern, Tiled, error, on_support, parse, ridge_path
+from onnxprune.solve import INFINITE, ON_SUPPORT, SOLVERS, Pattern, Tiled, error, on_support, parse, ridge_path
 
 logger = logging.getLogger(__name__)
 
-STRENGTHS = (INFINITE, 1e-1, 1e-2)
+STRENGTHS = (INFINITE, 1.0, 1e-1, 1e-2)
 """Ridge strengths of the target that a matrix is solved for: its own weights, or those that mend what came before."""
+
+DAMPINGS = (3e-2, 1e-1, 3e-1)
+"""Damping of the least squares on a mask, to choose from."""
 
 Solve = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 """(weight [n, m], gram [n, n], if there is one) -> sparse weight [n, m]."""
@@ -92,6 +95,8 @@ def sparsify(
     *,
     scores: Mapping[str, np.ndarray] | None = None,
     evaluator: Evaluator | None = None,
+    weights: Weights | None = None,
+    held_weights: Weights | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
     """The plan with its linear maps pruned to patterns.
@@ -103,13 +108,19 @@ def sparsify(
         scores: initializer name -> non-negative importance of each weight, in its shape (SEVEN's, say): the mask is
             what keeps the most of it, and least squares on that support gives the weights.
         evaluator: over held-out rows. With it every matrix is mended too: it is solved for what the dense model gives
-            in its place, by several ridge strengths, of which the one stands that errs least on their tokens. Without
-            it each matrix is solved for its own outputs and no bias moves.
+            in its place, and how far that may pull its weights, what errs least on their tokens says. Without it each
+            matrix is solved for its own outputs and no bias moves.
+        weights, held_weights: of the tokens of `fit` and of the evaluator's rows, where matrices are mended.
 
     Raises:
         CheckError: a solved matrix is not in the pattern.
     """
-    mender = None if evaluator is None or fit is None else _Mender(gates, fit, evaluator)
+    polish = scores is not None or solver in ON_SUPPORT
+    mender = None
+    if evaluator is not None and fit is not None:
+        wanted = evaluator.wanted
+        held_out = SideBySide(evaluator.rows, wanted, held_weights)
+        mender = _Mender(gates, SideBySide(fit, wanted, weights), held_out, polish)
     walk = None if fit is None else Walk(fit, fit.divergence.outputs)
     todo = parts_of(gates, plan, linears)
     for i, part in enumerate(todo):
@@ -140,26 +151,38 @@ def _solve(part: Part, solver: str, pattern: Pattern, scores: np.ndarray | None)
     return lambda weight, gram: weight * mask if gram is None else on_support(weight, gram, mask)
 
 
+@dataclass(frozen=True)
 class _Mender:
-    """Solves matrices, first to last, for what the dense model gives in their place; a bias takes up the mean."""
+    """Solves matrices, first to last, for what the dense model gives in their place; a bias takes up the mean.
 
-    def __init__(self, gates: Gates, fit: Rows, evaluator: Evaluator) -> None:
-        self.gates = gates
-        self.fit, self.held_out = SideBySide(fit, evaluator.wanted), SideBySide(evaluator.rows, evaluator.wanted)
+    The target is the dense map, of several ridge strengths, that errs least on held-out tokens; the same tokens choose
+    between the solver's own weights and, with `polish`, least squares on their mask at several dampings.
+    """
+
+    gates: Gates
+    fit: SideBySide
+    held_out: SideBySide
+    polish: bool
 
     def mend(self, plan: Plan, part: Part, weight: np.ndarray, array: np.ndarray, solve: Solve) -> Plan:
-        """The plan with a matrix solved: of the candidates, the one that errs least on held-out tokens."""
+        """The plan with a matrix solved."""
         before = self.gates.gated(plan)
         moments, held_out = (
             side.moments(part.linear, before, part.rows, part.columns) for side in (self.fit, self.held_out)
         )
-        tried = []
-        for target in ridge_path(moments, np.arange(len(weight)), weight, STRENGTHS):
-            solved = solve(target.weight, moments.sxx)
-            bias = moments.y_mean - moments.x_mean @ solved
-            tried.append((error(held_out, solved, bias), target.strength or 0.0, solved, bias))
-        _, strength, solved, bias = min(tried, key=lambda t: t[0])
-        logger.debug("%s: ridge %g of %s", part.linear.weight, strength, [f"{t[0] / tried[0][0]:.3f}" for t in tried])
+
+        def off(sparse: np.ndarray) -> float:
+            return error(held_out, sparse, moments.y_mean - moments.x_mean @ sparse)
+
+        targets = ridge_path(moments, np.arange(len(weight)), weight, STRENGTHS)
+        target = min(targets, key=lambda t: off(t.weight))
+        tried = [solve(target.weight, moments.sxx)]
+        for damping in DAMPINGS if self.polish else ():
+            mask = tried[0] != 0
+            tried.append(on_support(target.weight, moments.sxx, mask, damping=damping, start=tried[-1]))
+        solved = min(tried, key=off)
+        bias = moments.y_mean - moments.x_mean @ solved
+        logger.debug("%s: ridge %g, %s", part.linear.weight, target.strength or 0, [off(t) for t in tried])
         whole = np.zeros(part.linear.matrix.weight(array).shape[1], dtype=np.float32)
         whole[part.columns] = bias
         return replace(

@@ -34,9 +34,13 @@ SOLVERS: dict[str, Callable[..., Array]] = {
 }
 """What `--solver` names: solve(weight [n, m], gram [n, n], pattern) -> weight [n, m]."""
 
+ON_SUPPORT = frozenset({"admm"})
+"""Those that choose a mask and end with least squares on it."""
+
 __all__ = [
     "INFINITE",
     "NM",
+    "ON_SUPPORT",
     "SOLVERS",
     "Blocks",
     "Fit",

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from zoo import ZooModel
 
 from onnxprune import data
 from onnxprune import model as models
+from onnxprune import sparsify as sparse
 from onnxprune.errors import CheckError
 from onnxprune.finetune import finetune
 from onnxprune.gates import Gates
@@ -21,8 +23,9 @@ from onnxprune.linears import Linear, find_linears
 from onnxprune.plan import Plan
 from onnxprune.probe import Evaluator, Rows
 from onnxprune.score import Seven
+from onnxprune.side_by_side import SideBySide
 from onnxprune.sites import find_sites
-from onnxprune.solve import SOLVERS, parse
+from onnxprune.solve import SOLVERS, error, parse
 from onnxprune.sparsify import output_errors, parts_of, sparsify, verify
 from onnxprune.structure import analyze
 
@@ -111,6 +114,33 @@ def test_scores_in_steps_remove_more_and_more(zoo: Zoo, monkeypatch: pytest.Monk
     verify(gates, plan, linears, pattern)
     at_once = module.worth("seven", gates, rows, empty, linears, pattern, (0.8, 0.8))
     assert any((found[n] != at_once[n]).any() for n in found)
+
+
+def test_held_out_tokens_choose_the_target_and_the_damping(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Least squares on the mask is redone for the tokens that were not fitted, and only where they say so."""
+    gates, rows, linears = subject(zoo("bert", "torchscript", "eager"))
+    held_out = Rows(rows.interpreter, rows.dataset.subset(range(16)), given=rows.divergence)
+    fit = Rows(rows.interpreter, rows.dataset.subset(range(16, 48)), given=rows.divergence)
+    evaluator, (one, *_) = Evaluator(held_out), linears
+    empty, pattern = Plan(gates.structure.digest), parse("2:4")
+
+    def off(weights: Any = None) -> float:
+        plan = sparsify(gates, fit, empty, [one], pattern, evaluator=evaluator, held_weights=weights)
+        moments = SideBySide(held_out, evaluator.wanted, weights).moments(one, gates.gated(empty))
+        return error(moments, plan.weights[one.weight], plan.intercepts[one.matrix.output])
+
+    equal, skewed = ([torch.full((b.feeds["input_ids"].size,), 1.0) for b in held_out.batches] for _ in range(2))
+    for weight in skewed:
+        weight[: len(weight) // 2] = 0.0
+    assert off({one.node: equal}) == pytest.approx(off())
+    chosen = off(), off({one.node: skewed})
+    monkeypatch.setattr(sparse, "DAMPINGS", ())
+    alone = off(), off({one.node: skewed})
+    assert all(a <= b for a, b in zip(chosen, alone, strict=True))
+    monkeypatch.setattr(sparse, "DAMPINGS", (1e3, 1e-9))
+    assert off() <= alone[0], "what holds weights back, or follows the fitted tokens, does not stand if it errs more"
+    monkeypatch.setattr(sparse, "STRENGTHS", (1e-6,))
+    assert off() > alone[0], "a target that follows the fitted tokens alone"
 
 
 def test_sparse_model_runs_on_its_sparse_weights(zoo: Zoo) -> None:
