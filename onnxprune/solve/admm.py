@@ -34,13 +34,13 @@ def admm(
         gram: [n, n] XᵀX of the inputs on calibration tokens.
         steps: iterations in all; the mask is frozen after the first `tighten`.
         rho: penalty, relative to the normalised Gram matrix's unit diagonal.
-        damping: added to that diagonal while searching for the mask; the final solve has its own, smaller one.
+        damping: added to that diagonal while searching for the mask; the final solve has its own.
     """
     w0 = np.asarray(weight, dtype=np.float64)
     scale, h, _ = support.normalised(gram, damping)
     # All entries are of the order of one, and the mask needs no more digits: single precision takes half the time.
     scaled = (w0 * scale).astype(np.float32)
-    pattern = pattern.learn(scaled**2)
+    pattern = pattern.learn(np.square(scaled, dtype=np.float64))
     goal = h.astype(np.float32) @ scaled
     h[np.diag_indices_from(h)] += rho
     solve = inverse(h).astype(np.float32)
@@ -49,7 +49,7 @@ def admm(
     for step in range(max(steps, tighten)):
         moved = w + u
         if step < tighten:
-            mask = partly(pattern.project(moved**2), np.abs(moved), way(step, tighten))
+            mask = partly(pattern.project(np.square(moved, dtype=np.float64)), np.abs(moved), way(step, tighten))
         z = np.where(mask, moved, 0.0)
         u = moved - z
         w = solve @ (goal + rho * (z - u))
