@@ -25,9 +25,10 @@ from typing import Any
 from onnxprune.asked import method_of
 from onnxprune.config import Options
 from onnxprune.errors import OnnxPruneError
-from onnxprune.job import Job, read_rows
+from onnxprune.job import Job
 from onnxprune.plan import Budget
 from onnxprune.report import Report
+from onnxprune.rows import read_rows
 from onnxprune.score import METHODS
 from onnxprune.solve import SOLVERS
 
