@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from onnxprune.cli_options import (
     budgets,
     calibration,
     ints,
+    json_alone,
     judged,
     logs,
     planning,
@@ -56,7 +55,6 @@ def _options(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _threads(count: int) -> None:
-    import os
 
     if count:
         os.environ["OMP_NUM_THREADS"] = str(count)
@@ -367,32 +365,10 @@ cli.add_command(profile)
 cli.add_command(run)
 
 
-@contextlib.contextmanager
-def _stdout_for_json(alone: bool) -> Iterator[None]:
-    """Keep native libraries, which write to descriptor 1 past Python, off the stdout that holds one JSON document."""
-    try:
-        ours = os.dup(sys.stdout.fileno()) if alone else None
-    except (OSError, ValueError, AttributeError):  # stdout is no file: there is nothing to keep apart
-        ours = None
-    if ours is None:
-        yield
-        return
-    before = sys.stdout
-    before.flush()
-    os.dup2(2, before.fileno())
-    try:
-        with os.fdopen(os.dup(ours), "w", encoding="utf-8") as sys.stdout:
-            yield
-    finally:
-        sys.stdout = before
-        os.dup2(ours, before.fileno())
-        os.close(ours)
-
-
 def main() -> None:
     """The `onnxprune` program: one clear line and the exit code of `errors` for what goes wrong."""
     try:
-        with _stdout_for_json("--json" in sys.argv):
+        with json_alone("--json" in sys.argv):
             cli.main(standalone_mode=False)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)

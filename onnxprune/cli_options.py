@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -254,3 +256,25 @@ def logs(verbose: int) -> None:
     if verbose < 2:
         for noisy in ("onnxscript", "onnx_ir"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def json_alone(alone: bool) -> Iterator[None]:
+    """Keep native libraries, which write to descriptor 1 past Python, off the stdout that holds one JSON document."""
+    try:
+        ours = os.dup(sys.stdout.fileno()) if alone else None
+    except (OSError, ValueError, AttributeError):  # stdout is no file: there is nothing to keep apart
+        ours = None
+    if ours is None:
+        yield
+        return
+    before = sys.stdout
+    before.flush()
+    os.dup2(2, before.fileno())
+    try:
+        with os.fdopen(os.dup(ours), "w", encoding="utf-8") as sys.stdout:
+            yield
+    finally:
+        sys.stdout = before
+        os.dup2(ours, before.fileno())
+        os.close(ours)

@@ -6,7 +6,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -43,36 +43,13 @@ from onnxprune.sites import Site, even, find_sites, kept_by, levels
 from onnxprune.speed.landing import Landing
 from onnxprune.speed.widths import step
 from onnxprune.split import Split
+from onnxprune.stage import Stage, behind
 from onnxprune.synthetic import synthesize
 
 logger = logging.getLogger(__name__)
 
 MAPPED = -1
 """As a level, instead of a number of units: the branch is gone, and a linear map of the stream stands in for it."""
-
-
-@dataclass(eq=False)
-class Stage:
-    """A plan's model with its units ordered, and what was measured on it."""
-
-    plan: Plan
-    rankings: Mapping[str, Ranking]
-    refitter: Refitter
-    modules: tuple[Module, ...] | None = None
-    stand_ins: Mapping[str, StandIn] = field(default_factory=dict)
-    _fitted: dict[tuple[str, int], dict[str, np.ndarray]] = field(default_factory=dict)
-
-    def weights(self, sites: Sequence[Site], counts: Mapping[str, int]) -> dict[str, np.ndarray]:
-        """Refit weights of every thinned site at its level, kept for reuse."""
-        found: dict[str, np.ndarray] = {}
-        for site in sites:
-            key = (site.id, counts[site.id])
-            if key not in self._fitted:
-                self._fitted[key] = (
-                    self.refitter(site, self.rankings[site.id].keep(counts[site.id])) if counts[site.id] else {}
-                )
-            found.update(self._fitted[key])
-        return found
 
 
 class Planner:
@@ -190,7 +167,7 @@ class Planner:
             rankings = dict(known) or (pair_rankings(self.fit, met, self.structure, gated) if met else {})
             for i, site in enumerate(() if known else self.sites):
                 ranking = rankings[site.id] if site.id in rankings else method(site, statistics)
-                rankings[site.id] = even(site, _behind(ranking, plan.keep.get(site.id)))
+                rankings[site.id] = even(site, behind(ranking, plan.keep.get(site.id)))
                 self.progress("score", i + 1, len(self.sites))
             if not known and self._keeps(plan):
                 self.scores.keep_rankings(rankings)
@@ -417,14 +394,6 @@ class Planner:
         stood = sum(s.kept is not None for s in steps)
         logger.info("compensation: divergence %.5f after %d steps, %d kept", value, len(steps), stood)
         return mended
-
-
-def _behind(ranking: Ranking, kept: Sequence[int] | None) -> Ranking:
-    """An order in which units that are gone already come last."""
-    if kept is None:
-        return ranking
-    there = set(kept)
-    return replace(ranking, order=tuple(sorted(ranking.order, key=lambda u: u not in there)))
 
 
 def _uniform(modules: Sequence[Module], sites: Sequence[Site]) -> dict[str, list[Module]]:
