@@ -31,7 +31,7 @@ from onnxprune.precision import Step, measure_steps
 from onnxprune.precision.apply import scheme_of
 from onnxprune.report import html
 from onnxprune.rows import read_rows, shape_of
-from onnxprune.runtime import CPU
+from onnxprune.runtime import CPU, resolve_providers
 from onnxprune.sparsify import zeros_in
 from onnxprune.structure import analyze
 from onnxprune.synthetic import synthesize
@@ -117,6 +117,7 @@ class Job:
             scores: folder in which what is measured on the model is kept for further budgets; None keeps no file.
         """
         clock = Clock()
+        resolve_providers(providers)  # what is not there is said before anything is measured
         with clock.stage("load"):
             dense = models.load(source)
         with clock.stage("analyze"):

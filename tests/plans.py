@@ -172,7 +172,7 @@ def random_tiles(subject: Subject, plan: Plan, rng: np.random.Generator, chance:
         if rng.random() >= chance or not divisible(part.linear.matrix.node):
             continue
         name = part.linear.weight
-        array = weights.get(name, subject.interpreter.weight(name).numpy())
+        array = weights[name] if name in weights else subject.gates.weight(plan, name)
         tiles[name] = some_tiles(len(part.rows), len(part.columns), rng)
         matrix = part.take(array)
         weights[name] = part.put(matrix * Tiled(tiles[name]).project(matrix), array).astype(array.dtype)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import tempfile
 import warnings
 from collections import Counter
@@ -237,7 +238,9 @@ def _task_rows(family: str, task: str, plans: int, folder: Path) -> Iterator[lis
 
 def _said(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:160].replace("|", "/")
+    # Where a file lay says nothing, and changes from run to run.
+    first = re.sub(r"(/[\w.-]+)+/", "", lines[0]) if lines else ""
+    return f"{type(error).__name__}: {first}"[:160].replace("|", "/")
 
 
 def main() -> None:
