@@ -68,7 +68,8 @@ def test_bert_by_hand(zoo: Build) -> None:
 def test_bytes_are_those_of_the_weights_in_the_file(zoo: Build, tmp_path: Path) -> None:
     model = zoo("mobilenet-v2", "torchscript", "eager")
     subject, costs = costs_of(model)
-    plan = subject.complete(random_plan(subject, np.random.default_rng(0), refit=0), model.feeds)
+    # A tile brings the ends of its range, some bytes of the graph rather than weights.
+    plan = subject.complete(random_plan(subject, np.random.default_rng(0), refit=0, tile=0), model.feeds)
     for chosen in (Plan(subject.structure.digest), plan):
         (file,) = save(subject.rewritten(chosen), tmp_path / "m.onnx")
         held = [t for t in onnx.load(file).graph.initializer if not t.name.endswith("_rest")]

@@ -188,3 +188,17 @@ def test_bad_arguments_are_refused() -> None:
         ridge(Moments.of(x, y), range(3), np.zeros((3, 2)), -1.0)
     with pytest.raises(ValueError, match="outside"):
         ridge(Moments.of(x, y), [3], np.zeros((3, 2)), 1.0)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, INFINITE])
+def test_the_last_fit_is_the_ridge_solution_on_all_tokens(strength: float) -> None:
+    x, y, _ = rows(8, 80, 5, 3)
+    train, held_out = Moments.of(x[:50], y[:50]), Moments.of(x[50:], y[50:])
+    prior = np.random.default_rng(1).standard_normal((5, 3))
+    fit, change = fit_held_out(train, held_out, [0, 1, 3], prior, np.zeros(3), [strength], both=True)
+    expected = ridge(
+        Moments.of(x, y), [0, 1, 3], np.where(np.isin(np.arange(5), [0, 1, 3])[:, None], prior, 0), strength
+    )
+    assert change < 1
+    np.testing.assert_allclose(fit.weight, expected.weight, atol=1e-8)
+    np.testing.assert_allclose(fit.bias, expected.bias, atol=1e-8)
