@@ -133,3 +133,23 @@ def _optimum(model: Path, folder: Path, task: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         main_export(str(model), folder, task=task, dtype="fp32", do_validation=False)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """The program as `onnxprune ARGS` runs it: (exit code, stdout, stderr)."""
+
+    from onnxprune import cli
+
+    def call(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["onnxprune", *map(str, args)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as done:
+            code = int(done.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call

@@ -13,30 +13,10 @@ import onnx
 import pytest
 from zoo import ZooModel
 
-from onnxprune import cli
-
 Build = Callable[..., ZooModel]
 Outcome = tuple[int, str, str]
 
 QUICK = ["--no-latency", "--no-compensate", "--threads", "1"]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """The program as `onnxprune ARGS` runs it: (exit code, stdout, stderr)."""
-
-    def call(*args: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["onnxprune", *map(str, args)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as done:
-            code = int(done.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture

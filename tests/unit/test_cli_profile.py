@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,30 +11,11 @@ import numpy as np
 import pytest
 from zoo import ZooModel
 
-from onnxprune import cli
 from onnxprune.report import Report
 from onnxprune.speed import table as tables
 
 Outcome = tuple[int, str, str]
 SHAPE = "batch_size=1,sequence_length=7"
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """The program as `onnxprune ARGS` runs it: (exit code, stdout, stderr)."""
-
-    def call(*args: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["onnxprune", *map(str, args)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as done:
-            code = int(done.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,24 +11,7 @@ import pytest
 import yaml
 from unit.test_cli import QUICK, Build, Outcome, good_rows, write_rows
 
-from onnxprune import cli
-
 Run = Callable[..., Outcome]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*args: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["onnxprune", *map(str, args)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as done:
-            code = int(done.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from unit.test_cli import Outcome, folder, refused, run  # noqa: F401 -- fixtures
+from unit.test_cli import Outcome, folder, refused  # noqa: F401 -- fixtures
 from zoo import ZooModel
 
 from onnxprune import data

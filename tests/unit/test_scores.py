@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit.test_cli import Outcome, folder, run  # noqa: F401 -- fixtures
+from unit.test_cli import Outcome, folder  # noqa: F401 -- fixtures
 
 from onnxprune.scores import Scores
 

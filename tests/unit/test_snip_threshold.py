@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from plans import Subject, choose, distance
-from unit.test_cli import Outcome, folder, refused, run  # noqa: F401 -- fixtures
+from unit.test_cli import Outcome, folder, refused  # noqa: F401 -- fixtures
 from zoo import ZooModel
 
 import onnxprune

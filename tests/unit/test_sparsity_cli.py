@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
-from unit.test_cli import Outcome, folder, listing, refused, run  # noqa: F401 -- fixtures
+from unit.test_cli import Outcome, folder, listing, refused  # noqa: F401 -- fixtures
 from zoo import ZooModel
 
 import onnxprune

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plans import Subject, distance
-from unit.test_cli import Outcome, folder, listing, refused, run  # noqa: F401 -- fixtures
+from unit.test_cli import Outcome, folder, listing, refused  # noqa: F401 -- fixtures
 from zoo import ZooModel
 
 import onnxprune
