@@ -1,8 +1,9 @@
 """How long a forward pass takes, dense against pruned, side by side.
 
 Machines drift: another process, a warmer core. So both models run in one process, turn by turn, in alternating
-order, and what is quoted is the ratio of their medians with its interval, never a time from one run against a time
-from another. One thread and no spinning by default; never with profiling on.
+order, and what is quoted is the median of the ratios of neighbouring runs with its interval, never a time from one run
+against a time from another: a core that runs at two speeds, as a shared one does, moves both of a pair, where medians
+of each model's own times may fall into different states. One thread and no spinning by default; never with profiling on.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ class LatencyRow:
         shape: input name -> shape.
         threads: threads inside one operator.
         dense_ms, pruned_ms: times.
-        speedup: median dense time / median pruned time.
-        speedup_interval: its 95% interval (bootstrap over pairs of neighbouring runs).
+        speedup: median, over pairs of neighbouring runs, of the dense time / the pruned time.
+        speedup_interval: its 95% interval (bootstrap over the pairs).
         runs: pairs of runs.
         coverage: where the pruned graph's nodes run.
         dense_coverage: where the dense graph's nodes run.
@@ -217,7 +218,7 @@ def row(
     runs = walls.shape[1]
 
     def ratio(drawn: Array) -> float:
-        return float(np.median(walls[0, drawn]) / np.median(walls[1, drawn]))
+        return float(np.median(walls[0, drawn] / walls[1, drawn]))
 
     interval = bootstrap_interval(ratio, runs, seed=seed)
     assert interval is not None

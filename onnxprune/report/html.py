@@ -321,7 +321,7 @@ def _latency_note(report: Report) -> str:
     runs = min(row.runs for row in report.latency)
     return (
         f"Dense and pruned ran turn by turn in one process, {runs} times each. "
-        "A speed-up is the ratio of the medians, with its 95% interval."
+        "A speed-up is the median ratio of neighbouring runs, with its 95% interval."
     )
 
 

@@ -109,7 +109,7 @@ def drop(accuracy: Accuracy) -> str:
 
 
 def speedup(row: LatencyRow) -> str:
-    """The only wording of a speed-up: the ratio of medians and its 95% interval."""
+    """The only wording of a speed-up: the median ratio of neighbouring runs and its 95% interval."""
     low, high = row.speedup_interval
     return f"{row.speedup:.2f}× [{low:.2f}, {high:.2f}]"
 

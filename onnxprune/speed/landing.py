@@ -25,7 +25,7 @@ class Timing:
     """What a file takes, as a share of the dense model's time, interleaved with it.
 
     Attributes:
-        ratio: of medians; `interval`: its 95% interval.
+        ratio: the median over pairs of neighbouring runs; `interval`: its 95% interval.
         dense_ms: the dense model's median.
     """
 

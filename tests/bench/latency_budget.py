@@ -54,7 +54,7 @@ def main() -> None:
                 asked.model, file, latency=asked.latency, calibration=asked.calib, shape=dims, **options
             )
             seconds = time.perf_counter() - begun
-            (row,) = latency.bench(dense, file, dims=dims, threads=asked.threads, runs=asked.runs, warmup=10)
+            (row,) = latency.bench(dense, file, dims=dims, threads=asked.threads, runs=asked.runs, warmup=3)
         held = made.report.landing
         assert held is not None and held.measured is not None and held.interval is not None
         ratio, (low, high) = 1 / row.speedup, (1 / row.speedup_interval[1], 1 / row.speedup_interval[0])

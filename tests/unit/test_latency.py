@@ -80,7 +80,7 @@ def test_runs_are_interleaved_in_alternating_order(monkeypatch: pytest.MonkeyPat
     assert log == "dp" + "dppd" * 20
 
 
-def test_times_and_the_ratio_of_medians(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_and_the_median_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
     row, _ = measure([2, 2, 2, 10], [1], monkeypatch, warmup=4)
     assert (row.dense_ms.min, row.dense_ms.p50, row.dense_ms.p90) == (2, 2, 10)
     assert row.dense_ms.cpu == 4
@@ -98,6 +98,17 @@ def test_the_interval_tells_noise_from_speed(monkeypatch: pytest.MonkeyPatch) ->
     low, high = measure([2 * t for t in noise], more, monkeypatch)[0].speedup_interval
     assert 1 < low < 2 < high < 2.2
     assert measure([2], [1], monkeypatch)[0].speedup_interval == (2, 2)
+
+
+def test_a_machine_of_two_speeds_does_not_move_the_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Slow spells, each a few pairs long, that leave more than half of one model's times slow and fewer of the other's.
+    slow = np.repeat(np.array([1, 0] * 10, dtype=bool), 2)
+    dense, pruned = np.where(slow, 15.0, 10.0), np.where(slow, 7.5, 5.0)
+    dense[[2, 6]], pruned[[0, 4]] = 15.1, 5.0  # within a pair the spell begins or ends
+    assert np.median(dense) / np.median(pruned) > 2.1
+    row, _ = measure(dense.tolist(), pruned.tolist(), monkeypatch, warmup=40)
+    assert row.speedup == 2
+    assert row.speedup_interval == (2, 2)
 
 
 def test_a_provider_that_takes_nothing_is_refused() -> None:
