@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxprune import ops
 from onnxprune.axes import index_of
+from onnxprune.ops.conv import flat_pads, spatial_pads
 from onnxprune.ops.normalize import narrows
 from onnxprune.plan import Group, Reader, Structure
 
@@ -71,13 +72,13 @@ class Matrix:
 
         rank = x.dim() - 2
         strides = tuple(ops.attribute(self.node, "strides", [1] * rank))
+        dilations = tuple(ops.attribute(self.node, "dilations", [1] * rank))
+        kernel = tuple(self.node.inputs[1].shape[2:])  # type: ignore[union-attr, index]
+        pads = spatial_pads(self.node, tuple(x.shape[2:]), kernel, strides, dilations)
+        x = torch.nn.functional.pad(x, flat_pads(pads))
         if self.kernel == 1:
             x = x[(slice(None), slice(None), *(slice(None, None, s) for s in strides))]
             return x.movedim(1, -1).reshape(-1, x.shape[1])
-        pads = ops.attribute(self.node, "pads", [0] * 2 * rank)
-        x = torch.nn.functional.pad(x, [p for i in reversed(range(rank)) for p in (pads[i], pads[i + rank])])
-        dilations = tuple(ops.attribute(self.node, "dilations", [1] * rank))
-        kernel = tuple(self.node.inputs[1].shape[2:])  # type: ignore[union-attr, index]
         if rank == 1:
             x, strides, dilations, kernel = x.unsqueeze(-1), (*strides, 1), (*dilations, 1), (*kernel, 1)
         unfolded = torch.nn.functional.unfold(x, kernel, dilations, 0, strides)
@@ -102,9 +103,7 @@ def matrices(graph: ir.Graph, structure: Structure, group: Group) -> list[Matrix
         if node.op_type != "Conv" and len(weight.const_value.shape) != 2:
             return None
         kernel = int(np.prod(weight.const_value.shape.numpy()[2:])) if node.op_type == "Conv" else 1
-        if node.op_type == "Conv" and (
-            len(weight.const_value.shape) > 4 or ops.attribute(node, "auto_pad", "NOTSET") != "NOTSET"
-        ):
+        if node.op_type == "Conv" and len(weight.const_value.shape) > 4:
             return None
         layout = structure.layouts[source.name or ""][reader.axis]
         index = [index_of(layout, atom, structure.sizes) for atom in (*group.context, group.atom)]

@@ -213,7 +213,12 @@ def _module(spec: Family, attention: Attention, plant: Plant | None, seed: int) 
         return module, Planted({}, {})
     rng = np.random.default_rng(plant.seed)
     heads = _kill(module, spec.heads, plant.heads, HEAD_DIM, spec.kv_groups, rng) if spec.heads else {}
-    return module, Planted(heads, _kill(module, spec.neurons, plant.neurons, 1, 1, rng))
+    neurons = _kill(module, spec.neurons, plant.neurons, 1, 1, rng)
+    if spec.beside is not None:
+        for reader, units in neurons.items():
+            with torch.no_grad():
+                module.get_submodule(re.sub(*spec.beside, reader)).get_parameter("weight")[:, list(units)] = 0
+    return module, Planted(heads, neurons)
 
 
 def config_of(family: str) -> Any:

@@ -30,6 +30,7 @@ class Family:
         options: what makes the configuration tiny.
         heads: pattern of the attention output projections, whose input columns are heads side by side; or None.
         neurons: pattern of the readers of hidden units: FFN down projections, or what reads a convolution's channels.
+        beside: (pattern, replacement) that make a reader's name that of another module with the same input columns.
         example: sizes of one example: (tokens,), (channels, height, width) or (samples,).
         inputs: the names of the inputs; `example` is about the first.
         kv_groups: planted heads are spread evenly over this many groups (grouped-query attention).
@@ -42,6 +43,7 @@ class Family:
     options: dict[str, Any]
     heads: str | None
     neurons: str
+    beside: tuple[str, str] | None = None
     example: tuple[int, ...] = (7,)
     inputs: tuple[str, ...] = ("input_ids", "attention_mask")
     kv_groups: int = 1
@@ -254,6 +256,7 @@ FAMILIES: dict[str, Family] = {
         {"width": 16, "wide": 32, "neurons": 48},
         None,
         r"\.project",
+        (r"\.project$", ".squeeze.1"),
         eager_only=True,
         **_LARGE,
     ),
@@ -283,6 +286,7 @@ FAMILIES: dict[str, Family] = {
         | {"in_channels": [32, 8, 16], "out_channels": [8, 16, 16]},
         None,
         r"project_conv",
+        (r"\.projection\.project_conv$", ".squeeze_excite.reduce"),
         eager_only=True,
         **_LARGE,
     ),

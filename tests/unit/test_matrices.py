@@ -1,0 +1,55 @@
+"""A convolution as a matrix product: the rows it reads times its weight are what it writes, however it is padded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from onnxprune import model as models
+from onnxprune.interpret import Interpreter
+from onnxprune.matrices import matrices
+from onnxprune.structure import analyze
+
+PADDINGS = [
+    pytest.param({"auto_pad": how, "strides": strides, "dilations": dilations}, kernel, id=f"{how}-{kernel}-{strides}")
+    for how in ("SAME_UPPER", "SAME_LOWER", "VALID")
+    for kernel, strides, dilations in ((3, [1, 1], [1, 1]), (3, [2, 1], [1, 1]), (3, [1, 1], [2, 2]), (1, [2, 2], [1, 1]))
+] + [
+    pytest.param({"pads": [1, 0, 2, 1], "strides": [2, 2]}, 3, id="pads"),
+    pytest.param({"pads": [1, 1, 1, 1], "strides": [2, 1]}, 1, id="pads-of-one-position"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("attributes", "kernel"), PADDINGS)
+def test_rows_times_weight_is_what_a_convolution_writes(
+    attributes: dict[str, object], kernel: int, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(0)
+    weights = [random.normal(size=size).astype(np.float32) for size in ((6, 3, 1, 1), (4, 6, kernel, kernel))]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "first"], ["wide"], "wide"),
+            helper.make_node("Relu", ["wide"], ["live"], "live"),
+            helper.make_node("Conv", ["live", "second"], ["y"], "reader", **attributes),
+        ],
+        "convolutions",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 7])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [helper.make_tensor(name, 1, w.shape, w.ravel()) for name, w in zip(("first", "second"), weights, strict=True)],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "model.onnx")
+    model = models.load(tmp_path / "model.onnx")
+    structure = analyze(model)
+    (group,) = structure.groups
+    found = matrices(model.graph, structure, group)
+    assert found is not None
+    (matrix,) = found
+    feeds = {"x": random.normal(size=(2, 3, 8, 7)).astype(np.float32)}
+    values = Interpreter(model.graph).run(feeds, outputs=["live", "y"])
+    product = matrix.rows(values["live"]) @ torch.from_numpy(matrix.weight(weights[1]))
+    torch.testing.assert_close(product, matrix.written(values["y"]), atol=1e-5, rtol=1e-5)
