@@ -3,7 +3,8 @@
 Machines drift: another process, a warmer core. So both models run in one process, turn by turn, in alternating
 order, and what is quoted is the median of the ratios of neighbouring runs with its interval, never a time from one run
 against a time from another: a core that runs at two speeds, as a shared one does, moves both of a pair, where medians
-of each model's own times may fall into different states. One thread and no spinning by default; never with profiling on.
+of each model's own times may fall into different states. One thread and no spinning by default; never with profiling
+on.
 """
 
 from __future__ import annotations

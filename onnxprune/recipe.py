@@ -19,7 +19,6 @@ from onnxprune.linears import Linear, find_linears
 from onnxprune.maps import cheaper, mapped
 from onnxprune.plan import Budget, Plan
 from onnxprune.planning import Planner
-from onnxprune.probe import Rows, Weights, sensitivities
 from onnxprune.score import near_identity
 from onnxprune.solve import Tiled, Tiles, parse
 from onnxprune.solve.pattern import NARROWEST
@@ -166,9 +165,7 @@ def sparse(planner: Planner, plan: Plan) -> Plan:
         made = sparsify(
             planner.gates, planner.fit if learns else None, plan, linears, pattern, solver,
             scores=_worth(planner, plan, linears) if solver in MASKS else None,
-            evaluator=planner.select if mends else None,
-            weights=_token_weights(planner, planner.fit, linears) if mends else None,
-            held_weights=_token_weights(planner, planner.select.rows, linears) if mends else None,
+            held=planner.held if mends else None,
             progress=partial(planner.progress, "sparsify"),
         )  # fmt: skip
     if options.finetune:
@@ -180,15 +177,6 @@ def sparse(planner: Planner, plan: Plan) -> Plan:
             )
     names = [part.linear.weight for part in parts_of(planner.gates, made, linears)]
     return replace(made, sparsity=dict.fromkeys(names, options.sparsity))
-
-
-def _token_weights(planner: Planner, rows: Rows, linears: list[Linear]) -> Weights | None:
-    """How much the outputs feel each token's error in each matrix, mixed with an equal share for all."""
-    share = planner.options.token_weight
-    if not share:
-        return None
-    found = sensitivities(rows, [x.matrix for x in linears], planner.gates.usages, planner.options.seed)
-    return {node: [share * w + (1 - share) for w in parts] for node, parts in found.items()}
 
 
 def chosen(planner: Planner) -> list[Linear]:

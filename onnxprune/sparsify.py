@@ -22,10 +22,10 @@ from onnxprune.linears import Linear, find_linears
 from onnxprune.model import Model
 from onnxprune.moments import Gram
 from onnxprune.plan import Plan, Structure
-from onnxprune.probe import Evaluator, Rows, Walk, Weights
+from onnxprune.probe import Rows, Walk
 from onnxprune.rewrite.tile import read_back
 from onnxprune.side_by_side import SideBySide
-from onnxprune.solve import INFINITE, ON_SUPPORT, SOLVERS, Pattern, Tiled, error, on_support, parse, ridge_path
+from onnxprune.solve import INFINITE, ON_SUPPORT, SOLVERS, Pattern, Tiled, error, on_support, parse, ridge, ridge_path
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +94,7 @@ def sparsify(
     solver: str = "admm",
     *,
     scores: Mapping[str, np.ndarray] | None = None,
-    evaluator: Evaluator | None = None,
-    weights: Weights | None = None,
-    held_weights: Weights | None = None,
+    held: Rows | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
     """The plan with its linear maps pruned to patterns.
@@ -107,20 +105,17 @@ def sparsify(
         solver: one of solve.SOLVERS; unused where there are scores.
         scores: initializer name -> non-negative importance of each weight, in its shape (SEVEN's, say): the mask is
             what keeps the most of it, and least squares on that support gives the weights.
-        evaluator: over held-out rows. With it every matrix is mended too: it is solved for what the dense model gives
-            in its place, and how far that may pull its weights, what errs least on their tokens says. Without it each
-            matrix is solved for its own outputs and no bias moves.
-        weights, held_weights: of the tokens of `fit` and of the evaluator's rows, where matrices are mended.
+        held: held-out rows. With them every matrix is mended too: it is solved for what the dense model gives in its
+            place, and how far that may pull its weights, what errs least on their tokens says. Without them each matrix
+            is solved for its own outputs and no bias moves.
 
     Raises:
         CheckError: a solved matrix is not in the pattern.
     """
     polish = scores is not None or solver in ON_SUPPORT
     mender = None
-    if evaluator is not None and fit is not None:
-        wanted = evaluator.wanted
-        held_out = SideBySide(evaluator.rows, wanted, held_weights)
-        mender = _Mender(gates, SideBySide(fit, wanted, weights), held_out, polish)
+    if held is not None and fit is not None:
+        mender = _Mender(gates, *(SideBySide(rows, fit.divergence.outputs) for rows in (fit, held)), polish)
     walk = None if fit is None else Walk(fit, fit.divergence.outputs)
     todo = parts_of(gates, plan, linears)
     for i, part in enumerate(todo):
@@ -155,34 +150,36 @@ def _solve(part: Part, solver: str, pattern: Pattern, scores: np.ndarray | None)
 class _Mender:
     """Solves matrices, first to last, for what the dense model gives in their place; a bias takes up the mean.
 
-    The target is the dense map, of several ridge strengths, that errs least on held-out tokens; the same tokens choose
-    between the solver's own weights and, with `polish`, least squares on their mask at several dampings.
+    The target is the dense map, of several ridge strengths, that errs least on held-out tokens. The solver finds a mask
+    for it; with `polish` the same tokens choose the damping of least squares on that mask, and are then fitted too.
+    All tokens count alike: weights by what the outputs feel, as where units are cut, made the divergence larger.
     """
 
     gates: Gates
     fit: SideBySide
-    held_out: SideBySide
+    held: SideBySide
     polish: bool
 
     def mend(self, plan: Plan, part: Part, weight: np.ndarray, array: np.ndarray, solve: Solve) -> Plan:
         """The plan with a matrix solved."""
-        before = self.gates.gated(plan)
-        moments, held_out = (
-            side.moments(part.linear, before, part.rows, part.columns) for side in (self.fit, self.held_out)
-        )
+        before, every = self.gates.gated(plan), np.arange(len(weight))
+        fit, held = (side.moments(part.linear, before, part.rows, part.columns) for side in (self.fit, self.held))
+        both = fit.merge(held)
 
         def off(sparse: np.ndarray) -> float:
-            return error(held_out, sparse, moments.y_mean - moments.x_mean @ sparse)
+            return error(held, sparse, fit.y_mean - fit.x_mean @ sparse)
 
-        targets = ridge_path(moments, np.arange(len(weight)), weight, STRENGTHS)
-        target = min(targets, key=lambda t: off(t.weight))
-        tried = [solve(target.weight, moments.sxx)]
-        for damping in DAMPINGS if self.polish else ():
-            mask = tried[0] != 0
-            tried.append(on_support(target.weight, moments.sxx, mask, damping=damping, start=tried[-1]))
-        solved = min(tried, key=off)
-        bias = moments.y_mean - moments.x_mean @ solved
-        logger.debug("%s: ridge %g, %s", part.linear.weight, target.strength or 0, [off(t) for t in tried])
+        target = min(ridge_path(fit, every, weight, STRENGTHS), key=lambda t: off(t.weight))
+        solved = solve(target.weight, fit.sxx)
+        if self.polish:
+            mask, tried = solved != 0, [solved]
+            for damping in DAMPINGS:
+                tried.append(on_support(target.weight, fit.sxx, mask, damping=damping, start=tried[-1]))
+            best = 1 + int(np.argmin([off(t) for t in tried[1:]]))
+            goal = ridge(both, every, weight, target.strength or 0.0).weight
+            solved = on_support(goal, both.sxx, mask, damping=DAMPINGS[best - 1], start=tried[best])
+            logger.debug("%s: ridge %g, damping %g", part.linear.weight, target.strength or 0, DAMPINGS[best - 1])
+        bias = both.y_mean - both.x_mean @ solved
         whole = np.zeros(part.linear.matrix.weight(array).shape[1], dtype=np.float32)
         whole[part.columns] = bias
         return replace(

@@ -82,8 +82,19 @@ def ridge_path(
 def ridge(
     moments: Moments, kept: npt.ArrayLike, prior: npt.ArrayLike, strength: float, *, intercept: bool = True
 ) -> Fit:
-    """`ridge_path` at one λ."""
-    return ridge_path(moments, kept, prior, [strength], intercept=intercept)[0]
+    """`ridge_path` at one λ: where that is above zero a linear system, which is cheaper than a spectrum."""
+    rows = as_rows(kept, len(moments.x_mean))
+    h = moments.sxx[np.ix_(rows, rows)]
+    scale = float(np.trace(h)) / max(len(rows), 1)
+    if not (intercept and 0 < strength < INFINITE and scale > 0):
+        return ridge_path(moments, kept, prior, [strength], intercept=intercept)[0]
+    w0 = np.asarray(prior, dtype=np.float64)
+    pull = moments.sxy[rows] - h @ w0[rows]
+    _check_finite(h, pull)
+    h[np.diag_indices_from(h)] += strength * scale
+    weight = np.zeros_like(w0)
+    weight[rows] = w0[rows] + np.linalg.solve(h, pull)
+    return Fit(weight, moments.y_mean - moments.x_mean @ weight, float(strength))
 
 
 def scale_units(moments: Moments, units: npt.ArrayLike, prior: npt.ArrayLike, strength: float = 0.0) -> Fit:
@@ -149,22 +160,8 @@ def fit_held_out(
     if not after < before:
         return standing, 1.0
     if both:
-        found = _solved(train.merge(held_out), rows, untouched, float(strengths[best]))
+        found = ridge(train.merge(held_out), rows, untouched, float(strengths[best]))
     return found, after / before
-
-
-def _solved(moments: Moments, rows: Ints, prior: Array, strength: float) -> Fit:
-    """`ridge` at one finite strength above zero: a linear system, cheaper than a spectrum."""
-    if not 0 < strength < INFINITE:
-        return ridge(moments, rows, prior, strength)
-    weight, h = prior.copy(), moments.sxx[np.ix_(rows, rows)]
-    pull = moments.sxy[rows] - h @ prior[rows]
-    scale = float(np.trace(h)) / max(len(rows), 1)
-    if not scale > 0:
-        return ridge(moments, rows, prior, strength)
-    h[np.diag_indices_from(h)] += strength * scale
-    weight[rows] += np.linalg.solve(h, pull)
-    return Fit(weight, moments.y_mean - moments.x_mean @ weight, strength)
 
 
 class _HeldOutPath:

@@ -16,13 +16,22 @@ from onnxprune.matrices import matrices
 from onnxprune.structure import analyze
 
 PADDINGS = [
-    pytest.param({"auto_pad": how, "strides": strides, "dilations": dilations}, kernel, id=f"{how}-{kernel}-{strides}")
+    pytest.param(
+        {"auto_pad": how, "strides": strides, "dilations": dilations},
+        kernel,
+        id=f"{how}-{kernel}-{strides}-{dilations}",
+    )
     for how in ("SAME_UPPER", "SAME_LOWER", "VALID")
-    for kernel, strides, dilations in ((3, [1, 1], [1, 1]), (3, [2, 1], [1, 1]), (3, [1, 1], [2, 2]), (1, [2, 2], [1, 1]))
+    for kernel, strides, dilations in (
+        (3, [1, 1], [1, 1]),
+        (3, [2, 1], [1, 1]),
+        (3, [1, 1], [2, 2]),
+        (1, [2, 2], [1, 1]),
+    )
 ] + [
     pytest.param({"pads": [1, 0, 2, 1], "strides": [2, 2]}, 3, id="pads"),
     pytest.param({"pads": [1, 1, 1, 1], "strides": [2, 1]}, 1, id="pads-of-one-position"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("attributes", "kernel"), PADDINGS)
