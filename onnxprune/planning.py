@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections import defaultdict
@@ -89,6 +90,20 @@ class Planner:
         if calibration is not None:
             split = Split.of(self.interpreter, calibration, options, tokens_at_once(self.costs))
             self.fit, self.held, self.table, self.select = split.fit, split.held, split.table, split.select
+
+    def again(self, options: Options) -> Planner:
+        """A planner on the same rows by other options: what is measured with them is its own, token weights are shared.
+
+        Args:
+            options: of the same seed, units, shape and provider.
+        """
+        _ = self.token_weights, self.held_weights
+        other = copy.copy(self)
+        for measured in ("start", "_modular"):
+            other.__dict__.pop(measured, None)
+        other.options, other.method = options, method_of(options, self.calibration)
+        other.scores = Scores(None, self.scores.key)
+        return other
 
     def plan(self, budget: float) -> Plan:
         """The best plan found whose cost is at most `budget` (in the budget kind's own unit).

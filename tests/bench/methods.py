@@ -22,7 +22,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from onnxprune.asked import method_of
 from onnxprune.config import Options
 from onnxprune.errors import OnnxPruneError
 from onnxprune.job import Job
@@ -173,12 +172,10 @@ def opened(name: str, source: Path, options: argparse.Namespace) -> Job:
 
 def asked(job: Job, budget: Budget, **options: Any) -> Job:
     """The same job with other options: what does not depend on them (rows, dense outputs, token weights) is shared."""
-    shared = job.planner
-    _ = shared.token_weights, shared.held_weights, job.teacher
-    found, planner = copy.copy(job), copy.copy(shared)
-    found.options = planner.options = replace(job.options, budget=budget, **options)
-    planner.method = method_of(planner.options, planner.calibration)
-    found.planner = planner
+    _ = job.teacher
+    found = copy.copy(job)
+    found.options = replace(job.options, budget=budget, **options)
+    found.planner = job.planner.again(found.options)
     return found
 
 

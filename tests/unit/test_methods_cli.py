@@ -149,3 +149,19 @@ def test_no_maps_where_nothing_is_mended(zoo: Build) -> None:
     for options in (replace(asked, compensate=False), replace(asked, uniform=True), replace(asked, method="optin")):
         planner = Planner(loaded, analyze(loaded), options, learn, shape_of(loaded, {}, learn))
         assert not planner.plan(0.6 * planner.costs.total("flops")).maps
+
+
+def test_another_method_on_the_same_rows_measures_anew(zoo: Build) -> None:
+    model = zoo("bert", "torchscript", "eager")
+    loaded = load(model.path)
+    learn = data.read([model.sample(1, seed=i) for i in range(24)], loaded.inputs, outputs=loaded.outputs)
+    options = Options(Budget("flops", 0.7), method="magnitude", round_to=1, swaps=4)
+    first = Planner(loaded, analyze(loaded), options, learn, shape_of(loaded, {}, learn))
+    _ = first.start
+    other = first.again(replace(options, method="obs"))
+    alone = Planner(loaded, first.structure, replace(options, method="obs"), learn, first.costs.bindings)
+    assert {k: r.order for k, r in other.start.rankings.items()} == {
+        k: r.order for k, r in alone.start.rankings.items()
+    }
+    assert other.start.rankings != first.start.rankings
+    assert other.fit is first.fit
