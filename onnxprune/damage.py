@@ -17,6 +17,9 @@ from onnxprune.probe import Evaluator, Walk
 from onnxprune.sites import Site, kept_by
 from onnxprune.solve import NestedRefit, refit
 
+FACTORS = 2**28
+"""Bytes of factorisations from which on old ones are made again when they are needed."""
+
 
 @dataclass(frozen=True, eq=False)
 class Refitter:
@@ -58,6 +61,8 @@ class Refitter:
             places[list(self.rankings[site.id].order)] = np.arange(site.group.size)
             places[-1] = -1  # rows of no unit stay whatever goes
             order = np.argsort(places[matrix.units], kind="stable")
+            if sum(n.factor.nbytes for n in self._nested.values()) > FACTORS:
+                self._nested.clear()
             nested = NestedRefit(weight, self.gram[usage].matrix, order, damping=self.damping)
             self._nested[usage] = nested
         if nested is not None and kept[nested.order[:count]].all():

@@ -12,6 +12,8 @@ import numpy as np
 
 CHUNK = 4096
 """Tokens in one product."""
+WAITING = 2**24
+"""The most bytes that wait to be multiplied: a scoring sums dozens of these at once."""
 
 
 class Gram:
@@ -29,7 +31,8 @@ class Gram:
 
     def _take(self, *parts: Any) -> None:
         self._waiting.append(parts)
-        if sum(p[0].shape[0] for p in self._waiting) >= CHUNK:
+        tokens = sum(p[0].shape[0] for p in self._waiting)
+        if tokens >= CHUNK or tokens * sum(p.shape[-1] * p.element_size() for p in parts) >= WAITING:
             self._flush()
 
     def _flush(self) -> None:

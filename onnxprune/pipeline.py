@@ -91,7 +91,9 @@ def prune(
     asked_for = budget_of(flops=flops, params=params, size=size, latency=latency, whole=needs_no_budget(options))
     settings = Options(asked_for, **options)
     job = Job.open(source, settings, calibration, evaluation, **common)
-    return job.run(settings.budget, target, force=force)
+    plan = job.plan(settings.budget)
+    job.planner.release()
+    return job.finish(plan, settings.budget, target, force=force)
 
 
 def sweep(

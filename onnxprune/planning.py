@@ -19,7 +19,7 @@ from onnxprune.asked import device_of, method_of, why_nothing
 from onnxprune.clock import Clock, Progress
 from onnxprune.compensate import compensate
 from onnxprune.config import Options
-from onnxprune.cost import tokens_at_once
+from onnxprune.cost import tokens_at_once, tokens_to_measure
 from onnxprune.damage import Refitter, damage_table, spread
 from onnxprune.data import Dataset
 from onnxprune.errors import BudgetError, NothingToPruneError
@@ -88,7 +88,8 @@ class Planner:
         self.first = Plan(model.digest)  # what every plan begins with (recipe.py)
         self.scores = Scores.open(scores, key_of(model.digest, self.method, options, calibration, version("onnxprune")))
         if calibration is not None:
-            split = Split.of(self.interpreter, calibration, options, tokens_at_once(self.costs))
+            sizes = tokens_at_once(self.costs), tokens_to_measure(self.costs)
+            split = Split.of(self.interpreter, calibration, options, *sizes)
             self.fit, self.held, self.table, self.select = split.fit, split.held, split.table, split.select
 
     def again(self, options: Options) -> Planner:
@@ -104,6 +105,10 @@ class Planner:
         other.options, other.method = options, method_of(options, self.calibration)
         other.scores = Scores(None, self.scores.key)
         return other
+
+    def release(self) -> None:
+        """Forget what only further plans would need: second moments of a large model are gigabytes."""
+        self.__dict__.pop("start", None)
 
     def plan(self, budget: float) -> Plan:
         """The best plan found whose cost is at most `budget` (in the budget kind's own unit).

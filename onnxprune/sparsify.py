@@ -115,7 +115,8 @@ def sparsify(
     polish = scores is not None or solver in ON_SUPPORT
     mender = None
     if held is not None and fit is not None:
-        mender = _Mender(gates, *(SideBySide(rows, fit.divergence.outputs) for rows in (fit, held)), polish)
+        wanted = fit.divergence.outputs
+        mender = _Mender(gates, SideBySide(fit, wanted), SideBySide(held, wanted), polish)
     walk = None if fit is None else Walk(fit, fit.divergence.outputs)
     todo = parts_of(gates, plan, linears)
     for i, part in enumerate(todo):

@@ -18,8 +18,6 @@ from onnxprune.probe import Evaluator, Rows
 FEWEST = 8
 TEACHING = 16384
 """Tokens from which on given rows teach enough: parts of their texts are added up to here."""
-MEASURING = 2048
-"""The most tokens that a level of the damage table is measured on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +37,14 @@ class Split:
     select: Evaluator
 
     @classmethod
-    def of(cls, interpreter: Interpreter, calibration: Dataset, options: Options, max_tokens: int) -> Split:
+    def of(
+        cls, interpreter: Interpreter, calibration: Dataset, options: Options, max_tokens: int, measured: int
+    ) -> Split:
         """Split by the options' seed.
 
         Args:
             max_tokens: in one batch.
+            measured: tokens that a level of the damage table is measured on.
 
         Raises:
             UsageError: fewer rows than it takes.
@@ -65,15 +66,15 @@ class Split:
         return cls(
             rows(learnt),
             rows(search),
-            Evaluator(rows(_short(search, 8, 12))),
+            Evaluator(rows(_short(search, 8, 12, measured))),
             Evaluator(rows(select.by_length(12, 16))),
         )
 
 
-def _short(dataset: Dataset, lengths: int, each: int) -> Dataset:
+def _short(dataset: Dataset, lengths: int, each: int, tokens: int) -> Dataset:
     """A sample that makes few batches, of fewer rows where they are long."""
     chosen = dataset.by_length(lengths, each)
-    return dataset.by_length(lengths, max(2, each * MEASURING // max(_tokens(chosen), MEASURING)))
+    return dataset.by_length(lengths, max(2, each * tokens // max(_tokens(chosen), tokens)))
 
 
 def _tokens(dataset: Dataset) -> int:

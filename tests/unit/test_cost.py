@@ -11,7 +11,7 @@ import pytest
 from plans import Subject, choose, random_plan
 from zoo import ZooModel
 
-from onnxprune.cost import Costs, default_bindings
+from onnxprune.cost import MEASURED, Costs, default_bindings, tokens_to_measure
 from onnxprune.errors import UsageError
 from onnxprune.model import save
 from onnxprune.plan import Plan
@@ -82,3 +82,14 @@ def test_a_size_that_is_not_stated_is_asked_for(zoo: Build) -> None:
     assert default_bindings(subject.model, {"sequence_length": 9}) == {"batch_size": 1, "sequence_length": 9}
     with pytest.raises(UsageError, match=r"sequence_length\) has no size"):
         Costs(subject.model, subject.structure, default_bindings(subject.model, {})).macs()
+
+
+def test_large_models_are_measured_on_fewer_tokens(zoo: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject = Subject.load(zoo("bert", "torchscript", "eager").path)
+    at = {"batch_size": 2, "sequence_length": 8}
+    costs = Costs(subject.model, subject.structure, default_bindings(subject.model, at))
+    assert tokens_to_measure(costs) == MEASURED[1]
+    monkeypatch.setattr("onnxprune.cost.MEASURING", 1000 * costs.macs() / 16)
+    assert tokens_to_measure(costs) == 1000
+    monkeypatch.setattr("onnxprune.cost.MEASURING", 1.0)
+    assert tokens_to_measure(costs) == MEASURED[0]

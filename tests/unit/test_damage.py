@@ -6,14 +6,17 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 import zoo as exports
 
+from onnxprune import damage, moments
 from onnxprune.copies import Copies
 from onnxprune.damage import Refitter, damage_table
 from onnxprune.data import Dataset, Example
 from onnxprune.gates import Gates
 from onnxprune.interpret import Interpreter
 from onnxprune.model import load
+from onnxprune.moments import Gram
 from onnxprune.plan import Plan, Ranking
 from onnxprune.probe import Evaluator, Rows, grams
 from onnxprune.sites import find_sites
@@ -53,3 +56,25 @@ def test_stacked_levels_are_the_levels(
     assert any(found[0] > 1e-6 for found in alone.values())
     for key, found in stacked.items():
         np.testing.assert_allclose(found, alone[key], rtol=1e-3, atol=1e-7)
+    monkeypatch.setattr(damage, "FACTORS", 0)
+    for key, found in table().items():
+        np.testing.assert_array_equal(found, alone[key], "the table depends on what fits in memory")
+
+
+def test_few_bytes_may_wait_in_a_gram(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = torch.from_numpy(np.random.default_rng(0).normal(size=(64, 8))), torch.linspace(0, 1, 64)
+    waiting: list[int] = []
+
+    def summed() -> Gram:
+        gram = Gram()
+        for part, share in zip(x.split(8), weight.split(8), strict=True):
+            gram.add(part, share)
+            waiting.append(len(gram._waiting))
+        return gram
+
+    expected = summed().matrix
+    assert max(waiting) == 8
+    waiting.clear()
+    monkeypatch.setattr(moments, "WAITING", 16 * 8 * 2 * 4)
+    np.testing.assert_allclose(summed().matrix, expected, rtol=1e-5)
+    assert max(waiting) == 1
