@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from onnxprune import latency, rewrite, runtime
 from onnxprune import model as models
 from onnxprune.clock import Clock, Progress
@@ -35,9 +33,6 @@ logger = logging.getLogger(__name__)
 
 RUNS = 70
 """Pairs of runs that a plan is judged by."""
-
-TRIALS = 12
-"""Bisections of a search by scores, whose costs are linear where a table's are not."""
 
 
 def costs_for(
@@ -159,44 +154,3 @@ def why_not_here(table: LatencyTable) -> str:
     except UsageError as error:
         return f"predicted by the table, not measured: {error}"
     return ""
-
-
-def ranked_within(planner: Planner, budget: float, floor: float) -> Plan:
-    """What a search by scores chooses. Its costs are linear: where a table's are not, what it is told is bisected.
-
-    Args:
-        floor: the least that the search reaches, in the budget's unit.
-    """
-    stage = planner.start
-    if planner.options.budget.kind != "latency":
-        return planner.chosen(planner.ranked(stage, budget), stage)
-
-    def at(room: float) -> Plan:
-        return planner.chosen(_offered(planner.ranked(stage, room), planner.costs, planner.sites), stage)
-
-    low, high = floor, budget
-    best = at(high)
-    if planner.costs.total("latency", best) <= budget:
-        return best
-    best = at(low)
-    for _ in range(TRIALS):
-        middle = (low + high) / 2
-        plan = at(middle)
-        if planner.costs.total("latency", plan) <= budget:
-            best, low = plan, middle
-        else:
-            high = middle
-    return best
-
-
-def _offered(counts: dict[str, int], costs: Costs, sites: Sequence[Site]) -> dict[str, int]:
-    """The same, down to widths that are worth their time."""
-    found = dict(counts)
-    for site in sites:
-        count, size = counts[site.id], site.group.size
-        if 0 < count < size:
-            every = sorted({0 if site.branch else site.rows, *range(site.rows, size + 1, site.rows)})
-            fine = np.array(every)[costs.offered(site.group, every)]
-            below = fine[fine <= count]
-            found[site.id] = int(below[-1]) if len(below) else int(fine[0])
-    return found

@@ -25,19 +25,19 @@ from onnxprune.data import Dataset
 from onnxprune.errors import BudgetError, NothingToPruneError
 from onnxprune.gates import Gates
 from onnxprune.interpret import Interpreter
-from onnxprune.latency_budget import costs_for, land, provider_of, ranked_within
+from onnxprune.latency_budget import costs_for, land, provider_of
 from onnxprune.linears import find_linears
 from onnxprune.maps import StandIn, mapped, stand_ins, with_stand_ins
 from onnxprune.model import Model
 from onnxprune.plan import Plan, Ranking, Structure
 from onnxprune.probe import NOTHING, Rows, Weights, sensitivities
+from onnxprune.ranked import ranked_within
 from onnxprune.score import METHODS, collect, configured, stepwise
 from onnxprune.score.mixture import parse
 from onnxprune.score.pairs import pair_rankings
 from onnxprune.scores import Scores, key_of
 from onnxprune.search.knapsack import allocate
 from onnxprune.search.module import Level, Module, merged
-from onnxprune.search.rank import Kind, rank, rank_pair
 from onnxprune.search.schedule import stages
 from onnxprune.search.swaps import swaps
 from onnxprune.sites import Site, even, find_sites, kept_by, levels
@@ -240,7 +240,7 @@ class Planner:
             found = []
             for site, _ in live:
                 damage = measured[site.id] - measured[site.id][-1]
-                counts, damages = spread(grid[site.id], damage, self._step(site))
+                counts, damages = spread(grid[site.id], damage, self.step(site))
                 if self._whole(site):
                     counts, damages = counts[[0, -1]], damages[[0, -1]]
                 worth = self.costs.offered(site.group, counts.tolist())
@@ -283,7 +283,7 @@ class Planner:
         return [Level(MAPPED, cost, max(found.damage - base, 0.0))]
 
     def _levels(self, site: Site) -> list[int]:
-        return [0, site.group.size] if self._whole(site) else levels(site, self._step(site))
+        return [0, site.group.size] if self._whole(site) else levels(site, self.step(site))
 
     def _whole(self, site: Site) -> bool:
         """Whether a site's branch goes as a whole or stays as it is, because the method knows no smaller module."""
@@ -314,7 +314,7 @@ class Planner:
     def _searched(self, stage: Stage, budget: float) -> dict[str, int]:
         modules = self._modules(stage)
         with self.clock.stage("search"):
-            room = budget - self._fixed_cost()
+            room = budget - self.fixed_cost()
             shared = _uniform(modules, self.sites) if self.options.uniform else {m.id: [m] for m in modules}
             tied = [merged(name, members) for name, members in shared.items()]
             chosen = allocate(tied, room)
@@ -333,34 +333,17 @@ class Planner:
         logger.info("kept: %s", list(counts.values()))
         return counts
 
-    def ranked(self, stage: Stage, budget: float) -> dict[str, int]:
-        """The papers' search: every unit has one score, comparable within its kind."""
-        rankings = stage.rankings
-        by_kind: dict[tuple[str, bool], list[Site]] = defaultdict(list)
-        for site in self._begun():
-            by_kind[site.group.kind, bool(site.matrices)].append(site)
-        kinds = []
-        for members in by_kind.values():
-            total = sum(float(np.sum(rankings[s.id].scores)) for s in members) or 1.0
-            scores = {s.id: np.array(rankings[s.id].scores) / total for s in members}
-            costs = {s.id: self.costs.unit_costs(self.options.budget.kind, s.group) for s in members}
-            least = 0 if all(s.branch for s in members) else 1
-            kinds.append(Kind(scores, costs, round_to=min(self._step(s) for s in members), at_least=least))
-        room = budget - self._fixed_cost()
-        kept = rank_pair(kinds[0], kinds[1], room) if len(kinds) == 2 else rank(kinds, room)
-        return {s.id: len(kept[s.id]) if s.id in kept else 0 if s.branch else s.group.size for s in self.sites}
-
-    def _fixed_cost(self) -> float:
+    def fixed_cost(self) -> float:
         kind = self.options.budget.kind
         begun = self.costs.total(kind, self.first)
-        return begun - sum(float(self.costs.levels(kind, s.group, s.group.size)) for s in self._begun())
+        return begun - sum(float(self.costs.levels(kind, s.group, s.group.size)) for s in self.begun())
 
     def _share(self) -> float:
         """What the budget keeps."""
         dense = self.costs.total(self.options.budget.kind)
         return self.options.budget.limit(dense) / dense
 
-    def _begun(self) -> list[Site]:
+    def begun(self) -> list[Site]:
         """The sites of the model it begins with."""
         return [s for s in self.sites if s.group.branch not in self.first.drop]
 
@@ -377,10 +360,10 @@ class Planner:
 
     def _floor(self) -> float:
         """What is left of the cost when all goes that may."""
-        kind, least = self.options.budget.kind, [(s.group, 0 if s.branch else self._step(s)) for s in self._begun()]
-        return self._fixed_cost() + sum(float(self.costs.levels(kind, group, count)) for group, count in least)
+        kind, least = self.options.budget.kind, [(s.group, 0 if s.branch else self.step(s)) for s in self.begun()]
+        return self.fixed_cost() + sum(float(self.costs.levels(kind, group, count)) for group, count in least)
 
-    def _step(self, site: Site) -> int:
+    def step(self, site: Site) -> int:
         found = step(site, provider_of(self.options), self.options.round_to)
         return max(found, 2) if site.group.kind == "hidden" else found  # a norm cannot do without one channel alone
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -36,7 +37,7 @@ PADDINGS = [
 
 @pytest.mark.parametrize(("attributes", "kernel"), PADDINGS)
 def test_rows_times_weight_is_what_a_convolution_writes(
-    attributes: dict[str, object], kernel: int, tmp_path: Path
+    attributes: dict[str, Any], kernel: int, tmp_path: Path
 ) -> None:
     random = np.random.default_rng(0)
     weights = [random.normal(size=size).astype(np.float32) for size in ((6, 3, 1, 1), (4, 6, kernel, kernel))]
