@@ -50,7 +50,8 @@ dimensions that stay. *Cut = gated*: the largest difference between the written 
 original in the interpreter over random plans (units of every kind, branches, new weights and intercepts), relative to
 the outputs' scale. *Dead found*: heads and neurons that were zeroed in the torch module before export and that the
 analysis finds as units nobody reads, of those planted; with them gone the outputs differ by the number behind.
-What optimum exports by task has nothing planted in it. Made by `python tests/support.py --keep -o tests/golden/support.md`.
+What optimum exports by task has nothing planted in it. Made by
+`python tests/support.py --keep -o tests/golden/support.md`.
 
 """
 FORMED: tuple[tuple[str, zoo.Exporter, zoo.Attention], ...] = (
