@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from onnxprune.pipeline import apply, inspect, make_plan, prune, sweep
     from onnxprune.plan import Budget, Plan, Structure
     from onnxprune.structure import analyze
-    from onnxprune.validate import validate
+    from onnxprune.validation import validate
 
 _HOME = {
-    "load": "model", "analyze": "structure", "validate": "validate", "Plan": "plan", "Budget": "plan",
+    "load": "model", "analyze": "structure", "validate": "validation", "Plan": "plan", "Budget": "plan",
     "Structure": "plan", "prune": "pipeline", "apply": "pipeline", "inspect": "pipeline", "make_plan": "pipeline",
     "sweep": "pipeline", "Result": "job",
 }  # fmt: skip

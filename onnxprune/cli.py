@@ -287,7 +287,7 @@ def validate(
     from onnxprune import model as models
     from onnxprune.report import terminal
     from onnxprune.rows import vocabulary
-    from onnxprune.validate import validate as compare
+    from onnxprune.validation import validate as compare
 
     logs(verbose)
     dense = models.load(model)

@@ -15,7 +15,7 @@ from onnxprune import rewrite
 from onnxprune.errors import BudgetError, UsageError
 from onnxprune.job import Job
 from onnxprune.plan import Budget, Plan
-from onnxprune.validate import Accuracy
+from onnxprune.validation import Accuracy
 
 SMALLEST, LARGEST, STEPS = 0.1, 0.95, 6
 

@@ -35,7 +35,7 @@ from onnxprune.runtime import CPU, resolve_providers
 from onnxprune.sparsify import zeros_in
 from onnxprune.structure import analyze
 from onnxprune.synthetic import synthesize
-from onnxprune.validate import Evidence, Teacher, compare
+from onnxprune.validation import Evidence, Teacher, compare
 
 logger = logging.getLogger(__name__)
 

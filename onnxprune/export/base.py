@@ -17,7 +17,7 @@ from onnxprune.export.usability import Usability
 from onnxprune.model import InputSpec, Model
 from onnxprune.precision import Step, quantize
 from onnxprune.precision.integer import Feeds
-from onnxprune.validate import Evidence
+from onnxprune.validation import Evidence
 
 Rows = Callable[[Sequence[InputSpec]], Dataset | None]
 

@@ -25,7 +25,7 @@ from onnxprune.export.preprocessing import preprocessing
 from onnxprune.export.registry import TARGETS
 from onnxprune.model import InputSpec, Model
 from onnxprune.precision import SCHEMES, measure_steps
-from onnxprune.validate import Teacher, aligned_outputs, compare
+from onnxprune.validation import Teacher, aligned_outputs, compare
 
 ROWS = 128
 """Calibration rows that ranges and shapes are taken from."""

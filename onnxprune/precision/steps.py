@@ -11,7 +11,7 @@ from onnxprune import model as models
 from onnxprune.latency import LatencyRow
 from onnxprune.precision.apply import quantize
 from onnxprune.precision.integer import Feeds
-from onnxprune.validate import Accuracy, Drift, Teacher, compare
+from onnxprune.validation import Accuracy, Drift, Teacher, compare
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from rich.table import Table
 from onnxprune.export import Exported
 from onnxprune.precision import Step
 from onnxprune.report import text
-from onnxprune.validate import Accuracy
+from onnxprune.validation import Accuracy
 
 
 def print_export(made: Exported) -> None:

@@ -12,7 +12,7 @@ from onnxprune.report import advice, charts, text
 from onnxprune.report.markup import Child, Markup, join, table, tag
 from onnxprune.report.schema import Change, Report, Units
 from onnxprune.report.style import STYLE
-from onnxprune.validate import Accuracy
+from onnxprune.validation import Accuracy
 
 _CELLS = 64
 """Groups of up to this many units are drawn unit by unit, larger ones as a bar."""

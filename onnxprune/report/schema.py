@@ -18,7 +18,7 @@ from onnxprune.errors import DataError
 from onnxprune.latency import LatencyRow
 from onnxprune.precision import Step
 from onnxprune.speed.landing import Landing
-from onnxprune.validate import Accuracy, Drift
+from onnxprune.validation import Accuracy, Drift
 
 SCHEMA_VERSION = 1
 """Raised when a field changes its meaning or goes; new fields with defaults do not raise it."""

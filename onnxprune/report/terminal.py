@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 from onnxprune.latency import LatencyRow
 from onnxprune.report import advice, text
 from onnxprune.report.schema import Change, Report, Units
-from onnxprune.validate import Accuracy, Drift, Evidence
+from onnxprune.validation import Accuracy, Drift, Evidence
 
 if TYPE_CHECKING:
     from rich.console import Console

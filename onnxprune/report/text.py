@@ -10,7 +10,7 @@ from onnxprune import runtime
 from onnxprune.latency import LatencyRow
 from onnxprune.report.schema import Budget, Report, Sparsity
 from onnxprune.speed.landing import Landing
-from onnxprune.validate import Accuracy
+from onnxprune.validation import Accuracy
 
 _UNBOUNDED = ("perplexity",)
 """Metrics that are no fraction and are not shown as one."""

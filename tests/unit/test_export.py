@@ -26,7 +26,7 @@ from onnxprune import model as models
 from onnxprune.errors import CheckError, DataError, UsageError
 from onnxprune.export import TARGETS, Exported, export
 from onnxprune.export.samples import array
-from onnxprune.validate import validate
+from onnxprune.validation import validate
 
 TEXTS = [
     "a good film",

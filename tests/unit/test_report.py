@@ -38,7 +38,7 @@ from onnxprune.report import (
 from onnxprune.report.markup import Markup, tag
 from onnxprune.report.schema import ranges, unranges
 from onnxprune.runtime import Coverage
-from onnxprune.validate import Accuracy, Drift, Evidence
+from onnxprune.validation import Accuracy, Drift, Evidence
 
 EVIL = "<script>alert('1')</script>&\"[red]x[/red]"
 CPU = "CPUExecutionProvider"

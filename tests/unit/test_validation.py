@@ -13,7 +13,7 @@ from onnx import numpy_helper, parser
 from onnxprune.data import Dataset, Example
 from onnxprune.divergence import Kind
 from onnxprune.errors import DataError, UsageError
-from onnxprune.validate import Teacher, compare, validate
+from onnxprune.validation import Teacher, compare, validate
 
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(6, 4)).astype(np.float32)
