@@ -38,7 +38,7 @@ class Options:
         device: where scoring runs, "auto", "cpu" or "cuda".
         seed: of every draw.
         threads: of scoring; 0 for all cores.
-        token_weight: share of a token's weight in least squares that its influence on the outputs decides.
+        token_weight: share of a token's weight, in refits after a cut, that its influence on the outputs decides.
         variants: rows to learn from made of parts of the given texts, as a share of them; 0 for none.
         temperature: of class scores, where a plan's divergence from the dense model is measured to choose by.
         swaps: measured level swaps after the knapsack.

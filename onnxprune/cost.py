@@ -247,9 +247,9 @@ class _Sizes:
 ACTIVATIONS = 0.75e9
 """Bytes that the activations of one batch may take when all are kept, as for gradients."""
 
-MEASURED = (512, 2048)
+LEVEL_TOKENS = (512, 2048)
 """Fewest and most tokens that a level of the damage table is measured on."""
-MEASURING = 9e10
+LEVEL_MACS = 9e10
 """Multiply-accumulates of the dense model that a level may cost: there are some hundred of them."""
 
 
@@ -265,8 +265,8 @@ def tokens_at_once(costs: Costs, most: int = 4096) -> int:
 
 def tokens_to_measure(costs: Costs) -> int:
     """How many tokens say what a level of the damage table costs: the larger the model, the fewer it can be."""
-    fewest, most = MEASURED
-    return int(min(max(MEASURING * _tokens(costs) / max(costs.macs(), 1), fewest), most))
+    fewest, most = LEVEL_TOKENS
+    return int(min(max(LEVEL_MACS * _tokens(costs) / max(costs.macs(), 1), fewest), most))
 
 
 def _tokens(costs: Costs) -> int:

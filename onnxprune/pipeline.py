@@ -87,13 +87,12 @@ def prune(
             raise UsageError("--max-drop finds the size itself; give it alone, without another budget")
         job = Job.open(source, Options(Budget("flops", 0.5), **options), calibration, evaluation, **common)
         budget, plan = smallest_within(job, max_drop)
-        return job.finish(plan, budget, target, force=force)
-    asked_for = budget_of(flops=flops, params=params, size=size, latency=latency, whole=needs_no_budget(options))
-    settings = Options(asked_for, **options)
-    job = Job.open(source, settings, calibration, evaluation, **common)
-    plan = job.plan(settings.budget)
+    else:
+        budget = budget_of(flops=flops, params=params, size=size, latency=latency, whole=needs_no_budget(options))
+        job = Job.open(source, Options(budget, **options), calibration, evaluation, **common)
+        plan = job.plan(budget)
     job.planner.release()
-    return job.finish(plan, settings.budget, target, force=force)
+    return job.finish(plan, budget, target, force=force)
 
 
 def sweep(

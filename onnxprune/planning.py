@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -37,7 +36,7 @@ from onnxprune.score.mixture import parse
 from onnxprune.score.pairs import pair_rankings
 from onnxprune.scores import Scores, key_of
 from onnxprune.search.knapsack import allocate
-from onnxprune.search.module import Level, Module, merged
+from onnxprune.search.module import Level, Module, alike, merged
 from onnxprune.search.schedule import stages
 from onnxprune.search.swaps import swaps
 from onnxprune.sites import Site, even, find_sites, kept_by, levels
@@ -100,8 +99,7 @@ class Planner:
         """
         _ = self.token_weights, self.held_weights
         other = copy.copy(self)
-        for measured in ("start", "_modular"):
-            other.__dict__.pop(measured, None)
+        other.release()
         other.options, other.method = options, method_of(options, self.calibration)
         other.scores = Scores(None, self.scores.key)
         return other
@@ -289,7 +287,7 @@ class Planner:
         """Whether a site's branch goes as a whole or stays as it is, because the method knows no smaller module."""
         return self._modular and site.branch is not None and site.group.kind not in ("heads", "query_heads")
 
-    @cached_property
+    @property
     def _modular(self) -> bool:
         return bool(getattr(parse(self.method, METHODS), "whole", False))
 
@@ -315,7 +313,8 @@ class Planner:
         modules = self._modules(stage)
         with self.clock.stage("search"):
             room = budget - self.fixed_cost()
-            shared = _uniform(modules, self.sites) if self.options.uniform else {m.id: [m] for m in modules}
+            kinds = {s.id: f"{s.group.kind}x{s.group.size}" for s in self.sites}
+            shared = alike(modules, kinds) if self.options.uniform else {m.id: [m] for m in modules}
             tied = [merged(name, members) for name, members in shared.items()]
             chosen = allocate(tied, room)
 
@@ -334,6 +333,7 @@ class Planner:
         return counts
 
     def fixed_cost(self) -> float:
+        """What is left of the model it begins with when every unit is gone, in the budget kind's unit."""
         kind = self.options.budget.kind
         begun = self.costs.total(kind, self.first)
         return begun - sum(float(self.costs.levels(kind, s.group, s.group.size)) for s in self.begun())
@@ -364,6 +364,7 @@ class Planner:
         return self.fixed_cost() + sum(float(self.costs.levels(kind, group, count)) for group, count in least)
 
     def step(self, site: Site) -> int:
+        """How many units of a site go at a time."""
         found = step(site, provider_of(self.options), self.options.round_to)
         return max(found, 2) if site.group.kind == "hidden" else found  # a norm cannot do without one channel alone
 
@@ -397,10 +398,3 @@ class Planner:
         stood = sum(s.kept is not None for s in steps)
         logger.info("compensation: divergence %.5f after %d steps, %d kept", value, len(steps), stood)
         return mended
-
-
-def _uniform(modules: Sequence[Module], sites: Sequence[Site]) -> dict[str, list[Module]]:
-    shared: dict[str, list[Module]] = defaultdict(list)
-    for module, site in zip(modules, sites, strict=True):
-        shared[f"{site.group.kind}x{site.group.size}:{len(module.levels)}"].append(module)
-    return dict(shared)

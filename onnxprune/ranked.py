@@ -21,8 +21,8 @@ TRIALS = 12
 """Bisections of a search by scores, whose costs are linear where a table's are not."""
 
 
-def ranked(planner: Planner, stage: Stage, budget: float) -> dict[str, int]:
-    """The papers' search: every unit has one score, comparable within its kind."""
+def _ranked(planner: Planner, stage: Stage, budget: float) -> dict[str, int]:
+    """How many units of every site stay. A kind's scores are shares of their sum, and comparable within it alone."""
     rankings = stage.rankings
     by_kind: dict[tuple[str, bool], list[Site]] = defaultdict(list)
     for site in planner.begun():
@@ -47,10 +47,10 @@ def ranked_within(planner: Planner, budget: float, floor: float) -> Plan:
     """
     stage = planner.start
     if planner.options.budget.kind != "latency":
-        return planner.chosen(ranked(planner, stage, budget), stage)
+        return planner.chosen(_ranked(planner, stage, budget), stage)
 
     def at(room: float) -> Plan:
-        return planner.chosen(_offered(ranked(planner, stage, room), planner.costs, planner.sites), stage)
+        return planner.chosen(_offered(_ranked(planner, stage, room), planner.costs, planner.sites), stage)
 
     low, high = floor, budget
     best = at(high)

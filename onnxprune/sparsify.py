@@ -170,16 +170,18 @@ class _Mender:
         def off(sparse: np.ndarray) -> float:
             return error(held, sparse, fit.y_mean - fit.x_mean @ sparse)
 
-        target = min(ridge_path(fit, every, weight, STRENGTHS), key=lambda t: off(t.weight))
+        targets = zip(STRENGTHS, ridge_path(fit, every, weight, STRENGTHS), strict=True)
+        strength, target = min(targets, key=lambda t: off(t[1].weight))
         solved = solve(target.weight, fit.sxx)
         if self.polish:
-            mask, tried = solved != 0, [solved]
+            mask, tried = solved != 0, []
             for damping in DAMPINGS:
-                tried.append(on_support(target.weight, fit.sxx, mask, damping=damping, start=tried[-1]))
-            best = 1 + int(np.argmin([off(t) for t in tried[1:]]))
-            goal = ridge(both, every, weight, target.strength or 0.0).weight
-            solved = on_support(goal, both.sxx, mask, damping=DAMPINGS[best - 1], start=tried[best])
-            logger.debug("%s: ridge %g, damping %g", part.linear.weight, target.strength or 0, DAMPINGS[best - 1])
+                solved = on_support(target.weight, fit.sxx, mask, damping=damping, start=solved)
+                tried.append((off(solved), damping, solved))
+            _, damping, solved = min(tried, key=lambda t: t[0])
+            goal = ridge(both, every, weight, strength).weight
+            solved = on_support(goal, both.sxx, mask, damping=damping, start=solved)
+            logger.debug("%s: ridge %g, damping %g", part.linear.weight, strength, damping)
         bias = both.y_mean - both.x_mean @ solved
         whole = np.zeros(part.linear.matrix.weight(array).shape[1], dtype=np.float32)
         whole[part.columns] = bias

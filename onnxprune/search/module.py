@@ -54,3 +54,11 @@ def merged(name: str, members: Sequence[Module]) -> Module:
     """Modules that must be at the same level, as one."""
     rows = zip(*(m.levels for m in members), strict=True)
     return Module(name, tuple(Level(r[0].kept, sum(x.cost for x in r), sum(x.damage for x in r)) for r in rows))
+
+
+def alike(modules: Sequence[Module], kinds: Mapping[str, str]) -> dict[str, list[Module]]:
+    """Modules that a uniform plan cuts alike: those of one kind (by module id) with as many levels, under one name."""
+    found: dict[str, list[Module]] = {}
+    for module in modules:
+        found.setdefault(f"{kinds[module.id]}:{len(module.levels)}", []).append(module)
+    return found

@@ -11,7 +11,7 @@ import pytest
 from plans import Subject, choose, random_plan
 from zoo import ZooModel
 
-from onnxprune.cost import MEASURED, Costs, default_bindings, tokens_to_measure
+from onnxprune.cost import LEVEL_TOKENS, Costs, default_bindings, tokens_to_measure
 from onnxprune.errors import UsageError
 from onnxprune.model import save
 from onnxprune.plan import Plan
@@ -88,8 +88,8 @@ def test_large_models_are_measured_on_fewer_tokens(zoo: Build, monkeypatch: pyte
     subject = Subject.load(zoo("bert", "torchscript", "eager").path)
     at = {"batch_size": 2, "sequence_length": 8}
     costs = Costs(subject.model, subject.structure, default_bindings(subject.model, at))
-    assert tokens_to_measure(costs) == MEASURED[1]
-    monkeypatch.setattr("onnxprune.cost.MEASURING", 1000 * costs.macs() / 16)
+    assert tokens_to_measure(costs) == LEVEL_TOKENS[1]
+    monkeypatch.setattr("onnxprune.cost.LEVEL_MACS", 1000 * costs.macs() / 16)
     assert tokens_to_measure(costs) == 1000
-    monkeypatch.setattr("onnxprune.cost.MEASURING", 1.0)
-    assert tokens_to_measure(costs) == MEASURED[0]
+    monkeypatch.setattr("onnxprune.cost.LEVEL_MACS", 1.0)
+    assert tokens_to_measure(costs) == LEVEL_TOKENS[0]

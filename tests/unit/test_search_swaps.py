@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from onnxprune.errors import BudgetError
 from onnxprune.search import Allocation, Level, Module, allocate, cost_of, damage_of, swaps
+from onnxprune.search.module import alike, merged
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -136,3 +137,12 @@ def test_a_start_above_the_budget_is_refused() -> None:
     problem = Problem(0, 3, 3)
     with pytest.raises(BudgetError):
         swaps({m.id: 0 for m in problem.modules}, problem.modules, problem.evaluate, problem.budget(0.9))
+
+
+def test_modules_alike_are_cut_alike_even_where_some_are_gone() -> None:
+    levels = tuple(Level(kept, float(kept), 0.0) for kept in range(3))
+    modules = [Module("b", levels), Module("c", levels[:2]), Module("d", levels)]
+    kinds = {"a": "heads", "b": "heads", "c": "heads", "d": "heads"}
+    shared = alike(modules, kinds)
+    assert [[m.id for m in members] for members in shared.values()] == [["b", "d"], ["c"]]
+    assert merged("bd", shared["heads:3"]).levels[2].cost == 4

@@ -1,0 +1,126 @@
+"""The report as a page: it loads nothing, runs nothing, escapes everything, and shows what was measured."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+from hypothesis import given
+from hypothesis import strategies as st
+from unit.test_report import EVIL, full, latency
+
+from onnxprune.report import Budget, Change, Flops, ModelInfo, Report, Sparsity, Units, charts, html
+from onnxprune.report.markup import Markup, tag
+from onnxprune.validation import Accuracy, Drift
+
+
+class Page(HTMLParser):
+    """Elements and text; fails on anything that does not close."""
+
+    VOID = frozenset({"meta"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] != "style":
+            self.text += data + " "
+
+    def count(self, name: str, class_: str) -> int:
+        return sum(tag == name and held.get("class") == class_ for tag, held in self.elements)
+
+
+def test_the_page_loads_and_runs_nothing() -> None:
+    page = html.render(full(), [full(), full(flops=Flops(1000, 400))])
+    parsed = Page(page)
+    names = {name for name, _ in parsed.elements}
+    assert not names & {"script", "link", "img", "iframe", "object", "embed", "base", "form", "audio", "video", "use"}
+    for _, held in parsed.elements:
+        assert not set(held) & {"src", "href", "xlink:href", "action", "srcset"}
+        assert not any(key.startswith("on") for key in held)
+    assert not re.search(r"url\(|@import|https?:", page)
+    policy = next(held for name, held in parsed.elements if held.get("http-equiv") == "Content-Security-Policy")
+    assert policy["content"] == "default-src 'none'; style-src 'unsafe-inline'"
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_everything_is_escaped() -> None:
+    evil = full(
+        model=ModelInfo(EVIL, EVIL, 17, EVIL),
+        budget=Budget(EVIL, 1, 1, EVIL),
+        flops=Flops(10, 5, {EVIL: Change(10, 5)}, {EVIL: 1}),
+        units=(Units(EVIL, EVIL, 0, 4, 2, (0, 1)),),
+        recipe={EVIL: EVIL},
+        accuracy=Accuracy(EVIL, 1, 1, 0, 2, (0, 0), True, EVIL),
+        drift=Drift(0, EVIL, 0, 1, 1, 0),
+        latency=(latency(1.5, 1.4, 1.6, provider=EVIL),),
+        sparsity=Sparsity(EVIL, 0.5, (EVIL,)),
+        warnings=(EVIL,),
+        seconds={EVIL: 1.0},
+    )
+    page = html.render(evil, [evil, evil])
+    parsed = Page(page)
+    assert "script" not in {name for name, _ in parsed.elements}
+    assert "<script" not in page.lower()
+    assert parsed.text.count(EVIL) >= 12
+
+
+def test_the_map_shows_what_is_left() -> None:
+    parsed = Page(html.render(full()))
+    assert parsed.count("rect", "on") == 11
+    assert parsed.count("rect", "off") == 1 + 12 + 1
+    for expected in ("Attention blocks", "dropped", "11 / 12", "768 / 1,536", "11 of 24"):
+        assert expected in parsed.text
+
+
+def test_every_speedup_on_the_page_has_its_interval() -> None:
+    parsed = Page(html.render(full(latency=(latency(1.6, 1.55, 1.65), latency(0.7, 0.6, 0.8)))))
+    quoted = re.findall(r"1\.60×(.{0,40})", parsed.text)
+    assert quoted
+    assert all("1.55" in after for after in quoted)
+    assert parsed.count("circle", "dot good") == 1
+    assert parsed.count("circle", "dot bad") == 1
+
+
+def test_the_curve_needs_several_reports() -> None:
+    assert "Accuracy against cost" not in Page(html.render(full(), [full()])).text
+    several = [full(flops=Flops(1000, kept)) for kept in (900, 600, 300)]
+    parsed = Page(html.render(several[1], several))
+    assert "Accuracy against cost" in parsed.text
+    assert parsed.count("circle", "dot") == 6
+    assert "Accuracy against cost" not in Page(html.render(full(), [full(accuracy=None)] * 2)).text
+
+
+def test_a_bare_page() -> None:
+    bare = Report(ModelInfo("m", "", 17), Budget("params", 0.5, 0.5), Flops(0, 0), Change(0, 0), Change(0, 0), ())
+    parsed = Page(html.render(bare))
+    assert "no accuracy was measured" in parsed.text
+    assert "Latency was not measured" in parsed.text
+
+
+def test_tags_escape_all_but_markup() -> None:
+    made = tag("a", "<", Markup("<b></b>"), 1.50, None, class_='"', data_x=2, title=None)
+    assert made == '<a class="&quot;" data-x="2">&lt;<b></b>1.5</a>'
+    assert tag("p", made) == f"<p>{made}</p>"
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
+def test_ticks_lie_inside_and_are_few(low: float, span: float) -> None:
+    ticks = charts._Scale(low, low + span, 0, 100).ticks(6)
+    assert 1 <= len(ticks) <= 7
+    slack = 1e-6 * span + 1e-15 * abs(low)  # a float near `low` is no finer than that
+    assert all(low - slack <= tick <= low + span + slack for tick in ticks)
