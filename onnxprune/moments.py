@@ -22,17 +22,17 @@ class Gram:
     def __init__(self) -> None:
         self.count = 0.0
         self._sums: list[Any] = []
-        self._waiting: list[tuple[Any, ...]] = []
+        self._waiting: list[tuple[Any, tuple[Any, ...]]] = []
 
     def add(self, x: Any, weight: Any = None) -> None:
-        """x [tokens, n]; weight [tokens] or None for ones."""
-        self._take(x.float(), x.float() if weight is None else x.float() * weight[:, None])
-        self.count += float(x.shape[0] if weight is None else weight.sum())
+        """x [tokens, n]; weight [tokens] or None for ones, in every call or in none."""
+        self._take(weight, x.float())
 
-    def _take(self, *parts: Any) -> None:
-        self._waiting.append(parts)
-        tokens = sum(p[0].shape[0] for p in self._waiting)
-        if tokens >= CHUNK or tokens * sum(p.shape[-1] * p.element_size() for p in parts) >= WAITING:
+    def _take(self, weight: Any, *values: Any) -> None:
+        self.count += float(values[0].shape[0] if weight is None else weight.sum())
+        self._waiting.append((weight, values))
+        tokens = sum(v[0].shape[0] for _, v in self._waiting)
+        if tokens >= CHUNK or tokens * sum(v.shape[-1] * v.element_size() for v in values) >= WAITING:
             self._flush()
 
     def _flush(self) -> None:
@@ -40,13 +40,20 @@ class Gram:
 
         if not self._waiting:
             return
-        found = self._products(*(torch.cat(parts) for parts in zip(*self._waiting, strict=True)))
-        self._sums = [a + b for a, b in zip(self._sums, found, strict=True)] if self._sums else list(found)
+        weights, parts = zip(*self._waiting, strict=True)
         self._waiting = []
+        with torch.inference_mode():  # what was summed first may be an inference tensor
+            values = [torch.cat(p) for p in zip(*parts, strict=True)]
+            scaled = values if weights[0] is None else [v * torch.cat(weights)[:, None] for v in values]
+            found = self._products(values, scaled)
+            sums = self._sums or [f.new_zeros(f.shape, dtype=torch.float64) for f in found]
+            self._sums = [a.add_(b) for a, b in zip(sums, found, strict=True)]
 
-    def _products(self, *parts: Any) -> tuple[Any, ...]:
-        x, scaled = parts
-        return (scaled.T @ x).double(), scaled.double().sum(0)
+    def _products(self, values: list[Any], scaled: list[Any]) -> tuple[Any, ...]:
+        import torch
+
+        (x,), (wx,) = values, scaled
+        return wx.T @ x, wx.sum(0, dtype=torch.float64)
 
     def sums(self) -> list[np.ndarray]:
         """What has been summed, in double precision."""
@@ -73,12 +80,12 @@ class Pairs(Gram):
     """The same of inputs x beside targets y: Σ w x xᵀ, Σ w x, Σ w x yᵀ, Σ w y and Σ w y²."""
 
     def add(self, x: Any, y: Any, weight: Any = None) -> None:  # type: ignore[override]
-        """x [tokens, n], y [tokens, m], weight [tokens] or None for ones."""
-        one = x.new_ones(x.shape[0]) if weight is None else weight
-        self._take(x.float(), x.float() * one[:, None], y.float(), y.float() * one[:, None])
-        self.count += float(one.sum())
+        """x [tokens, n], y [tokens, m], weight [tokens], or None for ones, in every call or in none."""
+        self._take(weight, x.float(), y.float())
 
-    def _products(self, *parts: Any) -> tuple[Any, ...]:
-        x, scaled, y, target = parts
-        squares = (target.double() * y.double()).sum(0)
-        return *super()._products(x, scaled), (scaled.T @ y).double(), target.double().sum(0), squares
+    def _products(self, values: list[Any], scaled: list[Any]) -> tuple[Any, ...]:
+        import torch
+
+        (x, y), (wx, wy) = values, scaled
+        squares = (wy.double() * y.double()).sum(0)  # exactly: little may be left of them about the mean
+        return *super()._products([x], [wx]), wx.T @ y, wy.sum(0, dtype=torch.float64), squares

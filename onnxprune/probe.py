@@ -156,6 +156,11 @@ class Walk:
                 self.values[batch], outputs=[name], weights=state.weights, edit=state.edit
             )[name]
 
+    def keep(self, batch: int, name: str, state: Gated = NOTHING) -> Any:
+        """`peek`, of a value that the walk comes by in the same state: it is not computed again there."""
+        found = self.values[batch][name] = self.peek(batch, name, state)
+        return found
+
 
 def live_before(interpreter: Interpreter, stop: str, wanted: Iterable[str]) -> list[str]:
     """The values computed before a node that it, or a later node on the way to `wanted`, reads."""

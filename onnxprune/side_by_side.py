@@ -45,7 +45,7 @@ class SideBySide:
             real = None if batch.real is None else torch.from_numpy(batch.real)
             with torch.inference_mode():
                 x = linear.matrix.rows(self.student.peek(i, linear.source), real).float()
-                y = linear.matrix.written(self.teacher.peek(i, linear.matrix.output), real).float()
+                y = linear.matrix.written(self.teacher.keep(i, linear.matrix.output), real).float()
                 for name in skip:
                     drift = self.teacher.values[i][name] - self.student.values[i][name]
                     y = y + linear.matrix.written(drift, real).float()

@@ -7,14 +7,14 @@ the intercept is free: it takes up the mean of what was removed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import DataError
-from onnxprune.solve.linalg import Array, Ints, as_rows
+from onnxprune.solve.linalg import Array, as_rows, solve
 from onnxprune.solve.moments import Moments
 
 INFINITE = float("inf")
@@ -86,14 +86,16 @@ def ridge(
     rows = as_rows(kept, len(moments.x_mean))
     h = moments.sxx[np.ix_(rows, rows)]
     scale = float(np.trace(h)) / max(len(rows), 1)
-    if not (intercept and 0 < strength < INFINITE and scale > 0):
+    if not (intercept and strength > 0 and scale > 0):
         return ridge_path(moments, kept, prior, [strength], intercept=intercept)[0]
     w0 = np.asarray(prior, dtype=np.float64)
+    weight = np.zeros_like(w0)
+    weight[rows] = w0[rows]
     pull = moments.sxy[rows] - h @ w0[rows]
     _check_finite(h, pull)
-    h[np.diag_indices_from(h)] += strength * scale
-    weight = np.zeros_like(w0)
-    weight[rows] = w0[rows] + np.linalg.solve(h, pull)
+    if strength < INFINITE:
+        h[np.diag_indices_from(h)] += strength * scale
+        weight[rows] += solve(h, pull)
     return Fit(weight, moments.y_mean - moments.x_mean @ weight, float(strength))
 
 
@@ -135,13 +137,14 @@ def fit_held_out(
     *,
     both: bool = False,
 ) -> tuple[Fit, float]:
-    """The fit on `train` that errs least on `held_out`, which may be the prior itself: never worse than doing nothing.
+    """The fit on `train` that errs little on `held_out`, which may be the prior itself: never worse than doing nothing.
 
-    In the eigenvectors V of the kept Gram matrix a ridge solution is W₀ + V diag(g) P, so the held-out error of every
-    strength is one quadratic form in g: a strength costs n² once that form is there, not a fit and an error of its own.
+    The error on other tokens falls and rises once along λ, all but always: from the middle of `strengths` the search
+    walks downhill, and most of them are never fitted.
 
     Args:
         prior, prior_bias: [n, m], [m] what stands if no fit helps (with the prior's removed rows at zero).
+        strengths: values of λ to choose from.
         both: fit once more, at the strength that was chosen, on all tokens.
 
     Returns:
@@ -150,48 +153,40 @@ def fit_held_out(
     rows = as_rows(kept, len(train.x_mean))
     untouched = np.zeros_like(np.asarray(prior, dtype=np.float64))
     untouched[rows] = np.asarray(prior, dtype=np.float64)[rows]
-    standing = Fit(untouched, np.array(prior_bias, dtype=np.float64), None)
-    before = error(held_out, untouched, standing.bias)
-    path = _HeldOutPath(train, held_out, rows, untouched)
-    errors = [path.error(strength) for strength in strengths]
-    best = int(np.argmin(errors)) if errors else -1
-    found = path.fit(float(strengths[best])) if best >= 0 else standing
-    after = error(held_out, found.weight, found.bias)
-    if not after < before:
-        return standing, 1.0
+    best = Fit(untouched, np.array(prior_bias, dtype=np.float64), None)
+    before = after = error(held_out, best.weight, best.bias)
+    found: dict[float, float] = {}
+
+    def judged(strength: float) -> float:
+        nonlocal best, after
+        if strength not in found:
+            fit = ridge(train, rows, untouched, strength)
+            found[strength] = error(held_out, fit.weight, fit.bias)
+            if found[strength] < after:
+                best, after = fit, found[strength]
+        return found[strength]
+
+    finite = sorted(s for s in strengths if s != INFINITE)
+    if len(finite) < len(strengths):
+        judged(INFINITE)
+    _walk_downhill(finite, judged)
+    if best.strength is None:
+        return best, 1.0
     if both:
-        found = ridge(train.merge(held_out), rows, untouched, float(strengths[best]))
-    return found, after / before
+        best = ridge(train.merge(held_out), rows, untouched, best.strength)
+    return best, after / before
 
 
-class _HeldOutPath:
-    """Ridge solutions on one set of tokens, judged on another, by strength."""
-
-    def __init__(self, train: Moments, held_out: Moments, rows: Ints, prior: Array) -> None:
-        self.train, self.rows, self.prior = train, rows, prior
-        w0 = prior[rows]
-        h, c = train.sxx[np.ix_(rows, rows)], train.sxy[rows]
-        _check_finite(h, c)
-        self.values, self.vectors = _spectrum(h)
-        self.scale = float(np.trace(h)) / max(len(rows), 1)
-        self.pull = self.vectors.T @ (c - h @ w0)
-        # With the intercept that `train` gives, held-out tokens are about its means: what differs adds to the moments.
-        dx, dy = held_out.x_mean[rows] - train.x_mean[rows], held_out.y_mean - train.y_mean
-        hh = held_out.sxx[np.ix_(rows, rows)] + held_out.count * np.outer(dx, dx)
-        ch = held_out.sxy[rows] + held_out.count * np.outer(dx, dy)
-        residual = hh @ w0 - ch
-        self.start = float(held_out.syy.sum() + held_out.count * dy @ dy + np.sum(w0 * (residual - ch)))
-        self.linear = np.sum(self.pull * (self.vectors.T @ residual), axis=1)
-        self.square = (self.vectors.T @ hh @ self.vectors) * (self.pull @ self.pull.T)
-
-    def error(self, strength: float) -> float:
-        gain = _gain(self.values, strength, self.scale)
-        return max(self.start + 2.0 * float(gain @ self.linear) + float(gain @ self.square @ gain), 0.0)
-
-    def fit(self, strength: float) -> Fit:
-        weight = self.prior.copy()
-        weight[self.rows] += self.vectors @ (_gain(self.values, strength, self.scale)[:, None] * self.pull)
-        return Fit(weight, self.train.y_mean - self.train.x_mean @ weight, strength)
+def _walk_downhill(points: Sequence[float], value: Callable[[float], float]) -> None:
+    """Evaluate from the middle one on, to the side that is lower, for as long as it falls."""
+    at = start = len(points) // 2
+    if points:
+        value(points[at])
+    for step in (1, -1):
+        while 0 <= at + step < len(points) and value(points[at + step]) < value(points[at]):
+            at += step
+        if at != start:
+            return
 
 
 def _check_finite(h: Array, c: Array) -> None:

@@ -1,8 +1,13 @@
-"""Symmetric positive definite work that every solver shares: damping, dead inputs, block inverses."""
+"""Symmetric positive definite work that every solver shares: damping, dead inputs, factors, inverses, downdates.
+
+Factorisations and updates of large matrices go through torch, in double precision: its inverse from a Cholesky factor
+takes half the time of a general one, and it subtracts a product in place, which NumPy can only by way of a copy.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -65,25 +70,62 @@ def damped(gram: npt.ArrayLike, damping: float) -> Gram:
     return safe
 
 
+def cholesky(matrix: Array) -> Array:
+    """The lower triangular L with LLᵀ = `matrix` [n, n], symmetric positive definite.
+
+    Raises:
+        DataError: it is not positive definite.
+    """
+    factor = _factor(matrix)
+    if factor is None:
+        raise DataError("a Gram matrix of layer inputs is not positive definite: too few digits; damp it more")
+    return np.asarray(factor.numpy(), dtype=np.float64)
+
+
 def inverse(matrix: Array) -> Array:
     """The inverse of a symmetric positive definite matrix [n, n], exactly symmetric."""
-    result = np.linalg.inv(matrix)
+    import torch
+
+    factor = _factor(matrix)
+    found = torch.linalg.inv(torch.from_numpy(matrix)) if factor is None else torch.cholesky_inverse(factor)
+    result = np.asarray(found.numpy(), dtype=np.float64)
     result += result.T.copy()
     result *= 0.5
-    return np.asarray(result, dtype=np.float64)
+    return result
 
 
-def substitute(factor: Array, right: Array, *, transposed: bool = False, block: int = 64) -> Array:
-    """L⁻¹B, or L⁻ᵀB, for a lower triangular L [n, n] and B [n, m], by blocks."""
-    found = np.array(right, dtype=np.float64)
-    starts = range(0, len(factor), block)
-    for start in reversed(starts) if transposed else starts:
-        here, after = slice(start, start + block), slice(start + block, None)
-        if transposed:
-            found[here] = np.linalg.solve(factor[here, here].T, found[here] - factor[after, here].T @ found[after])
-        else:
-            found[here] = np.linalg.solve(factor[here, here], found[here] - factor[here, :start] @ found[:start])
-    return found
+def solve(matrix: Array, right: Array) -> Array:
+    """`matrix`⁻¹B for a symmetric positive definite matrix [n, n] and B [n, m]."""
+    import torch
+
+    factor, b = _factor(matrix), torch.from_numpy(right)
+    found = torch.linalg.solve(torch.from_numpy(matrix), b) if factor is None else torch.cholesky_solve(b, factor)
+    return np.asarray(found.numpy(), dtype=np.float64)
+
+
+def _factor(matrix: Array) -> Any:
+    """The Cholesky factor as a tensor; None where rounding has made the matrix indefinite."""
+    import torch
+
+    factor, failed = torch.linalg.cholesky_ex(torch.from_numpy(matrix))
+    return None if int(failed) else factor
+
+
+def substitute(factor: Array, right: Array, *, transposed: bool = False) -> Array:
+    """L⁻¹B, or L⁻ᵀB, for a lower triangular L [n, n] and B [n, m]."""
+    import torch
+
+    lower = torch.from_numpy(factor)
+    triangle = lower.mT if transposed else lower
+    found = torch.linalg.solve_triangular(triangle, torch.from_numpy(right), upper=transposed)
+    return np.asarray(found.numpy(), dtype=np.float64)
+
+
+def subtract_product(matrix: Array, left: Array, right: Array) -> None:
+    """`matrix` −= LᵀR in place, without a copy of it. matrix [n, m], left [k, n], right [k, m]."""
+    import torch
+
+    torch.from_numpy(matrix).addmm_(torch.from_numpy(left).mT, torch.from_numpy(right), alpha=-1.0)
 
 
 def as_rows(kept: npt.ArrayLike, size: int) -> Ints:

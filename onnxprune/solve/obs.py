@@ -14,7 +14,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.solve.linalg import Array, Bools, Ints, as_rows, damped, inverse, substitute
+from onnxprune.solve.linalg import (
+    Array,
+    Bools,
+    Ints,
+    as_rows,
+    cholesky,
+    damped,
+    inverse,
+    substitute,
+    subtract_product,
+)
 
 DAMPING = 1e-2
 POOL_STEPS = 4
@@ -149,7 +159,7 @@ class NestedRefit:
         safe = damped(gram, damping)
         h = safe.matrix[np.ix_(self.order, self.order)]
         self.dead = safe.dead[self.order]
-        self.factor: Array = np.asarray(np.linalg.cholesky(h), dtype=np.float64)
+        self.factor = cholesky(h)
         self.image = substitute(self.factor, h @ np.where(self.dead[:, None], 0.0, self.weight[self.order]))
 
     def at(self, count: int) -> Array:
@@ -193,7 +203,6 @@ class _State:
         self.w = np.where(safe.dead[:, None], 0.0, self.original)
         self.total = float(np.sum(self.w * (safe.matrix @ self.w)))
         self.inverse = inverse(safe.matrix)
-        self.buffer = np.empty_like(self.inverse)
         self.rows = np.arange(len(self.w))
         self.position = np.arange(len(self.w))
 
@@ -208,10 +217,9 @@ class _State:
     def remove(self, units: Ints) -> None:
         at = self.at(units).ravel()
         across = self.inverse[at]
-        gain = np.linalg.solve(across[:, at], across)
-        self.w -= gain.T @ self.w[at]
-        np.matmul(across.T, gain, out=self.buffer)
-        self.inverse -= self.buffer
+        gain = np.asarray(np.linalg.solve(across[:, at], across), dtype=np.float64)
+        subtract_product(self.w, gain, self.w[at])
+        subtract_product(self.inverse, across, gain)
         # What is left of a removed row is rounding; it is not read again, but must not leak into the others.
         self.w[at] = 0.0
         self.inverse[at] = 0.0
@@ -220,7 +228,6 @@ class _State:
         left = np.flatnonzero(self.rows >= 0)
         if len(left) < COMPACT_BELOW * len(self.rows):
             self.w, self.inverse = self.w[left], self.inverse[np.ix_(left, left)]
-            self.buffer = np.empty_like(self.inverse)
             self.rows = self.rows[left]
             self.position[self.rows] = np.arange(len(left))
 
@@ -252,25 +259,29 @@ def _pick(states: Sequence[_State], alive: Ints, count: int) -> tuple[Ints, Arra
 
 
 class _Local:
-    """A reader's current weights and H⁻¹ restricted to a pool of units; small, so updated at every pick."""
+    """A reader's current WWᵀ and H⁻¹ restricted to a pool of units; small, so updated at every pick.
+
+    A unit's cost, tr(W_uᵀ [(H⁻¹)_uu]⁻¹ W_u), asks of its rows for their products with one another only.
+    """
 
     def __init__(self, state: _State, units: Ints) -> None:
         at = state.at(units)
         self.block = at.shape[1]
-        self.w = state.w[at.ravel()]
+        w = state.w[at.ravel()]
+        self.products = w @ w.T
         self.inverse = state.inverse[np.ix_(at.ravel(), at.ravel())]
         self.gone = np.zeros(len(units), dtype=bool)
 
     def costs(self) -> Array:
         """What each unit of the pool costs now; infinite for those that went."""
         if self.block == 1:
-            diagonal = np.where(self.gone, 1.0, np.diagonal(self.inverse))
-            found = np.einsum("um,um->u", self.w, self.w) / diagonal
+            found = np.diagonal(self.products) / np.where(self.gone, 1.0, np.diagonal(self.inverse))
         else:
             found = np.zeros(len(self.gone))
             left = np.flatnonzero(~self.gone)
-            at = np.arange(len(self.w)).reshape(-1, self.block)[left]
-            found[left] = removal_costs(self.inverse[at[:, :, None], at[:, None, :]], self.w[at])
+            at = np.arange(len(self.inverse)).reshape(-1, self.block)[left]
+            own = at[:, :, None], at[:, None, :]
+            found[left] = np.trace(np.linalg.solve(self.inverse[own], self.products[own]), axis1=1, axis2=2)
         return np.where(self.gone, np.inf, found)
 
     def remove(self, index: int) -> None:
@@ -278,6 +289,8 @@ class _Local:
         across = self.inverse[at]
         # A single row is scaled, a block solved for.
         gain = across / across[0, index] if self.block == 1 else np.linalg.solve(across[:, at], across)
-        self.w -= gain.T @ self.w[at]
+        # W ← W − GᵀW_u, so WWᵀ ← (1 − Gᵀe_u) WWᵀ (1 − e_uᵀG).
+        self.products -= gain.T @ self.products[at]
+        self.products -= self.products[:, at] @ gain
         self.inverse -= across.T @ gain
         self.gone[index] = True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.solve.linalg import Array, damped, inverse
+from onnxprune.solve.linalg import Array, cholesky, damped, inverse
 from onnxprune.solve.pattern import Pattern
 
 DAMPING = 1e-2
@@ -33,7 +33,7 @@ def sparsegpt(
     safe = damped(gram, damping)
     original = w.copy()
     w[safe.dead] = 0.0
-    factor = np.linalg.cholesky(inverse(safe.matrix)).T
+    factor = cholesky(inverse(safe.matrix)).T
     pivots = np.diagonal(factor)[:, None]
     pattern = pattern.learn((w / pivots) ** 2)
     group = pattern.rows

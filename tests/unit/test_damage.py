@@ -75,6 +75,6 @@ def test_few_bytes_may_wait_in_a_gram(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = summed().matrix
     assert max(waiting) == 8
     waiting.clear()
-    monkeypatch.setattr(moments, "WAITING", 16 * 8 * 2 * 4)
+    monkeypatch.setattr(moments, "WAITING", 16 * 8 * 4)
     np.testing.assert_allclose(summed().matrix, expected, rtol=1e-5)
     assert max(waiting) == 1

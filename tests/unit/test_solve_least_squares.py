@@ -202,3 +202,38 @@ def test_the_last_fit_is_the_ridge_solution_on_all_tokens(strength: float) -> No
     assert change < 1
     np.testing.assert_allclose(fit.weight, expected.weight, atol=1e-8)
     np.testing.assert_allclose(fit.bias, expected.bias, atol=1e-8)
+
+
+@given(seeds)
+def test_the_strength_that_is_chosen_errs_least_of_its_neighbours(seed: int) -> None:
+    """On the tokens that choose: no more than the prior, the intercept alone, and the strengths beside it."""
+    x, y, _ = rows(seed, 40, 8, 2)
+    train, held_out = Moments.of(x[:20], y[:20]), Moments.of(x[20:], y[20:])
+    prior, bias = np.random.default_rng(seed).standard_normal((8, 2)), np.zeros(2)
+    strengths = [1e-3, 1e-2, 1e-1, 1.0, 10.0]
+    fit, change = fit_held_out(train, held_out, range(8), prior, bias, [INFINITE, *strengths])
+    found = error(held_out, fit.weight, fit.bias)
+    start = error(held_out, prior, bias)
+    assert change == pytest.approx(found / start)
+    errors = [error(held_out, f.weight, f.bias) for f in ridge_path(train, range(8), prior, [*strengths, INFINITE])]
+    assert found <= min(start, errors[-1]) * (1 + 1e-9)
+    if fit.strength in strengths:
+        at = strengths.index(fit.strength)
+        assert found <= min(errors[max(at - 1, 0) : at + 2]) * (1 + 1e-9)
+
+
+def test_of_one_valley_the_bottom_is_found_wherever_it_lies() -> None:
+    """A true map far from the prior, and more or less noise on it: weak, middling and strong pulls are each best."""
+    random = np.random.default_rng(0)
+    x, truth, prior = random.standard_normal((120, 12)), random.standard_normal((12, 3)), np.zeros((12, 3))
+    strengths = [1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0]
+    chosen = set()
+    for noise in (0.1, 3.0, 10.0, 30.0):
+        y = x @ truth + noise * random.standard_normal((120, 3))
+        train, held_out = Moments.of(x[:60], y[:60]), Moments.of(x[60:], y[60:])
+        path = ridge_path(train, range(12), prior, strengths)
+        best = min(path, key=lambda f: error(held_out, f.weight, f.bias))
+        fit, _ = fit_held_out(train, held_out, range(12), prior, y.mean(axis=0), strengths)
+        assert fit.strength == best.strength
+        chosen.add(fit.strength)
+    assert len(chosen) >= 3

@@ -1,0 +1,59 @@
+"""Factors, inverses and downdates against NumPy's general ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxprune.errors import DataError
+from onnxprune.solve.linalg import Array, cholesky, inverse, solve, substitute, subtract_product
+
+cases = st.tuples(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 5))
+
+
+def made(seed: int, n: int, m: int) -> tuple[Array, Array]:
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((3 * n, n))
+    return x.T @ x + np.eye(n), random.standard_normal((n, m))
+
+
+@given(cases)
+def test_positive_definite_matrices(case: tuple[int, int, int]) -> None:
+    h, b = made(*case)
+    before = h.copy(), b.copy()
+    factor = cholesky(h)
+    np.testing.assert_allclose(np.tril(factor) @ np.tril(factor).T, h, atol=1e-9)
+    np.testing.assert_allclose(inverse(h) @ h, np.eye(len(h)), atol=1e-9)
+    np.testing.assert_array_equal(inverse(h), inverse(h).T)
+    np.testing.assert_allclose(h @ solve(h, b), b, atol=1e-9)
+    np.testing.assert_allclose(factor @ substitute(factor, b), b, atol=1e-9)
+    np.testing.assert_allclose(factor.T @ substitute(factor, b, transposed=True), b, atol=1e-9)
+    np.testing.assert_array_equal(h, before[0])
+    np.testing.assert_array_equal(b, before[1])
+
+
+@given(cases)
+def test_a_leading_block_of_a_factor_is_a_factor(case: tuple[int, int, int]) -> None:
+    h, b = made(*case)
+    k = max(1, len(h) // 2)
+    found = substitute(cholesky(h)[:k, :k], b[:k])
+    np.testing.assert_allclose(found, substitute(cholesky(h[:k, :k].copy()), b[:k]), atol=1e-9)
+
+
+@given(cases)
+def test_a_product_is_subtracted_in_place(case: tuple[int, int, int]) -> None:
+    h, b = made(*case)
+    for matrix, left, right in ((h, b.T.copy(), 2.0 * b.T), (b.copy(), h, b)):
+        expected = matrix - left.T @ right
+        subtract_product(matrix, left, right)
+        np.testing.assert_allclose(matrix, expected, atol=1e-9)
+
+
+def test_indefinite_by_rounding_is_still_solved_and_a_factor_of_it_refused() -> None:
+    h = np.array([[1.0, 0.0], [0.0, -1e-12]])
+    np.testing.assert_allclose(h @ inverse(h), np.eye(2), atol=1e-9)
+    np.testing.assert_allclose(h @ solve(h, np.ones((2, 1))), np.ones((2, 1)), atol=1e-9)
+    with pytest.raises(DataError, match="not positive definite"):
+        cholesky(h)
