@@ -323,8 +323,8 @@ class Planner:
                 # A site of a branch that left before is gone with it, whoever may drop it now.
                 return {s.id: there.get(s.id, 0 if s.branch else s.group.size) for s in self.sites}
 
-            def evaluate(allocation: Mapping[str, int]) -> float:
-                return self.table(self.gates.gated(self._thinned(stage, counts_of(allocation))))
+            def evaluate(allocation: Mapping[str, int]) -> np.ndarray:
+                return self.table.per_row(self.gates.gated(self._thinned(stage, counts_of(allocation))))
 
             found = swaps(chosen, tied, evaluate, room, evaluations=self.options.swaps, seed=self.options.seed)
         logger.info("search: divergence %.5f, after %d swaps %.5f", found.start, len(found.trials), found.value)

@@ -16,6 +16,8 @@ from onnxprune.interpret import Interpreter
 from onnxprune.probe import Evaluator, Rows
 
 FEWEST = 8
+MEASURED = 4
+"""Rows that a damage table takes at least, however long they are."""
 TEACHING = 16384
 """Tokens from which on given rows teach enough: parts of their texts are added up to here."""
 
@@ -27,7 +29,7 @@ class Split:
     Attributes:
         fit: rows regressed on, parts of their texts among them.
         held: rows that choose how strong refits are.
-        table: over some of these, in few batches: chooses the levels (before any refit is).
+        table: over these, or some of them where the model is large: chooses the levels (before any refit is).
         select: over rows that did none of this: judges the mended plan.
     """
 
@@ -66,15 +68,15 @@ class Split:
         return cls(
             rows(learnt),
             rows(search),
-            Evaluator(rows(_short(search, 8, 12, measured))),
-            Evaluator(rows(select.by_length(12, 16))),
+            Evaluator(rows(_within(search, measured, options.seed))),
+            Evaluator(rows(select)),
         )
 
 
-def _short(dataset: Dataset, lengths: int, each: int, tokens: int) -> Dataset:
-    """A sample that makes few batches, of fewer rows where they are long."""
-    chosen = dataset.by_length(lengths, each)
-    return dataset.by_length(lengths, max(2, each * tokens // max(_tokens(chosen), tokens)))
+def _within(dataset: Dataset, tokens: int, seed: int) -> Dataset:
+    """Rows drawn at random that have about `tokens` tokens together, but at least some: all, if they have no more."""
+    share = max(tokens / max(_tokens(dataset), 1), MEASURED / max(len(dataset), 1))
+    return dataset if share >= 1 else dataset.split({"in": share, "out": 1 - share}, seed)["in"]
 
 
 def _tokens(dataset: Dataset) -> int:

@@ -178,27 +178,11 @@ class Dataset:
             units.setdefault(key, []).append(position)
         return list(units.values())
 
-    def by_length(self, lengths: int, rows: int) -> Dataset:
-        """A sample that makes few batches: up to `rows` rows of each of about `lengths` lengths."""
-        groups: dict[int, list[int]] = {}
-        for position, example in enumerate(self.examples):
-            groups.setdefault(example.tokens, []).append(position)
-        if len(groups) <= lengths:
-            share = -(-lengths * rows // max(len(groups), 1))
-            return self.subset(sorted(p for group in groups.values() for p in group[:share]))
-        ordered = sorted(example.tokens for example in self.examples)
-        picked: dict[int, list[int]] = {}
-        for i in range(lengths):
-            target = ordered[int((i + 0.5) / lengths * len(ordered))]
-            free = (n for n in groups if n not in picked)
-            # A length a little off the quantile serves as well if more rows have it.
-            best = min(free, key=lambda n: (abs(n - target) - 0.5 * min(len(groups[n]), rows), n))
-            picked[best] = groups[best][:rows]
-        return self.subset(sorted(p for group in picked.values() for p in group))
-
     def __add__(self, other: Dataset) -> Dataset:
-        """These rows and those of another dataset for the same graph."""
-        return replace(self, examples=self.examples + other.examples)
+        """These rows and those of another dataset for the same graph; pairs stay pairs, under numbers of their own."""
+        used = 1 + max((e.pair for e in self.examples if e.pair is not None), default=-1)
+        more = tuple(e if e.pair is None else replace(e, pair=e.pair + used) for e in other.examples)
+        return replace(self, examples=self.examples + more)
 
     def subset(self, positions: Sequence[int]) -> Dataset:
         return replace(self, examples=tuple(self.examples[p] for p in positions))

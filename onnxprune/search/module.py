@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy.typing as npt
+
 Allocation = Mapping[str, int]
 """Module id -> index of its chosen level."""
 
-Evaluate = Callable[[Allocation], float]
-"""The measured divergence of a whole allocation; smaller is better."""
+Evaluate = Callable[[Allocation], npt.ArrayLike]
+"""The measured divergence of a whole allocation, of every row or as one number; smaller is better."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 Damages of single modules do not add up. A few dozen exchanges, in which one module goes down and another up, are
 measured as whole plans. The damage table says which to try first, and learns from what is measured.
+
+The best of several measurements on a hundred rows is mostly the luckiest: chosen by its mean alone, it is worse on
+other rows than the plan it replaces. So a move must be better by more than the rows' own differences leave to chance.
 """
 
 from __future__ import annotations
@@ -20,6 +23,9 @@ from onnxprune.search.module import Allocation, Evaluate, Module, cost_of, damag
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+SURE = 2.0
+"""Standard errors, over the rows, by which a move must lower the divergence."""
+
 
 @dataclass(frozen=True)
 class Swap:
@@ -28,7 +34,7 @@ class Swap:
     Attributes:
         changes: (module id, level before, level after).
         predicted, measured: change of the divergence by the damage table, and as evaluated.
-        accepted: whether it became part of the plan.
+        accepted: whether it became part of the plan: it is lower by more than chance.
     """
 
     changes: tuple[tuple[str, int, int], ...]
@@ -64,7 +70,7 @@ def swaps(
     reach: int = 2,
     seed: int = 0,
 ) -> Swapped:
-    """Improves an allocation by measured moves, each accepted only if `evaluate` falls.
+    """Improves an allocation by measured moves, each accepted only if `evaluate` surely falls.
 
     A move takes one module down and another up, each by at most `reach` levels of cost, or only one of them. The same
     arguments give the same result.
@@ -72,7 +78,7 @@ def swaps(
     Args:
         start: level index of every module.
         modules: with the damage table.
-        evaluate: divergence of a whole allocation.
+        evaluate: divergence of a whole allocation, row by row (or as one number, which is taken to be exact).
         budget: in the unit of the levels' costs.
         evaluations: how often `evaluate` may be called, the start included.
 
@@ -84,7 +90,8 @@ def swaps(
     if not cost <= budget:
         raise BudgetError(f"the plan to improve costs {cost:g}, above the budget of {budget:g}", closest=cost)
     random = np.random.default_rng(seed)
-    value = first = float(evaluate(dict(levels)))
+    rows = np.atleast_1d(np.asarray(evaluate(dict(levels)), dtype=np.float64))
+    value = first = float(rows.mean())
     moves = _Moves(modules, budget, reach)
     belief = Belief(moves.damage)
     index = {module.id: i for i, module in enumerate(modules)}
@@ -96,14 +103,17 @@ def swaps(
         if trial is None:
             break
         seen.add(tuple(trial.values()))
-        measured = float(evaluate(dict(trial)))
+        found = np.atleast_1d(np.asarray(evaluate(dict(trial)), dtype=np.float64))
+        measured = float(found.mean())
         changes = tuple((key, levels[key], trial[key]) for key in levels if levels[key] != trial[key])
         if math.isfinite(measured - value):
             belief.observe([(index[key], before, after) for key, before, after in changes], measured - value)
         predicted = damage_of(modules, trial) - damage_of(modules, levels)
-        trials.append(Swap(changes, predicted, measured - value, measured < value))
-        if measured < value:
-            levels, value = trial, measured
+        change = found - rows
+        accepted = bool(change.mean() < -SURE * change.std() / len(change) ** 0.5)
+        trials.append(Swap(changes, predicted, measured - value, accepted))
+        if accepted:
+            levels, rows, value = trial, found, measured
     return Swapped(levels, value, first, tuple(trials))
 
 

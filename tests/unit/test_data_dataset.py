@@ -112,6 +112,16 @@ def test_take_draws_rows_in_order_with_both_sides_of_a_pair(rows: list[tuple[int
     assert [e.source for e in data.take(n, seed).examples] == [e.source for e in taken.examples]
 
 
+@given(mixtures, mixtures)
+def test_rows_of_two_datasets_keep_their_pairs(first: list[tuple[int, bool]], second: list[tuple[int, bool]]) -> None:
+    """Both number their pairs from zero: two sides of one are still two sides of one, and of no other."""
+    a, b = mixed(first), mixed(second)
+    both = a + b
+    assert len(both) == len(a) + len(b)
+    shifted = [(i + len(a), j + len(a), label) for i, j, label in b.pairs]
+    assert sorted(both.pairs) == sorted([*a.pairs, *shifted])
+
+
 def test_pairs_give_positions_and_the_label_also_after_a_split() -> None:
     data = dataset([3, 4, 5], [False, True, True])
     assert data.pairs == ((1, 2, 1), (3, 4, 2))

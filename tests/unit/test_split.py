@@ -1,0 +1,57 @@
+"""Who decides what: parts of the calibration rows that share no row, and a table on as many as it may cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import zoo as exports
+
+from onnxprune.config import Options
+from onnxprune.data import Dataset, Example
+from onnxprune.errors import UsageError
+from onnxprune.interpret import Interpreter
+from onnxprune.model import load
+from onnxprune.plan import Budget
+from onnxprune.probe import Rows
+from onnxprune.split import Split
+
+
+@pytest.fixture
+def interpreter(zoo: Callable[..., exports.ZooModel]) -> Interpreter:
+    return Interpreter(load(zoo("bert", "torchscript", "sdpa").path).graph)
+
+
+def dataset(zoo: Callable[..., exports.ZooModel], rows: int, pairs: bool) -> Dataset:
+    built = zoo("bert", "torchscript", "sdpa")
+    feeds = [{k: v[:1] for k, v in built.sample(seed=i).items()} for i in range(rows)]
+    return Dataset(
+        tuple(Example(f, pair=i // 2 if pairs else None, source=f"row {i}") for i, f in enumerate(feeds)), "tensors"
+    )
+
+
+def sources(rows: Rows) -> set[str]:
+    return {e.source for e in rows.dataset.examples if e.source.startswith("row ")}
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("measured", [1, 40, 10**6])
+def test_parts_share_no_row_and_a_table_costs_what_it_may(
+    interpreter: Interpreter, zoo: Callable[..., exports.ZooModel], measured: int, pairs: bool
+) -> None:
+    given = dataset(zoo, 60, pairs)
+    split = Split.of(interpreter, given, Options(Budget("flops", 0.5)), 4096, measured)
+    fit, held, table, select = (sources(r) for r in (split.fit, split.held, split.table.rows, split.select.rows))
+    assert fit | held | select == {e.source for e in given.examples}
+    assert len(fit) + len(held) + len(select) == 60
+    assert table
+    assert table <= held
+    each = given.examples[0].tokens
+    wanted = min(max(measured, 4 * each), each * len(held))
+    assert abs(each * len(table) - wanted) <= 2 * each, "not the tokens that may be measured"
+    assert (table == held) == (measured >= each * len(held))
+
+
+def test_too_few_rows_are_refused(interpreter: Interpreter, zoo: Callable[..., exports.ZooModel]) -> None:
+    with pytest.raises(UsageError, match="7 calibration rows are too few"):
+        Split.of(interpreter, dataset(zoo, 7, False), Options(Budget("flops", 0.5)), 4096, 512)
