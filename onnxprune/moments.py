@@ -44,8 +44,8 @@ class Gram:
         self._waiting = []
         with torch.inference_mode():  # what was summed first may be an inference tensor
             values = [torch.cat(p) for p in zip(*parts, strict=True)]
-            scaled = values if weights[0] is None else [v * torch.cat(weights)[:, None] for v in values]
-            found = self._products(values, scaled)
+            weight = None if weights[0] is None else torch.cat(weights)[:, None]
+            found = self._products(values, values if weight is None else [v * weight for v in values])
             sums = self._sums or [f.new_zeros(f.shape, dtype=torch.float64) for f in found]
             self._sums = [a.add_(b) for a, b in zip(sums, found, strict=True)]
 
@@ -80,7 +80,7 @@ class Pairs(Gram):
     """The same of inputs x beside targets y: Σ w x xᵀ, Σ w x, Σ w x yᵀ, Σ w y and Σ w y²."""
 
     def add(self, x: Any, y: Any, weight: Any = None) -> None:  # type: ignore[override]
-        """x [tokens, n], y [tokens, m], weight [tokens], or None for ones, in every call or in none."""
+        """x [tokens, n], y [tokens, m], weight [tokens] or None for ones, in every call or in none."""
         self._take(weight, x.float(), y.float())
 
     def _products(self, values: list[Any], scaled: list[Any]) -> tuple[Any, ...]:

@@ -156,9 +156,9 @@ class Walk:
                 self.values[batch], outputs=[name], weights=state.weights, edit=state.edit
             )[name]
 
-    def keep(self, batch: int, name: str, state: Gated = NOTHING) -> Any:
-        """`peek`, of a value that the walk comes by in the same state: it is not computed again there."""
-        found = self.values[batch][name] = self.peek(batch, name, state)
+    def keep(self, batch: int, name: str) -> Any:
+        """`peek`, on a walk through the dense model: what is kept is not computed again on the way."""
+        found = self.values[batch][name] = self.peek(batch, name)
         return found
 
 

@@ -16,7 +16,7 @@ from onnxprune.interpret import Interpreter
 from onnxprune.probe import Evaluator, Rows
 
 FEWEST = 8
-MEASURED = 4
+TABLE_ROWS = 4
 """Rows that a damage table takes at least, however long they are."""
 TEACHING = 16384
 """Tokens from which on given rows teach enough: parts of their texts are added up to here."""
@@ -75,7 +75,7 @@ class Split:
 
 def _within(dataset: Dataset, tokens: int, seed: int) -> Dataset:
     """Rows drawn at random that have about `tokens` tokens together, but at least some: all, if they have no more."""
-    share = max(tokens / max(_tokens(dataset), 1), MEASURED / max(len(dataset), 1))
+    share = max(tokens / max(_tokens(dataset), 1), TABLE_ROWS / max(len(dataset), 1))
     return dataset if share >= 1 else dataset.split({"in": share, "out": 1 - share}, seed)["in"]
 
 

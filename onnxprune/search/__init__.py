@@ -1,7 +1,8 @@
-"""Allocation of a budget over modules; numpy only, and handed `evaluate(plan) -> float`, never a model."""
+"""Allocation of a budget over modules; numpy only, and handed `evaluate(plan)`, never a model."""
 
 from __future__ import annotations
 
+from onnxprune.search.chance import surely_lower
 from onnxprune.search.knapsack import allocate, knapsack
 from onnxprune.search.module import Allocation, Evaluate, Level, Module, cost_of, damage_of
 from onnxprune.search.rank import Kept, Kind, rank, rank_pair
@@ -25,5 +26,6 @@ __all__ = [
     "rank",
     "rank_pair",
     "stages",
+    "surely_lower",
     "swaps",
 ]

@@ -18,13 +18,11 @@ import numpy.typing as npt
 
 from onnxprune.errors import BudgetError
 from onnxprune.search.belief import Belief
+from onnxprune.search.chance import surely_lower
 from onnxprune.search.module import Allocation, Evaluate, Module, cost_of, damage_of
 
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-
-SURE = 2.0
-"""Standard errors, over the rows, by which a move must lower the divergence."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +107,7 @@ def swaps(
         if math.isfinite(measured - value):
             belief.observe([(index[key], before, after) for key, before, after in changes], measured - value)
         predicted = damage_of(modules, trial) - damage_of(modules, levels)
-        change = found - rows
-        accepted = bool(change.mean() < -SURE * change.std() / len(change) ** 0.5)
+        accepted = surely_lower(found, rows)
         trials.append(Swap(changes, predicted, measured - value, accepted))
         if accepted:
             levels, rows, value = trial, found, measured
