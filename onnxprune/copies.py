@@ -15,7 +15,7 @@ from onnxprune.data import Batch
 from onnxprune.gates import Gated
 from onnxprune.interpret import Interpreter
 from onnxprune.plan import Structure
-from onnxprune.probe import Rows, live_before
+from onnxprune.probe import Rows, forward
 from onnxprune.sites import Site
 
 Values = Mapping[str, Any]
@@ -35,23 +35,20 @@ class Copies:
     def __init__(self, rows: Rows, structure: Structure, site: Site, base: Gated, wanted: Sequence[str]) -> None:
         self.rows, self.structure, self.base, self.wanted = rows, structure, base, tuple(wanted)
         self.join = _join(rows.interpreter, site, self.wanted)
-        self.live = live_before(rows.interpreter, self.join, self.wanted) if self.join else list(self.wanted)
+        self.live = rows.interpreter.live_before(self.join, self.wanted) if self.join else list(self.wanted)
 
     def distances(self, i: int, values: Values, states: Sequence[Gated], distance: Distance) -> np.ndarray:
         """Every state's divergence on the rows of batch `i`, from values known in front of the site: [states, rows]."""
-        import torch
-
         batch = self.rows.batches[i]
-        with torch.inference_mode():
-            heads = [self._run(values, self.live, state) for state in states]
-            if not self.join:
-                return np.stack([distance(i, head) for head in heads])
-            size = max(1, self.rows.max_tokens // max(_tokens(batch), 1))
-            if self.rows.dataset.max_batch is not None or self.structure.batch is None:
-                size = 1
-            found: list[np.ndarray] = []
-            for start in range(0, len(heads), size):
-                found += [distance(i, outputs) for outputs in self._outputs(batch, heads[start : start + size])]
+        heads = [self._run(values, self.live, state) for state in states]
+        if not self.join:
+            return np.stack([distance(i, head) for head in heads])
+        size = max(1, self.rows.max_tokens // max(_tokens(batch), 1))
+        if self.rows.dataset.max_batch is not None or self.structure.batch is None:
+            size = 1
+        found: list[np.ndarray] = []
+        for start in range(0, len(heads), size):
+            found += [distance(i, outputs) for outputs in self._outputs(batch, heads[start : start + size])]
         return np.stack(found)
 
     def _outputs(self, batch: Batch, heads: Sequence[Values]) -> Iterator[Values]:
@@ -104,8 +101,7 @@ class Copies:
 
     def _run(self, values: Values, outputs: Sequence[str], state: Gated) -> dict[str, Any]:
         missing = [n for n in outputs if n not in values]
-        run = self.rows.interpreter.run
-        made = run(values, outputs=missing, weights=state.weights, edit=state.edit) if missing else {}
+        made = forward(self.rows.interpreter, values, missing, state) if missing else {}
         return {n: made[n] if n in made else values[n] for n in outputs}
 
 

@@ -47,6 +47,7 @@ class Interpreter:
         self.device = device
         self._weights: dict[str, Any] = {}
         self._schedules: dict[tuple[frozenset[str], tuple[str, ...]], tuple[list[_Step], frozenset[str]]] = {}
+        self._live: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         self._producers = {v.name: n for n in graph for v in n.outputs if v.name}
         self._order = {n: i for i, n in enumerate(graph)}
 
@@ -127,6 +128,18 @@ class Interpreter:
             seen.add(node)
             stack.extend(v.name for v in reads(node) if v is not None and v.name and v.name not in bound)
         return sorted(seen, key=self._order.__getitem__)
+
+    def live_before(self, stop: str, outputs: Sequence[str]) -> list[str]:
+        """The values computed before a node that it, or a later node on the way to `outputs`, reads."""
+        key = stop, tuple(outputs)
+        if key not in self._live:
+            inputs = {v.name or "" for v in self.graph.inputs}
+            nodes = self.needed(inputs, outputs)
+            position = next(i for i, n in enumerate(nodes) if n.name == stop)
+            made = {v.name for n in nodes[:position] for v in n.outputs} | inputs
+            read = {v.name for n in nodes[position:] for v in n.inputs if v is not None} | set(outputs)
+            self._live[key] = sorted(n for n in made & read if n)
+        return self._live[key]
 
     # -- internals ---------------------------------------------------------------------------------------------
 

@@ -32,6 +32,7 @@ from onnxprune.precision.apply import scheme_of
 from onnxprune.report import html
 from onnxprune.rows import read_rows, shape_of
 from onnxprune.runtime import CPU, resolve_providers
+from onnxprune.solve.linalg import numpy_on_one_thread
 from onnxprune.sparsify import zeros_in
 from onnxprune.structure import analyze
 from onnxprune.synthetic import synthesize
@@ -136,7 +137,8 @@ class Job:
 
     def plan(self, budget: Budget) -> Plan:
         """A plan within a budget of the options' kind."""
-        return recipe.carry_out(self.planner, budget)
+        with numpy_on_one_thread():
+            return recipe.carry_out(self.planner, budget)
 
     def run(self, budget: Budget, target: Path | None, *, force: bool = False) -> Result:
         """Plan, rewrite, check, measure, and write; nothing is written where the check fails."""

@@ -20,7 +20,7 @@ class Gram:
     """Σ w x xᵀ and Σ w x over tokens."""
 
     def __init__(self) -> None:
-        self.count = 0.0
+        self._count = 0.0
         self._sums: list[Any] = []
         self._waiting: list[tuple[Any, tuple[Any, ...]]] = []
 
@@ -29,7 +29,6 @@ class Gram:
         self._take(weight, x.float())
 
     def _take(self, weight: Any, *values: Any) -> None:
-        self.count += float(values[0].shape[0] if weight is None else weight.sum())
         self._waiting.append((weight, values))
         tokens = sum(v[0].shape[0] for _, v in self._waiting)
         if tokens >= CHUNK or tokens * sum(v.shape[-1] * v.element_size() for v in values) >= WAITING:
@@ -45,6 +44,7 @@ class Gram:
         with torch.inference_mode():  # what was summed first may be an inference tensor
             values = [torch.cat(p) for p in zip(*parts, strict=True)]
             weight = None if weights[0] is None else torch.cat(weights)[:, None]
+            self._count += float(len(values[0]) if weight is None else weight.sum(dtype=torch.float64))
             found = self._products(values, values if weight is None else [v * weight for v in values])
             sums = self._sums or [f.new_zeros(f.shape, dtype=torch.float64) for f in found]
             self._sums = [a.add_(b) for a, b in zip(sums, found, strict=True)]
@@ -59,6 +59,12 @@ class Gram:
         """What has been summed, in double precision."""
         self._flush()
         return [np.asarray(s.cpu().numpy()) for s in self._sums]
+
+    @property
+    def count(self) -> float:
+        """The weight of all tokens."""
+        self._flush()
+        return self._count
 
     @property
     def matrix(self) -> np.ndarray:

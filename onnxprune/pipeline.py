@@ -90,6 +90,7 @@ def prune(
     else:
         budget = budget_of(flops=flops, params=params, size=size, latency=latency, whole=needs_no_budget(options))
         job = Job.open(source, Options(budget, **options), calibration, evaluation, **common)
+        job.planner.last = True
         plan = job.plan(budget)
     job.planner.release()
     return job.finish(plan, budget, target, force=force)

@@ -58,6 +58,9 @@ class Planner:
     Args:
         calibration: rows to learn from, split by seed into those regressed on and those that decide; None for none.
         scores: a file that keeps what is measured on the whole model (scores.py).
+
+    Attributes:
+        last: whether the next plan is the last: what only further ones would need is let go before it is mended.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Planner:
         self.interpreter = Interpreter(model.graph, device_of(options.device))
         self.gates = Gates(structure, self.interpreter)
         self.calibration = calibration
+        self.last = False
         self.first = Plan(model.digest)  # what every plan begins with (recipe.py)
         self.scores = Scores.open(scores, key_of(model.digest, self.method, options, calibration, version("onnxprune")))
         if calibration is not None:
@@ -115,8 +119,11 @@ class Planner:
             BudgetError: no plan is that cheap; carries the closest that is.
         """
         if self.options.budget.kind != "latency":
-            return self.finished(self.bare(budget))
-        plan, self.landing = land(self, budget)
+            plan = self.bare(budget)
+        else:
+            plan, self.landing = land(self, budget)
+        if self.last:
+            self.release()
         return self.finished(plan)
 
     def bare(self, budget: float) -> Plan:

@@ -5,7 +5,7 @@ Everything a method may need of the data comes from here; no method runs a model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,6 +23,16 @@ from onnxprune.plan import Structure
 from onnxprune.sites import Site
 
 NOTHING = Gated({}, {})
+
+
+def forward(
+    interpreter: Interpreter, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None, state: Gated = NOTHING
+) -> dict[str, Any]:
+    """`Interpreter.run` of a gated state, where nothing is differentiated."""
+    import torch
+
+    with torch.inference_mode():
+        return interpreter.run(feeds, outputs=outputs, weights=state.weights, edit=state.edit)
 
 
 @dataclass
@@ -48,20 +58,15 @@ class Rows:
     @cached_property
     def outputs(self) -> list[dict[str, Any]]:
         """The dense model's outputs that count, batch by batch."""
-        import torch
-
-        with torch.inference_mode():
-            return [self.interpreter.run(b.feeds, outputs=self.divergence.outputs) for b in self.batches]
+        wanted = self.divergence.outputs
+        return [forward(self.interpreter, batch.feeds, wanted) for batch in self.batches]
 
     @cached_property
     def divergence(self) -> Divergence:
         """How far outputs are from the dense ones; chosen by what they are, on some batches."""
-        import torch
-
         if self.given is not None:
             return self.given
-        with torch.inference_mode():
-            samples = [self.interpreter.run(b.feeds) for b in self.batches[:8]]
+        samples = [forward(self.interpreter, b.feeds) for b in self.batches[:8]]
         names = [v.name or "" for v in self.interpreter.graph.outputs]
         return choose({n: [_array(found[n]) for found in samples] for n in names})
 
@@ -85,26 +90,11 @@ class Evaluator:
 
     def per_row(self, gated: Gated) -> np.ndarray:
         """Divergence of every row, in batch order."""
-        import torch
-
-        with torch.inference_mode():
-            return np.concatenate(
-                [
-                    self.distance(
-                        i,
-                        self.rows.interpreter.run(b.feeds, outputs=self.wanted, weights=gated.weights, edit=gated.edit),
-                    )
-                    for i, b in enumerate(self.rows.batches)
-                ]
-            )
+        return np.concatenate([self.from_here(i, batch.feeds, gated) for i, batch in enumerate(self.rows.batches)])
 
     def from_here(self, batch: int, values: Mapping[str, Any], gated: Gated) -> np.ndarray:
-        """Divergence of a batch's rows when its suffix runs gated from cached values."""
-        import torch
-
-        with torch.inference_mode():
-            found = self.rows.interpreter.run(values, outputs=self.wanted, weights=gated.weights, edit=gated.edit)
-            return self.distance(batch, found)
+        """Divergence of a batch's rows when it runs gated from cached values."""
+        return self.distance(batch, forward(self.rows.interpreter, values, self.wanted, gated))
 
     @cached_property
     def wanted(self) -> tuple[str, ...]:
@@ -131,45 +121,17 @@ class Walk:
 
     def to(self, stop: str, extra: Sequence[str] = (), state: Gated = NOTHING) -> None:
         """Run on to just before a node; `extra` values are kept too, if they are behind it."""
-        import torch
-
-        cut = live_before(self.rows.interpreter, stop, self.wanted)
-        names = list(dict.fromkeys([*cut, *extra]))
+        interpreter = self.rows.interpreter
+        names = list(dict.fromkeys([*interpreter.live_before(stop, self.wanted), *extra]))
         for i, values in enumerate(self.values):
             missing = [n for n in names if n not in values]
-            with torch.inference_mode():
-                made = (
-                    self.rows.interpreter.run(values, outputs=missing, weights=state.weights, edit=state.edit)
-                    if missing
-                    else {}
-                )
+            made = forward(interpreter, values, missing, state) if missing else {}
             self.values[i] = {**{n: values[n] for n in names if n in values}, **made}
 
     def peek(self, batch: int, name: str, state: Gated = NOTHING) -> Any:
         """A value a little further on, without moving there."""
-        import torch
-
-        if name in self.values[batch]:
-            return self.values[batch][name]
-        with torch.inference_mode():
-            return self.rows.interpreter.run(
-                self.values[batch], outputs=[name], weights=state.weights, edit=state.edit
-            )[name]
-
-    def keep(self, batch: int, name: str) -> Any:
-        """`peek`, on a walk through the dense model: what is kept is not computed again on the way."""
-        found = self.values[batch][name] = self.peek(batch, name)
-        return found
-
-
-def live_before(interpreter: Interpreter, stop: str, wanted: Iterable[str]) -> list[str]:
-    """The values computed before a node that it, or a later node on the way to `wanted`, reads."""
-    inputs = {v.name or "" for v in interpreter.graph.inputs}
-    nodes = interpreter.needed(inputs, wanted)
-    position = next(i for i, n in enumerate(nodes) if n.name == stop)
-    made = {v.name for n in nodes[:position] for v in n.outputs} | inputs
-    read = {v.name for n in nodes[position:] for v in n.inputs if v is not None} | set(wanted)
-    return sorted(n for n in made & read if n)
+        values = self.values[batch]
+        return values[name] if name in values else forward(self.rows.interpreter, values, [name], state)[name]
 
 
 def record(rows: Rows, usages: Mapping[Usage, Callable[[Any, Any], None]], state: Gated = NOTHING) -> None:
@@ -181,8 +143,7 @@ def record(rows: Rows, usages: Mapping[Usage, Callable[[Any, Any], None]], state
     for batch in rows.batches:
         real = None if batch.real is None else torch.from_numpy(batch.real)
         edit = {**state.edit, **{u: _observed(use, state.edit.get(u), real) for u, use in usages.items()}}
-        with torch.inference_mode():
-            rows.interpreter.run(batch.feeds, outputs=wanted, weights=state.weights, edit=edit)
+        forward(rows.interpreter, batch.feeds, wanted, Gated(state.weights, edit))
 
 
 def _observed(use: Callable[[Any, Any], None], before: Callable[[Any], Any] | None, real: Any) -> Callable[[Any], Any]:

@@ -38,18 +38,18 @@ class SideBySide:
         import torch
 
         skip = [linear.branch.skip] if linear.branch is not None else []
-        self.teacher.to(linear.node, skip)
+        self.teacher.to(linear.node, [*skip, linear.matrix.output])
         self.student.to(linear.node, [*skip, linear.source], state)
         pairs = Pairs()
+        weights = self.weights.get(linear.node)
         for i, batch in enumerate(self.rows.batches):
             real = None if batch.real is None else torch.from_numpy(batch.real)
+            teacher, student = self.teacher.values[i], self.student.values[i]
             with torch.inference_mode():
-                x = linear.matrix.rows(self.student.peek(i, linear.source), real).float()
-                y = linear.matrix.written(self.teacher.keep(i, linear.matrix.output), real).float()
+                x = linear.matrix.rows(student[linear.source], real).float()
+                y = linear.matrix.written(teacher[linear.matrix.output], real).float()
                 for name in skip:
-                    drift = self.teacher.values[i][name] - self.student.values[i][name]
-                    y = y + linear.matrix.written(drift, real).float()
-                weight = self.weights[linear.node][i] if linear.node in self.weights else None
-                pairs.add(x[:, inputs], y[:, outputs], weight)
+                    y = y + linear.matrix.written(teacher[name] - student[name], real).float()
+                pairs.add(x[:, inputs], y[:, outputs], None if weights is None else weights[i])
         sxx, sx, sxy, sy, syy = pairs.sums()
         return Moments.from_sums(pairs.count, sx, sy, sxx, sxy, syy)

@@ -25,7 +25,7 @@ from onnxprune.divergence import Kind
 from onnxprune.errors import UnsupportedError
 from onnxprune.interpret import Usage
 from onnxprune.plan import Structure
-from onnxprune.probe import Rows, by_sample, live_before
+from onnxprune.probe import Rows, by_sample
 from onnxprune.sites import Site
 
 TOKENS = 768
@@ -173,7 +173,7 @@ def exact(
 
     graph, wanted = rows.interpreter.graph, rows.divergence.outputs
     ends = {s.id: later(graph, boundaries(graph, structure), structure, s) for s in sites}
-    cuts = {s.id: live_before(rows.interpreter, s.stop, [*wanted, *(b.value for b in ends[s.id])]) for s in sites}
+    cuts = {s.id: rows.interpreter.live_before(s.stop, [*wanted, *(b.value for b in ends[s.id])]) for s in sites}
     everything = {b.value: b for found in ends.values() for b in found}
     sums = {s.id: np.zeros((2, len(states[s.id]))) for s in sites}
     generator = torch.Generator().manual_seed(seed)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import DataError
-from onnxprune.solve.linalg import Array, as_rows, solve
+from onnxprune.solve.linalg import Array, Ints, as_rows, product, solve
 from onnxprune.solve.moments import Moments
 
 INFINITE = float("inf")
@@ -40,7 +40,7 @@ def error(moments: Moments, weight: npt.ArrayLike, bias: npt.ArrayLike | float =
     """Σ_t w_t ‖y_t − Wᵀx_t − b‖² over the tokens behind `moments`, exactly. weight [n, m], bias [m]."""
     w = np.asarray(weight, dtype=np.float64)
     offset = moments.y_mean - moments.x_mean @ w - np.asarray(bias, dtype=np.float64)
-    spread = float(moments.syy.sum() + np.sum(w * (moments.sxx @ w - 2.0 * moments.sxy)))
+    spread = float(moments.syy.sum() + np.sum(w * (product(moments.sxx, w) - 2.0 * moments.sxy)))
     return max(spread, 0.0) + moments.count * float(offset @ offset)
 
 
@@ -83,20 +83,37 @@ def ridge(
     moments: Moments, kept: npt.ArrayLike, prior: npt.ArrayLike, strength: float, *, intercept: bool = True
 ) -> Fit:
     """`ridge_path` at one λ: where that is above zero a linear system, which is cheaper than a spectrum."""
-    rows = as_rows(kept, len(moments.x_mean))
-    h = moments.sxx[np.ix_(rows, rows)]
-    scale = float(np.trace(h)) / max(len(rows), 1)
-    if not (intercept and strength > 0 and scale > 0):
+    equations = _Equations(moments, as_rows(kept, len(moments.x_mean)), prior)
+    if not (intercept and strength > 0 and equations.scale > 0):
         return ridge_path(moments, kept, prior, [strength], intercept=intercept)[0]
-    w0 = np.asarray(prior, dtype=np.float64)
-    weight = np.zeros_like(w0)
-    weight[rows] = w0[rows]
-    pull = moments.sxy[rows] - h @ w0[rows]
-    _check_finite(h, pull)
-    if strength < INFINITE:
-        h[np.diag_indices_from(h)] += strength * scale
-        weight[rows] += solve(h, pull)
-    return Fit(weight, moments.y_mean - moments.x_mean @ weight, float(strength))
+    return equations.fit(strength)
+
+
+class _Equations:
+    """The normal equations (H + λ·scale·I)(W − W₀) = C − HW₀ of a regression with an intercept, for any λ above zero.
+
+    Attributes:
+        scale: the mean diagonal of H, which λ is relative to.
+    """
+
+    def __init__(self, moments: Moments, rows: Ints, prior: npt.ArrayLike) -> None:
+        w0 = np.asarray(prior, dtype=np.float64)
+        everything = len(rows) == len(moments.x_mean)
+        self.moments, self.rows = moments, rows
+        self.h = moments.sxx if everything else moments.sxx[np.ix_(rows, rows)]
+        self.start = np.zeros_like(w0)
+        self.start[rows] = w0[rows]
+        self.pull = moments.sxy[rows] - product(self.h, w0[rows])
+        self.scale = float(np.trace(self.h)) / max(len(rows), 1)
+        _check_finite(self.h, self.pull)
+
+    def fit(self, strength: float) -> Fit:
+        weight = self.start.copy()
+        if strength < INFINITE and self.scale > 0:
+            h = self.h.copy()
+            h[np.diag_indices_from(h)] += strength * self.scale
+            weight[self.rows] += solve(h, self.pull)
+        return Fit(weight, self.moments.y_mean - self.moments.x_mean @ weight, float(strength))
 
 
 def scale_units(moments: Moments, units: npt.ArrayLike, prior: npt.ArrayLike, strength: float = 0.0) -> Fit:
@@ -151,8 +168,8 @@ def fit_held_out(
         (the fit, its error on `held_out`, of the fit on `train`, relative to the prior's).
     """
     rows = as_rows(kept, len(train.x_mean))
-    untouched = np.zeros_like(np.asarray(prior, dtype=np.float64))
-    untouched[rows] = np.asarray(prior, dtype=np.float64)[rows]
+    equations = _Equations(train, rows, prior)
+    untouched = equations.start
     best = Fit(untouched, np.array(prior_bias, dtype=np.float64), None)
     before = after = error(held_out, best.weight, best.bias)
     found: dict[float, float] = {}
@@ -160,7 +177,7 @@ def fit_held_out(
     def judged(strength: float) -> float:
         nonlocal best, after
         if strength not in found:
-            fit = ridge(train, rows, untouched, strength)
+            fit = equations.fit(strength)
             found[strength] = error(held_out, fit.weight, fit.bias)
             if found[strength] < after:
                 best, after = fit, found[strength]
@@ -173,7 +190,7 @@ def fit_held_out(
     if best.strength is None:
         return best, 1.0
     if both:
-        best = ridge(train.merge(held_out), rows, untouched, best.strength)
+        best = _Equations(train.merge(held_out), rows, untouched).fit(best.strength)
     return best, after / before
 
 

@@ -1,16 +1,21 @@
 """Symmetric positive definite work that every solver shares: damping, dead inputs, factors, inverses, downdates.
 
-Factorisations and updates of large matrices go through torch, in double precision: its inverse from a Cholesky factor
-takes half the time of a general one, and it subtracts a product in place, which NumPy can only by way of a copy.
+Factorisations, products and updates of large matrices go through torch, in double precision: its inverse from a
+Cholesky factor takes half the time of a general one, it subtracts a product in place, which NumPy can only by way of a
+copy, and two libraries with threads of their own would take turns to wait for each other's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import ThreadpoolController
 
 from onnxprune.errors import DataError
 
@@ -36,6 +41,15 @@ class Gram:
 
     matrix: Array
     dead: Bools
+
+
+@contextmanager
+def numpy_on_one_thread() -> Iterator[None]:
+    """NumPy's own BLAS with one thread: after a product the others spin for a while, on cores that torch's wait for."""
+    controller = ThreadpoolController()
+    own = [lib.filepath for lib in controller.lib_controllers if "numpy" in Path(lib.filepath).parent.name]
+    with controller.select(filepath=own).limit(limits=1):
+        yield
 
 
 def clean(gram: npt.ArrayLike) -> Gram:
@@ -101,6 +115,13 @@ def solve(matrix: Array, right: Array) -> Array:
     factor, b = _factor(matrix), torch.from_numpy(right)
     found = torch.linalg.solve(torch.from_numpy(matrix), b) if factor is None else torch.cholesky_solve(b, factor)
     return np.asarray(found.numpy(), dtype=np.float64)
+
+
+def product(left: Array, right: Array) -> Array:
+    """AB for large A [n, k] and B [k, m]."""
+    import torch
+
+    return np.asarray((torch.from_numpy(left) @ torch.from_numpy(right)).numpy(), dtype=np.float64)
 
 
 def _factor(matrix: Array) -> Any:

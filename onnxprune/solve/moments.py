@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.solve.linalg import Array
+from onnxprune.solve.linalg import Array, subtract_product
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +51,9 @@ class Moments:
         xm, ym = np.asarray(x_sum, dtype=np.float64), np.asarray(y_sum, dtype=np.float64)
         if count > 0:
             xm, ym = xm / count, ym / count
-        sxx = np.asarray(xtx, dtype=np.float64) - count * np.outer(xm, xm)
-        sxy = np.asarray(xty, dtype=np.float64) - count * np.outer(xm, ym)
+        sxx, sxy = np.array(xtx, dtype=np.float64), np.array(xty, dtype=np.float64)
+        subtract_product(sxx, count * xm[None], xm[None])
+        subtract_product(sxy, count * xm[None], ym[None])
         syy = np.maximum(np.asarray(yty, dtype=np.float64) - count * ym**2, 0.0)
         return cls(float(count), xm, ym, sxx, sxy, syy)
 
@@ -90,14 +91,11 @@ class Moments:
         share = other.count / count
         dx, dy = other.x_mean - self.x_mean, other.y_mean - self.y_mean
         between = self.count * share
-        return Moments(
-            count,
-            self.x_mean + share * dx,
-            self.y_mean + share * dy,
-            self.sxx + other.sxx + between * np.outer(dx, dx),
-            self.sxy + other.sxy + between * np.outer(dx, dy),
-            self.syy + other.syy + between * dy**2,
-        )
+        sxx, sxy = self.sxx + other.sxx, self.sxy + other.sxy
+        subtract_product(sxx, -between * dx[None], dx[None])
+        subtract_product(sxy, -between * dx[None], dy[None])
+        x_mean, y_mean = self.x_mean + share * dx, self.y_mean + share * dy
+        return Moments(count, x_mean, y_mean, sxx, sxy, self.syy + other.syy + between * dy**2)
 
     def with_target(self, weight: npt.ArrayLike, bias: npt.ArrayLike | float = 0.0) -> Moments:
         """The same tokens with y replaced by Wᵀx + b: the layer's own output as the target. weight [n, m]."""

@@ -22,6 +22,7 @@ from onnxprune.solve.linalg import (
     cholesky,
     damped,
     inverse,
+    product,
     substitute,
     subtract_product,
 )
@@ -160,7 +161,7 @@ class NestedRefit:
         h = safe.matrix[np.ix_(self.order, self.order)]
         self.dead = safe.dead[self.order]
         self.factor = cholesky(h)
-        self.image = substitute(self.factor, h @ np.where(self.dead[:, None], 0.0, self.weight[self.order]))
+        self.image = substitute(self.factor, product(h, np.where(self.dead[:, None], 0.0, self.weight[self.order])))
 
     def at(self, count: int) -> Array:
         """The weights [n, m] with the first `count` rows of the order, the others zero."""
@@ -201,7 +202,7 @@ class _State:
         # A dead input's weights read nothing: they cost nothing to remove and are left alone while they stay.
         self.dead = safe.dead
         self.w = np.where(safe.dead[:, None], 0.0, self.original)
-        self.total = float(np.sum(self.w * (safe.matrix @ self.w)))
+        self.total = float(np.sum(self.w * product(safe.matrix, self.w)))
         self.inverse = inverse(safe.matrix)
         self.rows = np.arange(len(self.w))
         self.position = np.arange(len(self.w))
