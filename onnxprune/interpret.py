@@ -40,11 +40,13 @@ class Interpreter:
     Args:
         graph: a normalised graph (model.load).
         device: where tensors live, "cpu" or "cuda"; shape arithmetic stays on the CPU.
+        lender: of another graph on the same device; initializers that both have are loaded once.
     """
 
-    def __init__(self, graph: ir.Graph, device: str = "cpu") -> None:
+    def __init__(self, graph: ir.Graph, device: str = "cpu", lender: Interpreter | None = None) -> None:
         self.graph = graph
         self.device = device
+        self.lender = lender
         self._weights: dict[str, Any] = {}
         self._schedules: dict[tuple[frozenset[str], tuple[str, ...]], tuple[list[_Step], frozenset[str]]] = {}
         self._live: dict[tuple[str, tuple[str, ...]], list[str]] = {}
@@ -109,6 +111,8 @@ class Interpreter:
 
     def weight(self, name: str) -> Any:
         """An initializer as a tensor (kept; it shares the model's memory on the CPU)."""
+        if self.lender is not None and self._lent(self.lender, name):
+            return self.lender.weight(name)
         if name not in self._weights:
             import torch
 
@@ -142,6 +146,10 @@ class Interpreter:
         return self._live[key]
 
     # -- internals ---------------------------------------------------------------------------------------------
+
+    def _lent(self, lender: Interpreter, name: str) -> bool:
+        there = lender.graph.initializers.get(name)
+        return there is not None and there.const_value is self.graph.initializers[name].const_value
 
     def _schedule(self, feeds: frozenset[str], wanted: tuple[str, ...]) -> tuple[list[_Step], frozenset[str]]:
         key = (feeds, wanted)

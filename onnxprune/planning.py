@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.asked import device_of, method_of, why_nothing
+from onnxprune.brief import brief
 from onnxprune.clock import Clock, Progress
 from onnxprune.compensate import compensate
 from onnxprune.config import Options
@@ -85,14 +86,15 @@ class Planner:
             raise NothingToPruneError(why_nothing(structure, options))
         self.method = method_of(options, calibration)
         self.interpreter = Interpreter(model.graph, device_of(options.device))
-        self.gates = Gates(structure, self.interpreter)
+        judging, self.structure = brief(model, structure, self.interpreter)
+        self.gates = Gates(self.structure, self.interpreter)
         self.calibration = calibration
         self.last = False
         self.first = Plan(model.digest)  # what every plan begins with (recipe.py)
         self.scores = Scores.open(scores, key_of(model.digest, self.method, options, calibration, version("onnxprune")))
         if calibration is not None:
             sizes = tokens_at_once(self.costs), tokens_to_measure(self.costs)
-            split = Split.of(self.interpreter, calibration, options, *sizes)
+            split = Split.of(self.interpreter, calibration, options, *sizes, judging)
             self.fit, self.held, self.table, self.select = split.fit, split.held, split.table, split.select
 
     def again(self, options: Options) -> Planner:

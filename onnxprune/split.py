@@ -40,13 +40,20 @@ class Split:
 
     @classmethod
     def of(
-        cls, interpreter: Interpreter, calibration: Dataset, options: Options, max_tokens: int, measured: int
+        cls,
+        interpreter: Interpreter,
+        calibration: Dataset,
+        options: Options,
+        max_tokens: int,
+        measured: int,
+        brief: Interpreter | None = None,
     ) -> Split:
         """Split by the options' seed.
 
         Args:
             max_tokens: in one batch.
             measured: tokens that a level of the damage table is measured on.
+            brief: what rows that judge are run by, if by another than those that teach (brief.py).
 
         Raises:
             UsageError: fewer rows than it takes.
@@ -65,12 +72,10 @@ class Split:
         def rows(dataset: Dataset) -> Rows:
             return Rows(interpreter, dataset, max_tokens, measure)
 
-        return cls(
-            rows(learnt),
-            rows(search),
-            Evaluator(rows(_within(search, measured, options.seed))),
-            Evaluator(rows(select)),
-        )
+        def judging(dataset: Dataset) -> Evaluator:
+            return Evaluator(Rows(brief or interpreter, dataset, max_tokens, measure))
+
+        return cls(rows(learnt), rows(search), judging(_within(search, measured, options.seed)), judging(select))
 
 
 def _within(dataset: Dataset, tokens: int, seed: int) -> Dataset:

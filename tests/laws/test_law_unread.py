@@ -17,6 +17,10 @@ from zoo_families import OPSETS
 import onnxprune
 from onnxprune import model as models
 from onnxprune import rewrite
+from onnxprune.brief import brief
+from onnxprune.linears import find_linears
+from onnxprune.plan import Plan
+from onnxprune.probe import forward
 from onnxprune.profiling import profiled_macs
 from onnxprune.report import Report
 
@@ -168,3 +172,35 @@ def test_a_run_says_what_it_saved(zoo: Build, tmp_path: Path) -> None:
     assert reports[True].flops.pruned == reports[False].flops.pruned <= 0.7 * reports[True].flops.dense
     answers = [in_runtime(tmp_path / f"{keep}.onnx", feeds) for keep in (True, False)]
     assert distance(*answers) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", [*ONE_TOKEN, "segformer"])
+def test_plans_are_judged_as_on_the_whole_graph(zoo: Build, family: str) -> None:
+    """Any plan's outputs, by the graph without what nobody reads, from states made for the whole one."""
+    model = zoo(family, "torchscript", "sdpa")
+    subject, feeds = Subject.load(model.path), model.feeds
+    short, wide = brief(subject.model, subject.structure, subject.interpreter)
+    assert (short is not subject.interpreter) == (family in ONE_TOKEN)
+    assert {v.name for n in short.graph for v in n.outputs} <= set(wide.layouts)
+    weight = next(iter(find_linears(subject.model.graph, subject.structure))).weight
+    assert short.weight(weight) is subject.interpreter.weight(weight), "weights are held twice"
+    for seed in range(4):
+        plan = subject.complete(random_plan(subject, np.random.default_rng(seed)), feeds)
+        state = subject.gates.gated(plan)
+        found = {name: tensor.numpy() for name, tensor in forward(short, feeds, state=state).items()}
+        assert distance(found, subject.gated(plan, feeds)) < TOLERANCE
+
+
+@pytest.mark.parametrize("reader", ["Gather<axis = 1>(y, zero)", "Slice(y, one_zero, one_one, one_one)"])
+def test_a_node_that_states_act_on_stays(tmp_path: Path, reader: str) -> None:
+    """An intercept is added where a product is read: a Slice that leaves, because no more than it takes is computed."""
+    text = TWO_LAYERS.format(outputs="float z", reader=f"s = {reader} z = Relu(s)")
+    path = written(tmp_path, text, WEIGHTS, check=False)
+    ir.save(numbered(path), path)
+    subject = Subject.load(path)
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 5, 8), dtype=np.float32)}
+    short, _ = brief(subject.model, subject.structure, subject.interpreter)
+    plan = Plan(subject.structure.digest, intercepts={"y": np.full(8, 9, dtype=np.float32)})
+    found = forward(short, feeds, state=subject.gates.gated(plan))
+    assert distance({"z": found["z"].numpy()}, subject.gated(plan, feeds)) < TOLERANCE
+    assert distance(subject.gated(plan, feeds), subject.dense(feeds)) > 0.1
