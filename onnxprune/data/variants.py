@@ -1,12 +1,13 @@
-"""More rows out of few: parts of texts.
+"""More rows out of few: parts of texts, and texts joined.
 
 A few hundred rows are few tokens for the hundreds of weights each least squares solves for. The dense model, as the
-teacher, can answer any input, so parts of the given rows teach nearly as much as more rows of their kind would.
+teacher, can answer any input, so parts of the given rows teach nearly as much as more rows of their kind would. Parts
+alone would be shorter than what the model is for: some rows are joined, so that the mean length stays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import numpy as np
 
@@ -16,35 +17,78 @@ Piece = tuple[bool, np.ndarray]
 """(whether it is framing, positions): special tokens that every row has, or a run of a row's own tokens."""
 
 
-def variants(dataset: Dataset, count: int, seed: int) -> Dataset:
-    """`count` rows, each a part of one that is given, without labels.
+Run = tuple[Example, np.ndarray]
+"""(a row, positions in it)."""
 
-    Between two special tokens stays a run of at least half of the tokens there. What every row has (its first and last
-    token, the separators of a pair) stays where it is. Empty where rows are not token ids, or are padded.
+JOINED = 0.2
+"""Share of rows that are two joined, twice as long as one: parts are three quarters as long on average."""
+
+
+def variants(dataset: Dataset, count: int, seed: int) -> Dataset:
+    """`count` rows, each a part of one that is given or two of them joined, without labels.
+
+    Of a part, between two special tokens stays a run of at least half of the tokens there. What every row has (its
+    first and last token, the separators of a pair) stays where it is; rows are joined between them, and cut to the
+    length of the longest. Empty where rows are not token ids, or are padded.
     """
     rows = _rows(dataset)
     if rows is None:
         return dataset.subset([])
     random = np.random.default_rng(seed)
+    longest = max(example.tokens for example in dataset.examples)
+    counted = _counted(dataset.examples)
     made: list[Example] = []
-    for i in random.integers(len(rows), size=count):
-        source = dataset.examples[int(i)]
-        made.append(Example(_part(source, rows[int(i)], random), source=f"part of {source.source}"))
+    for i in random.integers(len(rows), size=count).tolist():
+        first = dataset.examples[i], rows[i]
+        if random.random() < JOINED:
+            j = int(random.integers(len(rows)))
+            second = dataset.examples[j], rows[j]
+            if [framing for framing, _ in rows[i]] == [framing for framing, _ in rows[j]]:
+                runs = _joined(first, second, longest)
+                made.append(Example(_row(runs, counted), source=f"{first[0].source} and {second[0].source}"))
+                continue
+        made.append(Example(_row(_part(*first, random), counted), source=f"part of {first[0].source}"))
     return Dataset(tuple(made), dataset.kind, dataset.description, dataset.shared, dataset.max_batch)
 
 
-def _part(example: Example, pieces: Sequence[Piece], random: np.random.Generator) -> dict[str, np.ndarray]:
-    chosen = []
+def _part(example: Example, pieces: Sequence[Piece], random: np.random.Generator) -> list[Run]:
+    runs = []
     for framing, positions in pieces:
         size = len(positions) if framing else int(random.integers((len(positions) + 1) // 2, len(positions) + 1))
         start = int(random.integers(0, len(positions) - size + 1))
-        chosen.append(positions[start : start + size])
-    at = np.concatenate(chosen)
-    # Positions are counted anew.
+        runs.append((example, positions[start : start + size]))
+    return runs
+
+
+def _joined(first: tuple[Example, Sequence[Piece]], second: tuple[Example, Sequence[Piece]], longest: int) -> list[Run]:
+    """One row with another's tokens behind its own, up to the special token that follows, as many as there is room."""
+    room = longest - first[0].tokens
+    runs = []
+    for (framing, own), (_, more) in zip(first[1], second[1], strict=True):
+        taken = more[: 0 if framing else room]
+        room -= len(taken)
+        runs += [(first[0], own), (second[0], taken)]
+    return runs
+
+
+def _row(runs: Sequence[Run], counted: Set[str]) -> dict[str, np.ndarray]:
+    """The tokens of these runs, one behind the other; positions are counted anew."""
+    tokens = sum(len(at) for _, at in runs)
     return {
-        name: array[:, : len(at)] if (np.diff(array[0]) == 1).all() and array.shape[1] > 2 else array[:, at]
-        for name, array in example.feeds.items()
+        name: array[:, :1] + np.arange(tokens, dtype=array.dtype)
+        if name in counted
+        else np.concatenate([example.feeds[name][:, at] for example, at in runs], axis=1)
+        for name, array in runs[0][0].feeds.items()
     }
+
+
+def _counted(examples: Sequence[Example]) -> Set[str]:
+    """The inputs that say where a token stands: one more with every token, from one start."""
+
+    def counts(array: np.ndarray, start: int) -> bool:
+        return bool((array[0] == start + np.arange(array.shape[1])).all())
+
+    return {n for n, first in examples[0].feeds.items() if all(counts(e.feeds[n], first[0, 0]) for e in examples)}
 
 
 def _rows(dataset: Dataset) -> list[list[Piece]] | None:

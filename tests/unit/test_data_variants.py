@@ -1,6 +1,8 @@
-"""Rows made of parts of others."""
+"""Rows made of parts of others, and of two joined."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,6 +18,10 @@ def _rows(*bodies: list[int]) -> Dataset:
     return Dataset(tuple(_row([1, *body, 2]) for body in bodies), "text")
 
 
+def _is_joined(row: list[int], bodies: Sequence[list[int]]) -> bool:
+    return any(row[: len(a)] == a and row[len(a) :] == b[: len(row) - len(a)] for a in bodies for b in bodies)
+
+
 def _is_part(part: list[int], whole: list[int]) -> bool:
     starts = range(len(whole) - len(part) + 1)
     return 2 * len(part) >= len(whole) and any(whole[i : i + len(part)] == part for i in starts)
@@ -24,16 +30,30 @@ def _is_part(part: list[int], whole: list[int]) -> bool:
 BODIES = ([5, 6], [7], [8, 9, 10, 11, 12, 13], [14, 15, 16, 17])
 
 
-def test_made_rows_are_parts_between_the_same_ends() -> None:
+def test_made_rows_are_parts_or_joined_between_the_same_ends() -> None:
     made = variants(_rows(*BODIES), 40, seed=0)
     assert len(made) == 40
     for example in made.examples:
         ids = example.feeds["input_ids"][0].tolist()
         assert (ids[0], ids[-1]) == (1, 2)
-        assert any(_is_part(ids[1:-1], body) for body in BODIES)
+        assert any(_is_part(ids[1:-1], body) for body in BODIES) or _is_joined(ids[1:-1], BODIES)
+        assert len(ids) <= 2 + max(map(len, BODIES))
         assert example.label is None
         assert all(array.shape == (1, len(ids)) for array in example.feeds.values())
     assert len({e.tokens for e in made.examples}) > 3
+
+
+def test_made_rows_are_as_long_as_given_ones_on_average() -> None:
+    random = np.random.default_rng(0)
+    rows = _rows(*(random.integers(5, 100, size=n).tolist() for n in [*random.integers(4, 20, size=100), 40]))
+    made = variants(rows, 1000, seed=0)
+    given, now = (np.mean([e.tokens for e in d.examples]) for d in (rows, made))
+    assert abs(now / given - 1) < 0.05
+    assert max(e.tokens for e in made.examples) <= 42
+    alone = [e.feeds["input_ids"][0, 1:-1].tolist() for e in rows.examples]
+    joined = [ids for e in made.examples if " and " in e.source and (ids := e.feeds["input_ids"][0, 1:-1].tolist())]
+    assert len(joined) > 100
+    assert all(_is_joined(ids, alone) for ids in joined[:20])
 
 
 def test_the_seed_decides() -> None:
