@@ -39,7 +39,7 @@ class Options:
         seed: of every draw.
         threads: of scoring; 0 for all cores.
         token_weight: share of a token's weight, in refits after a cut, that its influence on the outputs decides.
-        variants: rows to learn from made of parts of the given texts, as a share of them; 0 for none.
+        variants: rows to learn from made of the given texts (parts, and texts joined), as a share of them; 0 for none.
         temperature: of class scores, where a plan's divergence from the dense model is measured to choose by.
         swaps: measured level swaps after the knapsack.
         staged: pause on the way to a deep cut to score anew (search.schedule.stages).

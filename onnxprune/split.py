@@ -19,7 +19,7 @@ FEWEST = 8
 TABLE_ROWS = 4
 """Rows that a damage table takes at least, however long they are."""
 TEACHING = 16384
-"""Tokens from which on given rows teach enough: parts of their texts are added up to here."""
+"""Tokens from which on given rows teach enough: rows made of their texts are added up to here."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class Split:
     """The parts of the calibration rows, with one measure of divergence for all.
 
     Attributes:
-        fit: rows regressed on, parts of their texts among them.
+        fit: rows regressed on, those made of their texts among them.
         held: rows that choose how strong refits are.
         table: over these, or some of them where the model is large: chooses the levels (before any refit is).
         select: over rows that did none of this: judges the mended plan.

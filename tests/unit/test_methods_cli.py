@@ -165,3 +165,27 @@ def test_another_method_on_the_same_rows_measures_anew(zoo: Build) -> None:
     }
     assert other.start.rankings != first.start.rankings
     assert other.fit is first.fit
+
+
+def test_the_last_plan_is_the_same_with_what_only_others_need_let_go(
+    zoo: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = zoo("bert", "torchscript", "sdpa")
+    loaded = load(model.path)
+    structure = analyze(loaded)
+    learn = data.read([model.sample(1, seed=i) for i in range(16)], loaded.inputs, outputs=loaded.outputs)
+    options = Options(Budget("flops", 0.7), swaps=2)
+    planner = Planner(loaded, structure, options, learn, shape_of(loaded, {}, learn))
+    held: list[bool] = []
+    mended = Planner.mended
+    monkeypatch.setattr(
+        Planner, "mended", lambda self, plan: (held.append("start" in vars(self)), mended(self, plan))[1]
+    )
+    limit = 0.7 * planner.costs.total("flops")
+    further = planner.plan(limit)
+    planner.last = True
+    last = planner.plan(limit)
+    assert held == [True, False]
+    assert (last.keep, last.drop) == (further.keep, further.drop)
+    for name, array in last.weights.items():
+        np.testing.assert_array_equal(array, further.weights[name])

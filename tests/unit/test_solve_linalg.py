@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
 
 from onnxprune.errors import DataError
-from onnxprune.solve.linalg import Array, cholesky, inverse, solve, substitute, subtract_product
+from onnxprune.solve.linalg import (
+    Array,
+    cholesky,
+    inverse,
+    numpy_on_one_thread,
+    product,
+    solve,
+    substitute,
+    subtract_product,
+)
 
 cases = st.tuples(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 5))
 
@@ -49,6 +62,30 @@ def test_a_product_is_subtracted_in_place(case: tuple[int, int, int]) -> None:
         expected = matrix - left.T @ right
         subtract_product(matrix, left, right)
         np.testing.assert_allclose(matrix, expected, atol=1e-9)
+
+
+@given(cases)
+def test_a_product_is_the_product(case: tuple[int, int, int]) -> None:
+    h, b = made(*case)
+    np.testing.assert_allclose(product(h, b), h @ b, atol=1e-9)
+    np.testing.assert_allclose(product(b.T, h), b.T @ h, atol=1e-9)
+
+
+def test_numpy_gets_its_threads_back_and_torch_keeps_its_own() -> None:
+    def threads() -> dict[str, int]:
+        return {lib["filepath"]: lib["num_threads"] for lib in threadpool_info()}
+
+    before, torch_has = threads(), torch.get_num_threads()
+    with pytest.raises(KeyError), numpy_on_one_thread():
+        during = threads()
+        assert torch.get_num_threads() == torch_has
+        raise KeyError
+    own = [path for path in before if "numpy" in Path(path).parent.name]
+    assert all(during[path] == 1 for path in own)
+    assert {path: n for path, n in during.items() if path not in own} == {
+        p: n for p, n in before.items() if p not in own
+    }
+    assert threads() == before
 
 
 def test_indefinite_by_rounding_is_still_solved_and_a_factor_of_it_refused() -> None:
