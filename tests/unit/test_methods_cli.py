@@ -177,10 +177,13 @@ def test_the_last_plan_is_the_same_with_what_only_others_need_let_go(
     options = Options(Budget("flops", 0.7), swaps=2)
     planner = Planner(loaded, structure, options, learn, shape_of(loaded, {}, learn))
     held: list[bool] = []
-    mended = Planner.mended
-    monkeypatch.setattr(
-        Planner, "mended", lambda self, plan: (held.append("start" in vars(self)), mended(self, plan))[1]
-    )
+    mended = planner.mended
+
+    def seen(plan: Plan) -> Plan:
+        held.append("start" in vars(planner))
+        return mended(plan)
+
+    monkeypatch.setattr(planner, "mended", seen)
     limit = 0.7 * planner.costs.total("flops")
     further = planner.plan(limit)
     planner.last = True
