@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from onnxprune.config import Options
 from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
@@ -40,4 +42,13 @@ def why_nothing(structure: Structure, options: Options) -> str:
         f"nothing to prune: no {', '.join(u for u in options.units if u != 'blocks')} are free to be cut.{hint} "
         f"What pins the dimensions: {'; '.join(reasons) or 'there are no matrices with a free dimension'}. "
         "`onnxprune inspect` lists them."
+    )
+
+
+def why_not_so_little(options: Options, asked: float, least: float) -> str:
+    """The message for a budget below what is left when all goes that may; both are shares of the dense model's cost."""
+    return (
+        f"--{options.budget.kind}: {asked:.3f} of the model cannot be reached; the units that may go leave at least "
+        f"{math.ceil(least * 1000) / 1000:.3f} ({', '.join(options.units)}); raise the budget, or allow more kinds "
+        "with --units"
     )

@@ -15,7 +15,7 @@ from onnxprune.data import Batch
 from onnxprune.gates import Gated
 from onnxprune.interpret import Interpreter
 from onnxprune.plan import Structure
-from onnxprune.probe import Rows, forward
+from onnxprune.probe import Rows, fetch
 from onnxprune.sites import Site
 
 Values = Mapping[str, Any]
@@ -100,9 +100,7 @@ class Copies:
         return any(self.structure.batch in term for layout in layouts for term in layout)
 
     def _run(self, values: Values, outputs: Sequence[str], state: Gated) -> dict[str, Any]:
-        missing = [n for n in outputs if n not in values]
-        made = forward(self.rows.interpreter, values, missing, state) if missing else {}
-        return {n: made[n] if n in made else values[n] for n in outputs}
+        return fetch(self.rows.interpreter, values, outputs, state)
 
 
 def _join(interpreter: Interpreter, site: Site, wanted: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from onnxprune.gates import Gates
 from onnxprune.interpret import Interpreter
 from onnxprune.model import Model
 from onnxprune.plan import Plan, Structure
+from onnxprune.probe import forward
 
 Array = NDArray[Any]
 
@@ -118,14 +119,11 @@ def check(
     Raises:
         CheckError: it does not.
     """
-    import torch
-
     interpreter = Interpreter(dense.graph)
     gated = Gates(structure, interpreter).gated(plan)
     expected = []
     for feeds in rows:
-        with torch.inference_mode():
-            found = interpreter.run(feeds, weights=gated.weights, edit=gated.edit)
+        found = forward(interpreter, feeds, state=gated)
         expected.append(
             (dict(feeds), {k: v.float().numpy() if v.is_floating_point() else v.numpy() for k, v in found.items()})
         )

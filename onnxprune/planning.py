@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.asked import device_of, method_of, why_nothing
+from onnxprune.asked import device_of, method_of, why_not_so_little, why_nothing
 from onnxprune.brief import brief
 from onnxprune.clock import Clock, Progress
 from onnxprune.compensate import compensate
@@ -86,7 +85,7 @@ class Planner:
             raise NothingToPruneError(why_nothing(structure, options))
         self.method = method_of(options, calibration)
         self.interpreter = Interpreter(model.graph, device_of(options.device))
-        judging, self.structure = brief(model, structure, self.interpreter)
+        short, self.structure = brief(model, structure, self.interpreter)
         self.gates = Gates(self.structure, self.interpreter)
         self.calibration = calibration
         self.last = False
@@ -94,7 +93,7 @@ class Planner:
         self.scores = Scores.open(scores, key_of(model.digest, self.method, options, calibration, version("onnxprune")))
         if calibration is not None:
             sizes = tokens_at_once(self.costs), tokens_to_measure(self.costs)
-            split = Split.of(self.interpreter, calibration, options, *sizes, judging)
+            split = Split.of(self.interpreter, calibration, options, *sizes, short)
             self.fit, self.held, self.table, self.select = split.fit, split.held, split.table, split.select
 
     def again(self, options: Options) -> Planner:
@@ -120,10 +119,8 @@ class Planner:
         Raises:
             BudgetError: no plan is that cheap; carries the closest that is.
         """
-        if self.options.budget.kind != "latency":
-            plan = self.bare(budget)
-        else:
-            plan, self.landing = land(self, budget)
+        timed = self.options.budget.kind == "latency"
+        plan, self.landing = land(self, budget) if timed else (self.bare(budget), None)
         if self.last:
             self.release()
         return self.finished(plan)
@@ -357,15 +354,9 @@ class Planner:
         return [s for s in self.sites if s.group.branch not in self.first.drop]
 
     def _feasible(self, budget: float) -> None:
-        kind, floor = self.options.budget.kind, self._floor()
-        dense = self.costs.total(kind)
+        floor, dense = self._floor(), self.costs.total(self.options.budget.kind)
         if budget < floor:
-            raise BudgetError(
-                f"--{kind}: {budget / dense:.3f} of the model cannot be reached; the units that may go leave "
-                f"at least {math.ceil(floor / dense * 1000) / 1000:.3f} "
-                f"({', '.join(self.options.units)}); raise the budget, or allow more kinds with --units",
-                closest=floor / dense,
-            )
+            raise BudgetError(why_not_so_little(self.options, budget / dense, floor / dense), closest=floor / dense)
 
     def _floor(self) -> float:
         """What is left of the cost when all goes that may."""

@@ -35,6 +35,15 @@ def forward(
         return interpreter.run(feeds, outputs=outputs, weights=state.weights, edit=state.edit)
 
 
+def fetch(
+    interpreter: Interpreter, values: Mapping[str, Any], names: Sequence[str], state: Gated = NOTHING
+) -> dict[str, Any]:
+    """Values by name: those that are known already, and the others computed from them."""
+    missing = [n for n in names if n not in values]
+    made = forward(interpreter, values, missing, state) if missing else {}
+    return {n: made[n] if n in made else values[n] for n in names}
+
+
 @dataclass
 class Rows:
     """A set of rows, batched by length, with the dense model's outputs on them.
@@ -124,14 +133,11 @@ class Walk:
         interpreter = self.rows.interpreter
         names = list(dict.fromkeys([*interpreter.live_before(stop, self.wanted), *extra]))
         for i, values in enumerate(self.values):
-            missing = [n for n in names if n not in values]
-            made = forward(interpreter, values, missing, state) if missing else {}
-            self.values[i] = {**{n: values[n] for n in names if n in values}, **made}
+            self.values[i] = fetch(interpreter, values, names, state)
 
     def peek(self, batch: int, name: str, state: Gated = NOTHING) -> Any:
         """A value a little further on, without moving there."""
-        values = self.values[batch]
-        return values[name] if name in values else forward(self.rows.interpreter, values, [name], state)[name]
+        return fetch(self.rows.interpreter, self.values[batch], [name], state)[name]
 
 
 def record(rows: Rows, usages: Mapping[Usage, Callable[[Any, Any], None]], state: Gated = NOTHING) -> None:

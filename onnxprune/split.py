@@ -46,14 +46,14 @@ class Split:
         options: Options,
         max_tokens: int,
         measured: int,
-        brief: Interpreter | None = None,
+        short: Interpreter | None = None,
     ) -> Split:
         """Split by the options' seed.
 
         Args:
             max_tokens: in one batch.
             measured: tokens that a level of the damage table is measured on.
-            brief: what rows that judge are run by, if by another than those that teach (brief.py).
+            short: what rows that judge are run by, if by another than those that teach (brief.py).
 
         Raises:
             UsageError: fewer rows than it takes.
@@ -73,7 +73,7 @@ class Split:
             return Rows(interpreter, dataset, max_tokens, measure)
 
         def judging(dataset: Dataset) -> Evaluator:
-            return Evaluator(Rows(brief or interpreter, dataset, max_tokens, measure))
+            return Evaluator(Rows(short or interpreter, dataset, max_tokens, measure))
 
         return cls(rows(learnt), rows(search), judging(_within(search, measured, options.seed)), judging(select))
 

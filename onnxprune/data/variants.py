@@ -16,7 +16,6 @@ from onnxprune.data.dataset import Dataset, Example
 Piece = tuple[bool, np.ndarray]
 """(whether it is framing, positions): special tokens that every row has, or a run of a row's own tokens."""
 
-
 Run = tuple[Example, np.ndarray]
 """(a row, positions in it)."""
 
@@ -39,15 +38,13 @@ def variants(dataset: Dataset, count: int, seed: int) -> Dataset:
     counted = _counted(dataset.examples)
     made: list[Example] = []
     for i in random.integers(len(rows), size=count).tolist():
-        first = dataset.examples[i], rows[i]
-        if random.random() < JOINED:
-            j = int(random.integers(len(rows)))
-            second = dataset.examples[j], rows[j]
-            if [framing for framing, _ in rows[i]] == [framing for framing, _ in rows[j]]:
-                runs = _joined(first, second, longest)
-                made.append(Example(_row(runs, counted), source=f"{first[0].source} and {second[0].source}"))
-                continue
-        made.append(Example(_row(_part(*first, random), counted), source=f"part of {first[0].source}"))
+        first, other = dataset.examples[i], int(random.integers(len(rows))) if random.random() < JOINED else None
+        if other is not None and _alike(rows[i], rows[other]):
+            second = dataset.examples[other]
+            runs, source = _joined(first, rows[i], second, rows[other], longest), f"{first.source} and {second.source}"
+        else:
+            runs, source = _part(first, rows[i], random), f"part of {first.source}"
+        made.append(Example(_row(runs, counted), source=source))
     return Dataset(tuple(made), dataset.kind, dataset.description, dataset.shared, dataset.max_batch)
 
 
@@ -60,15 +57,20 @@ def _part(example: Example, pieces: Sequence[Piece], random: np.random.Generator
     return runs
 
 
-def _joined(first: tuple[Example, Sequence[Piece]], second: tuple[Example, Sequence[Piece]], longest: int) -> list[Run]:
+def _joined(first: Example, pieces: Sequence[Piece], second: Example, more: Sequence[Piece], longest: int) -> list[Run]:
     """One row with another's tokens behind its own, up to the special token that follows, as many as there is room."""
-    room = longest - first[0].tokens
+    room = longest - first.tokens
     runs = []
-    for (framing, own), (_, more) in zip(first[1], second[1], strict=True):
-        taken = more[: 0 if framing else room]
+    for (framing, own), (_, others) in zip(pieces, more, strict=True):
+        taken = others[: 0 if framing else room]
         room -= len(taken)
-        runs += [(first[0], own), (second[0], taken)]
+        runs += [(first, own), (second, taken)]
     return runs
+
+
+def _alike(pieces: Sequence[Piece], others: Sequence[Piece]) -> bool:
+    """Whether special tokens and others follow one another alike in two rows."""
+    return [framing for framing, _ in pieces] == [framing for framing, _ in others]
 
 
 def _row(runs: Sequence[Run], counted: Set[str]) -> dict[str, np.ndarray]:
