@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from onnxprune.job import Result
-    from onnxprune.model import load
-    from onnxprune.pipeline import apply, inspect, make_plan, prune, sweep
-    from onnxprune.plan import Budget, Plan, Structure
-    from onnxprune.structure import analyze
-    from onnxprune.validation import validate
+    from onnxprune.graph.model import load
+    from onnxprune.graph.plan import Budget, Plan, Structure
+    from onnxprune.graph.structure.analyze import analyze
+    from onnxprune.measure.validation import validate
+    from onnxprune.pipeline.job import Result
+    from onnxprune.pipeline.verbs import apply, inspect, make_plan, prune, sweep
 
 _HOME = {
-    "load": "model", "analyze": "structure", "validate": "validation", "Plan": "plan", "Budget": "plan",
-    "Structure": "plan", "prune": "pipeline", "apply": "pipeline", "inspect": "pipeline", "make_plan": "pipeline",
-    "sweep": "pipeline", "Result": "job",
+    "load": "graph.model", "analyze": "graph.structure.analyze", "Plan": "graph.plan", "Budget": "graph.plan",
+    "Structure": "graph.plan", "validate": "measure.validation", "prune": "pipeline.verbs", "apply": "pipeline.verbs",
+    "inspect": "pipeline.verbs", "make_plan": "pipeline.verbs", "sweep": "pipeline.verbs", "Result": "pipeline.job",
 }  # fmt: skip
 
 __all__ = [

@@ -139,13 +139,13 @@ def _optimum(model: Path, folder: Path, task: str) -> None:
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """The program as `onnxprune ARGS` runs it: (exit code, stdout, stderr)."""
 
-    from onnxprune import cli
+    from onnxprune.cli import main
 
     def call(*args: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["onnxprune", *map(str, args)])
         capsys.readouterr()
         try:
-            cli.main()
+            main()
             code = 0
         except SystemExit as done:
             code = int(done.code or 0)

@@ -13,11 +13,11 @@ import onnx_ir as ir
 import onnxruntime
 from onnx import helper
 
-from onnxprune import ops
-from onnxprune.axes import Layout, Mask, Solver, atoms_of, flat_mask
-from onnxprune.interpret import Interpreter
-from onnxprune.ops import Change
-from onnxprune.shapes import stamp
+from onnxprune.graph import ops
+from onnxprune.graph.axes import Layout, Mask, Solver, atoms_of, flat_mask
+from onnxprune.graph.ops import Change
+from onnxprune.graph.prepare import stamp
+from onnxprune.probe.interpreter import Interpreter
 
 TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "float64": 11}
 

@@ -14,18 +14,18 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 
-from onnxprune import model as models
 from onnxprune import rewrite
-from onnxprune.axes import flat_mask
-from onnxprune.gates import Gates
-from onnxprune.interpret import Interpreter
-from onnxprune.linears import find_linears
-from onnxprune.plan import Plan, Structure, Tile
+from onnxprune.graph import model as models
+from onnxprune.graph.axes import flat_mask
+from onnxprune.graph.plan import Plan, Structure, Tile
+from onnxprune.graph.structure.analyze import analyze
+from onnxprune.graph.structure.linear_layers import find_linears
+from onnxprune.probe.gates import Gates
+from onnxprune.probe.interpreter import Interpreter
+from onnxprune.refit.solvers import Tiled
+from onnxprune.refit.sparsify import parts_of
+from onnxprune.refit.tiles import stream_atom
 from onnxprune.rewrite.tile import divisible
-from onnxprune.solve import Tiled
-from onnxprune.sparsify import parts_of
-from onnxprune.structure import analyze
-from onnxprune.tiling import stream_atom
 
 Arrays = dict[str, np.ndarray]
 

@@ -23,9 +23,9 @@ from plans import Subject, distance, in_runtime, random_plan
 from zoo import Plant, ZooModel
 from zoo_families import BROKEN
 
-from onnxprune.cost import Costs, default_bindings
-from onnxprune.matrices import matrices
-from onnxprune.plan import Plan, Structure
+from onnxprune.graph.plan import Plan, Structure
+from onnxprune.graph.structure.reading_matrices import matrices
+from onnxprune.measure.cost import Costs, default_bindings
 
 Make = Callable[[], ZooModel]
 KINDS = ("heads", "query_heads", "neurons", "channels")

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from onnxprune.cli_options import MODEL, Bar, Pairs, logs, talk
+from onnxprune.cli.options import MODEL, Bar, Pairs, logs, talk
 
 _TARGETS = ("android", "ios", "web", "qnn", "server")
 
@@ -42,9 +42,9 @@ def export(
     **kwargs: Any,
 ) -> None:  # fmt: skip
     """Make the folder that ships MODEL to a device, checked on the runtimes that are here."""
-    from onnxprune import model as models
     from onnxprune.export import export as run
-    from onnxprune.report import exported
+    from onnxprune.graph import model as models
+    from onnxprune.report import export as exported
 
     logs(verbose)
     file = models.find(model)
@@ -67,11 +67,11 @@ def import_bench(file: Path, table: Path | None = None, ep: Sequence[str] = (), 
     """
     from dataclasses import asdict
 
-    from onnxprune import runtime
     from onnxprune.errors import UsageError
     from onnxprune.export.device import read_result
-    from onnxprune.report import speed, terminal
-    from onnxprune.speed.table import save
+    from onnxprune.graph import runtime
+    from onnxprune.measure.tables.table import save
+    from onnxprune.report import latency_table, terminal
 
     rows, tables = read_result(file)
     wanted = {runtime.SHORT_NAMES.get(name.lower(), name) for name in ep}
@@ -86,6 +86,6 @@ def import_bench(file: Path, table: Path | None = None, ep: Sequence[str] = (), 
         click.echo(json.dumps(told, default=float))
     elif not quiet:
         terminal.print_latency(rows)
-        speed.print_tables(kept)
+        latency_table.print_tables(kept)
         if table is not None:
             click.echo(f"wrote {table}")

@@ -11,8 +11,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from onnxprune.cli_export import export, import_bench
-from onnxprune.cli_options import (
+from onnxprune.cli.export import export, import_bench
+from onnxprune.cli.options import (
     MODEL,
     Bar,
     Pairs,
@@ -27,8 +27,8 @@ from onnxprune.cli_options import (
     split,
     talk,
 )
-from onnxprune.cli_profile import profile
-from onnxprune.cli_run import run
+from onnxprune.cli.profile import profile
+from onnxprune.cli.run import run
 from onnxprune.errors import OnnxPruneError, UsageError
 
 
@@ -48,7 +48,7 @@ def cli() -> None:
 
 
 def _options(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Command-line values as fields of config.Options."""
+    """Command-line values as fields of search.options.Options."""
     kwargs["compensate"] = not kwargs.pop("no_compensate")
     _threads(kwargs["threads"])
     return kwargs
@@ -92,8 +92,8 @@ def prune(
     **kwargs: Any,
 ) -> None:
     """Prune MODEL to a budget: score, search, cut, mend, check, measure (the default command)."""
-    from onnxprune import model as models
-    from onnxprune import pipeline
+    from onnxprune.graph import model as models
+    from onnxprune.pipeline import verbs
     from onnxprune.report import terminal
 
     logs(verbose)
@@ -106,7 +106,7 @@ def prune(
     providers = options.pop("ep")
     metric = options.pop("metric") or None
     with Bar(quiet or as_json) as bar:
-        result = pipeline.prune(
+        result = verbs.prune(
             model,
             None if dry_run else target,
             providers=providers,
@@ -142,8 +142,8 @@ def sweep(
     force: bool, as_json: bool, quiet: bool, verbose: int, **kwargs: Any,
 ) -> None:  # fmt: skip
     """The curve: MODEL at several budgets, scored once."""
-    from onnxprune import model as models
-    from onnxprune import pipeline
+    from onnxprune.graph import model as models
+    from onnxprune.pipeline import verbs
     from onnxprune.report import html, terminal
 
     logs(verbose)
@@ -160,7 +160,7 @@ def sweep(
         "metric": options.pop("metric") or None,
     }
     with Bar(quiet or as_json) as bar:
-        results = pipeline.sweep(
+        results = verbs.sweep(
             model, flops or latency, output, kind="flops" if flops else "latency", force=force, options=options,
             progress=bar, **common,
         )  # fmt: skip
@@ -180,11 +180,11 @@ def sweep(
 @talk
 def inspect(model: Path, shape: dict[str, int], pins: bool, as_json: bool, quiet: bool, verbose: int) -> None:
     """Show what can be cut in MODEL, its share of the FLOPs, what is pinned and why."""
-    from onnxprune import pipeline
+    from onnxprune.pipeline import verbs
     from onnxprune.report import inspection
 
     logs(verbose)
-    dense, structure, costs = pipeline.inspect(model, shape)
+    dense, structure, costs = verbs.inspect(model, shape)
     found = inspection.survey(dense, structure, costs)
     if as_json:
         click.echo(json.dumps(found, indent=1))
@@ -203,9 +203,9 @@ def inspect(model: Path, shape: dict[str, int], pins: bool, as_json: bool, quiet
 @talk
 def plan(model: Path, output: Path, force: bool, as_json: bool, quiet: bool, verbose: int, **kwargs: Any) -> None:
     """Make a plan for MODEL without carrying it out: plan.json, and plan.safetensors with refit weights."""
-    from onnxprune import model as models
-    from onnxprune import pipeline
-    from onnxprune.config import Options
+    from onnxprune.graph import model as models
+    from onnxprune.pipeline import verbs
+    from onnxprune.search.options import Options
 
     logs(verbose)
     models.refuse_overwrite(output, force=force)
@@ -213,9 +213,9 @@ def plan(model: Path, output: Path, force: bool, as_json: bool, quiet: bool, ver
     asked = {name: options.pop(name) for name in ("columns", "pairs", "tokenizer", "max_length")}
     calibration = options.pop("calibration")
     limits = {kind: options.pop(kind) for kind in ("flops", "params", "size", "latency")}
-    budget = pipeline.budget_of(**limits, whole=pipeline.needs_no_budget(options))
+    budget = verbs.budget_of(**limits, whole=verbs.needs_no_budget(options))
     with Bar(quiet or as_json) as bar:
-        made = pipeline.make_plan(model, calibration, Options(budget, **options), progress=bar, **asked)
+        made = verbs.make_plan(model, calibration, Options(budget, **options), progress=bar, **asked)
     files = made.save(output)
     if as_json:
         click.echo(json.dumps(made.to_json(), indent=1))
@@ -236,13 +236,13 @@ def apply_plan(
     verbose: int,
 ) -> None:  # fmt: skip
     """Carry out PLAN on the MODEL it was made for; needs no data."""
-    from onnxprune import model as models
-    from onnxprune import pipeline
-    from onnxprune.plan import Plan
+    from onnxprune.graph import model as models
+    from onnxprune.graph.plan import Plan
+    from onnxprune.pipeline import verbs
 
     logs(verbose)
     file = models.find(model)
-    files, found = pipeline.apply(
+    files, found = verbs.apply(
         model,
         Plan.load(plan_file),
         output or file.with_name(f"{file.stem}.pruned.onnx"),
@@ -283,11 +283,12 @@ def validate(
     """
     from dataclasses import asdict
 
-    from onnxprune import data, shipped
-    from onnxprune import model as models
+    from onnxprune import data
+    from onnxprune.export import shipped_files
+    from onnxprune.graph import model as models
+    from onnxprune.measure.validation import validate as compare
+    from onnxprune.pipeline.rows import vocabulary
     from onnxprune.report import terminal
-    from onnxprune.rows import vocabulary
-    from onnxprune.validation import validate as compare
 
     logs(verbose)
     dense = models.load(model)
@@ -296,8 +297,8 @@ def validate(
         evaluation, dense.inputs, outputs=dense.outputs, folder=dense.folder, columns=columns, pairs=pairs,
         tokenizer=tokenizer, vocab_size=vocabulary(dense),
     )  # fmt: skip
-    file = shipped.find(pruned)
-    own = shipped.own_rows(
+    file = shipped_files.find(pruned)
+    own = shipped_files.own_rows(
         file, dense.inputs, dense.folder, evaluation, len(rows), outputs=dense.outputs, columns=columns, pairs=pairs
     )
     evidence = compare(dense.path, file, rows, providers=ep, metric=metric or None, rows=own)
@@ -338,9 +339,9 @@ def bench(
         raise UsageError("name the dense MODEL and the PRUNED one, or --import what a phone measured")
     from dataclasses import asdict
 
-    from onnxprune import benchmark
-    from onnxprune import model as models
-    from onnxprune.report import measured
+    from onnxprune.graph import model as models
+    from onnxprune.measure import bench as benchmark
+    from onnxprune.report import bench as measured
 
     logs(verbose)
     found = benchmark.measure(

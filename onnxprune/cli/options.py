@@ -106,7 +106,7 @@ def calibration(command: Any) -> Any:
 
 
 def planning(command: Any) -> Any:
-    """What decides the plan: the fields of config.Options."""
+    """What decides the plan: the fields of search.options.Options."""
     for option in (
         click.option(
             "--method",

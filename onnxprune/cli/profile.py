@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from onnxprune.cli_options import MODEL, Bar, Pairs, ints, logs, split, talk
+from onnxprune.cli.options import MODEL, Bar, Pairs, ints, logs, split, talk
 
 
 @click.command()
@@ -26,10 +26,10 @@ def profile(
     quiet: bool, verbose: int, force: bool, **asked: Any,
 ) -> None:  # fmt: skip
     """Measure what each module of MODEL takes at each width, for --latency-table; or export what does it elsewhere."""
-    from onnxprune import model as models
-    from onnxprune import profile as profiles
     from onnxprune.errors import UsageError
-    from onnxprune.speed import table
+    from onnxprune.graph import model as models
+    from onnxprune.measure.tables import table
+    from onnxprune.pipeline import latency_table as profiles
 
     logs(verbose)
     if (output is None) == (micro is None):
@@ -47,7 +47,7 @@ def profile(
     if as_json:
         click.echo(json.dumps([t.to_json() for t in tables]))
     elif not quiet:
-        from onnxprune.report import speed
+        from onnxprune.report import latency_table
 
-        speed.print_tables(tables)
+        latency_table.print_tables(tables)
         click.echo(f"wrote {output}")

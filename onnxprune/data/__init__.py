@@ -2,10 +2,10 @@
 
     sources   where rows come from: JSON Lines, CSV, Parquet, npz, image folders, iterables
     text, image, audio, tensors   what a row holds, as arrays for the graph's inputs
-    made      what only the graph wants (position_ids, empty past_key_values, ...)
+    filled_inputs   what only the graph wants (position_ids, empty past_key_values, ...)
     labels    class names and numbers as labels
     dataset   Example, Batch, Dataset
-    variants  more rows out of few
+    more_rows  more rows out of few
     reader    read(): the above, in that order
 
 A batch holds rows of one shape only, so nothing is padded (a graph that fixes its sequence length is the one
@@ -15,7 +15,7 @@ exception; `Batch.real` then says which tokens are real). Every guess is said in
 from __future__ import annotations
 
 from onnxprune.data.dataset import Batch, Dataset, Example
+from onnxprune.data.more_rows import variants
 from onnxprune.data.reader import read
-from onnxprune.data.variants import variants
 
 __all__ = ["Batch", "Dataset", "Example", "read", "variants"]

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.data.graph import Graph, Job, Part, Spec, describe
-from onnxprune.data.packages import package
+from onnxprune.data.model_info import Graph, Job, Part, Spec, describe
+from onnxprune.data.optional_packages import package
 from onnxprune.data.sources import Row
 from onnxprune.errors import DataError
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.data.graph import Spec
+from onnxprune.data.model_info import Spec
 from onnxprune.errors import DataError
 
 Array = NDArray[Any]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.data.graph import Graph, Job, Spec, describe, role
+from onnxprune.data.model_info import Graph, Job, Spec, describe, role
 from onnxprune.errors import DataError
 
 Array = NDArray[Any]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.data.graph import Job
+from onnxprune.data.model_info import Job
 
 IGNORED = -100  # the label of a token that does not count, as in torch's cross entropy
 

@@ -19,7 +19,7 @@ ALIASES = {"input_mask": "attention_mask", "segment_ids": "token_type_ids"}  # n
 
 
 class Spec(Protocol):
-    """A graph input or output: `onnxprune.model.InputSpec`, or anything of its shape."""
+    """A graph input or output: `onnxprune.graph.model.InputSpec`, or anything of its shape."""
 
     @property
     def name(self) -> str: ...

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.data.packages import package
+from onnxprune.data.optional_packages import package
 from onnxprune.errors import DataError
 
 Array = NDArray[Any]

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.data.graph import Job, Part, Spec, describe, role
+from onnxprune.data.filled_inputs import maker_of
 from onnxprune.data.image import image_input
-from onnxprune.data.made import maker_of
+from onnxprune.data.model_info import Job, Part, Spec, describe, role
 from onnxprune.data.sources import Row
 from onnxprune.errors import DataError
 

@@ -10,11 +10,11 @@ from typing import Any
 from onnxprune.data import tensors
 from onnxprune.data.audio import audio_input, encode_audio
 from onnxprune.data.dataset import Dataset, Example
-from onnxprune.data.graph import Files, Graph, Job, Pairs, Part, Spec
+from onnxprune.data.filled_inputs import make_missing
 from onnxprune.data.image import encode_images, image_input
-from onnxprune.data.invented import invent
 from onnxprune.data.labels import resolve
-from onnxprune.data.made import make_missing
+from onnxprune.data.model_info import Files, Graph, Job, Pairs, Part, Spec
+from onnxprune.data.random_rows import invent
 from onnxprune.data.sources import Row, open_rows, parsed
 from onnxprune.data.text import encode_questions, encode_text, encode_tokens
 from onnxprune.errors import DataError, UsageError

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.data.graph import Graph, Job
-from onnxprune.data.packages import package
+from onnxprune.data.model_info import Graph, Job
+from onnxprune.data.optional_packages import package
 from onnxprune.errors import DataError, UsageError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")

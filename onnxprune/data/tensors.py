@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.data.graph import Graph, Job, Part, Spec, describe, role, shape_text
 from onnxprune.data.labels import IGNORED
+from onnxprune.data.model_info import Graph, Job, Part, Spec, describe, role, shape_text
 from onnxprune.data.sources import Row, parsed
 from onnxprune.errors import DataError
 

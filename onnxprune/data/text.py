@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.data.graph import Job, Pairs, Part
 from onnxprune.data.labels import IGNORED, class_ids
-from onnxprune.data.packages import package
+from onnxprune.data.model_info import Job, Pairs, Part
+from onnxprune.data.optional_packages import package
 from onnxprune.data.sources import Row, parsed
 from onnxprune.data.tokenizer import Tokenizer, load_tokenizer
 from onnxprune.errors import DataError

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxprune.data.graph import Files, Job
-from onnxprune.data.packages import package
+from onnxprune.data.model_info import Files, Job
+from onnxprune.data.optional_packages import package
 from onnxprune.errors import DataError, UsageError
 
 SLOW_FILES = (

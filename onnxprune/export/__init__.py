@@ -6,7 +6,7 @@ export("small.onnx", "web", "site", quantize="int8", calibration="rows.jsonl", e
 from __future__ import annotations
 
 from onnxprune.export.base import Artefact, Exported, Target
-from onnxprune.export.registry import TARGETS
 from onnxprune.export.run import export
+from onnxprune.export.targets.registry import TARGETS
 
 __all__ = ["TARGETS", "Artefact", "Exported", "Target", "export"]

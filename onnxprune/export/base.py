@@ -9,15 +9,15 @@ from typing import Any, Protocol
 
 import onnx_ir as ir
 
-from onnxprune import model as models
 from onnxprune.data import Dataset
-from onnxprune.equivalence import Equivalence
-from onnxprune.export.fixed import fix, sizes_for
+from onnxprune.export.fixed_shapes import fix, sizes_for
+from onnxprune.export.precision import Step, quantize
+from onnxprune.export.precision.integer import Feeds
 from onnxprune.export.usability import Usability
-from onnxprune.model import InputSpec, Model
-from onnxprune.precision import Step, quantize
-from onnxprune.precision.integer import Feeds
-from onnxprune.validation import Evidence
+from onnxprune.graph import model as models
+from onnxprune.graph.model import InputSpec, Model
+from onnxprune.measure.equivalence import Equivalence
+from onnxprune.measure.validation import Evidence
 
 Rows = Callable[[Sequence[InputSpec]], Dataset | None]
 
@@ -176,7 +176,7 @@ class Target(Protocol):
 
 def scheme_for(target: Target, shop: Workshop) -> str:
     """The scheme that was asked for, as this target means it; empty for none."""
-    from onnxprune.precision.apply import scheme_of
+    from onnxprune.export.precision.apply import scheme_of
 
     asked = shop.asked.quantize
     if asked is None:

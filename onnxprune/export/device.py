@@ -15,19 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import model as models
-from onnxprune.cost import Costs
 from onnxprune.errors import DataError, NothingToPruneError
 from onnxprune.export import ort_format
 from onnxprune.export.base import Artefact, Workshop
-from onnxprune.export.fixed import sizes_for
-from onnxprune.latency import LatencyRow, Times
-from onnxprune.metrics import bootstrap_interval
-from onnxprune.runtime import CPU, SHORT_NAMES, Coverage
-from onnxprune.speed import kit
-from onnxprune.speed.source import write as write_micro
-from onnxprune.speed.table import Entry, LatencyTable
-from onnxprune.structure import analyze
+from onnxprune.export.fixed_shapes import sizes_for
+from onnxprune.graph import model as models
+from onnxprune.graph.runtime import CPU, SHORT_NAMES, Coverage
+from onnxprune.graph.structure.analyze import analyze
+from onnxprune.measure.cost import Costs
+from onnxprune.measure.latency import LatencyRow, Times
+from onnxprune.measure.metrics import bootstrap_interval
+from onnxprune.measure.tables import device_kit
+from onnxprune.measure.tables.source import write as write_micro
+from onnxprune.measure.tables.table import Entry, LatencyTable
 
 FORMAT = 2
 _DENSE, _PRUNED = "dense.ort", "model.ort"
@@ -67,7 +67,7 @@ def _modules(
     """What a table will say of the reference model, and of the micro-models written to `folder`, by file."""
     model = shop.model if reference is None else models.load(reference)
     try:
-        costs = kit.costs_of(Costs(model, analyze(model), bindings), ("heads", "neurons", "blocks"), CPU)
+        costs = device_kit.costs_of(Costs(model, analyze(model), bindings), ("heads", "neurons", "blocks"), CPU)
     except NothingToPruneError as error:
         shop.say(f"the device kit has no micro-models: {error}")
         return {}, {}
@@ -77,8 +77,8 @@ def _modules(
         source = write_micro(micro, shop.file, shop.scratch)
         ort_format.convert(source, folder / f"{source.stem}.ort")
         source.unlink()
-        made[f"micro/{source.stem}.ort"] = dict(kit.told(micro))
-    return dict(kit.told(whole)), made
+        made[f"micro/{source.stem}.ort"] = dict(device_kit.told(micro))
+    return dict(device_kit.told(whole)), made
 
 
 _README = """# Measure on a phone

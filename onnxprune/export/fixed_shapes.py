@@ -8,12 +8,12 @@ from pathlib import Path
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from onnxprune import shapes
 from onnxprune.data import Dataset
-from onnxprune.data.graph import Files
+from onnxprune.data.model_info import Files
 from onnxprune.errors import UsageError
-from onnxprune.model import InputSpec
-from onnxprune.values import dims
+from onnxprune.graph import prepare
+from onnxprune.graph.model import InputSpec
+from onnxprune.graph.values import dims
 
 SEQUENCE = 128
 """Tokens of a row where nothing says how long rows are."""
@@ -43,8 +43,8 @@ def fix(model: ir.Model, sizes: Mapping[str, int]) -> ir.Model:
         found = value.meta.pop("onnxprune.shape", None)
         if value.shape is not None:
             value.shape = ir.Shape([sizes.get(d.value or "", d) if not isinstance(d, int) else d for d in value.shape])
-    model.graph.meta.pop("onnxprune.dimensions", None)
-    shapes.normalise(model)
+    model.graph.meta.pop("onnxprune.graph.dimensions", None)
+    prepare.normalise(model)
     _declare_outputs(model)
     passes.RemoveUnusedNodesPass()(model)
     for name in [n for n, v in model.graph.initializers.items() if not v.uses() and not v.is_graph_output()]:

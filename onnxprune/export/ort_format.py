@@ -6,9 +6,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from onnxprune import runtime
-from onnxprune.precision.integer import quiet
-from onnxprune.runtime import SavedStyle
+from onnxprune.export.precision.integer import quiet
+from onnxprune.graph import runtime
+from onnxprune.graph.runtime import SavedStyle
 
 
 def convert(source: Path, target: Path, style: SavedStyle = "fixed") -> Path:

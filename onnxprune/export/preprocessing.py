@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.data.graph import Files, Graph, Job, role
 from onnxprune.data.image import Layout, image_input, preparation
+from onnxprune.data.model_info import Files, Graph, Job, role
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.data.tokenizer import load_tokenizer
 from onnxprune.errors import DataError, UsageError
-from onnxprune.export.fixed import image_sizes
-from onnxprune.model import InputSpec
+from onnxprune.export.fixed_shapes import image_sizes
+from onnxprune.graph.model import InputSpec
 
 
 def preprocessing(inputs: Sequence[InputSpec], outputs: Sequence[InputSpec], folder: Path) -> dict[str, Any]:

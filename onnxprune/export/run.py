@@ -13,19 +13,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from onnxprune import data, latency, runtime, shipped, vocabulary
-from onnxprune import model as models
-from onnxprune.companions import copy_companions
+from onnxprune import data
 from onnxprune.data import Dataset
-from onnxprune.equivalence import Equivalence, max_distance
 from onnxprune.errors import CheckError, OnnxPruneError, UsageError
-from onnxprune.export import bundle, samples, usability
+from onnxprune.export import bundle, samples, shipped_files, usability, vocabulary
 from onnxprune.export.base import Artefact, Asked, Exported, Target, Workshop, scheme_for
+from onnxprune.export.precision import SCHEMES, measure_steps
 from onnxprune.export.preprocessing import preprocessing
-from onnxprune.export.registry import TARGETS
-from onnxprune.model import InputSpec, Model
-from onnxprune.precision import SCHEMES, measure_steps
-from onnxprune.validation import Teacher, aligned_outputs, compare
+from onnxprune.export.targets.registry import TARGETS
+from onnxprune.graph import model as models
+from onnxprune.graph import runtime
+from onnxprune.graph.companions import copy_companions
+from onnxprune.graph.model import InputSpec, Model
+from onnxprune.measure import latency
+from onnxprune.measure.equivalence import Equivalence, max_distance
+from onnxprune.measure.validation import Teacher, aligned_outputs, compare
 
 ROWS = 128
 """Calibration rows that ranges and shapes are taken from."""
@@ -220,7 +222,7 @@ class _Job:
         measured = []
         for artefact in artefacts:
             file = self.folder / artefact.file
-            own = shipped.own_rows(
+            own = shipped_files.own_rows(
                 file, original.inputs, original.folder, self.evaluation, len(rows), outputs=original.outputs,
                 **self.reading,
             )  # fmt: skip

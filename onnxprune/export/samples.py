@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune import data, runtime
+from onnxprune import data
 from onnxprune.data import Dataset
-from onnxprune.data.graph import Files, Graph, Job
+from onnxprune.data.model_info import Files, Graph, Job
 from onnxprune.data.sources import open_rows
 from onnxprune.export.base import Artefact
-from onnxprune.export.fixed import image_sizes
-from onnxprune.model import InputSpec
-from onnxprune.synthetic import synthesize
+from onnxprune.export.fixed_shapes import image_sizes
+from onnxprune.graph import runtime
+from onnxprune.graph.example_feeds import synthesize
+from onnxprune.graph.model import InputSpec
 
 COUNT = 4
 EXACT, QUANTISED = 1e-3, 0.15

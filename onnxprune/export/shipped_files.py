@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxprune import data, latency
-from onnxprune import model as models
+from onnxprune import data
 from onnxprune.data import Dataset
-from onnxprune.data.graph import Files
+from onnxprune.data.model_info import Files
 from onnxprune.errors import DataError
-from onnxprune.model import InputSpec
+from onnxprune.graph import model as models
+from onnxprune.graph.model import InputSpec
+from onnxprune.measure import latency
 
 
 def find(path: Path) -> Path:

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from onnxprune.precision.integer import quiet
+from onnxprune.export.precision.integer import quiet
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.companions import copy_companions
-from onnxprune.data.packages import package
+from onnxprune.data.optional_packages import package
 from onnxprune.errors import DataError, UnsupportedError
-from onnxprune.model import Model
-from onnxprune.values import constant
+from onnxprune.graph.companions import copy_companions
+from onnxprune.graph.model import Model
+from onnxprune.graph.values import constant
 
 _HELD_OUT = 10
 """Every tenth line is left out once, to tell what share of lines that were not seen is covered."""

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from onnxprune.errors import UsageError
 
 if TYPE_CHECKING:
-    from onnxprune.model import InputSpec
-    from onnxprune.runtime import Feeds
+    from onnxprune.graph.model import InputSpec
+    from onnxprune.graph.runtime import Feeds
 
 Array = NDArray[Any]
 

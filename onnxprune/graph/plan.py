@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.axes import Layout, Mask, in_whole_terms
 from onnxprune.errors import InputError, UsageError
+from onnxprune.graph.axes import Layout, Mask, in_whole_terms
 
 SCHEMA = 1
 """Version of plan.json."""

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import runtime
 from onnxprune.errors import UnsupportedError
+from onnxprune.graph import runtime
 
 _IR_VERSION = 10
 

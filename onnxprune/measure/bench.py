@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxprune import javascript, latency, profiling, runtime
 from onnxprune.errors import UsageError
-from onnxprune.latency import LatencyRow
-from onnxprune.runtime import CPU, Coverage
-from onnxprune.synthetic import synthesize
+from onnxprune.graph import runtime
+from onnxprune.graph.example_feeds import synthesize
+from onnxprune.graph.runtime import CPU, Coverage
+from onnxprune.measure import latency, node, operator_profile
+from onnxprune.measure.latency import LatencyRow
 
 PROFILED = 15
 """Passes that times by operator are medians of."""
@@ -88,7 +89,7 @@ def measure(
     inputs = latency.graph_inputs(dense)
     shapes = list(product(batch or (None,), sequence or (None,)))
     cases = [synthesize(inputs, batch=b, sequence=s, dims=dims, seed=seed) for b, s in shapes]
-    scripted = [p for p in providers if p in javascript.PACKAGES]
+    scripted = [p for p in providers if p in node.PACKAGES]
     named = (
         runtime.resolve_providers([p for p in providers if p not in scripted]) if len(scripted) < len(providers) else ()
     )
@@ -113,8 +114,8 @@ def measure(
 def _scripted(
     name: str, dense: Path, pruned: Path, feeds: runtime.Feeds, threads: int, runs: int, seed: int
 ) -> LatencyRow:
-    found = javascript.time(name, dense, pruned, feeds, threads=threads, runs=runs)
-    provider = javascript.PACKAGES[name]
+    found = node.time(name, dense, pruned, feeds, threads=threads, runs=runs)
+    provider = node.PACKAGES[name]
     unknown = Coverage(
         provider, 0, 0, None
     )  # the one provider of the session has all nodes, and their number is not told
@@ -149,7 +150,7 @@ def _operators(dense: Path, pruned: Path, feeds: runtime.Feeds, threads: int) ->
     """Types of operators, the most expensive of the dense model first."""
     totals: dict[str, list[tuple[int, float]]] = defaultdict(lambda: [(0, 0.0), (0, 0.0)])
     for which, model in enumerate((dense, pruned)):
-        for op, told in profiling.by_operator(model, feeds, threads=threads, passes=PROFILED).items():
+        for op, told in operator_profile.by_operator(model, feeds, threads=threads, passes=PROFILED).items():
             totals[op][which] = told
     shape = {name: value.shape for name, value in feeds.items()}
     ordered = sorted(totals.items(), key=lambda item: -max(item[1][0][1], item[1][1][1]))

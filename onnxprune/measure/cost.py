@@ -16,16 +16,16 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune import ops
-from onnxprune.axes import Layout, Mask, atoms_of, kept_ratio
-from onnxprune.dimensions import evaluate
 from onnxprune.errors import UnsupportedError, UsageError
-from onnxprune.foreign import reads
-from onnxprune.interpret import Interpreter
-from onnxprune.model import Model
-from onnxprune.plan import Branch, Group, Plan, Structure
-from onnxprune.synthetic import synthesize
-from onnxprune.values import dims
+from onnxprune.graph import ops
+from onnxprune.graph.axes import Layout, Mask, atoms_of, kept_ratio
+from onnxprune.graph.dimensions import evaluate
+from onnxprune.graph.example_feeds import synthesize
+from onnxprune.graph.model import Model
+from onnxprune.graph.plan import Branch, Group, Plan, Structure
+from onnxprune.graph.single_nodes import reads
+from onnxprune.graph.values import dims
+from onnxprune.probe.interpreter import Interpreter
 
 
 class Costs:

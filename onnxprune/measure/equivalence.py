@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune import runtime
 from onnxprune.errors import CheckError
-from onnxprune.gates import Gates
-from onnxprune.interpret import Interpreter
-from onnxprune.model import Model
-from onnxprune.plan import Plan, Structure
-from onnxprune.probe import forward
+from onnxprune.graph import runtime
+from onnxprune.graph.model import Model
+from onnxprune.graph.plan import Plan, Structure
+from onnxprune.probe.forward import forward
+from onnxprune.probe.gates import Gates
+from onnxprune.probe.interpreter import Interpreter
 
 Array = NDArray[Any]
 

@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune import runtime
 from onnxprune.errors import UnsupportedError, UsageError
-from onnxprune.metrics import bootstrap_interval
-from onnxprune.runtime import Coverage
-from onnxprune.synthetic import synthesize
+from onnxprune.graph import runtime
+from onnxprune.graph.example_feeds import synthesize
+from onnxprune.graph.runtime import Coverage
+from onnxprune.measure.metrics import bootstrap_interval
 
 if TYPE_CHECKING:
-    from onnxprune.model import InputSpec
+    from onnxprune.graph.model import InputSpec
 
 Array = NDArray[Any]
 ModelFile = str | os.PathLike[str] | bytes
@@ -254,7 +254,7 @@ def graph_outputs(model: ModelFile) -> tuple[InputSpec, ...]:
 
 
 def _specs(values: Iterable[Any], what: str) -> tuple[InputSpec, ...]:
-    from onnxprune.model import InputSpec
+    from onnxprune.graph.model import InputSpec
 
     specs = []
     for held in values:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import CheckError, UsageError
-from onnxprune.runtime import Feeds
+from onnxprune.graph.runtime import Feeds
 
 PACKAGES = {"node": "onnxruntime-node", "web": "onnxruntime-web"}
 """What `--ep` calls them -> the npm package."""

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from onnxprune import runtime
 from onnxprune.errors import UnsupportedError
+from onnxprune.graph import runtime
 
 Shape = tuple[int, ...]
 _SUFFIX = "_kernel_time"

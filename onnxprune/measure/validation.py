@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune import divergence as measures
-from onnxprune import runtime
-from onnxprune.equivalence import Equivalence, equivalence, max_distance
 from onnxprune.errors import DataError
-from onnxprune.metrics import IGNORED, Metric, bootstrap_interval, choose_metric
-from onnxprune.metrics.observe import teacher_cosines, teacher_decisions
-from onnxprune.metrics.values import ratio
+from onnxprune.graph import runtime
+from onnxprune.measure.equivalence import Equivalence, equivalence, max_distance
+from onnxprune.measure.metrics import IGNORED, Metric, bootstrap_interval, choose_metric
+from onnxprune.measure.metrics.observe import teacher_cosines, teacher_decisions
+from onnxprune.measure.metrics.values import ratio
+from onnxprune.probe import divergence as measures
 
 if TYPE_CHECKING:
     from onnxprune.data import Batch, Dataset

@@ -14,29 +14,32 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxprune import latency, recipe, rewrite, summary
-from onnxprune import model as models
 from onnxprune import report as reports
-from onnxprune.clock import Clock, Progress
-from onnxprune.companions import copy_companions
-from onnxprune.config import Options
-from onnxprune.cost import Costs
+from onnxprune import rewrite
 from onnxprune.data import Dataset
-from onnxprune.equivalence import Equivalence, check
-from onnxprune.latency_budget import verified
-from onnxprune.model import Model
-from onnxprune.plan import Budget, Plan, Structure
-from onnxprune.planning import Planner
-from onnxprune.precision import Step, measure_steps
-from onnxprune.precision.apply import scheme_of
+from onnxprune.export.precision import Step, measure_steps
+from onnxprune.export.precision.apply import scheme_of
+from onnxprune.graph import model as models
+from onnxprune.graph.companions import copy_companions
+from onnxprune.graph.example_feeds import synthesize
+from onnxprune.graph.model import Model
+from onnxprune.graph.plan import Budget, Plan, Structure
+from onnxprune.graph.runtime import CPU, resolve_providers
+from onnxprune.graph.structure.analyze import analyze
+from onnxprune.measure import latency
+from onnxprune.measure.cost import Costs
+from onnxprune.measure.equivalence import Equivalence, check
+from onnxprune.measure.validation import Evidence, Teacher, compare
+from onnxprune.pipeline import report_facts
+from onnxprune.pipeline.rows import read_rows, shape_of
+from onnxprune.refit.solvers.linalg import numpy_on_one_thread
+from onnxprune.refit.sparsify import zeros_in
 from onnxprune.report import html
-from onnxprune.rows import read_rows, shape_of
-from onnxprune.runtime import CPU, resolve_providers
-from onnxprune.solve.linalg import numpy_on_one_thread
-from onnxprune.sparsify import zeros_in
-from onnxprune.structure import analyze
-from onnxprune.synthetic import synthesize
-from onnxprune.validation import Evidence, Teacher, compare
+from onnxprune.search import units_then_zeros
+from onnxprune.search.latency_budget import verified
+from onnxprune.search.options import Options
+from onnxprune.search.planner import Planner
+from onnxprune.search.progress import Clock, Progress
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +141,7 @@ class Job:
     def plan(self, budget: Budget) -> Plan:
         """A plan within a budget of the options' kind."""
         with numpy_on_one_thread():
-            return recipe.carry_out(self.planner, budget)
+            return units_then_zeros.carry_out(self.planner, budget)
 
     def run(self, budget: Budget, target: Path | None, *, force: bool = False) -> Result:
         """Plan, rewrite, check, measure, and write; nothing is written where the check fails."""
@@ -217,7 +220,7 @@ class Job:
                 )  # fmt: skip
         return replace(
             self._report(plan, budget, file, place, found, evidence, timed),
-            sparsity=summary.sparsity_of(plan, zeros, self.planner.costs),
+            sparsity=report_facts.sparsity_of(plan, zeros, self.planner.costs),
         )
 
     def _fewer_bits(self, file: Path, target: Path) -> tuple[Step, ...]:
@@ -278,7 +281,7 @@ class Job:
             flops=reports.Flops(2 * costs.macs(), 2 * costs.macs(plan), by_op, costs.bindings),
             params=reports.Change(costs.params(), costs.params(plan)),
             size_bytes=reports.Change(models.size(self.dense.path), models.size(file)),
-            units=summary.units_of(self.structure, plan, self.planner),
+            units=report_facts.units_of(self.structure, plan, self.planner),
             recipe={
                 "options": replace(self.options, budget=budget).to_json(),
                 "sources": {
@@ -289,7 +292,7 @@ class Job:
                     "quantize": self.quantize,
                 },
                 "method": self.planner.method,
-                "versions": summary.versions(),
+                "versions": report_facts.versions(),
                 "data": said,
                 "divergence": divergence,
             },
@@ -299,10 +302,10 @@ class Job:
             drift=evidence.drift if evidence else None,
             latency=tuple(timed),
             landing=landing,
-            warnings=summary.warnings_of(self.learn, self.judge)
+            warnings=report_facts.warnings_of(self.learn, self.judge)
             + ((landing.said,) if landing and landing.said else ()),
             seconds=dict(self.clock.seconds),
-            peak_memory_bytes=summary.peak_memory(),
+            peak_memory_bytes=report_facts.peak_memory(),
         )
 
 

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from onnxprune import model as models
-from onnxprune import runtime
-from onnxprune.clock import Progress
-from onnxprune.cost import Costs
 from onnxprune.errors import UsageError
-from onnxprune.rows import shape_of
-from onnxprune.speed import kit, source
-from onnxprune.speed.micro import Cutter, Micro
-from onnxprune.speed.table import LatencyTable
-from onnxprune.structure import analyze
+from onnxprune.graph import model as models
+from onnxprune.graph import runtime
+from onnxprune.graph.structure.analyze import analyze
+from onnxprune.measure.cost import Costs
+from onnxprune.measure.tables import device_kit, source
+from onnxprune.measure.tables.micro_models import Cutter, Micro
+from onnxprune.measure.tables.table import LatencyTable
+from onnxprune.pipeline.rows import shape_of
+from onnxprune.search.progress import Progress
 
 UNITS = ("heads", "neurons", "blocks")
 
@@ -52,7 +52,7 @@ def profile(
                     bar = partial(told, f"table {len(tables) + 1}")
                     return source.obtained(cutter, needed, provider, count, fresh=True, progress=bar)
 
-                tables.append(kit.costs_of(counted, units, provider, every=True, obtain=obtain).table)
+                tables.append(device_kit.costs_of(counted, units, provider, every=True, obtain=obtain).table)
     return tables
 
 
@@ -71,7 +71,9 @@ def export(
     if folder.exists():
         raise UsageError(f"{folder}: exists already; choose another name")
     provider = runtime.SHORT_NAMES.get(ep[0].lower(), ep[0])
-    return kit.export([kit.costs_of(counted, units, provider) for counted in _counted(model, shapes)], folder)
+    return device_kit.export(
+        [device_kit.costs_of(counted, units, provider) for counted in _counted(model, shapes)], folder
+    )
 
 
 def _counted(model: str | os.PathLike[str], shapes: Sequence[Mapping[str, int]]) -> list[Costs]:

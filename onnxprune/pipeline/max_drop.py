@@ -10,12 +10,12 @@ import re
 import tempfile
 from pathlib import Path
 
-from onnxprune import model as models
 from onnxprune import rewrite
 from onnxprune.errors import BudgetError, UsageError
-from onnxprune.job import Job
-from onnxprune.plan import Budget, Plan
-from onnxprune.validation import Accuracy
+from onnxprune.graph import model as models
+from onnxprune.graph.plan import Budget, Plan
+from onnxprune.measure.validation import Accuracy
+from onnxprune.pipeline.job import Job
 
 SMALLEST, LARGEST, STEPS = 0.1, 0.95, 6
 

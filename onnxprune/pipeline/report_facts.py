@@ -8,39 +8,39 @@ import sys
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
-from onnxprune import report as reports
-from onnxprune.cost import Costs
+from onnxprune import report
 from onnxprune.data import Dataset
-from onnxprune.plan import Plan, Structure
-from onnxprune.planning import Planner
+from onnxprune.graph.plan import Plan, Structure
+from onnxprune.measure.cost import Costs
+from onnxprune.search.planner import Planner
 
 ACCELERATED = {"2:4": ("TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")}
 """Patterns of zeros that some provider computes faster."""
 
 
-def units_of(structure: Structure, plan: Plan, planner: Planner) -> tuple[reports.Units, ...]:
+def units_of(structure: Structure, plan: Plan, planner: Planner) -> tuple[report.Units, ...]:
     """What every site and branch keeps."""
     found = []
     for site in planner.sites:
         group = site.group
         gone = group.branch is not None and group.branch in plan.drop
         kept = () if gone else plan.keep.get(group.id, tuple(range(group.size)))
-        found.append(reports.Units(group.id, group.kind, group.layer, group.size, len(kept), tuple(kept)))
+        found.append(report.Units(group.id, group.kind, group.layer, group.size, len(kept), tuple(kept)))
     for branch in structure.branches:
         there = int(branch.id not in plan.drop)
-        found.append(reports.Units(branch.id, "blocks", branch.layer, 1, there, (0,) if there else ()))
+        found.append(report.Units(branch.id, "blocks", branch.layer, 1, there, (0,) if there else ()))
     return tuple(found)
 
 
-def sparsity_of(plan: Plan, zeros: float | None, costs: Costs) -> reports.Sparsity | None:
+def sparsity_of(plan: Plan, zeros: float | None, costs: Costs) -> report.Sparsity | None:
     """The pattern of zeros, their share, and who computes it faster; None where there is none."""
     if zeros is None:
         return None
     pattern = ", ".join(dict.fromkeys(plan.sparsity.values()))
     skipped = None
     if plan.tiles:
-        skipped = reports.Change(2 * costs.macs(replace(plan, tiles={})), 2 * costs.macs(plan))
-    return reports.Sparsity(pattern, zeros, ACCELERATED.get(pattern, ()), skipped)
+        skipped = report.Change(2 * costs.macs(replace(plan, tiles={})), 2 * costs.macs(plan))
+    return report.Sparsity(pattern, zeros, ACCELERATED.get(pattern, ()), skipped)
 
 
 def warnings_of(learn: Dataset | None, judge: Dataset | None) -> tuple[str, ...]:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from onnxprune import data
-from onnxprune.config import Options
-from onnxprune.cost import default_bindings
 from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
-from onnxprune.model import Model
+from onnxprune.graph.model import Model
+from onnxprune.measure.cost import default_bindings
+from onnxprune.search.options import Options
 
 
 def read_rows(

@@ -12,25 +12,26 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from onnxprune import data, recipe, rewrite
-from onnxprune import model as models
-from onnxprune.clock import Progress
-from onnxprune.companions import copy_companions
-from onnxprune.config import Options
-from onnxprune.cost import Costs, default_bindings
-from onnxprune.drop import smallest_within
-from onnxprune.equivalence import Equivalence, check
+from onnxprune import data, rewrite
 from onnxprune.errors import UsageError
-from onnxprune.gates import Gates
-from onnxprune.interpret import Interpreter
-from onnxprune.job import Job, Result
-from onnxprune.model import Model
-from onnxprune.plan import Budget, Plan, Structure
-from onnxprune.planning import Planner
-from onnxprune.rows import shape_of, vocabulary
-from onnxprune.sparsify import zeros_in
-from onnxprune.structure import analyze
-from onnxprune.synthetic import synthesize
+from onnxprune.graph import model as models
+from onnxprune.graph.companions import copy_companions
+from onnxprune.graph.example_feeds import synthesize
+from onnxprune.graph.model import Model
+from onnxprune.graph.plan import Budget, Plan, Structure
+from onnxprune.graph.structure.analyze import analyze
+from onnxprune.measure.cost import Costs, default_bindings
+from onnxprune.measure.equivalence import Equivalence, check
+from onnxprune.pipeline.job import Job, Result
+from onnxprune.pipeline.max_drop import smallest_within
+from onnxprune.pipeline.rows import shape_of, vocabulary
+from onnxprune.probe.gates import Gates
+from onnxprune.probe.interpreter import Interpreter
+from onnxprune.refit.sparsify import zeros_in
+from onnxprune.search import units_then_zeros
+from onnxprune.search.options import Options
+from onnxprune.search.planner import Planner
+from onnxprune.search.progress import Progress
 
 
 def prune(
@@ -70,7 +71,7 @@ def prune(
         providers: execution providers to validate and time on.
         metric: of the task; guessed and said when None.
         quantize: also write the pruned model in fewer bits (`precision` lists the schemes), and measure each step.
-        options: fields of `config.Options`.
+        options: fields of `search.options.Options`.
 
     Raises:
         OnnxPruneError: see `errors`; nothing is written then.
@@ -177,7 +178,7 @@ def make_plan(
             **asked,
         )
     planner = Planner(dense, structure, options, learn, shape_of(dense, options.shape, learn), progress=progress)
-    plan = recipe.carry_out(planner, options.budget)
+    plan = units_then_zeros.carry_out(planner, options.budget)
     return plan if planner.landing is None else replace(plan, notes={"latency": asdict(planner.landing)})
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from onnxprune.data import Batch
-from onnxprune.gates import Gated
-from onnxprune.interpret import Interpreter
-from onnxprune.plan import Structure
-from onnxprune.probe import Rows, fetch
-from onnxprune.sites import Site
+from onnxprune.graph.plan import Structure
+from onnxprune.graph.structure.sites import Site
+from onnxprune.probe.forward import Rows, fetch
+from onnxprune.probe.gates import Gated
+from onnxprune.probe.interpreter import Interpreter
 
 Values = Mapping[str, Any]
 Distance = Callable[[int, Values], np.ndarray]

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from onnxprune.data import Batch
-from onnxprune.interpret import Usage
-from onnxprune.linears import find_linears
-from onnxprune.matrices import Matrix
-from onnxprune.plan import Structure
-from onnxprune.probe import Rows
-from onnxprune.sites import Site
-from onnxprune.trajectory import boundaries
+from onnxprune.graph.plan import Structure
+from onnxprune.graph.structure.linear_layers import find_linears
+from onnxprune.graph.structure.reading_matrices import Matrix
+from onnxprune.graph.structure.sites import Site
+from onnxprune.probe.forward import Rows
+from onnxprune.probe.interpreter import Usage
+from onnxprune.probe.trajectory import boundaries
 
 POWER_STEPS = 100
 POWER_TOLERANCE = 1e-4

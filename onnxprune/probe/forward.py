@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from onnxprune.data import Batch, Dataset
-from onnxprune.divergence import Divergence, Kind, choose
 from onnxprune.errors import UnsupportedError
-from onnxprune.gates import Gated
-from onnxprune.interpret import Interpreter, Usage
-from onnxprune.matrices import Matrix
-from onnxprune.moments import Gram
-from onnxprune.plan import Structure
-from onnxprune.sites import Site
+from onnxprune.graph.plan import Structure
+from onnxprune.graph.structure.reading_matrices import Matrix
+from onnxprune.graph.structure.sites import Site
+from onnxprune.probe.divergence import Divergence, Kind, choose
+from onnxprune.probe.gates import Gated
+from onnxprune.probe.interpreter import Interpreter, Usage
+from onnxprune.probe.second_moments import Gram
 
 NOTHING = Gated({}, {})
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.axes import DYNAMIC, Layout, Mask, atoms_of, flat_mask, index_of
 from onnxprune.errors import UnsupportedError, UsageError
-from onnxprune.foreign import reads
-from onnxprune.interpret import Interpreter, Usage
-from onnxprune.ops.normalize import narrows
-from onnxprune.plan import Branch, Plan, Reader, Structure
+from onnxprune.graph.axes import DYNAMIC, Layout, Mask, atoms_of, flat_mask, index_of
+from onnxprune.graph.ops.normalize import narrows
+from onnxprune.graph.plan import Branch, Plan, Reader, Structure
+from onnxprune.graph.single_nodes import reads
+from onnxprune.probe.interpreter import Interpreter, Usage
 
 
 @dataclass(frozen=True)

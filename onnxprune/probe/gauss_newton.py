@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from onnxprune.data import Batch
-from onnxprune.divergence import Kind, Measure
-from onnxprune.probe import Rows
+from onnxprune.probe.divergence import Kind, Measure
+from onnxprune.probe.forward import Rows
 
 
 def output_probes(

@@ -14,9 +14,9 @@ from typing import Any, cast
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import ops
 from onnxprune.errors import UnsupportedError
-from onnxprune.foreign import Foreign, reads
+from onnxprune.graph import ops
+from onnxprune.graph.single_nodes import Foreign, reads
 
 Usage = tuple[str, int]
 """(node name, input index); a graph output is ("", its position)."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from onnxprune import ops, rewrite
-from onnxprune.interpret import Interpreter
-from onnxprune.model import Model
-from onnxprune.plan import Structure
+from onnxprune import rewrite
+from onnxprune.graph import ops
+from onnxprune.graph.model import Model
+from onnxprune.graph.plan import Structure
+from onnxprune.probe.interpreter import Interpreter
 
 
 def brief(model: Model, structure: Structure, whole: Interpreter) -> tuple[Interpreter, Structure]:

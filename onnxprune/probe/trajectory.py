@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.curvature import output_probes, signs
 from onnxprune.data import Batch
-from onnxprune.divergence import Kind
 from onnxprune.errors import UnsupportedError
-from onnxprune.interpret import Usage
-from onnxprune.plan import Structure
-from onnxprune.probe import Rows, by_sample
-from onnxprune.sites import Site
+from onnxprune.graph.plan import Structure
+from onnxprune.graph.structure.sites import Site
+from onnxprune.probe.divergence import Kind
+from onnxprune.probe.forward import Rows, by_sample
+from onnxprune.probe.gauss_newton import output_probes, signs
+from onnxprune.probe.interpreter import Usage
 
 TOKENS = 768
 """The most tokens whose features are compared with one another."""

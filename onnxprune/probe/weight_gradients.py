@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from onnxprune.gates import Gated
-from onnxprune.interpret import Interpreter, Usage
-from onnxprune.probe import Rows, sample_loss
+from onnxprune.probe.forward import Rows, sample_loss
+from onnxprune.probe.gates import Gated
+from onnxprune.probe.interpreter import Interpreter, Usage
 
 STEP_ROWS = 16
 """The most calibration rows in a step."""

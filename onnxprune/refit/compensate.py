@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxprune.axes import flat_mask
-from onnxprune.gates import Gates
-from onnxprune.linears import Linear
-from onnxprune.plan import Plan
-from onnxprune.probe import Evaluator, Rows, Weights
-from onnxprune.search import surely_lower
-from onnxprune.side_by_side import SideBySide
-from onnxprune.solve import INFINITE, Moments, error, fit_held_out
+from onnxprune.graph.axes import flat_mask
+from onnxprune.graph.plan import Plan
+from onnxprune.graph.structure.linear_layers import Linear
+from onnxprune.probe.forward import Evaluator, Rows, Weights
+from onnxprune.probe.gates import Gates
+from onnxprune.refit.paired_runs import SideBySide
+from onnxprune.refit.solvers import INFINITE, Moments, error, fit_held_out
+from onnxprune.refit.solvers.chance import surely_lower
 
 logger = logging.getLogger(__name__)
 

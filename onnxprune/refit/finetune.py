@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.gates import Gates
-from onnxprune.linears import Linear
-from onnxprune.plan import Plan
-from onnxprune.probe import Evaluator, Rows
-from onnxprune.sparsify import Part, Patterns, parts_of, pattern_of
+from onnxprune.graph.plan import Plan
+from onnxprune.graph.structure.linear_layers import Linear
+from onnxprune.probe.forward import Evaluator, Rows
+from onnxprune.probe.gates import Gates
+from onnxprune.refit.sparsify import Part, Patterns, parts_of, pattern_of
 
 logger = logging.getLogger(__name__)
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.cost import Costs
-from onnxprune.gates import Gates
-from onnxprune.plan import Branch, Plan
-from onnxprune.probe import Evaluator, Rows, Walk
-from onnxprune.solve import Moments, ridge_path
-from onnxprune.trajectory import boundaries
+from onnxprune.graph.plan import Branch, Plan
+from onnxprune.measure.cost import Costs
+from onnxprune.probe.forward import Evaluator, Rows, Walk
+from onnxprune.probe.gates import Gates
+from onnxprune.probe.trajectory import boundaries
+from onnxprune.refit.solvers import Moments, ridge_path
 
 logger = logging.getLogger(__name__)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from onnxprune.gates import Gated
-from onnxprune.linears import Linear
-from onnxprune.moments import Pairs
-from onnxprune.probe import Rows, Walk, Weights
-from onnxprune.solve import Moments
+from onnxprune.graph.structure.linear_layers import Linear
+from onnxprune.probe.forward import Rows, Walk, Weights
+from onnxprune.probe.gates import Gated
+from onnxprune.probe.second_moments import Pairs
+from onnxprune.refit.solvers import Moments
 
 ALL = slice(None)
 

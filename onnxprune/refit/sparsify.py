@@ -14,18 +14,29 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import model as models
-from onnxprune.axes import flat_mask, flat_order
 from onnxprune.errors import CheckError
-from onnxprune.gates import Gates
-from onnxprune.linears import Linear, find_linears
-from onnxprune.model import Model
-from onnxprune.moments import Gram
-from onnxprune.plan import Plan, Structure
-from onnxprune.probe import Rows, Walk
+from onnxprune.graph import model as models
+from onnxprune.graph.axes import flat_mask, flat_order
+from onnxprune.graph.model import Model
+from onnxprune.graph.plan import Plan, Structure
+from onnxprune.graph.structure.linear_layers import Linear, find_linears
+from onnxprune.probe.forward import Rows, Walk
+from onnxprune.probe.gates import Gates
+from onnxprune.probe.second_moments import Gram
+from onnxprune.refit.paired_runs import SideBySide
+from onnxprune.refit.solvers import (
+    INFINITE,
+    ON_SUPPORT,
+    SOLVERS,
+    Pattern,
+    Tiled,
+    error,
+    on_support,
+    parse,
+    ridge,
+    ridge_path,
+)
 from onnxprune.rewrite.tile import read_back
-from onnxprune.side_by_side import SideBySide
-from onnxprune.solve import INFINITE, ON_SUPPORT, SOLVERS, Pattern, Tiled, error, on_support, parse, ridge, ridge_path
 
 logger = logging.getLogger(__name__)
 

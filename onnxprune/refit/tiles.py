@@ -15,16 +15,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxprune.axes import in_whole_terms, index_of
 from onnxprune.errors import NothingToPruneError
-from onnxprune.gates import Gates
-from onnxprune.linears import Linear
-from onnxprune.plan import Plan, Structure, Tile
-from onnxprune.probe import Rows, Walk
+from onnxprune.graph.axes import in_whole_terms, index_of
+from onnxprune.graph.plan import Plan, Structure, Tile
+from onnxprune.graph.structure.linear_layers import Linear
+from onnxprune.probe.forward import Rows, Walk
+from onnxprune.probe.gates import Gates
+from onnxprune.refit.solvers import Reader, Tiled, Tiles, obs_path, range_errors
+from onnxprune.refit.solvers.linalg import Array, Ints
+from onnxprune.refit.sparsify import Part, gram_of, parts_of
 from onnxprune.rewrite.tile import divisible
-from onnxprune.solve import Reader, Tiled, Tiles, obs_path, range_errors
-from onnxprune.solve.linalg import Array, Ints
-from onnxprune.sparsify import Part, gram_of, parts_of
 
 logger = logging.getLogger(__name__)
 

@@ -9,15 +9,6 @@ html       one self-contained page
 
 from __future__ import annotations
 
-from onnxprune.report.schema import (
-    SCHEMA_VERSION,
-    Budget,
-    Change,
-    Flops,
-    ModelInfo,
-    Report,
-    Sparsity,
-    Units,
-)
+from onnxprune.report.schema import SCHEMA_VERSION, Budget, Change, Flops, ModelInfo, Report, Sparsity, Units
 
 __all__ = ["SCHEMA_VERSION", "Budget", "Change", "Flops", "ModelInfo", "Report", "Sparsity", "Units"]

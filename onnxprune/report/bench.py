@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from onnxprune.benchmark import Benchmark, OperatorRow, Placement
+from onnxprune.graph.runtime import Coverage
+from onnxprune.measure.bench import Benchmark, OperatorRow, Placement
 from onnxprune.report import terminal, text
-from onnxprune.runtime import Coverage
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from onnxprune.export import Exported
-from onnxprune.precision import Step
+from onnxprune.export.precision import Step
+from onnxprune.measure.validation import Accuracy
 from onnxprune.report import text
-from onnxprune.validation import Accuracy
 
 
 def print_export(made: Exported) -> None:

@@ -6,13 +6,13 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from onnxprune.latency import LatencyRow
-from onnxprune.precision import Step
+from onnxprune.export.precision import Step
+from onnxprune.measure.latency import LatencyRow
+from onnxprune.measure.validation import Accuracy
 from onnxprune.report import advice, charts, text
 from onnxprune.report.markup import Child, Markup, join, table, tag
 from onnxprune.report.schema import Change, Report, Units
 from onnxprune.report.style import STYLE
-from onnxprune.validation import Accuracy
 
 _CELLS = 64
 """Groups of up to this many units are drawn unit by unit, larger ones as a bar."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
-from onnxprune.cost import Costs
-from onnxprune.model import Model
-from onnxprune.plan import Structure
+from onnxprune.graph.model import Model
+from onnxprune.graph.plan import Structure
+from onnxprune.measure.cost import Costs
 
 
 def survey(dense: Model, structure: Structure, costs: Costs) -> dict[str, Any]:

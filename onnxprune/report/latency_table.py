@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from onnxprune.measure.tables.micro_models import IDLE, WHOLE
+from onnxprune.measure.tables.table import LatencyTable
 from onnxprune.report import text
 from onnxprune.report.terminal import console_for
-from onnxprune.speed.micro import IDLE, WHOLE
-from onnxprune.speed.table import LatencyTable
 
 _SHOWN = 6
 """Widths of a kind that are shown; the file has them all."""

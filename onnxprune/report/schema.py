@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnxprune.equivalence import Equivalence
 from onnxprune.errors import DataError
-from onnxprune.latency import LatencyRow
-from onnxprune.precision import Step
-from onnxprune.speed.landing import Landing
-from onnxprune.validation import Accuracy, Drift
+from onnxprune.export.precision import Step
+from onnxprune.measure.equivalence import Equivalence
+from onnxprune.measure.latency import LatencyRow
+from onnxprune.measure.tables.landing import Landing
+from onnxprune.measure.validation import Accuracy, Drift
 
 SCHEMA_VERSION = 1
 """Raised when a field changes its meaning or goes; new fields with defaults do not raise it."""

@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from onnxprune.latency import LatencyRow
+from onnxprune.measure.latency import LatencyRow
+from onnxprune.measure.validation import Accuracy, Drift, Evidence
 from onnxprune.report import advice, text
 from onnxprune.report.schema import Change, Report, Units
-from onnxprune.validation import Accuracy, Drift, Evidence
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,7 +42,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     if report.landing is not None:
         view.line(text.landing(report.landing))
     if report.steps:
-        from onnxprune.report.exported import steps_table
+        from onnxprune.report.export import steps_table
 
         view.table(steps_table(report.steps))
     if report.equivalence is not None:

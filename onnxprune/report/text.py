@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 from pathlib import PurePath
 
-from onnxprune import runtime
-from onnxprune.latency import LatencyRow
+from onnxprune.graph import runtime
+from onnxprune.measure.latency import LatencyRow
+from onnxprune.measure.tables.landing import Landing
+from onnxprune.measure.validation import Accuracy
 from onnxprune.report.schema import Budget, Report, Sparsity
-from onnxprune.speed.landing import Landing
-from onnxprune.validation import Accuracy
 
 _UNBOUNDED = ("perplexity",)
 """Metrics that are no fraction and are not shown as one."""

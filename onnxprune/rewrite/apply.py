@@ -5,9 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxprune.errors import UsageError
-from onnxprune.model import Model
-from onnxprune.plan import Plan, Structure
-from onnxprune.rewrite import bypass, cleanup, cut, refit, scales, tile
+from onnxprune.graph.model import Model
+from onnxprune.graph.plan import Plan, Structure
+from onnxprune.rewrite import bypass, cleanup, cut, scales, tile, weights
 
 
 def apply(model: Model, structure: Structure, plan: Plan) -> ir.Model:
@@ -25,10 +25,10 @@ def apply(model: Model, structure: Structure, plan: Plan) -> ir.Model:
             "make a plan for this model"
         )
     clone = model.clone().ir
-    refit.weights(clone, plan)
+    weights.weights(clone, plan)
     bypass.branches(clone, structure, plan)
     cut.units(clone, structure, plan)
-    refit.intercepts(clone, structure, plan)
+    weights.intercepts(clone, structure, plan)
     scales.unify(clone)
     tile.products(clone, plan)
     return cleanup.tidy(clone)

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import ops
-from onnxprune.axes import Mask, atoms_of, flat_order
 from onnxprune.errors import UsageError
-from onnxprune.plan import Branch, Plan, Structure
-from onnxprune.values import constant, hand_over
+from onnxprune.graph import ops
+from onnxprune.graph.axes import Mask, atoms_of, flat_order
+from onnxprune.graph.plan import Branch, Plan, Structure
+from onnxprune.graph.values import constant, hand_over
 
 
 def branches(model: ir.Model, structure: Structure, plan: Plan) -> None:

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import ops
-from onnxprune.axes import DYNAMIC, Mask, atoms_of, flat_mask, flat_order, kept_ratio
-from onnxprune.ops.layout import factor_of
-from onnxprune.plan import Plan, Structure
-from onnxprune.rewrite.refit import replace
-from onnxprune.values import constant, dims
+from onnxprune.graph import ops
+from onnxprune.graph.axes import DYNAMIC, Mask, atoms_of, flat_mask, flat_order, kept_ratio
+from onnxprune.graph.ops.layout import factor_of
+from onnxprune.graph.plan import Plan, Structure
+from onnxprune.graph.values import constant, dims
+from onnxprune.rewrite.weights import replace
 
 
 class Cut:

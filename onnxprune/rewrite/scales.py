@@ -14,8 +14,8 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.rewrite.refit import replace
-from onnxprune.values import constant, dims
+from onnxprune.graph.values import constant, dims
+from onnxprune.rewrite.weights import replace
 
 _BEFORE_SOFTMAX = ("Add", "Mul", "Div", "Where", "Softmax")
 _FAR = 4

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import ops
 from onnxprune.errors import CheckError, UsageError
-from onnxprune.ops.base import operand
-from onnxprune.plan import Plan, Tile
-from onnxprune.values import constant, dims, hand_over
+from onnxprune.graph import ops
+from onnxprune.graph.ops.base import operand
+from onnxprune.graph.plan import Plan, Tile
+from onnxprune.graph.values import constant, dims, hand_over
 
 _OURS = re.compile(r"_from\d+to\d+$")
 """Ends of the names of Slices that `products` makes."""

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import ops
-from onnxprune.axes import atoms_of
-from onnxprune.ops.index import gathered
-from onnxprune.ops.layout import sliced
+from onnxprune.graph import ops
+from onnxprune.graph.axes import atoms_of
+from onnxprune.graph.ops.index import gathered
+from onnxprune.graph.ops.layout import sliced
+from onnxprune.graph.structure.analyze import Ties
+from onnxprune.graph.values import constant, dims
 from onnxprune.rewrite import cleanup
 from onnxprune.rewrite.cut import carry_out
-from onnxprune.structure import Ties
-from onnxprune.values import constant, dims
 
 _END = np.iinfo(np.int64).max
 

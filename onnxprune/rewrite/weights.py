@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.axes import flat_order
-from onnxprune.plan import Plan, Structure
-from onnxprune.values import constant
+from onnxprune.graph.axes import flat_order
+from onnxprune.graph.plan import Plan, Structure
+from onnxprune.graph.values import constant
 
 
 def weights(model: ir.Model, plan: Plan) -> None:

@@ -1,18 +1,21 @@
-"""Methods that order units. A new one is a file here and a line in METHODS."""
+"""Methods that order units. A new one is a file here and a line in METHODS.
+
+In: what a method asked for in `needs`, gathered by `gather` in one pass. Out: the order in which each group's units go.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
 
 from onnxprune.score.base import Method, Statistics
-from onnxprune.score.collect import collect
-from onnxprune.score.dynamic import Dynamic, dynamic
 from onnxprune.score.fisher import Fisher, fisher
+from onnxprune.score.gather import collect
 from onnxprune.score.magnitude import magnitude
 from onnxprune.score.mixture import Mixture, stepwise
 from onnxprune.score.obs import obs
 from onnxprune.score.optin import Optin, optin
 from onnxprune.score.platon import Platon, platon
 from onnxprune.score.seven import Seven, seven
+from onnxprune.score.seven_dyn import Dynamic, dynamic
 from onnxprune.score.snip import Snip, near_identity, snip
 from onnxprune.score.taylor import connection, taylor
 from onnxprune.score.wanda import wanda

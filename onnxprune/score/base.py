@@ -8,12 +8,12 @@ from typing import Protocol
 
 import numpy as np
 
-from onnxprune.flow import Flow
-from onnxprune.interpret import Usage
-from onnxprune.moments import Gram
-from onnxprune.plan import Ranking
-from onnxprune.sites import Site
-from onnxprune.trajectory import Trajectory
+from onnxprune.graph.plan import Ranking
+from onnxprune.graph.structure.sites import Site
+from onnxprune.probe.branch_norms import Flow
+from onnxprune.probe.interpreter import Usage
+from onnxprune.probe.second_moments import Gram
+from onnxprune.probe.trajectory import Trajectory
 
 
 @dataclass(frozen=True)

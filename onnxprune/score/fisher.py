@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxprune.plan import Ranking
+from onnxprune.graph.plan import Ranking
+from onnxprune.graph.structure.sites import Site
 from onnxprune.score.base import Statistics, ranking
-from onnxprune.sites import Site
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.flow import flows
-from onnxprune.gates import Gated
-from onnxprune.gradients import seen_through, weight_scores
-from onnxprune.interpret import Usage
-from onnxprune.moments import Gram
-from onnxprune.plan import Ranking, Structure
-from onnxprune.probe import NOTHING, Rows, Weights, gate_gradients, grams
+from onnxprune.graph.plan import Ranking, Structure
+from onnxprune.graph.structure.sites import Site
+from onnxprune.probe.branch_norms import flows
+from onnxprune.probe.forward import NOTHING, Rows, Weights, gate_gradients, grams
+from onnxprune.probe.gates import Gated
+from onnxprune.probe.interpreter import Usage
+from onnxprune.probe.second_moments import Gram
+from onnxprune.probe.trajectory import trajectories
+from onnxprune.probe.weight_gradients import seen_through, weight_scores
 from onnxprune.score.base import Method, Statistics
-from onnxprune.sites import Site
-from onnxprune.trajectory import trajectories
 
 
 def collect(

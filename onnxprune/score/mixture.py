@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import UsageError
-from onnxprune.gates import Gates
-from onnxprune.gradients import Accumulator
-from onnxprune.plan import Plan, Ranking
-from onnxprune.probe import Rows
+from onnxprune.graph.plan import Plan, Ranking
+from onnxprune.graph.structure.sites import Site
+from onnxprune.probe.forward import Rows
+from onnxprune.probe.gates import Gates
+from onnxprune.probe.weight_gradients import Accumulator
 from onnxprune.score.base import Method, Statistics, ranking
-from onnxprune.score.dynamic import Dynamic, Refit, dynamic
-from onnxprune.sites import Site
+from onnxprune.score.seven_dyn import Dynamic, Refit, dynamic
 
 LEAST = 0.05
 """The smallest share of units that a schedule goes down to."""

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxprune.plan import Ranking
+from onnxprune.graph.plan import Ranking
+from onnxprune.graph.structure.sites import Site
+from onnxprune.refit.solvers import obs_path
+from onnxprune.refit.solvers.obs import Reader
 from onnxprune.score.base import Statistics
-from onnxprune.sites import Site
-from onnxprune.solve import obs_path
-from onnxprune.solve.obs import Reader
 
 
 class _Obs:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxprune.plan import Ranking
+from onnxprune.graph.plan import Ranking
+from onnxprune.graph.structure.sites import Site
 from onnxprune.score.base import Statistics, ranking
-from onnxprune.sites import Site
 
 BALANCE = 0.1
 """λ."""

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.plan import Ranking
+from onnxprune.graph.plan import Ranking
+from onnxprune.graph.structure.sites import Site
 from onnxprune.score.base import Statistics, ranking
 from onnxprune.score.seven import on_weights, steps
-from onnxprune.sites import Site
 
 BETA1, BETA2 = 0.85, 0.95
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.axes import index_of
-from onnxprune.gates import Gated, places
-from onnxprune.interpret import Usage
-from onnxprune.plan import Ranking, Reader, Structure
-from onnxprune.probe import NOTHING, Rows, record
-from onnxprune.sites import Site
+from onnxprune.graph.axes import index_of
+from onnxprune.graph.plan import Ranking, Reader, Structure
+from onnxprune.graph.structure.sites import Site
+from onnxprune.probe.forward import NOTHING, Rows, record
+from onnxprune.probe.gates import Gated, places
+from onnxprune.probe.interpreter import Usage
 
 
 def pair_rankings(

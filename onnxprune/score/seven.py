@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.gradients import STEP_ROWS
-from onnxprune.plan import Ranking
+from onnxprune.graph.plan import Ranking
+from onnxprune.graph.structure.sites import Site
+from onnxprune.probe.weight_gradients import STEP_ROWS
 from onnxprune.score.base import Statistics, per_unit, ranking
-from onnxprune.sites import Site
 
 ALPHA = 0.8
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnxprune.gates import Gates
-from onnxprune.gradients import seen_through
-from onnxprune.plan import Plan, Ranking
-from onnxprune.probe import Rows, gate_gradients
+from onnxprune.graph.plan import Plan, Ranking
+from onnxprune.graph.structure.sites import Site, even, kept_by
+from onnxprune.probe.forward import Rows, gate_gradients
+from onnxprune.probe.gates import Gates
+from onnxprune.probe.weight_gradients import seen_through
+from onnxprune.refit.solvers.schedule import cubic
 from onnxprune.score.base import Statistics
 from onnxprune.score.seven import Seven
-from onnxprune.search.schedule import cubic
-from onnxprune.sites import Site, even, kept_by
 
 STEPS = 8
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from onnxprune.flow import Flow
-from onnxprune.plan import Ranking, Structure
+from onnxprune.graph.plan import Ranking, Structure
+from onnxprune.graph.structure.sites import Site
+from onnxprune.probe.branch_norms import Flow
 from onnxprune.score.base import Statistics, ranking
-from onnxprune.sites import Site
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.plan import Ranking
+from onnxprune.graph.plan import Ranking
+from onnxprune.graph.structure.sites import Site
 from onnxprune.score.base import Scored, Statistics, ranking
 from onnxprune.score.seven import on_weights
-from onnxprune.sites import Site
 
 
 def score(site: Site, statistics: Statistics) -> np.ndarray:

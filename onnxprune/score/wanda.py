@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from onnxprune.graph.structure.sites import Site
 from onnxprune.score.base import Scored, Statistics, per_unit
-from onnxprune.sites import Site
 
 
 def score(site: Site, statistics: Statistics) -> np.ndarray:

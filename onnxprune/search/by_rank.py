@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnxprune.cost import Costs
-from onnxprune.plan import Plan
-from onnxprune.search.rank import Kind, rank, rank_pair
-from onnxprune.sites import Site
-from onnxprune.stage import Stage
+from onnxprune.graph.plan import Plan
+from onnxprune.graph.structure.sites import Site
+from onnxprune.measure.cost import Costs
+from onnxprune.search.allocate.rank import Kind, rank, rank_pair
+from onnxprune.search.scored_model import Stage
 
 if TYPE_CHECKING:
-    from onnxprune.planning import Planner
+    from onnxprune.search.planner import Planner
 
 TRIALS = 12
 """Bisections of a search by scores, whose costs are linear where a table's are not."""

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnxprune.copies import Copies
-from onnxprune.gates import Gated, Gates
-from onnxprune.interpret import Usage
-from onnxprune.matrices import Matrix
-from onnxprune.moments import Gram
-from onnxprune.plan import Plan, Ranking
-from onnxprune.probe import Evaluator, Walk
-from onnxprune.sites import Site, kept_by
-from onnxprune.solve import NestedRefit, refit
+from onnxprune.graph.plan import Plan, Ranking
+from onnxprune.graph.structure.reading_matrices import Matrix
+from onnxprune.graph.structure.sites import Site, kept_by
+from onnxprune.probe.batched_states import Copies
+from onnxprune.probe.forward import Evaluator, Walk
+from onnxprune.probe.gates import Gated, Gates
+from onnxprune.probe.interpreter import Usage
+from onnxprune.probe.second_moments import Gram
+from onnxprune.refit.solvers import NestedRefit, refit
 
 FACTORS = 2**28
 """Bytes of factorisations from which on old ones are made again when they are needed."""

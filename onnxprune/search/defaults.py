@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from onnxprune.config import Options
 from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
-from onnxprune.plan import Structure
+from onnxprune.graph.plan import Structure
 from onnxprune.score import METHODS
 from onnxprune.score.mixture import parse
+from onnxprune.search.options import Options
 
 
 def method_of(options: Options, calibration: Dataset | None) -> str:

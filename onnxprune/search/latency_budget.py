@@ -10,24 +10,26 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from onnxprune import latency, rewrite, runtime
-from onnxprune import model as models
-from onnxprune.clock import Clock, Progress
-from onnxprune.config import Options
-from onnxprune.cost import Costs
+from onnxprune import rewrite
 from onnxprune.errors import UsageError
-from onnxprune.model import Model
-from onnxprune.plan import Plan, Structure
-from onnxprune.sites import Site
-from onnxprune.speed import measure, source
-from onnxprune.speed.costs import LatencyCosts
-from onnxprune.speed.landing import Landing, Seen, Timing, landed
-from onnxprune.speed.micro import Cutter, Micro
-from onnxprune.speed.table import LatencyTable
-from onnxprune.speed.widths import measured
+from onnxprune.graph import model as models
+from onnxprune.graph import runtime
+from onnxprune.graph.model import Model
+from onnxprune.graph.plan import Plan, Structure
+from onnxprune.graph.structure.sites import Site
+from onnxprune.measure import latency
+from onnxprune.measure.cost import Costs
+from onnxprune.measure.tables import source, timing_script
+from onnxprune.measure.tables.costs import LatencyCosts
+from onnxprune.measure.tables.fast_widths import measured
+from onnxprune.measure.tables.landing import Landing, Seen, Timing, landed
+from onnxprune.measure.tables.micro_models import Cutter, Micro
+from onnxprune.measure.tables.table import LatencyTable
+from onnxprune.search.options import Options
+from onnxprune.search.progress import Clock, Progress
 
 if TYPE_CHECKING:
-    from onnxprune.planning import Planner
+    from onnxprune.search.planner import Planner
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +149,7 @@ def verified(landing: Landing, rows: Sequence[latency.LatencyRow]) -> Landing:
 
 def why_not_here(table: LatencyTable) -> str:
     """Why a table's latencies cannot be measured on this machine; empty if they can."""
-    if table.machine != measure.machine():
+    if table.machine != timing_script.machine():
         return f"predicted by a table of another machine ({table.machine}), not measured; measure the file there"
     try:
         runtime.resolve_providers(table.provider)

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from onnxprune.errors import UsageError
-from onnxprune.plan import Budget
+from onnxprune.graph.plan import Budget
+from onnxprune.refit.solvers import SOLVERS
+from onnxprune.refit.solvers.patterns import parse as parse_pattern
 from onnxprune.score import METHODS
 from onnxprune.score.mixture import parse
 from onnxprune.score.seven import ALPHA
-from onnxprune.solve import SOLVERS
-from onnxprune.solve.pattern import parse as parse_pattern
 
 UNITS = ("heads", "neurons", "blocks", "channels", "query_heads", "head_dims", "hidden")
 

@@ -13,38 +13,38 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.asked import device_of, method_of, why_not_so_little, why_nothing
-from onnxprune.brief import brief
-from onnxprune.clock import Clock, Progress
-from onnxprune.compensate import compensate
-from onnxprune.config import Options
-from onnxprune.cost import tokens_at_once, tokens_to_measure
-from onnxprune.damage import Refitter, damage_table, spread
 from onnxprune.data import Dataset
 from onnxprune.errors import BudgetError, NothingToPruneError
-from onnxprune.gates import Gates
-from onnxprune.interpret import Interpreter
-from onnxprune.latency_budget import costs_for, land, provider_of
-from onnxprune.linears import find_linears
-from onnxprune.maps import StandIn, mapped, stand_ins, with_stand_ins
-from onnxprune.model import Model
-from onnxprune.plan import Plan, Ranking, Structure
-from onnxprune.probe import NOTHING, Rows, Weights, sensitivities
-from onnxprune.ranked import ranked_within
+from onnxprune.graph.example_feeds import synthesize
+from onnxprune.graph.model import Model
+from onnxprune.graph.plan import Plan, Ranking, Structure
+from onnxprune.graph.structure.linear_layers import find_linears
+from onnxprune.graph.structure.sites import Site, even, find_sites, kept_by, levels
+from onnxprune.measure.cost import tokens_at_once, tokens_to_measure
+from onnxprune.measure.tables.fast_widths import step
+from onnxprune.measure.tables.landing import Landing
+from onnxprune.probe.forward import NOTHING, Rows, Weights, sensitivities
+from onnxprune.probe.gates import Gates
+from onnxprune.probe.interpreter import Interpreter
+from onnxprune.probe.short_graph import brief
+from onnxprune.refit.compensate import compensate
+from onnxprune.refit.linear_stand_ins import StandIn, mapped, stand_ins, with_stand_ins
+from onnxprune.refit.solvers.schedule import stages
 from onnxprune.score import METHODS, collect, configured, stepwise
 from onnxprune.score.mixture import parse
-from onnxprune.score.pairs import pair_rankings
-from onnxprune.scores import Scores, key_of
-from onnxprune.search.knapsack import allocate
-from onnxprune.search.module import Level, Module, alike, merged
-from onnxprune.search.schedule import stages
-from onnxprune.search.swaps import swaps
-from onnxprune.sites import Site, even, find_sites, kept_by, levels
-from onnxprune.speed.landing import Landing
-from onnxprune.speed.widths import step
-from onnxprune.split import Split
-from onnxprune.stage import Stage, behind
-from onnxprune.synthetic import synthesize
+from onnxprune.score.query_key import pair_rankings
+from onnxprune.search.allocate.choices import Level, Module, alike, merged
+from onnxprune.search.allocate.knapsack import allocate
+from onnxprune.search.allocate.swaps import swaps
+from onnxprune.search.by_rank import ranked_within
+from onnxprune.search.damage_table import Refitter, damage_table, spread
+from onnxprune.search.defaults import device_of, method_of, why_not_so_little, why_nothing
+from onnxprune.search.latency_budget import costs_for, land, provider_of
+from onnxprune.search.options import Options
+from onnxprune.search.progress import Clock, Progress
+from onnxprune.search.row_split import Split
+from onnxprune.search.score_cache import Scores, key_of
+from onnxprune.search.scored_model import Stage, behind
 
 logger = logging.getLogger(__name__)
 

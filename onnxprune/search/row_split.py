@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnxprune.config import Options
 from onnxprune.data import Dataset, variants
-from onnxprune.divergence import softened
 from onnxprune.errors import UsageError
-from onnxprune.interpret import Interpreter
-from onnxprune.probe import Evaluator, Rows
+from onnxprune.probe.divergence import softened
+from onnxprune.probe.forward import Evaluator, Rows
+from onnxprune.probe.interpreter import Interpreter
+from onnxprune.search.options import Options
 
 FEWEST = 8
 TABLE_ROWS = 4

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.config import Options
 from onnxprune.data import Dataset
-from onnxprune.plan import Ranking
+from onnxprune.graph.plan import Ranking
+from onnxprune.search.options import Options
 
 logger = logging.getLogger(__name__)
 

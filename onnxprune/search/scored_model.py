@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from onnxprune.damage import Refitter
-from onnxprune.maps import StandIn
-from onnxprune.plan import Plan, Ranking
-from onnxprune.search.module import Module
-from onnxprune.sites import Site
+from onnxprune.graph.plan import Plan, Ranking
+from onnxprune.graph.structure.sites import Site
+from onnxprune.refit.linear_stand_ins import StandIn
+from onnxprune.search.allocate.choices import Module
+from onnxprune.search.damage_table import Refitter
 
 
 @dataclass(eq=False)

@@ -10,21 +10,21 @@ from functools import partial
 
 import numpy as np
 
-from onnxprune.config import MASKS
 from onnxprune.errors import NothingToPruneError, UsageError
-from onnxprune.finetune import finetune
-from onnxprune.flow import flows
-from onnxprune.latency_budget import land
-from onnxprune.linears import Linear, find_linears
-from onnxprune.maps import cheaper, mapped
-from onnxprune.plan import Budget, Plan
-from onnxprune.planning import Planner
+from onnxprune.graph.plan import Budget, Plan
+from onnxprune.graph.structure.linear_layers import Linear, find_linears
+from onnxprune.probe.branch_norms import flows
+from onnxprune.refit.finetune import finetune
+from onnxprune.refit.linear_stand_ins import cheaper, mapped
+from onnxprune.refit.solvers import Tiled, Tiles, parse
+from onnxprune.refit.solvers.patterns import NARROWEST
+from onnxprune.refit.sparsify import Patterns, parts_of, sparsify
+from onnxprune.refit.tiles import arrange, emptied
 from onnxprune.score import near_identity
-from onnxprune.solve import Tiled, Tiles, parse
-from onnxprune.solve.pattern import NARROWEST
-from onnxprune.sparsify import Patterns, parts_of, sparsify
-from onnxprune.tiling import arrange, emptied
-from onnxprune.worth import worth
+from onnxprune.search.latency_budget import land
+from onnxprune.search.options import MASKS
+from onnxprune.search.planner import Planner
+from onnxprune.search.weight_scores import worth
 
 logger = logging.getLogger(__name__)
 

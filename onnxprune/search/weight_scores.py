@@ -11,16 +11,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxprune.gates import Gates
-from onnxprune.gradients import seen_through, weight_scores
-from onnxprune.linears import Linear
-from onnxprune.plan import Plan
-from onnxprune.probe import Rows
+from onnxprune.graph.plan import Plan
+from onnxprune.graph.structure.linear_layers import Linear
+from onnxprune.probe.forward import Rows
+from onnxprune.probe.gates import Gates
+from onnxprune.probe.weight_gradients import seen_through, weight_scores
+from onnxprune.refit.solvers import Pattern
+from onnxprune.refit.solvers.admm import partly
+from onnxprune.refit.solvers.schedule import way
+from onnxprune.refit.sparsify import parts_of
 from onnxprune.score import Platon, Seven
-from onnxprune.search.schedule import way
-from onnxprune.solve import Pattern
-from onnxprune.solve.admm import partly
-from onnxprune.sparsify import parts_of
 
 STEPS = 4
 

@@ -17,14 +17,15 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from onnxprune import latency, runtime
-from onnxprune import model as models
-from onnxprune.cost import Costs
-from onnxprune.pipeline import prune
-from onnxprune.plan import Plan
-from onnxprune.profiling import profiled_macs
-from onnxprune.structure import analyze
-from onnxprune.synthetic import synthesize
+from onnxprune.graph import model as models
+from onnxprune.graph import runtime
+from onnxprune.graph.example_feeds import synthesize
+from onnxprune.graph.plan import Plan
+from onnxprune.graph.structure.analyze import analyze
+from onnxprune.measure import latency
+from onnxprune.measure.cost import Costs
+from onnxprune.measure.operator_profile import profiled_macs
+from onnxprune.pipeline.verbs import prune
 
 
 def base(folder: Path, layers: int = 12) -> Path:

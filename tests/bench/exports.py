@@ -29,7 +29,7 @@ def exported(
 ) -> tuple[dict[str, Any], float]:
     """(the export's report, seconds of the whole command)."""
     command = [
-        sys.executable, "-m", "onnxprune.cli", "export", str(options.model), "--target", target, "-o",
+        sys.executable, "-m", "onnxprune.cli.main", "export", str(options.model), "--target", target, "-o",
         str(folder / f"{target}-{scheme or 'plain'}"), "--dense", str(options.dense), "--json",
     ]  # fmt: skip
     for flag, value in (("--calib", options.calib), ("--eval", options.eval), ("--quantize", scheme)):

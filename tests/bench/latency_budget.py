@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import onnxprune
-from onnxprune import latency
-from onnxprune import model as models
+from onnxprune.graph import model as models
+from onnxprune.measure import latency
 
 WITHIN = 0.05
 

@@ -22,14 +22,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from onnxprune.config import Options
 from onnxprune.errors import OnnxPruneError
-from onnxprune.job import Job
-from onnxprune.plan import Budget
+from onnxprune.graph.plan import Budget
+from onnxprune.pipeline.job import Job
+from onnxprune.pipeline.rows import read_rows
+from onnxprune.refit.solvers import SOLVERS
 from onnxprune.report import Report
-from onnxprune.rows import read_rows
 from onnxprune.score import METHODS
-from onnxprune.solve import SOLVERS
+from onnxprune.search.options import Options
 
 BUDGETS = (0.75, 0.6, 0.5, 0.4, 0.3)
 TABLE = ("obs", "optin", "seven", "seven-dyn", "snip", "fisher", "taylor", "platon", "wanda", "magnitude")

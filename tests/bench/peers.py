@@ -75,7 +75,7 @@ def ours(recipe: str, budget: float, options: argparse.Namespace) -> str:
     calibration = options.data / "calibration.jsonl"
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            sys.executable, "-m", "onnxprune.cli", str(options.model), "-o", f"{folder}/small.onnx",
+            sys.executable, "-m", "onnxprune.cli.main", str(options.model), "-o", f"{folder}/small.onnx",
             "--flops", str(budget), "--calib", str(calibration), "--rows", str(options.rows), "--eval",
             str(options.data / options.split),
             "--no-latency", "--json", "--seed", str(options.seed), *RECIPES[recipe],
@@ -107,7 +107,7 @@ def line(
 def onnxsim(budget: float, options: argparse.Namespace, fused: Path) -> str:
     """The same share of heads and of channels taken out of the fused graph, refit, and judged as ours are."""
     from onnxprune import data, load, validate
-    from onnxprune.profiling import profiled_macs
+    from onnxprune.measure.operator_profile import profiled_macs
 
     dense = load(options.model)
     assert dense.path is not None

@@ -25,10 +25,11 @@ import onnx
 from onnx import numpy_helper, parser
 
 import onnxprune
-from onnxprune import latency, runtime
-from onnxprune.model import load
+from onnxprune.graph import runtime
+from onnxprune.graph.example_feeds import synthesize
+from onnxprune.graph.model import load
+from onnxprune.measure import latency
 from onnxprune.report import Report
-from onnxprune.synthetic import synthesize
 
 WANTED = 1.6
 FFN = """<ir_version: 9, opset_import: ["" : 20]>

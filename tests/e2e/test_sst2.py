@@ -18,7 +18,7 @@ def test_sst2_at_sixty_percent(sst2_folder: Path, assets: Path, tmp_path: Path) 
     few = tmp_path / "few.jsonl"
     few.write_text("".join(line + "\n" for line in (assets / "data/sst2/dev.jsonl").read_text().splitlines()[:300]))
     calibration = assets / "data/sst2/calibration.jsonl"
-    command = [sys.executable, "-m", "onnxprune.cli", sst2_folder, "-o", output, "--flops", "0.6", "--rows", "96"]
+    command = [sys.executable, "-m", "onnxprune.cli.main", sst2_folder, "-o", output, "--flops", "0.6", "--rows", "96"]
     options = ["--calib", calibration, "--eval", few, "--no-latency", "--json"]
     done = subprocess.run([*map(str, [*command, *options])], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -48,7 +48,7 @@ def test_other_ways_keep_most_of_the_accuracy(
     few = tmp_path / "few.jsonl"
     few.write_text("".join(line + "\n" for line in (assets / "data/sst2/dev.jsonl").read_text().splitlines()[:300]))
     calibration = assets / "data/sst2/calibration.jsonl"
-    command = [sys.executable, "-m", "onnxprune.cli", sst2_folder, "-o", tmp_path / "model.onnx", "--rows", "128"]
+    command = [sys.executable, "-m", "onnxprune.cli.main", sst2_folder, "-o", tmp_path / "model.onnx", "--rows", "128"]
     options = [*extra, "--calib", calibration, "--eval", few, "--no-latency", "--json"]
     done = subprocess.run([*map(str, [*command, *options])], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -18,11 +18,11 @@ import pytest
 from browser import Browser, served
 from plans import in_runtime
 from tokenizers import Tokenizer
-from unit.test_vocabulary import _trained
+from unit.export.test_vocabulary import _trained
 
 from onnxprune import data
-from onnxprune import model as models
 from onnxprune.export import export
+from onnxprune.graph import model as models
 
 TEXTS = ["a good film, well told", "bad and dull", "the story ended!", "not so bad, and bright"]
 ODD = [

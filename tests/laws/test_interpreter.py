@@ -18,10 +18,10 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from onnxprune import ops
 from onnxprune.errors import UnsupportedError
-from onnxprune.interpret import Interpreter
-from onnxprune.shapes import stamp
+from onnxprune.graph import ops
+from onnxprune.graph.prepare import stamp
+from onnxprune.probe.interpreter import Interpreter
 
 _ROUNDED = (
     "the standard takes the output size before rounding; ONNX Runtime, which the interpreter follows, takes it after"

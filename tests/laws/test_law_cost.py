@@ -15,9 +15,9 @@ from zoo import ZooModel
 from zoo_families import OPSETS
 
 import onnxprune
-from onnxprune import model as models
-from onnxprune.cost import Costs
-from onnxprune.profiling import profiled_macs
+from onnxprune.graph import model as models
+from onnxprune.measure.cost import Costs
+from onnxprune.measure.operator_profile import profiled_macs
 
 Build = Callable[..., ZooModel]
 Variant = tuple[str, exports.Exporter, exports.Attention]

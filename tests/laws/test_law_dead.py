@@ -20,13 +20,13 @@ from zoo_families import OPSETS
 
 import onnxprune
 from onnxprune import data
-from onnxprune.config import Options
-from onnxprune.cost import Costs
-from onnxprune.plan import Budget, Plan, Ranking
-from onnxprune.planning import Planner
-from onnxprune.rows import shape_of
+from onnxprune.graph.plan import Budget, Plan, Ranking
+from onnxprune.graph.structure.sites import Site, find_sites
+from onnxprune.measure.cost import Costs
+from onnxprune.pipeline.rows import shape_of
 from onnxprune.score import METHODS
-from onnxprune.sites import Site, find_sites
+from onnxprune.search.options import Options
+from onnxprune.search.planner import Planner
 
 Build = Callable[..., ZooModel]
 

@@ -15,10 +15,10 @@ import zoo as exports
 from plans import Subject, distance, in_runtime, random_plan, random_tiles
 from zoo import ZooModel
 
-from onnxprune import model as models
 from onnxprune import rewrite
-from onnxprune.plan import Plan
-from onnxprune.values import dims
+from onnxprune.graph import model as models
+from onnxprune.graph.plan import Plan
+from onnxprune.graph.values import dims
 
 Build = Callable[..., ZooModel]
 Variant = tuple[str, exports.Exporter, exports.Attention]

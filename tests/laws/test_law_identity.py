@@ -13,11 +13,12 @@ import zoo as exports
 from plans import Subject, distance, in_runtime, random_plan
 from zoo import ZooModel
 
-from onnxprune import model as models
-from onnxprune import pipeline, rewrite
+from onnxprune import rewrite
 from onnxprune.errors import UsageError
-from onnxprune.plan import Plan
-from onnxprune.structure import analyze
+from onnxprune.graph import model as models
+from onnxprune.graph.plan import Plan
+from onnxprune.graph.structure.analyze import analyze
+from onnxprune.pipeline import verbs
 
 Build = Callable[..., ZooModel]
 Variant = tuple[str, exports.Exporter, exports.Attention]
@@ -99,7 +100,7 @@ def test_a_plan_is_for_one_model(zoo: Build, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="made for a model with digest"):
         rewrite.apply(cut.model, cut.structure, plan)
     with pytest.raises(UsageError, match="made for a model with digest"):
-        pipeline.apply(file, plan, tmp_path / "twice.onnx")
+        verbs.apply(file, plan, tmp_path / "twice.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.onnx"]
 
 

@@ -17,21 +17,23 @@ from plans import Subject, choose, in_runtime
 from zoo import ZooModel
 
 import onnxprune
-from onnxprune import latency_budget, pipeline, profile, runtime
-from onnxprune import model as models
-from onnxprune.config import Options
-from onnxprune.cost import Costs
 from onnxprune.errors import BudgetError, DataError
-from onnxprune.plan import Budget, Plan
-from onnxprune.planning import Planner
-from onnxprune.profiling import profiled_macs
+from onnxprune.graph import model as models
+from onnxprune.graph import runtime
+from onnxprune.graph.plan import Budget, Plan
+from onnxprune.measure.cost import Costs
+from onnxprune.measure.operator_profile import profiled_macs
+from onnxprune.measure.tables import device_kit, source
+from onnxprune.measure.tables import table as tables
+from onnxprune.measure.tables.costs import LatencyCosts
+from onnxprune.measure.tables.landing import Timing
+from onnxprune.measure.tables.micro_models import IDLE, UNCUT, WHOLE, Cutter, Micro
+from onnxprune.measure.tables.table import Entry, LatencyTable
+from onnxprune.pipeline import latency_table, verbs
 from onnxprune.report import terminal
-from onnxprune.speed import kit, source
-from onnxprune.speed import table as tables
-from onnxprune.speed.costs import LatencyCosts
-from onnxprune.speed.landing import Timing
-from onnxprune.speed.micro import IDLE, UNCUT, WHOLE, Cutter, Micro
-from onnxprune.speed.table import Entry, LatencyTable
+from onnxprune.search import latency_budget
+from onnxprune.search.options import Options
+from onnxprune.search.planner import Planner
 
 Build = Callable[..., ZooModel]
 
@@ -72,7 +74,7 @@ def test_micro_models_compute_what_their_module_does(zoo: Build, family: str, tm
     """By ONNX Runtime's account: a module loses the products that the model loses when its units go."""
     model = zoo(family, "torchscript", "sdpa")
     costs = counted(model)
-    cutter = kit.costs_of(costs, ("heads", "neurons", "channels", "query_heads", "blocks"), runtime.CPU).cutter
+    cutter = device_kit.costs_of(costs, ("heads", "neurons", "channels", "query_heads", "blocks"), runtime.CPU).cutter
     cutter.keep_unread = True
     for site in cutter.sites:
         group, made = site.group, {}
@@ -95,7 +97,7 @@ def test_micro_models_compute_what_their_module_does(zoo: Build, family: str, tm
 def test_a_whole_module_gives_what_it_gives_in_the_model(zoo: Build, tmp_path: Path) -> None:
     model = zoo("bert", "torchscript", "sdpa")
     costs = counted(model)
-    cutter = kit.costs_of(costs, ("heads", "neurons"), runtime.CPU).cutter
+    cutter = device_kit.costs_of(costs, ("heads", "neurons"), runtime.CPU).cutter
     cutter.keep_unread = True
     for site in cutter.sites:
         micro = cutter.module(site, site.group.size)
@@ -112,7 +114,7 @@ def test_a_whole_module_gives_what_it_gives_in_the_model(zoo: Build, tmp_path: P
 
 
 def test_equal_modules_are_measured_once(zoo: Build) -> None:
-    costs = kit.costs_of(counted(zoo("bert", "torchscript", "sdpa")), ("heads", "neurons"), runtime.CPU)
+    costs = device_kit.costs_of(counted(zoo("bert", "torchscript", "sdpa")), ("heads", "neurons"), runtime.CPU)
     needed = costs.needed()
     assert [m.kind for m in needed[:2]] == [WHOLE, UNCUT]
     assert len({m.signature for m in needed}) == len(needed)
@@ -148,7 +150,7 @@ def planner(model: ZooModel, budget: str, file: Path, *, learn: bool = True, slo
     from onnxprune import data
 
     subject = load(model.path)
-    costs = kit.costs_of(counted(model, SHAPE), ("heads", "neurons", "blocks"), runtime.CPU, every=True)
+    costs = device_kit.costs_of(counted(model, SHAPE), ("heads", "neurons", "blocks"), runtime.CPU, every=True)
     tables.save([invented(costs.cutter, costs.needed(), slow)], file)
     options |= {"shape": SHAPE, "latency_table": str(file), "compensate": False, "swaps": 3, "variants": 0.0}
     asked = Options(Budget.parse("latency", budget), **options)
@@ -237,7 +239,7 @@ def test_a_file_that_misses_is_corrected(zoo: Build, tmp_path: Path, monkeypatch
 
 def test_exported_micro_models_come_back_as_a_table(zoo: Build, tmp_path: Path) -> None:
     model = zoo("bert", "torchscript", "sdpa")
-    folder = profile.export(model.path, tmp_path / "kit", [SHAPE, {**SHAPE, "sequence_length": 5}])
+    folder = latency_table.export(model.path, tmp_path / "kit", [SHAPE, {**SHAPE, "sequence_length": 5}])
     (tmp_path / "elsewhere").mkdir()
     folder = folder.rename(tmp_path / "elsewhere" / "kit")
     command = [sys.executable, str(folder / "measure.py"), "--rounds", "2", "--threads", "1"]
@@ -254,7 +256,7 @@ def test_exported_micro_models_come_back_as_a_table(zoo: Build, tmp_path: Path) 
     held = made.costs.table
     assert held.provider == runtime.CPU
     assert held.entries[0].kind == WHOLE and made.costs.total("latency") == held.entries[0].ms > 0
-    needed = kit.costs_of(made.costs, ("heads", "neurons", "blocks"), runtime.CPU).needed()
+    needed = device_kit.costs_of(made.costs, ("heads", "neurons", "blocks"), runtime.CPU).needed()
     assert {m.signature for m in needed} == set(held.by_signature)
     with pytest.raises(DataError, match="sequence_length=7"):
         Planner(subject.model, subject.structure, options, None, {**SHAPE, "sequence_length": 7})
@@ -270,7 +272,7 @@ def test_a_table_of_another_model_is_refused(zoo: Build, tmp_path: Path) -> None
 
 
 def test_a_table_of_several_providers_needs_a_name(zoo: Build, tmp_path: Path) -> None:
-    costs = kit.costs_of(counted(zoo("bert", "torchscript", "sdpa"), SHAPE), ("heads", "neurons"), runtime.CPU)
+    costs = device_kit.costs_of(counted(zoo("bert", "torchscript", "sdpa"), SHAPE), ("heads", "neurons"), runtime.CPU)
     held = invented(costs.cutter, costs.needed())
     phone = replace(held, provider="XnnpackExecutionProvider")
     tables.save([held, phone], tmp_path / "t.json")
@@ -283,7 +285,7 @@ def test_a_table_of_several_providers_needs_a_name(zoo: Build, tmp_path: Path) -
 
 def test_a_measured_table_is_kept_for_the_next_run(zoo: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    costs = kit.costs_of(counted(zoo("bert", "torchscript", "sdpa"), SHAPE), ("heads", "neurons"), runtime.CPU)
+    costs = device_kit.costs_of(counted(zoo("bert", "torchscript", "sdpa"), SHAPE), ("heads", "neurons"), runtime.CPU)
     needed = costs.needed()
     calls: list[int] = []
 
@@ -310,8 +312,10 @@ def test_a_profile_measures_all_that_a_search_needs(
     zoo: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (held,) = profile.profile(zoo("bert", "torchscript", "sdpa").path, [SHAPE])
-    costs = kit.costs_of(counted(zoo("bert", "torchscript", "sdpa"), SHAPE), profile.UNITS, runtime.CPU, every=True)
+    (held,) = latency_table.profile(zoo("bert", "torchscript", "sdpa").path, [SHAPE])
+    costs = device_kit.costs_of(
+        counted(zoo("bert", "torchscript", "sdpa"), SHAPE), latency_table.UNITS, runtime.CPU, every=True
+    )
     assert set(held.by_signature) == {m.signature for m in costs.needed()}
     assert all(e.ms > 0 for e in held.entries)
 
@@ -339,5 +343,5 @@ def test_from_the_command_to_the_report(zoo: Build, tmp_path: Path, monkeypatch:
 
 
 def test_a_latency_is_a_budget_like_others() -> None:
-    budget = pipeline.budget_of(latency="8ms", flops=None)
+    budget = verbs.budget_of(latency="8ms", flops=None)
     assert budget == Budget("latency", 8.0, relative=False)

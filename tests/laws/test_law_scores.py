@@ -15,16 +15,16 @@ import pytest
 from zoo import Plant, ZooModel
 
 from onnxprune import data
-from onnxprune import model as models
 from onnxprune.data import Dataset, Example
-from onnxprune.gates import Gates
-from onnxprune.interpret import Interpreter
-from onnxprune.plan import Ranking, Structure
-from onnxprune.probe import Rows
+from onnxprune.graph import model as models
+from onnxprune.graph.plan import Ranking, Structure
+from onnxprune.graph.structure.analyze import analyze
+from onnxprune.graph.structure.sites import Site, find_sites
+from onnxprune.probe.forward import Rows
+from onnxprune.probe.gates import Gates
+from onnxprune.probe.interpreter import Interpreter
+from onnxprune.probe.trajectory import linearised
 from onnxprune.score import METHODS, Dynamic, collect, dynamic
-from onnxprune.sites import Site, find_sites
-from onnxprune.structure import analyze
-from onnxprune.trajectory import linearised
 
 Build = Callable[..., ZooModel]
 UNITS = ("heads", "neurons", "channels", "query_heads", "blocks")

@@ -15,13 +15,13 @@ from zoo import ZooModel
 from zoo_families import OPSETS
 
 import onnxprune
-from onnxprune import model as models
 from onnxprune import rewrite
-from onnxprune.brief import brief
-from onnxprune.linears import find_linears
-from onnxprune.plan import Plan
-from onnxprune.probe import forward
-from onnxprune.profiling import profiled_macs
+from onnxprune.graph import model as models
+from onnxprune.graph.plan import Plan
+from onnxprune.graph.structure.linear_layers import find_linears
+from onnxprune.measure.operator_profile import profiled_macs
+from onnxprune.probe.forward import forward
+from onnxprune.probe.short_graph import brief
 from onnxprune.report import Report
 
 Build = Callable[..., ZooModel]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxprune.solve import (
+from onnxprune.refit.solvers import (
     INFINITE,
     NM,
     SOLVERS,
@@ -22,7 +22,7 @@ from onnxprune.solve import (
     ridge_path,
     scale_units,
 )
-from onnxprune.solve.linalg import Array
+from onnxprune.refit.solvers.linalg import Array
 
 seeds = st.integers(0, 2**32 - 1)
 strengths = st.lists(st.sampled_from([0.0, 1e-4, 1e-2, 1.0, 100.0, INFINITE]), min_size=1, max_size=4)

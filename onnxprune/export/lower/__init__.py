@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from onnxprune import shapes
-from onnxprune.export.builder import Builder, scalar_of
-from onnxprune.export.equivalents import RULES
-from onnxprune.values import constant, dims
+from onnxprune.export.lower.builder import Builder, scalar_of
+from onnxprune.export.lower.equivalents import RULES
+from onnxprune.graph import prepare
+from onnxprune.graph.values import constant, dims
 
 _ROUNDS = 6
 MASKED = -100.0
@@ -62,8 +62,8 @@ def _refresh(model: ir.Model) -> None:
     for name in [n for n, v in model.graph.initializers.items() if not v.uses() and not v.is_graph_output()]:
         del model.graph.initializers[name]
     model.graph.meta.pop("onnxprune.names", None)
-    shapes.stamp(model)
-    shapes.infer(model)
+    prepare.stamp(model)
+    prepare.infer(model)
 
 
 def finite_masks(model: ir.Model) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.values import constant, dims
+from onnxprune.graph.values import constant, dims
 
 
 class Builder:

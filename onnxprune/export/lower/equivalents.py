@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.export.builder import Builder, array_of, attribute, scalar_of
-from onnxprune.values import constant, dims
+from onnxprune.export.lower.builder import Builder, array_of, attribute, scalar_of
+from onnxprune.graph.values import constant, dims
 
 Build = Callable[[Builder], ir.Value | None]
 

@@ -13,7 +13,7 @@ Embedding tables are stored row by row (8 bits and one scale a row) or in half p
 
 from __future__ import annotations
 
-from onnxprune.precision.apply import SCHEMES, quantize
-from onnxprune.precision.steps import Step, measure_steps
+from onnxprune.export.precision.apply import SCHEMES, quantize
+from onnxprune.export.precision.steps import Step, measure_steps
 
 __all__ = ["SCHEMES", "Step", "measure_steps", "quantize"]

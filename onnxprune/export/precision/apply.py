@@ -9,11 +9,11 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from onnxprune import model as models
-from onnxprune import shapes
 from onnxprune.errors import UsageError
-from onnxprune.precision import integer, storage
-from onnxprune.precision.integer import Feeds
+from onnxprune.export.precision import integer, storage
+from onnxprune.export.precision.integer import Feeds
+from onnxprune.graph import model as models
+from onnxprune.graph import prepare
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def quantize(source: Path, target: Path, scheme: str, rows: Sequence[Feeds] = ()
         stored = source
         if chosen.store is not None:
             model = models.read(source)
-            shapes.stamp(model)
+            prepare.stamp(model)
             chosen.store(model, by_row)
             stored = Path(scratch) / "stored.onnx"
             models.save(model, stored if chosen.convert is not None else target)

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune import model as models
-from onnxprune import runtime, shapes
-from onnxprune.precision import storage
+from onnxprune.export.precision import storage
+from onnxprune.graph import model as models
+from onnxprune.graph import prepare, runtime
 
 Feeds = Mapping[str, NDArray[Any]]
 MATRICES = ("MatMul", "Gemm", "Conv", "Attention")
@@ -70,7 +70,7 @@ def static(source: Path, target: Path, rows: Sequence[Feeds]) -> None:
             extra_options={"MatMulConstBOnly": True},
         )  # fmt: skip
     model = models.read(target)
-    if storage.store_bytes(shapes.stamp(model)):
+    if storage.store_bytes(prepare.stamp(model)):
         models.save(model, target)
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxprune import model as models
-from onnxprune.latency import LatencyRow
-from onnxprune.precision.apply import quantize
-from onnxprune.precision.integer import Feeds
-from onnxprune.validation import Accuracy, Drift, Teacher, compare
+from onnxprune.export.precision.apply import quantize
+from onnxprune.export.precision.integer import Feeds
+from onnxprune.graph import model as models
+from onnxprune.measure.latency import LatencyRow
+from onnxprune.measure.validation import Accuracy, Drift, Teacher, compare
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxprune.values import constant
+from onnxprune.graph.values import constant
 
 _SMALL = 1024
 """Elements below which a tensor is left alone: nothing to gain."""

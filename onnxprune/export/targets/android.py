@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxprune.export import device, mobile
+from onnxprune.export import device
 from onnxprune.export.base import Artefact, Workshop, scheme_for
+from onnxprune.export.targets import mobile
 
 
 class Android:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxprune.export import mobile
 from onnxprune.export.base import Artefact, Workshop, scheme_for
+from onnxprune.export.targets import mobile
 
 
 class Ios:

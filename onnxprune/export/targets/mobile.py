@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from onnxprune import model as models
 from onnxprune.export import ort_format, usability
 from onnxprune.export.base import Artefact, Workshop
 from onnxprune.export.lower import finite_masks, lower, narrow_integers
-from onnxprune.model import InputSpec
-from onnxprune.runtime import SavedStyle
+from onnxprune.graph import model as models
+from onnxprune.graph.model import InputSpec
+from onnxprune.graph.runtime import SavedStyle
 
 STORED = ("fp16", "int8-weights")
 """Schemes whose weights become single precision when a full build loads the file: a compiling provider sees those."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxprune import model as models
-from onnxprune import runtime
 from onnxprune.errors import OnnxPruneError
 from onnxprune.export.base import Artefact, Workshop, scheme_for
 from onnxprune.export.lower import finite_masks
+from onnxprune.graph import model as models
+from onnxprune.graph import runtime
 
 PROVIDER = "QNNExecutionProvider"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onnxprune.export import page
 from onnxprune.export.base import Artefact, Workshop, scheme_for
+from onnxprune.export.targets import web_page
 
 
 class Web:
@@ -23,8 +23,8 @@ class Web:
             shop.quantized(shop.file, scheme, target, by_row=False)
         else:
             shop.copy_model(target)
-        page.write(shop, scheme)
+        web_page.write(shop, scheme)
         return [Artefact(target.name, "WASM, WebGPU, WebNN", scheme)]
 
     def guide(self, shop: Workshop, artefacts: Sequence[Artefact]) -> str:
-        return page.guide(shop)
+        return web_page.guide(shop)

@@ -7,12 +7,12 @@ import shutil
 from importlib.resources import files
 from pathlib import Path
 
-from onnxprune import latency
-from onnxprune import model as models
-from onnxprune.companions import copy_companions
 from onnxprune.errors import UsageError
 from onnxprune.export.base import Workshop
 from onnxprune.export.preprocessing import preprocessing
+from onnxprune.graph import model as models
+from onnxprune.graph.companions import copy_companions
+from onnxprune.measure import latency
 
 VERSION = "1.30.0"
 """The onnxruntime-web this was tried with."""

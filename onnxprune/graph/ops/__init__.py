@@ -1,6 +1,6 @@
 """The one home of an operator: what it computes, ties, costs, and how it follows a cut. One file per family."""
 
-from onnxprune.ops import (
+from onnxprune.graph.ops import (
     attention,
     conv,
     elementwise,
@@ -19,7 +19,7 @@ from onnxprune.ops import (
     resample,
     signal,
 )
-from onnxprune.ops.base import Change, Constraints, Operator, Sizes, attribute, lookup, registered
+from onnxprune.graph.ops.base import Change, Constraints, Operator, Sizes, attribute, lookup, registered
 
 __all__ = ["Change", "Constraints", "Operator", "Sizes", "attribute", "lookup", "registered"]
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from onnxprune.axes import Layout
-from onnxprune.ops.base import Change, Constraints, Sizes, attribute, operand, outcome, register
-from onnxprune.ops.elementwise import torch_dtype
+from onnxprune.graph.axes import Layout
+from onnxprune.graph.ops.base import Change, Constraints, Sizes, attribute, operand, outcome, register
+from onnxprune.graph.ops.elementwise import torch_dtype
 
 HELD = "queries and keys meet inside {}, which shows their width only together with the heads"
 """Why the D of H·D stays."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from onnxprune.axes import Layout
+from onnxprune.graph.axes import Layout
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from onnxprune.ops.base import Change, Constraints, Sizes, attribute, register
+from onnxprune.graph.ops.base import Change, Constraints, Sizes, attribute, register
 
 
 def spatial_pads(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from onnxprune.ops.base import Constraints, attribute, broadcast, register, tie_broadcast
+from onnxprune.graph.ops.base import Constraints, attribute, broadcast, register, tie_broadcast
 
 _CAST = {
     1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16",

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from onnxprune.ops.base import Constraints, Sizes, attribute, broadcast, outcome, register, tie_broadcast
-from onnxprune.ops.conv import conv, conv_axes, conv_macs, conv_resize
-from onnxprune.ops.linear import gemm, gemm_axes, gemm_macs
+from onnxprune.graph.ops.base import Constraints, Sizes, attribute, broadcast, outcome, register, tie_broadcast
+from onnxprune.graph.ops.conv import conv, conv_axes, conv_macs, conv_resize
+from onnxprune.graph.ops.linear import gemm, gemm_axes, gemm_macs
 
 
 def _bias_gelu(approximate: str) -> Any:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from onnxprune.axes import Layout
-from onnxprune.ops.attention import (
+from onnxprune.graph.axes import Layout
+from onnxprune.graph.ops.attention import (
     HELD,
     merge_heads,
     product,
@@ -21,7 +21,7 @@ from onnxprune.ops.attention import (
     tie_rows,
     tie_table,
 )
-from onnxprune.ops.base import Change, Constraints, Sizes, attribute, opaque, operand, outcome, register
+from onnxprune.graph.ops.base import Change, Constraints, Sizes, attribute, opaque, operand, outcome, register
 
 
 def key_mask(torch: Any, mask: Any, batch: int, queries: int, keys: int) -> Any:

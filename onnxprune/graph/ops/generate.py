@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.ops.base import Change, Constraints, Sizes, attribute, opaque, register
-from onnxprune.ops.elementwise import torch_dtype
-from onnxprune.ops.layout import integers, written
+from onnxprune.graph.ops.base import Change, Constraints, Sizes, attribute, opaque, register
+from onnxprune.graph.ops.elementwise import torch_dtype
+from onnxprune.graph.ops.layout import integers, written
 
 
 def _shape(torch: Any, node: Any, x: Any) -> Any:

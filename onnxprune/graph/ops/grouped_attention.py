@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from onnxprune.ops.attention import (
+from onnxprune.graph.ops.attention import (
     HELD,
     capped,
     merge_heads,
@@ -20,7 +20,7 @@ from onnxprune.ops.attention import (
     tie_rows,
     tie_table,
 )
-from onnxprune.ops.base import Change, Constraints, Sizes, attribute, operand, outcome, register
+from onnxprune.graph.ops.base import Change, Constraints, Sizes, attribute, operand, outcome, register
 
 _NAMES = (
     "query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length", "cos_cache", "sin_cache",

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.axes import DYNAMIC, ONE
-from onnxprune.ops.base import Change, Constraints, Sizes, attribute, axis_of, opaque, register
-from onnxprune.ops.layout import part
+from onnxprune.graph.axes import DYNAMIC, ONE
+from onnxprune.graph.ops.base import Change, Constraints, Sizes, attribute, axis_of, opaque, register
+from onnxprune.graph.ops.layout import part
 
 
 def _gather(torch: Any, node: Any, data: Any, indices: Any) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.axes import DYNAMIC, ONE, Layout
-from onnxprune.ops.base import Change, Constraints, Sizes, attribute, axis_of, opaque, operand, register
+from onnxprune.graph.axes import DYNAMIC, ONE, Layout
+from onnxprune.graph.ops.base import Change, Constraints, Sizes, attribute, axis_of, opaque, operand, register
 
 
 def integers(torch: Any, x: Any) -> list[int]:

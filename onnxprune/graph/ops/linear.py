@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from onnxprune.ops.base import Constraints, Sizes, attribute, opaque, register, tie_broadcast
+from onnxprune.graph.ops.base import Constraints, Sizes, attribute, opaque, register, tie_broadcast
 
 
 def _matmul_axes(node: Any, c: Constraints) -> None:

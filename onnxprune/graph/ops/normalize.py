@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from onnxprune.ops.base import Change, Constraints, Sizes, attribute, axis_of, outcome, register, tie_broadcast
+from onnxprune.graph.ops.base import Change, Constraints, Sizes, attribute, axis_of, outcome, register, tie_broadcast
 
 
 def _along_axis(compute: Any) -> Any:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from onnxprune.ops.base import Constraints, attribute, outcome, register
-from onnxprune.ops.conv import flat_pads, spatial_pads
+from onnxprune.graph.ops.base import Constraints, attribute, outcome, register
+from onnxprune.graph.ops.conv import flat_pads, spatial_pads
 
 _Pads = list[tuple[int, int]]
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from onnxprune.ops.base import Constraints, Sizes, attribute, axis_of, opaque, register
-from onnxprune.ops.conv import conv, conv_macs
-from onnxprune.ops.elementwise import torch_dtype
+from onnxprune.graph.ops.base import Constraints, Sizes, attribute, axis_of, opaque, register
+from onnxprune.graph.ops.conv import conv, conv_macs
+from onnxprune.graph.ops.elementwise import torch_dtype
 
 
 def _spread(node: Any, x: Any, parameter: Any) -> Any:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.ops.base import Change, Constraints, Sizes, attribute, register
-from onnxprune.ops.layout import integers, written
+from onnxprune.graph.ops.base import Change, Constraints, Sizes, attribute, register
+from onnxprune.graph.ops.layout import integers, written
 
 
 def _pad(torch: Any, node: Any, x: Any, pads: Any = None, value: Any = None, axes: Any = None) -> Any:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.ops.base import Constraints, attribute, register
-from onnxprune.ops.layout import integers
+from onnxprune.graph.ops.base import Constraints, attribute, register
+from onnxprune.graph.ops.layout import integers
 
 
 def _listed(node: Any, rank: int, operand: Any) -> list[int] | None:

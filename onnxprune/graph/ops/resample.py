@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.ops.base import Change, Constraints, Sizes, attribute, register
-from onnxprune.ops.layout import integers
+from onnxprune.graph.ops.base import Change, Constraints, Sizes, attribute, register
+from onnxprune.graph.ops.layout import integers
 
 
 def _coordinates(how: str, size: int, out: int, scale: float, region: tuple[float, float]) -> np.ndarray:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from onnxprune.ops.base import attribute, opaque, register
-from onnxprune.ops.elementwise import torch_dtype
+from onnxprune.graph.ops.base import attribute, opaque, register
+from onnxprune.graph.ops.elementwise import torch_dtype
 
 
 def _complex(torch: Any, x: Any) -> Any:

@@ -13,10 +13,10 @@ from typing import Any
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from onnxprune.symbolic import infer_proto
-from onnxprune.targets import write_targets
-from onnxprune.unfuse import unfuse
-from onnxprune.values import constant, dims
+from onnxprune.graph.prepare.constant_operands import write_targets
+from onnxprune.graph.prepare.shape_inference import infer_proto
+from onnxprune.graph.prepare.unfuse import unfuse
+from onnxprune.graph.values import constant, dims
 
 _ROUNDS = 5
 """Times that targets are written and folded: what becomes a number makes others numbers. Most graphs take two."""
@@ -43,7 +43,7 @@ def normalise(model: ir.Model) -> ir.Model:
         before = model.graph.num_nodes()
         write_targets(model)
         _fold(model)
-        model.graph.meta.pop("onnxprune.dimensions", None)
+        model.graph.meta.pop("onnxprune.graph.dimensions", None)
         infer(model)
         if model.graph.num_nodes() == before:
             break

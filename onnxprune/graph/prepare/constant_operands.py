@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.dimensions import monomial, quotient
-from onnxprune.values import constant, dims
+from onnxprune.graph.dimensions import monomial, quotient
+from onnxprune.graph.values import constant, dims
 
 
 def write_targets(model: ir.Model) -> None:
@@ -108,7 +108,7 @@ def _operand(model: ir.Model, node: ir.Node, target: Sequence[int | str], index:
 
 def _dimension(model: ir.Model, symbol: str, *, scalar: bool = False) -> ir.Value | None:
     """A dimension that an input declares, read off that input: a vector of one number (or a scalar), made once."""
-    known: dict[tuple[str, bool], ir.Value] = model.graph.meta.setdefault("onnxprune.dimensions", {})
+    known: dict[tuple[str, bool], ir.Value] = model.graph.meta.setdefault("onnxprune.graph.dimensions", {})
     found = known.get((symbol, scalar))
     if found is not None and (producer := found.producer()) is not None and producer.graph is not None:
         return found

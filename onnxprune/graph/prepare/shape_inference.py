@@ -10,8 +10,8 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-from onnxprune import runtime
 from onnxprune.errors import OnnxPruneError
+from onnxprune.graph import runtime
 
 logger = logging.getLogger(__name__)
 

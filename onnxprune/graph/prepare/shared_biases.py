@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import ops
-from onnxprune.dimensions import monomial
-from onnxprune.ops.base import attribute, broadcast
-from onnxprune.values import constant, dims
+from onnxprune.graph import ops
+from onnxprune.graph.dimensions import monomial
+from onnxprune.graph.ops.base import attribute, broadcast
+from onnxprune.graph.values import constant, dims
 
 _COPY = "_for_"
 """In the name of a node that was made once more, for the reader whose name follows."""

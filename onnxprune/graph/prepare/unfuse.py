@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxprune.ops.base import attribute
-from onnxprune.values import constant
+from onnxprune.graph.ops.base import attribute
+from onnxprune.graph.values import constant
 
 _NAMES = {"LeakyRelu": ("alpha",), "HardSigmoid": ("alpha", "beta")}
 """Attributes of the standard activations, in the order of `activation_params`."""

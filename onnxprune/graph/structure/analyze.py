@@ -13,15 +13,15 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import ops
-from onnxprune.axes import DYNAMIC, Layout, Solver, atoms_of, symbol_size
-from onnxprune.branches import find_branches
-from onnxprune.dimensions import evaluate
-from onnxprune.foreign import reads
-from onnxprune.model import Model
-from onnxprune.ops.normalize import narrow_axes, narrows
-from onnxprune.plan import Group, Pin, Reader, Structure
-from onnxprune.values import dims
+from onnxprune.graph import ops
+from onnxprune.graph.axes import DYNAMIC, Layout, Solver, atoms_of, symbol_size
+from onnxprune.graph.dimensions import evaluate
+from onnxprune.graph.model import Model
+from onnxprune.graph.ops.normalize import narrow_axes, narrows
+from onnxprune.graph.plan import Group, Pin, Reader, Structure
+from onnxprune.graph.single_nodes import reads
+from onnxprune.graph.structure.branches import find_branches
+from onnxprune.graph.values import dims
 
 
 def analyze(model: Model, *, hidden: bool = False) -> Structure:

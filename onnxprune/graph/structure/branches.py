@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from onnxprune import ops
-from onnxprune.axes import Layout
-from onnxprune.plan import Branch, Group, Reader
+from onnxprune.graph import ops
+from onnxprune.graph.axes import Layout
+from onnxprune.graph.plan import Branch, Group, Reader
 
 
 def find_branches(

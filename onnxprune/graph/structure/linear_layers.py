@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.branches import reader_of
-from onnxprune.matrices import Matrix
-from onnxprune.plan import Branch, Structure
+from onnxprune.graph.plan import Branch, Structure
+from onnxprune.graph.structure.branches import reader_of
+from onnxprune.graph.structure.reading_matrices import Matrix
 
 
 @dataclass(frozen=True)

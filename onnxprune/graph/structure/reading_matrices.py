@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import ops
-from onnxprune.axes import index_of
-from onnxprune.ops.conv import flat_pads, spatial_pads
-from onnxprune.ops.normalize import narrows
-from onnxprune.plan import Group, Reader, Structure
+from onnxprune.graph import ops
+from onnxprune.graph.axes import index_of
+from onnxprune.graph.ops.conv import flat_pads, spatial_pads
+from onnxprune.graph.ops.normalize import narrows
+from onnxprune.graph.plan import Group, Reader, Structure
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from fnmatch import fnmatch
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.axes import atoms_of
-from onnxprune.matrices import Matrix, matrices
-from onnxprune.plan import Branch, Group, Ranking, Structure
+from onnxprune.graph.axes import atoms_of
+from onnxprune.graph.plan import Branch, Group, Ranking, Structure
+from onnxprune.graph.structure.reading_matrices import Matrix, matrices
 
 KINDS = {kind: (kind,) for kind in ("heads", "neurons", "channels", "query_heads", "head_dims", "hidden")}
 """What `--units` may name, and the groups it means; "blocks" are the branches of whatever is chosen.

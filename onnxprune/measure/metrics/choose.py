@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.divergence import Divergence, Kind, Measure
 from onnxprune.errors import DataError, UsageError
-from onnxprune.metrics import observe, values
-from onnxprune.metrics.observe import Metric
+from onnxprune.measure.metrics import observe, values
+from onnxprune.measure.metrics.observe import Metric
+from onnxprune.probe.divergence import Divergence, Kind, Measure
 
 VOCABULARY = 1000
 """More classes per token than any tag set, fewer than any vocabulary."""

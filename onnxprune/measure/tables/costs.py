@@ -8,13 +8,13 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.cost import Costs
 from onnxprune.errors import DataError
-from onnxprune.model import Model
-from onnxprune.plan import Group, Plan, Structure
-from onnxprune.sites import Site
-from onnxprune.speed.micro import Cutter, Micro
-from onnxprune.speed.table import Curve, LatencyTable
+from onnxprune.graph.model import Model
+from onnxprune.graph.plan import Group, Plan, Structure
+from onnxprune.graph.structure.sites import Site
+from onnxprune.measure.cost import Costs
+from onnxprune.measure.tables.micro_models import Cutter, Micro
+from onnxprune.measure.tables.table import Curve, LatencyTable
 
 Obtain = Callable[[Cutter, Sequence[Micro]], LatencyTable]
 """obtain(cutter, what is needed) -> a table that has it."""

@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxprune.cost import Costs
 from onnxprune.errors import NothingToPruneError
-from onnxprune.sites import Site, find_sites, levels
-from onnxprune.speed import measure
-from onnxprune.speed.costs import LatencyCosts
-from onnxprune.speed.micro import Cutter, Micro
-from onnxprune.speed.source import entry, write
-from onnxprune.speed.table import LatencyTable
-from onnxprune.speed.widths import measured, step
+from onnxprune.graph.structure.sites import Site, find_sites, levels
+from onnxprune.measure.cost import Costs
+from onnxprune.measure.tables import timing_script
+from onnxprune.measure.tables.costs import LatencyCosts
+from onnxprune.measure.tables.fast_widths import measured, step
+from onnxprune.measure.tables.micro_models import Cutter, Micro
+from onnxprune.measure.tables.source import entry, write
+from onnxprune.measure.tables.table import LatencyTable
 
 MODEL = "model.onnx"
 
@@ -50,8 +50,8 @@ def export(costs: Sequence[LatencyCosts], folder: Path) -> Path:
     for data in {Path(t.path) for t in _external(costs[0])}:
         shutil.copy(data, folder / data.name)
     shapes = [{"shape": dict(c.bindings), "entries": [_entry(m, micro, c) for m in c.needed()]} for c in costs]
-    (folder / "setup.json").write_text(json.dumps({"format": measure.FORMAT, "shapes": shapes}, indent=1) + "\n")
-    shutil.copy(measure.__file__, folder / "measure.py")
+    (folder / "setup.json").write_text(json.dumps({"format": timing_script.FORMAT, "shapes": shapes}, indent=1) + "\n")
+    shutil.copy(timing_script.__file__, folder / "measure.py")
     named = ",".join(f"{k}={v}" for k, v in costs[0].bindings.items())
     (folder / "README.md").write_text(_README.format(shape=f"--shape {named} " if named else ""), encoding="utf-8")
     return folder

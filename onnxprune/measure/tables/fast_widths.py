@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxprune.sites import Site
+from onnxprune.graph.structure.sites import Site
 
 Steps = tuple[tuple[int, int], ...]
 

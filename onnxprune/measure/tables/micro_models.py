@@ -17,17 +17,18 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import rewrite, shapes
-from onnxprune.axes import atoms_of
-from onnxprune.cost import Costs
+from onnxprune import rewrite
 from onnxprune.errors import UnsupportedError
-from onnxprune.foreign import reads
-from onnxprune.plan import Branch, Plan
+from onnxprune.graph import prepare
+from onnxprune.graph.axes import atoms_of
+from onnxprune.graph.example_feeds import synthesize
+from onnxprune.graph.plan import Branch, Plan
+from onnxprune.graph.single_nodes import reads
+from onnxprune.graph.structure.sites import Site
+from onnxprune.graph.values import constant, dims
+from onnxprune.measure.cost import Costs
+from onnxprune.measure.tables.timing_script import drawn
 from onnxprune.rewrite import cleanup, cut
-from onnxprune.sites import Site
-from onnxprune.speed.measure import drawn
-from onnxprune.synthetic import synthesize
-from onnxprune.values import constant, dims
 
 IDLE, MAP, WHOLE, UNCUT = "idle", "map", "model", "uncut"
 """Kinds besides the groups' own: a module that is gone, a map in its place, the model, and it rewritten uncut."""
@@ -125,14 +126,14 @@ class Cutter:
         whole = self._module(site)
         if units == 0:
             return self._micro(_idle(whole), IDLE, 0, site.group.size)
-        model = shapes.stamp(whole.clone())
+        model = prepare.stamp(whole.clone())
         if units < site.group.size:
             width = site.group.shape[-1]
             keep = tuple(r * width + i for r in range(site.rows) for i in range(units // site.rows))
             cut.units(model, self.structure, Plan(self.structure.digest, {site.id: keep}))
             cleanup.sweep(model)
         if any(node.name in self._picks for node in model.graph):
-            shapes.infer(model)
+            prepare.infer(model)
             rewrite.drop_unread(model)
         return self._micro(model, site.group.kind, units, site.group.size)
 
@@ -181,7 +182,7 @@ class Cutter:
                 if value.name in self._read:
                     graph.outputs[i] = _picked(model, value, *self._read[value.name])
                     self._picks.add(f"{value.name}_read")
-            self._modules[site.id] = shapes.stamp(model)
+            self._modules[site.id] = prepare.stamp(model)
         return self._modules[site.id]
 
     def _region(self, site: Site) -> set[str]:

@@ -16,14 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from onnxprune import model as models
-from onnxprune import runtime
 from onnxprune.errors import DataError
-from onnxprune.sites import Site
-from onnxprune.speed import measure
-from onnxprune.speed.measure import Run
-from onnxprune.speed.micro import IDLE, UNCUT, WHOLE, Cutter, Micro
-from onnxprune.speed.table import Entry, LatencyTable, load, save
+from onnxprune.graph import model as models
+from onnxprune.graph import runtime
+from onnxprune.graph.structure.sites import Site
+from onnxprune.measure.tables import timing_script
+from onnxprune.measure.tables.micro_models import IDLE, UNCUT, WHOLE, Cutter, Micro
+from onnxprune.measure.tables.table import Entry, LatencyTable, load, save
+from onnxprune.measure.tables.timing_script import Run
 
 logger = logging.getLogger(__name__)
 
@@ -50,14 +50,14 @@ def obtained(
         fresh: measure even if there is a table.
     """
     shape, version = dict(cutter.costs.bindings), _version()
-    key = [measure.machine(), version, provider, threads, sorted(shape.items()), needed[0].signature]
+    key = [timing_script.machine(), version, provider, threads, sorted(shape.items()), needed[0].signature]
     file = cache_folder() / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
     known = None if fresh else _cached(file)
     if known is not None and all(m.signature in known.by_signature for m in needed):
         logger.info("latency table: %s", file)
         return known
     entries = measured(cutter, needed, provider, threads, progress)
-    table = LatencyTable(provider, threads, shape, measure.machine(), version, entries)
+    table = LatencyTable(provider, threads, shape, timing_script.machine(), version, entries)
     table = table if known is None else table.merged(known)
     _keep(table, file)
     return table
@@ -81,10 +81,10 @@ def measured(
             session = runtime.session(one["file"], (provider,), threads=threads, dims=fixed)
             if one["kind"] == WHOLE:
                 runtime.placed(session)
-            feeds = measure.drawn(one["ports"])
+            feeds = timing_script.drawn(one["ports"])
             return partial(session.run, None, feeds)
 
-        rows = measure.timed(told, opened, measure.clock(provider, threads), progress=progress)
+        rows = timing_script.timed(told, opened, timing_script.clock(provider, threads), progress=progress)
     kept = ("signature", "kind", "units", "of", "ms", "error")
     return tuple(Entry(**{k: row[k] for k in kept}) for row in rows)
 

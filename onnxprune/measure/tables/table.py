@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import DataError
-from onnxprune.speed.measure import FORMAT
-from onnxprune.speed.micro import WHOLE
+from onnxprune.measure.tables.micro_models import WHOLE
+from onnxprune.measure.tables.timing_script import FORMAT
 
 Array = npt.NDArray[np.float64]
 

@@ -7,24 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from onnxprune.solve.admm import admm
-from onnxprune.solve.baseline import magnitude, wanda
-from onnxprune.solve.least_squares import (
-    INFINITE,
-    Fit,
-    error,
-    fit_held_out,
-    ridge,
-    ridge_path,
-    scale_units,
-)
-from onnxprune.solve.linalg import Array
-from onnxprune.solve.moments import Moments
-from onnxprune.solve.obs import NestedRefit, ObsPath, Reader, obs_path, refit
-from onnxprune.solve.pattern import NM, Blocks, Library, Pattern, Tiled, Tiles, parse
-from onnxprune.solve.refine import Refined, refine
-from onnxprune.solve.sparsegpt import sparsegpt
-from onnxprune.solve.support import on_support, range_errors
+from onnxprune.refit.solvers.admm import admm
+from onnxprune.refit.solvers.least_squares import INFINITE, Fit, error, fit_held_out, ridge, ridge_path, scale_units
+from onnxprune.refit.solvers.linalg import Array
+from onnxprune.refit.solvers.magnitude import magnitude, wanda
+from onnxprune.refit.solvers.obs import NestedRefit, ObsPath, Reader, obs_path, refit
+from onnxprune.refit.solvers.pair_swaps import Refined, refine
+from onnxprune.refit.solvers.patterns import NM, Blocks, Library, Pattern, Tiled, Tiles, parse
+from onnxprune.refit.solvers.sparsegpt import sparsegpt
+from onnxprune.refit.solvers.statistics import Moments
+from onnxprune.refit.solvers.support import on_support, range_errors
 
 SOLVERS: dict[str, Callable[..., Array]] = {
     "admm": admm,

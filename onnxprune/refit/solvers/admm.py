@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.search.schedule import way
-from onnxprune.solve import support
-from onnxprune.solve.linalg import Array, Bools, inverse
-from onnxprune.solve.pattern import Pattern
+from onnxprune.refit.solvers import support
+from onnxprune.refit.solvers.linalg import Array, Bools, inverse
+from onnxprune.refit.solvers.patterns import Pattern
+from onnxprune.refit.solvers.schedule import way
 
 DAMPING = 0.1
 

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import DataError
-from onnxprune.solve.linalg import Array, Ints, as_rows, product, solve
-from onnxprune.solve.moments import Moments
+from onnxprune.refit.solvers.linalg import Array, Ints, as_rows, product, solve
+from onnxprune.refit.solvers.statistics import Moments
 
 INFINITE = float("inf")
 """As λ: the prior's weights stay and only the intercept is fitted."""

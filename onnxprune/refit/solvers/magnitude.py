@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.solve.linalg import Array
-from onnxprune.solve.pattern import Pattern
+from onnxprune.refit.solvers.linalg import Array
+from onnxprune.refit.solvers.patterns import Pattern
 
 
 def magnitude(weight: npt.ArrayLike, gram: npt.ArrayLike | None, pattern: Pattern) -> Array:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.solve.linalg import (
+from onnxprune.refit.solvers.linalg import (
     Array,
     Bools,
     Ints,

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import UsageError
-from onnxprune.plan import Tile
-from onnxprune.solve.linalg import Array, Bools
+from onnxprune.graph.plan import Tile
+from onnxprune.refit.solvers.linalg import Array, Bools
 
 FORMS = (
     "N:M (2:4, 8:16), ROWSxCOLUMNS:SHARE (4x1:0.5, 16x16:0.5), pattern:ROWSxCOLUMNS:SHARE[:COUNT], "

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.solve.linalg import Array, cholesky, damped, inverse
-from onnxprune.solve.pattern import Pattern
+from onnxprune.refit.solvers.linalg import Array, cholesky, damped, inverse
+from onnxprune.refit.solvers.patterns import Pattern
 
 DAMPING = 1e-2
 BLOCK = 128

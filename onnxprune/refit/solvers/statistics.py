@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.solve.linalg import Array, subtract_product
+from onnxprune.refit.solvers.linalg import Array, subtract_product
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.solve.linalg import MIN_DAMPING, Array, Bools, Ints, clean
+from onnxprune.refit.solvers.linalg import MIN_DAMPING, Array, Bools, Ints, clean
 
 DAMPING = 1e-1
 """Some thousand tokens leave much of the error to chance: less pull makes it larger on tokens that were not fitted."""

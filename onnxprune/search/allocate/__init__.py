@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from onnxprune.search.chance import surely_lower
-from onnxprune.search.knapsack import allocate, knapsack
-from onnxprune.search.module import Allocation, Evaluate, Level, Module, cost_of, damage_of
-from onnxprune.search.rank import Kept, Kind, rank, rank_pair
-from onnxprune.search.schedule import cubic, stages
-from onnxprune.search.swaps import Swap, Swapped, swaps
+from onnxprune.refit.solvers.chance import surely_lower
+from onnxprune.refit.solvers.schedule import cubic, stages
+from onnxprune.search.allocate.choices import Allocation, Evaluate, Level, Module, cost_of, damage_of
+from onnxprune.search.allocate.knapsack import allocate, knapsack
+from onnxprune.search.allocate.rank import Kept, Kind, rank, rank_pair
+from onnxprune.search.allocate.swaps import Swap, Swapped, swaps
 
 __all__ = [
     "Allocation",

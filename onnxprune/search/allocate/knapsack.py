@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import BudgetError
-from onnxprune.search.module import Module
+from onnxprune.search.allocate.choices import Module
 
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import BudgetError
-from onnxprune.search.belief import Belief
-from onnxprune.search.chance import surely_lower
-from onnxprune.search.module import Allocation, Evaluate, Module, cost_of, damage_of
+from onnxprune.refit.solvers.chance import surely_lower
+from onnxprune.search.allocate.belief import Belief
+from onnxprune.search.allocate.choices import Allocation, Evaluate, Module, cost_of, damage_of
 
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

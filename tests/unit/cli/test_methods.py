@@ -11,22 +11,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from unit.test_cli import Outcome, folder, refused  # noqa: F401 -- fixtures
+from unit.cli.test_main import Outcome, folder, refused  # noqa: F401 -- fixtures
 from zoo import ZooModel
 
 from onnxprune import data
-from onnxprune.config import Options
-from onnxprune.gates import Gates
-from onnxprune.interpret import Interpreter
-from onnxprune.model import load
-from onnxprune.plan import Budget, Plan
-from onnxprune.planning import MAPPED, Planner
-from onnxprune.probe import Rows
-from onnxprune.rows import shape_of
+from onnxprune.graph.model import load
+from onnxprune.graph.plan import Budget, Plan
+from onnxprune.graph.structure.analyze import analyze
+from onnxprune.graph.structure.sites import find_sites
+from onnxprune.pipeline.rows import shape_of
+from onnxprune.probe.forward import Rows
+from onnxprune.probe.gates import Gates
+from onnxprune.probe.interpreter import Interpreter
+from onnxprune.refit.solvers.schedule import cubic
 from onnxprune.score import METHODS, Seven, configured, dynamic
-from onnxprune.search.schedule import cubic
-from onnxprune.sites import find_sites
-from onnxprune.structure import analyze
+from onnxprune.search.options import Options
+from onnxprune.search.planner import MAPPED, Planner
 
 Build = Callable[..., ZooModel]
 Run = Callable[..., Outcome]
@@ -59,7 +59,7 @@ def test_seven_dyn_follows_the_cubic_schedule(zoo: Build, monkeypatch: pytest.Mo
     structure = analyze(loaded)
     learn = data.read([model.sample(1, seed=i) for i in range(16)], loaded.inputs, outputs=loaded.outputs)
     rows, sites = Rows(Interpreter(loaded.graph), learn), find_sites(loaded.graph, structure)
-    module = sys.modules["onnxprune.score.dynamic"]
+    module = sys.modules["onnxprune.score.seven_dyn"]
     scored, seen = module._scores, []
 
     def watched(rows: Rows, sites: Any, gates: Gates, alive: Mapping[str, np.ndarray], *rest: Any) -> Any:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from zoo import ZooModel
 
+from onnxprune.measure.tables import table as tables
 from onnxprune.report import Report
-from onnxprune.speed import table as tables
 
 Outcome = tuple[int, str, str]
 SHAPE = "batch_size=1,sequence_length=7"

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 import yaml
-from unit.test_cli import QUICK, Build, Outcome, good_rows, write_rows
+from unit.cli.test_main import QUICK, Build, Outcome, good_rows, write_rows
 
 Run = Callable[..., Outcome]
 

@@ -11,16 +11,16 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
-from unit.test_cli import Outcome, folder, listing, refused  # noqa: F401 -- fixtures
+from unit.cli.test_main import Outcome, folder, listing, refused  # noqa: F401 -- fixtures
 from zoo import ZooModel
 
 import onnxprune
-from onnxprune import model as models
 from onnxprune.errors import CheckError, UsageError
-from onnxprune.plan import Plan
-from onnxprune.solve import parse
-from onnxprune.sparsify import zeros_in
-from onnxprune.structure import analyze
+from onnxprune.graph import model as models
+from onnxprune.graph.plan import Plan
+from onnxprune.graph.structure.analyze import analyze
+from onnxprune.refit.solvers import parse
+from onnxprune.refit.sparsify import zeros_in
 
 Build = Callable[..., ZooModel]
 Run = Callable[..., Outcome]
@@ -181,8 +181,8 @@ def _spoiled(folder: Path, plan: Plan) -> Path:  # noqa: F811
 
 
 def test_unknown_options_in_python() -> None:
-    from onnxprune.config import Options
-    from onnxprune.plan import Budget
+    from onnxprune.graph.plan import Budget
+    from onnxprune.search.options import Options
 
     with pytest.raises(UsageError, match="--finetune"):
         Options(Budget("flops", 1.0), sparsity="2:4", finetune=-1)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from onnxprune.data import read
-from onnxprune.model import InputSpec
+from onnxprune.graph.model import InputSpec
 
-FOLDER = Path(__file__).parents[2] / "calibration"
+FOLDER = Path(__file__).parents[3] / "calibration"
 PIXELS = InputSpec("pixel_values", np.dtype(np.float32), ("batch", 1, 8, 8))
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from onnxprune.data import Dataset, Example, read
 from onnxprune.errors import DataError
-from onnxprune.model import InputSpec
+from onnxprune.graph.model import InputSpec
 
 IDS = InputSpec("input_ids", np.dtype(np.int64), ("batch", "sequence"))
 MASK = InputSpec("attention_mask", np.dtype(np.int64), ("batch", "sequence"))

@@ -14,7 +14,7 @@ import pytest
 
 from onnxprune.data import Dataset, read
 from onnxprune.errors import DataError
-from onnxprune.model import InputSpec
+from onnxprune.graph.model import InputSpec
 
 Image = pytest.importorskip("PIL.Image")
 F32 = np.dtype(np.float32)

@@ -15,7 +15,7 @@ import pytest
 
 from onnxprune.data import Dataset, read
 from onnxprune.errors import DataError
-from onnxprune.model import InputSpec
+from onnxprune.graph.model import InputSpec
 
 IDS = InputSpec("input_ids", np.dtype(np.int64), ("batch", "sequence"))
 ROWS = [

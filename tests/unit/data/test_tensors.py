@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from onnxprune.data import Dataset, read
 from onnxprune.errors import DataError, UsageError
-from onnxprune.model import InputSpec
+from onnxprune.graph.model import InputSpec
 
 I64, F32, BOOL = np.dtype(np.int64), np.dtype(np.float32), np.dtype(bool)
 IDS = InputSpec("input_ids", I64, ("batch", "sequence"))

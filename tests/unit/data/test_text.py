@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from onnxprune.data import Dataset, read
 from onnxprune.errors import DataError, UsageError
-from onnxprune.model import InputSpec
+from onnxprune.graph.model import InputSpec
 
 I64 = np.dtype(np.int64)
 WORDS = [

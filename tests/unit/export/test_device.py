@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import onnxprune
-from onnxprune.cli_export import import_bench
+from onnxprune.cli.export import import_bench
 from onnxprune.errors import DataError, UsageError
 from onnxprune.export import export
 from onnxprune.export.device import read_result

@@ -13,10 +13,10 @@ import pytest
 from plans import in_runtime
 from zoo import ZooModel
 
-from onnxprune import model as models
 from onnxprune.export import usability
-from onnxprune.export.fixed import fix
+from onnxprune.export.fixed_shapes import fix
 from onnxprune.export.lower import MASKED, finite_masks, lower, narrow_integers
+from onnxprune.graph import model as models
 
 Build = Callable[..., ZooModel]
 SIMPLE = {"Add", "Sub", "Mul", "Div", "Sqrt", "Exp", "Abs", "Max", "Min", "Tanh", "Sigmoid", "ReduceMean", "Cast",

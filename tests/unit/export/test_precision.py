@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plans import in_runtime
 
-from onnxprune import model as models
 from onnxprune.errors import UsageError
-from onnxprune.precision import SCHEMES, quantize
-from onnxprune.precision.integer import noisy
-from onnxprune.precision.storage import rounded
+from onnxprune.export.precision import SCHEMES, quantize
+from onnxprune.export.precision.integer import noisy
+from onnxprune.export.precision.storage import rounded
+from onnxprune.graph import model as models
 
 Feeds = dict[str, np.ndarray]
 

@@ -21,12 +21,14 @@ import pytest
 from plans import in_runtime
 from tokenizers import Tokenizer
 
-from onnxprune import data, latency, runtime, shipped
-from onnxprune import model as models
+from onnxprune import data
 from onnxprune.errors import CheckError, DataError, UsageError
-from onnxprune.export import TARGETS, Exported, export
+from onnxprune.export import TARGETS, Exported, export, shipped_files
 from onnxprune.export.samples import array
-from onnxprune.validation import validate
+from onnxprune.graph import model as models
+from onnxprune.graph import runtime
+from onnxprune.measure import latency
+from onnxprune.measure.validation import validate
 
 TEXTS = [
     "a good film",
@@ -156,8 +158,8 @@ def test_shipped_files_are_validated_against_the_dense_model(
     assert dense.path is not None
     held = data.read(rows, dense.inputs, outputs=dense.outputs, folder=dense.folder)
     folder = shipped_folders[name].folder
-    for file in (shipped.find(folder), *(folder / a.file for a in shipped_folders[name].artefacts)):
-        own = shipped.own_rows(file, dense.inputs, dense.folder, rows, len(held), outputs=dense.outputs)
+    for file in (shipped_files.find(folder), *(folder / a.file for a in shipped_folders[name].artefacts)):
+        own = shipped_files.own_rows(file, dense.inputs, dense.folder, rows, len(held), outputs=dense.outputs)
         padded = latency.graph_inputs(file)[0].shape == (1, 24)
         assert (own is not None) == padded
         found = validate(dense.path, file, held, rows=own)
@@ -176,7 +178,7 @@ def test_a_trimmed_vocabulary_ships_with_its_model(letters_bert: Path, rows: Pat
     assert dense.path is not None
     held = data.read(rows, dense.inputs, outputs=dense.outputs, folder=dense.folder)
     file = made.folder / "model.onnx"
-    own = shipped.own_rows(file, dense.inputs, dense.folder, rows, len(held), outputs=dense.outputs)
+    own = shipped_files.own_rows(file, dense.inputs, dense.folder, rows, len(held), outputs=dense.outputs)
     assert own is not None
     found = validate(dense.path, file, held, rows=own)
     assert found.drift.max_abs < 1e-5
@@ -277,13 +279,13 @@ def test_a_file_that_computes_something_else_is_not_shipped(
 def test_a_damaged_manifest_is_said(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(DataError, match="export again"):
-        shipped.find(tmp_path)
+        shipped_files.find(tmp_path)
 
 
 @pytest.mark.parametrize("known", [True, False])
 def test_an_image_model_ships_too(known: bool, digits_vit: Path, tmp_path: Path) -> None:
     """Its sizes are those of the rows, or what its configuration says."""
-    rows = Path(__file__).resolve().parents[2] / "calibration" / "digits.npz"
+    rows = Path(__file__).resolve().parents[3] / "calibration" / "digits.npz"
     made = export(digits_vit, "ios", tmp_path / "out", calibration=rows if known else None)
     assert made.artefacts[1].fixed == {"batch_size": 1, "num_channels": 1, "height": 8, "width": 8}
     told = json.loads((made.folder / "preprocess.json").read_text())

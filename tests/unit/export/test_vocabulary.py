@@ -15,9 +15,9 @@ from plans import in_runtime
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import models as kinds
 
-from onnxprune import model as models
 from onnxprune.errors import DataError, UnsupportedError
-from onnxprune.vocabulary import trim
+from onnxprune.export.vocabulary import trim
+from onnxprune.graph import model as models
 
 TEXTS = [
     "the film is a warm and funny story about the sea", "a dull film without a story", "what a story it tells",

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.axes import (
+from onnxprune.graph.axes import (
     DYNAMIC,
     ONE,
     Layout,

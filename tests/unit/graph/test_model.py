@@ -13,8 +13,8 @@ import pytest
 from plans import distance, in_runtime
 from zoo import ZooModel
 
-from onnxprune import model as models
 from onnxprune.errors import ModelError, UnsupportedError, UsageError
+from onnxprune.graph import model as models
 
 Build = Callable[..., ZooModel]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from onnxprune.errors import InputError, UsageError
-from onnxprune.plan import Branch, Budget, Group, Plan, Ranking, Reader, Structure
+from onnxprune.graph.plan import Branch, Budget, Group, Plan, Ranking, Reader, Structure
 
 READER = Reader("node", 0, 2, "w", 0)
 

@@ -10,8 +10,8 @@ import onnxruntime
 import pytest
 from onnx import parser
 
-from onnxprune import runtime
 from onnxprune.errors import CheckError, DataError, ModelError, UnsupportedError, UsageError
+from onnxprune.graph import runtime
 
 LINEAR = """
 <ir_version: 8, opset_import: ["" : 17]>

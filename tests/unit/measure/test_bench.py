@@ -10,14 +10,16 @@ import pytest
 from click.testing import CliRunner
 from onnx import helper, numpy_helper, parser, save
 
-from onnxprune import benchmark, javascript, latency, profiling, runtime
-from onnxprune.cli import cli
+from onnxprune.cli.main import cli
 from onnxprune.errors import CheckError, UsageError
-from onnxprune.report import measured
+from onnxprune.graph import runtime
+from onnxprune.graph.example_feeds import synthesize
+from onnxprune.measure import bench as benchmark
+from onnxprune.measure import latency, node, operator_profile
+from onnxprune.report import bench
 from onnxprune.report.terminal import console_for
-from onnxprune.synthetic import synthesize
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TEXT = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[batch, seq, 8] x) => (float[batch, seq, 8] y)
 { h = MatMul(x, up) r = Relu(h) y = MatMul(r, down) }"""
@@ -51,7 +53,7 @@ def test_time_by_operator(pair: tuple[Path, Path]) -> None:
     assert all(ms >= 0 for r in found.operators for _, ms in (r.dense, r.pruned))
     console = console_for()
     with console.capture() as said:
-        measured.print_benchmark(found, console)
+        bench.print_benchmark(found, console)
     assert said.get().count("Time by operator") == 2 and "MatMul" in said.get()
     with pytest.raises(UsageError, match="--profile"):
         benchmark.measure(*pair, providers=["node"], batch=[1], sequence=[5], profile=True, runs=0)
@@ -59,7 +61,7 @@ def test_time_by_operator(pair: tuple[Path, Path]) -> None:
 
 def test_operators_of_a_pass_are_counted_once(pair: tuple[Path, Path]) -> None:
     feeds = {"x": np.zeros((1, 5, 8), np.float32)}
-    assert {op: count for op, (count, _) in profiling.by_operator(pair[0], feeds, passes=3).items()} == {
+    assert {op: count for op, (count, _) in operator_profile.by_operator(pair[0], feeds, passes=3).items()} == {
         "MatMul": 2,
         "Relu": 1,
     }
@@ -77,7 +79,7 @@ def test_simulated_devices_are_placed_and_compared_but_not_timed(
     assert row.difference == row.dense_difference == 0
     console = console_for()
     with console.capture() as said:
-        measured.print_benchmark(found, console)
+        bench.print_benchmark(found, console)
     assert "times mean nothing" in said.get() and "2 × 5 × 8" in said.get()
 
 
@@ -92,45 +94,45 @@ def test_distances_are_relative() -> None:
     assert benchmark._apart(np.array([2.0, 4.0]), np.array([1.0, 4.0])) == 0.25
 
 
-@pytest.mark.parametrize("name", list(javascript.PACKAGES))
+@pytest.mark.parametrize("name", list(node.PACKAGES))
 def test_javascript(name: str, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     try:
-        javascript._node()
-        javascript._module(javascript.PACKAGES[name])
+        node._node()
+        node._module(node.PACKAGES[name])
     except UsageError as missing:
         pytest.skip(str(missing))
     feeds = synthesize(latency.graph_inputs(pair[0]), batch=2, sequence=5)
-    timed = javascript.time(name, *pair, feeds, runs=6, warmup=1)
+    timed = node.time(name, *pair, feeds, runs=6, warmup=1)
     assert timed.walls.shape == timed.cpus.shape == (2, 6) and (timed.walls > 0).all()
     for file, outputs in zip(pair, timed.outputs, strict=True):
         expected = runtime.run(runtime.session(file), feeds)["y"]
         np.testing.assert_allclose(outputs["y"].reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
     (row,) = benchmark.measure(*pair, providers=[name], batch=[1], sequence=[5], runs=8).latency
-    assert row.provider == javascript.PACKAGES[name] and row.runs == 8
+    assert row.provider == node.PACKAGES[name] and row.runs == 8
     broken = pair[0].with_name("broken.onnx")
     graph = parser.parse_model(TEXT)
     graph.graph.node[1].CopyFrom(helper.make_node("Nothing", ["h"], ["r"], domain="nowhere"))
     save(graph, broken)
-    with pytest.raises(CheckError, match=javascript.PACKAGES[name]):
-        javascript.time(name, broken, pair[1], feeds, runs=1)
+    with pytest.raises(CheckError, match=node.PACKAGES[name]):
+        node.time(name, broken, pair[1], feeds, runs=1)
 
 
 def test_javascript_that_is_not_there(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    javascript._module.cache_clear()
+    node._module.cache_clear()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NODE_PATH", "")
-    monkeypatch.setattr(javascript, "_folders", lambda: iter([tmp_path / "node_modules"]))
+    monkeypatch.setattr(node, "_folders", lambda: iter([tmp_path / "node_modules"]))
     with pytest.raises(UsageError, match="npm install onnxruntime-node"):
-        javascript.time("node", *pair, {})
-    javascript._module.cache_clear()
+        node.time("node", *pair, {})
+    node._module.cache_clear()
     package = tmp_path / "node_modules" / "onnxruntime-node" / "dist"
     package.mkdir(parents=True)
     (package / "index.js").touch()
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UsageError, match=r"nodejs\.org"):
-        javascript.time("node", *pair, {})
-    javascript._module.cache_clear()
+        node.time("node", *pair, {})
+    node._module.cache_clear()
 
 
 def test_the_command(pair: tuple[Path, Path]) -> None:

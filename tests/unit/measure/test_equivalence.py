@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from onnx import parser
 
-from onnxprune.equivalence import Equivalence, equivalence, max_distance
 from onnxprune.errors import CheckError
+from onnxprune.measure.equivalence import Equivalence, equivalence, max_distance
 
 MODEL = """
 <ir_version: 8, opset_import: ["" : 17]>

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from onnx import parser
 
-from onnxprune import latency, runtime
 from onnxprune.errors import CheckError, UnsupportedError, UsageError
-from onnxprune.latency import bench, graph_inputs
-from onnxprune.model import InputSpec
-from onnxprune.synthetic import synthesize
+from onnxprune.graph import runtime
+from onnxprune.graph.example_feeds import synthesize
+from onnxprune.graph.model import InputSpec
+from onnxprune.measure import latency
+from onnxprune.measure.latency import bench, graph_inputs
 
 MODEL = """
 <ir_version: 8, opset_import: ["" : 17]>

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from onnxprune.divergence import choose
 from onnxprune.errors import DataError, UsageError
-from onnxprune.metrics import IGNORED, VOID, bootstrap_interval, choose_metric, observe, values
+from onnxprune.measure.metrics import IGNORED, VOID, bootstrap_interval, choose_metric, observe, values
+from onnxprune.probe.divergence import choose
 
 RNG = np.random.default_rng(0)
 

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxprune.errors import BudgetError, DataError
-from onnxprune.plan import Group
-from onnxprune.sites import Site
-from onnxprune.speed import measure, widths
-from onnxprune.speed.landing import landed
-from onnxprune.speed.table import Curve, Entry, LatencyTable, load, save
+from onnxprune.graph.plan import Group
+from onnxprune.graph.structure.sites import Site
+from onnxprune.measure.tables import fast_widths, timing_script
+from onnxprune.measure.tables.landing import landed
+from onnxprune.measure.tables.table import Curve, Entry, LatencyTable, load, save
 
 points = st.dictionaries(st.integers(1, 64), st.floats(0.01, 100), min_size=1).map(lambda known: {0: 0.005, **known})
 
@@ -100,7 +100,7 @@ class Clock:
         self.now = 0
         self.log: list[str] = []
 
-    def model(self, name: str, times: list[float]) -> measure.Run:
+    def model(self, name: str, times: list[float]) -> timing_script.Run:
         given: Iterator[float] = (times[i % len(times)] for i in range(10**6))
 
         def run() -> None:
@@ -113,7 +113,7 @@ class Clock:
 def test_every_round_runs_every_model_once_in_another_order() -> None:
     clock = Clock()
     runs = [clock.model(name, [ms]) for name, ms in (("a", 1.0), ("b", 2.0), ("c", 3.0))]
-    times = measure.interleaved(runs, lambda: clock.now, rounds=20, warmup=2)
+    times = timing_script.interleaved(runs, lambda: clock.now, rounds=20, warmup=2)
     assert times == pytest.approx(np.tile([[1.0], [2.0], [3.0]], 20))
     rounds = ["".join(clock.log[6 + 3 * i : 9 + 3 * i]) for i in range(20)]
     assert {"".join(sorted(r)) for r in rounds} == {"abc"}
@@ -124,19 +124,19 @@ def test_every_round_runs_every_model_once_in_another_order() -> None:
 def test_disturbed_rounds_do_not_count(ms: float, disturbed: list[int], factor: float) -> None:
     times = np.full((1, 25), ms)
     times[0, disturbed] *= factor
-    value, error = measure.summary(times)
+    value, error = timing_script.summary(times)
     assert value[0] == pytest.approx(ms)
     assert error[0] >= 0
 
 
 def test_models_that_do_not_fit_at_once_are_scaled_by_the_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything takes twice as long from the second chunk on: a machine that got warm."""
-    monkeypatch.setattr(measure, "CHUNK", 10)
+    monkeypatch.setattr(timing_script, "CHUNK", 10)
     clock = Clock()
     slow = {"chunk": 0.5}
     opened: list[str] = []
 
-    def open_model(entry: Mapping[str, Any]) -> measure.Run:
+    def open_model(entry: Mapping[str, Any]) -> timing_script.Run:
         name = str(entry["kind"])
         opened.append(name)
         slow["chunk"] *= 2 if name == "whole" else 1
@@ -144,7 +144,7 @@ def test_models_that_do_not_fit_at_once_are_scaled_by_the_whole_one(monkeypatch:
 
     entries = [{"kind": name, "bytes": 6} for name in ("whole", "a", "b", "c")]
     calls: list[tuple[int, int]] = []
-    found = measure.timed(entries, open_model, lambda: clock.now, 5, lambda done, of: calls.append((done, of)))
+    found = timing_script.timed(entries, open_model, lambda: clock.now, 5, lambda done, of: calls.append((done, of)))
     assert opened == ["whole", "a", "whole", "b", "whole", "c"]
     assert {row["kind"]: row["ms"] for row in found} == pytest.approx({"whole": 8.0, "a": 1.0, "b": 2.0, "c": 3.0})
     assert calls == [(1, 3), (2, 3), (3, 3)]
@@ -156,7 +156,7 @@ def test_values_for_inputs_are_what_their_ports_say() -> None:
         {"name": "mask", "dtype": "bool", "shape": [4], "low": 1, "high": 1},
         {"name": "x", "dtype": "float16", "shape": [100], "low": None, "high": None},
     ]
-    made = measure.drawn(ports)
+    made = timing_script.drawn(ports)
     assert made["ids"].dtype == np.int64 and made["ids"].shape == (2, 5)
     assert set(made["ids"].ravel()) == {3, 4}
     assert made["mask"].all() and made["mask"].dtype == np.bool_
@@ -233,13 +233,13 @@ def site(kind: str, *shape: int) -> Site:
     (site("head_dims", 12, 64), "CUDAExecutionProvider", 2, 24),
 ])  # fmt: skip
 def test_widths_that_run_fast(held: Site, provider: str, round_to: int | None, expected: int) -> None:
-    assert widths.step(held, provider, round_to) == expected
+    assert fast_widths.step(held, provider, round_to) == expected
 
 
 @given(st.integers(1, 5000), st.one_of(st.none(), st.integers(1, 100)))
 def test_what_is_measured_is_none_all_and_widths_that_may_be_kept(size: int, round_to: int | None) -> None:
     held = site("neurons", size)
-    found = widths.measured(held, "CPUExecutionProvider", round_to)
-    each = widths.step(held, "CPUExecutionProvider", round_to)
+    found = fast_widths.measured(held, "CPUExecutionProvider", round_to)
+    each = fast_widths.step(held, "CPUExecutionProvider", round_to)
     assert found[0] == 0 and found[-1] == size and len(found) <= 49
     assert all(units % each == 0 for units in found[:-1])

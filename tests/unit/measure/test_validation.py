@@ -11,9 +11,9 @@ import pytest
 from onnx import numpy_helper, parser
 
 from onnxprune.data import Dataset, Example
-from onnxprune.divergence import Kind
 from onnxprune.errors import DataError, UsageError
-from onnxprune.validation import Teacher, compare, validate
+from onnxprune.measure.validation import Teacher, compare, validate
+from onnxprune.probe.divergence import Kind
 
 RNG = np.random.default_rng(0)
 W = RNG.normal(size=(6, 4)).astype(np.float32)
@@ -186,7 +186,7 @@ def test_one_teacher_serves_many_and_keeps_what_fits(monkeypatch: pytest.MonkeyP
     data = dataset(40, argmax(W))
     model = classifier(W)
     other = classifier(RNG.normal(size=W.shape).astype(np.float32))
-    from onnxprune import runtime
+    from onnxprune.graph import runtime
 
     ran: list[Any] = []
     original = runtime.run
@@ -213,7 +213,7 @@ def test_progress_counts_rows() -> None:
 
 
 def test_a_divergence_can_be_given() -> None:
-    from onnxprune.divergence import Divergence, Measure
+    from onnxprune.probe.divergence import Divergence, Measure
 
     teacher = Teacher(classifier(W), dataset(9), divergence=Divergence((Measure("logits", Kind.MSE),)))
     drift = compare(teacher, classifier(2 * W)).drift
@@ -237,7 +237,7 @@ def test_wrong_rows_and_names() -> None:
 @pytest.mark.slow
 def test_published_figures(sst2_folder: Path, stsb_folder: Path, assets: Path) -> None:
     from onnxprune.data import read
-    from onnxprune.model import load
+    from onnxprune.graph.model import load
 
     for folder, name, value in ((sst2_folder, "sst2", 0.8968), (stsb_folder, "stsb", 0.8672)):
         model = load(folder)

@@ -11,8 +11,8 @@ import torch
 from graphs import written
 from plans import Subject, random_plan
 
-from onnxprune import model as models
-from onnxprune.interpret import Interpreter
+from onnxprune.graph import model as models
+from onnxprune.probe.interpreter import Interpreter
 
 TEXT = """
 <ir_version: 9, opset_import: ["" : 17]>

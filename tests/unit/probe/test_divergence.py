@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from onnxprune.divergence import Divergence, Kind, Measure, choose, softened
 from onnxprune.errors import UnsupportedError
+from onnxprune.probe.divergence import Divergence, Kind, Measure, choose, softened
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:

@@ -12,8 +12,8 @@ from plans import Subject, choose, distance
 from zoo import ZooModel
 
 from onnxprune.errors import UnsupportedError
-from onnxprune.foreign import reads
-from onnxprune.plan import Plan
+from onnxprune.graph.plan import Plan
+from onnxprune.graph.single_nodes import reads
 
 Build = Callable[..., ZooModel]
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxprune import moments
-from onnxprune.moments import Gram, Pairs
+from onnxprune.probe import second_moments
+from onnxprune.probe.second_moments import Gram, Pairs
 
 cases = st.tuples(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 9), min_size=1, max_size=6), st.booleans())
 
@@ -22,7 +22,7 @@ def test_parts_sum_to_the_whole(case: tuple[int, list[int], bool], chunk: int) -
     w = random.uniform(0.1, 2.0, len(x)).astype(np.float32) if weighted else np.ones(len(x), np.float32)
     gram, pairs = Gram(), Pairs()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(moments, "CHUNK", chunk)
+        patch.setattr(second_moments, "CHUNK", chunk)
         for at in np.split(np.arange(len(x)), np.cumsum(sizes)[:-1]):
             weight = torch.from_numpy(w[at]) if weighted else None
             with torch.inference_mode():  # as activations come

@@ -10,14 +10,15 @@ import pytest
 import torch
 from zoo import ZooModel
 
-from onnxprune import data, trajectory
-from onnxprune import model as models
-from onnxprune.interpret import Interpreter
-from onnxprune.plan import Structure
-from onnxprune.probe import Rows
-from onnxprune.sites import Site, find_sites
-from onnxprune.structure import analyze
-from onnxprune.trajectory import TOKENS, boundaries, exact, linearised, spread_rows, trajectories
+from onnxprune import data
+from onnxprune.graph import model as models
+from onnxprune.graph.plan import Structure
+from onnxprune.graph.structure.analyze import analyze
+from onnxprune.graph.structure.sites import Site, find_sites
+from onnxprune.probe import trajectory
+from onnxprune.probe.forward import Rows
+from onnxprune.probe.interpreter import Interpreter
+from onnxprune.probe.trajectory import TOKENS, boundaries, exact, linearised, spread_rows, trajectories
 
 UNITS = ("heads", "neurons", "channels", "blocks")
 Subject = tuple[Rows, list[Site], Structure]

@@ -10,17 +10,17 @@ import onnx
 import pytest
 from graphs import written
 
-from onnxprune.compensate import compensate
 from onnxprune.data import Dataset, Example
-from onnxprune.gates import Gates
-from onnxprune.interpret import Interpreter
-from onnxprune.linears import find_linears
-from onnxprune.model import load
-from onnxprune.moments import Pairs
-from onnxprune.plan import Plan
-from onnxprune.probe import Evaluator, Rows
-from onnxprune.solve import INFINITE, Moments, error, ridge_path
-from onnxprune.structure import analyze
+from onnxprune.graph.model import load
+from onnxprune.graph.plan import Plan
+from onnxprune.graph.structure.analyze import analyze
+from onnxprune.graph.structure.linear_layers import find_linears
+from onnxprune.probe.forward import Evaluator, Rows
+from onnxprune.probe.gates import Gates
+from onnxprune.probe.interpreter import Interpreter
+from onnxprune.probe.second_moments import Pairs
+from onnxprune.refit.compensate import compensate
+from onnxprune.refit.solvers import INFINITE, Moments, error, ridge_path
 
 WIDTH, UNITS = 6, 16
 

@@ -11,21 +11,21 @@ import pytest
 from zoo import ZooModel
 
 from onnxprune import data
-from onnxprune import model as models
-from onnxprune import sparsify as sparse
 from onnxprune.errors import CheckError
-from onnxprune.finetune import finetune
-from onnxprune.gates import Gates
-from onnxprune.gradients import weight_scores
-from onnxprune.interpret import Interpreter
-from onnxprune.linears import Linear, find_linears
-from onnxprune.plan import Plan
-from onnxprune.probe import Evaluator, Rows
+from onnxprune.graph import model as models
+from onnxprune.graph.plan import Plan
+from onnxprune.graph.structure.analyze import analyze
+from onnxprune.graph.structure.linear_layers import Linear, find_linears
+from onnxprune.graph.structure.sites import find_sites
+from onnxprune.probe.forward import Evaluator, Rows
+from onnxprune.probe.gates import Gates
+from onnxprune.probe.interpreter import Interpreter
+from onnxprune.probe.weight_gradients import weight_scores
+from onnxprune.refit import sparsify as sparse
+from onnxprune.refit.finetune import finetune
+from onnxprune.refit.solvers import INFINITE, SOLVERS, parse
+from onnxprune.refit.sparsify import output_errors, parts_of, sparsify, verify
 from onnxprune.score import Seven
-from onnxprune.sites import find_sites
-from onnxprune.solve import INFINITE, SOLVERS, parse
-from onnxprune.sparsify import output_errors, parts_of, sparsify, verify
-from onnxprune.structure import analyze
 
 Zoo = Callable[..., ZooModel]
 
@@ -93,7 +93,7 @@ def test_scores_decide_the_mask(zoo: Zoo) -> None:
 
 def test_scores_in_steps_remove_more_and_more(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     """Along the cubic schedule, each time scored on the model as masked so far; what is gone stays gone."""
-    from onnxprune import worth as module
+    from onnxprune.search import weight_scores as module
 
     gates, rows, linears = subject(zoo("bert", "torchscript", "eager"), 16)
     plans: list[Plan] = []

@@ -12,22 +12,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plans import Subject, distance
-from unit.test_cli import Outcome, folder, listing, refused  # noqa: F401 -- fixtures
+from unit.cli.test_main import Outcome, folder, listing, refused  # noqa: F401 -- fixtures
 from zoo import ZooModel
 
 import onnxprune
 from onnxprune import data
-from onnxprune import model as models
-from onnxprune.cost import Costs
 from onnxprune.errors import CheckError
-from onnxprune.linears import find_linears
-from onnxprune.plan import Plan
-from onnxprune.probe import Rows
-from onnxprune.profiling import profiled_macs
-from onnxprune.solve import Tiled, Tiles, on_support, range_errors
-from onnxprune.sparsify import parts_of, zeros_in
-from onnxprune.structure import analyze
-from onnxprune.tiling import arrange, candidates, dearest_first, own_group, owned_ranges, stream_atom
+from onnxprune.graph import model as models
+from onnxprune.graph.plan import Plan
+from onnxprune.graph.structure.analyze import analyze
+from onnxprune.graph.structure.linear_layers import find_linears
+from onnxprune.measure.cost import Costs
+from onnxprune.measure.operator_profile import profiled_macs
+from onnxprune.probe.forward import Rows
+from onnxprune.refit.solvers import Tiled, Tiles, on_support, range_errors
+from onnxprune.refit.sparsify import parts_of, zeros_in
+from onnxprune.refit.tiles import arrange, candidates, dearest_first, own_group, owned_ranges, stream_atom
 
 Build = Callable[..., ZooModel]
 Run = Callable[..., Outcome]

@@ -7,11 +7,11 @@ from html.parser import HTMLParser
 
 from hypothesis import given
 from hypothesis import strategies as st
-from unit.test_report import EVIL, full, latency
+from unit.report.test_report import EVIL, full, latency
 
+from onnxprune.measure.validation import Accuracy, Drift
 from onnxprune.report import Budget, Change, Flops, ModelInfo, Report, Sparsity, Units, charts, html
 from onnxprune.report.markup import Markup, tag
-from onnxprune.validation import Accuracy, Drift
 
 
 class Page(HTMLParser):

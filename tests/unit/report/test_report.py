@@ -16,26 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from onnxprune.equivalence import Equivalence
 from onnxprune.errors import DataError
-from onnxprune.latency import LatencyRow, Times
-from onnxprune.precision import Step
-from onnxprune.report import (
-    Budget,
-    Change,
-    Flops,
-    ModelInfo,
-    Report,
-    Sparsity,
-    Units,
-    advice,
-    html,
-    terminal,
-    text,
-)
+from onnxprune.export.precision import Step
+from onnxprune.graph.runtime import Coverage
+from onnxprune.measure.equivalence import Equivalence
+from onnxprune.measure.latency import LatencyRow, Times
+from onnxprune.measure.validation import Accuracy, Drift, Evidence
+from onnxprune.report import Budget, Change, Flops, ModelInfo, Report, Sparsity, Units, advice, html, terminal, text
 from onnxprune.report.schema import ranges, unranges
-from onnxprune.runtime import Coverage
-from onnxprune.validation import Accuracy, Drift, Evidence
 
 EVIL = "<script>alert('1')</script>&\"[red]x[/red]"
 CPU = "CPUExecutionProvider"

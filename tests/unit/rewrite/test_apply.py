@@ -11,9 +11,9 @@ import pytest
 from plans import Subject, choose, distance, random_plan
 from zoo import ZooModel
 
-from onnxprune import model as models
-from onnxprune.plan import Plan
-from onnxprune.values import dims
+from onnxprune.graph import model as models
+from onnxprune.graph.plan import Plan
+from onnxprune.graph.values import dims
 
 Build = Callable[..., ZooModel]
 

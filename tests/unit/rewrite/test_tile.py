@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from plans import Subject, distance, in_runtime, some_tiles
 from zoo import ZooModel
 
-from onnxprune import model as models
 from onnxprune.errors import CheckError, UsageError
-from onnxprune.plan import Plan, Tile
+from onnxprune.graph import model as models
+from onnxprune.graph.plan import Plan, Tile
+from onnxprune.refit.solvers import Tiled
 from onnxprune.rewrite.tile import read_back
-from onnxprune.solve import Tiled
 
 Build = Callable[..., ZooModel]
 

@@ -13,22 +13,22 @@ from hypothesis import strategies as st
 from zoo import ZooModel
 
 from onnxprune import data
-from onnxprune import model as models
 from onnxprune.errors import UsageError
-from onnxprune.flow import flows, largest_singular_value
-from onnxprune.gates import Gates
-from onnxprune.gradients import STEP_ROWS, seen_through, weight_gradients, weight_scores
-from onnxprune.interpret import Interpreter
-from onnxprune.plan import Plan
-from onnxprune.probe import Rows, gate_gradients
+from onnxprune.graph import model as models
+from onnxprune.graph.plan import Plan
+from onnxprune.graph.structure.analyze import analyze
+from onnxprune.graph.structure.sites import find_sites
+from onnxprune.probe.branch_norms import flows, largest_singular_value
+from onnxprune.probe.forward import Rows, gate_gradients
+from onnxprune.probe.gates import Gates
+from onnxprune.probe.interpreter import Interpreter
+from onnxprune.probe.weight_gradients import STEP_ROWS, seen_through, weight_gradients, weight_scores
 from onnxprune.score import METHODS, Fisher, Mixture, Seven, collect, dynamic, near_identity
 from onnxprune.score.fisher import Rearranged, rearrange
 from onnxprune.score.mixture import parse
 from onnxprune.score.platon import Uncertainty
 from onnxprune.score.seven import Sensitivity, steps
 from onnxprune.score.taylor import Connections
-from onnxprune.sites import find_sites
-from onnxprune.structure import analyze
 
 seeds = st.integers(0, 2**32 - 1)
 

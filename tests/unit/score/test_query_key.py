@@ -11,7 +11,7 @@ from graphs import written
 from plans import Subject, distance, in_runtime
 
 import onnxprune
-from onnxprune.score.pairs import _greedy
+from onnxprune.score.query_key import _greedy
 
 RNG = np.random.default_rng(5)
 TEXT = """

@@ -12,23 +12,23 @@ import numpy as np
 import onnx
 import pytest
 from plans import Subject, choose, distance
-from unit.test_cli import Outcome, folder, refused  # noqa: F401 -- fixtures
+from unit.cli.test_main import Outcome, folder, refused  # noqa: F401 -- fixtures
 from zoo import ZooModel
 
 import onnxprune
 from onnxprune import data
-from onnxprune import model as models
-from onnxprune.config import Options
-from onnxprune.cost import Costs
 from onnxprune.errors import UsageError
-from onnxprune.flow import flows
-from onnxprune.maps import cheaper, mapped
-from onnxprune.plan import Budget, Plan
-from onnxprune.planning import Planner
-from onnxprune.probe import Evaluator, Rows
-from onnxprune.profiling import profiled_macs
-from onnxprune.rows import shape_of
-from onnxprune.sites import find_sites
+from onnxprune.graph import model as models
+from onnxprune.graph.plan import Budget, Plan
+from onnxprune.graph.structure.sites import find_sites
+from onnxprune.measure.cost import Costs
+from onnxprune.measure.operator_profile import profiled_macs
+from onnxprune.pipeline.rows import shape_of
+from onnxprune.probe.branch_norms import flows
+from onnxprune.probe.forward import Evaluator, Rows
+from onnxprune.refit.linear_stand_ins import cheaper, mapped
+from onnxprune.search.options import Options
+from onnxprune.search.planner import Planner
 
 Build = Callable[..., ZooModel]
 Run = Callable[..., Outcome]
@@ -160,7 +160,7 @@ def test_the_spectral_norm_is_another_one(zoo: Build) -> None:
     planner = Planner(loaded.model, loaded.structure, asked, read, shape_of(loaded.model, {}, read))
     spectral = flows(planner.fit, planner.sites, loaded.structure, spectral=True)
     plain = flows(planner.fit, planner.sites, loaded.structure)
-    from onnxprune.recipe import begun
+    from onnxprune.search.units_then_zeros import begun
 
     found = {
         b.id: (float(spectral[b.id].relative[0]), float(plain[b.id].relative[0])) for b in loaded.structure.branches

@@ -9,18 +9,19 @@ import pytest
 import torch
 import zoo as exports
 
-from onnxprune import damage, moments
-from onnxprune.copies import Copies
-from onnxprune.damage import Refitter, damage_table
 from onnxprune.data import Dataset, Example
-from onnxprune.gates import Gates
-from onnxprune.interpret import Interpreter
-from onnxprune.model import load
-from onnxprune.moments import Gram
-from onnxprune.plan import Plan, Ranking
-from onnxprune.probe import Evaluator, Rows, grams
-from onnxprune.sites import find_sites
-from onnxprune.structure import analyze
+from onnxprune.graph.model import load
+from onnxprune.graph.plan import Plan, Ranking
+from onnxprune.graph.structure.analyze import analyze
+from onnxprune.graph.structure.sites import find_sites
+from onnxprune.probe import second_moments
+from onnxprune.probe.batched_states import Copies
+from onnxprune.probe.forward import Evaluator, Rows, grams
+from onnxprune.probe.gates import Gates
+from onnxprune.probe.interpreter import Interpreter
+from onnxprune.probe.second_moments import Gram
+from onnxprune.search import damage_table as damage
+from onnxprune.search.damage_table import Refitter, damage_table
 
 
 @pytest.mark.parametrize("name", ["bert-torchscript-sdpa", "swin-torchscript-sdpa", "gpt2-torchscript-eager"])
@@ -75,6 +76,6 @@ def test_few_bytes_may_wait_in_a_gram(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = summed().matrix
     assert max(waiting) == 8
     waiting.clear()
-    monkeypatch.setattr(moments, "WAITING", 16 * 8 * 4)
+    monkeypatch.setattr(second_moments, "WAITING", 16 * 8 * 4)
     np.testing.assert_allclose(summed().matrix, expected, rtol=1e-5)
     assert max(waiting) == 1

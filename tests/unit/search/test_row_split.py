@@ -7,14 +7,14 @@ from collections.abc import Callable
 import pytest
 import zoo as exports
 
-from onnxprune.config import Options
 from onnxprune.data import Dataset, Example
 from onnxprune.errors import UsageError
-from onnxprune.interpret import Interpreter
-from onnxprune.model import load
-from onnxprune.plan import Budget
-from onnxprune.probe import Rows
-from onnxprune.split import Split
+from onnxprune.graph.model import load
+from onnxprune.graph.plan import Budget
+from onnxprune.probe.forward import Rows
+from onnxprune.probe.interpreter import Interpreter
+from onnxprune.search.options import Options
+from onnxprune.search.row_split import Split
 
 
 @pytest.fixture

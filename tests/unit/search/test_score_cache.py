@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit.test_cli import Outcome, folder  # noqa: F401 -- fixtures
+from unit.cli.test_main import Outcome, folder  # noqa: F401 -- fixtures
 
-from onnxprune.scores import Scores
+from onnxprune.search.score_cache import Scores
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zoo import Attention, Exporter, ZooModel
 
-from onnxprune import model as models
-from onnxprune.dimensions import evaluate, monomial, quotient
-from onnxprune.ops.layout import written
-from onnxprune.values import dims
+from onnxprune.graph import model as models
+from onnxprune.graph.dimensions import evaluate, monomial, quotient
+from onnxprune.graph.ops.layout import written
+from onnxprune.graph.values import dims
 
 Build = Callable[..., ZooModel]
 

@@ -12,9 +12,9 @@ from graphs import agreed, written
 from plans import Subject, distance, in_runtime
 from zoo import ZooModel
 
-from onnxprune import model as models
 from onnxprune.errors import UnsupportedError
-from onnxprune.plan import Plan, Structure
+from onnxprune.graph import model as models
+from onnxprune.graph.plan import Plan, Structure
 
 Build = Callable[..., ZooModel]
 

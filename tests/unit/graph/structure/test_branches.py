@@ -11,7 +11,7 @@ from zoo import ZooModel
 
 from onnxprune import rewrite
 from onnxprune.errors import UsageError
-from onnxprune.plan import Plan
+from onnxprune.graph.plan import Plan
 
 Build = Callable[..., ZooModel]
 

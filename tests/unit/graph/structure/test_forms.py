@@ -13,8 +13,8 @@ from graphs import agreed, written
 from plans import Subject, distance, in_runtime, random_plan
 from zoo import ZooModel
 
-from onnxprune import model as models
-from onnxprune.plan import Plan
+from onnxprune.graph import model as models
+from onnxprune.graph.plan import Plan
 
 Build = Callable[..., ZooModel]
 

@@ -8,7 +8,7 @@ import numpy as np
 from graphs import agreed, written
 from plans import Subject
 
-from onnxprune.cost import Costs
+from onnxprune.measure.cost import Costs
 
 RNG = np.random.default_rng(3)
 HEAD = '<ir_version: 9, opset_import: ["" : 17]>\n'

@@ -10,11 +10,11 @@ from graphs import written
 from plans import Subject, choose, distance
 
 import onnxprune
-from onnxprune import model as models
-from onnxprune.config import Options
 from onnxprune.errors import UsageError
-from onnxprune.plan import Budget, Plan
-from onnxprune.structure import analyze
+from onnxprune.graph import model as models
+from onnxprune.graph.plan import Budget, Plan
+from onnxprune.graph.structure.analyze import analyze
+from onnxprune.search.options import Options
 
 RNG = np.random.default_rng(11)
 TEXT = """

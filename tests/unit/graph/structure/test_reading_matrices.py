@@ -11,10 +11,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from onnxprune import model as models
-from onnxprune.interpret import Interpreter
-from onnxprune.matrices import matrices
-from onnxprune.structure import analyze
+from onnxprune.graph import model as models
+from onnxprune.graph.structure.analyze import analyze
+from onnxprune.graph.structure.reading_matrices import matrices
+from onnxprune.probe.interpreter import Interpreter
 
 PADDINGS = [
     pytest.param(

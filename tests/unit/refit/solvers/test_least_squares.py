@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxprune.errors import DataError
-from onnxprune.solve import INFINITE, Moments, error, fit_held_out, ridge, ridge_path, scale_units
-from onnxprune.solve.linalg import Array
+from onnxprune.refit.solvers import INFINITE, Moments, error, fit_held_out, ridge, ridge_path, scale_units
+from onnxprune.refit.solvers.linalg import Array
 
 seeds = st.integers(0, 2**32 - 1)
 

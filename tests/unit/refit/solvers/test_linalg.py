@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info
 
 from onnxprune.errors import DataError
-from onnxprune.solve.linalg import (
+from onnxprune.refit.solvers.linalg import (
     Array,
     cholesky,
     inverse,

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.solve import NM, SOLVERS, Blocks, Library, Pattern, Tiles, admm, on_support, sparsegpt
-from onnxprune.solve.linalg import Array, Bools, damped
+from onnxprune.refit.solvers import NM, SOLVERS, Blocks, Library, Pattern, Tiles, admm, on_support, sparsegpt
+from onnxprune.refit.solvers.linalg import Array, Bools, damped
 
 seeds = st.integers(0, 2**32 - 1)
 

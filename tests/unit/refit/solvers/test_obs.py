@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.errors import DataError
-from onnxprune.solve import Reader, obs_path, refine, refit
-from onnxprune.solve.linalg import Array, Ints, damped
+from onnxprune.refit.solvers import Reader, obs_path, refine, refit
+from onnxprune.refit.solvers.linalg import Array, Ints, damped
 
 seeds = st.integers(0, 2**32 - 1)
 DAMPING = 1e-3

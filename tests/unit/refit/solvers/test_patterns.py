@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxprune.errors import UsageError
-from onnxprune.solve import NM, Blocks, Library, Pattern, Tiles, parse
-from onnxprune.solve.linalg import Array
+from onnxprune.refit.solvers import NM, Blocks, Library, Pattern, Tiles, parse
+from onnxprune.refit.solvers.linalg import Array
 
 seeds = st.integers(0, 2**32 - 1)
 sizes = st.integers(1, 13)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxprune.errors import UsageError
-from onnxprune.search import cubic, stages
+from onnxprune.search.allocate import cubic, stages
 
 shares = st.floats(0.01, 1.0)
 

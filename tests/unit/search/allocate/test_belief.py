@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.search.belief import Belief
+from onnxprune.search.allocate.belief import Belief
 
 seeds = st.integers(0, 2**32 - 1)
 

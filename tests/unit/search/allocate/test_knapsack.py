@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxprune.errors import BudgetError
-from onnxprune.search import Level, Module, allocate, cost_of, damage_of, knapsack
+from onnxprune.search.allocate import Level, Module, allocate, cost_of, damage_of, knapsack
 
 Tables = list[list[tuple[float, float]]]
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxprune.errors import BudgetError
-from onnxprune.search import Kept, Kind, rank, rank_pair
+from onnxprune.search.allocate import Kept, Kind, rank, rank_pair
 
 Scores = dict[str, np.ndarray]
 

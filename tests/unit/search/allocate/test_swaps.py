@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.random import Generator
 
 from onnxprune.errors import BudgetError
-from onnxprune.search import Allocation, Level, Module, allocate, cost_of, damage_of, swaps
-from onnxprune.search.module import alike, merged
+from onnxprune.search.allocate import Allocation, Level, Module, allocate, cost_of, damage_of, swaps
+from onnxprune.search.allocate.choices import alike, merged
 
 seeds = st.integers(0, 2**32 - 1)
 

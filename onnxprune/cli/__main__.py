@@ -1,0 +1,5 @@
+"""`python -m onnxprune.cli`: the command line without its entry point."""
+
+from onnxprune.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""What is shipped to: one file a target, and a line in `registry`."""

@@ -1,0 +1,1 @@
+"""Finding what can be cut: groups of units, residual branches, and the matrices that read them."""
