@@ -36,8 +36,9 @@ def synthesize(
 ) -> dict[str, Array]:
     """Feeds of given sizes for timing: what they hold is plausible, not meaningful.
 
-    Masks are ones, token types zeros, positions count up, caches (`past…`) are empty; other values are drawn from the
-    examples where there are any, so that every id is one the model knows.
+    Masks are ones, token types zeros, positions count up, caches (`past…`) are empty; other values are the examples'
+    own where there are any, cropped or repeated to the size: some graphs want what every real row has, such as one end
+    token, and all of them know a real row's ids.
 
     Raises:
         UsageError: a dimension that nothing gives a size to, or a size that the graph has fixed otherwise.
@@ -102,11 +103,35 @@ def _values(spec: InputSpec, shape: tuple[int, ...], examples: Sequence[Feeds], 
         return np.zeros(shape, spec.dtype)
     if "position" in name and spec.dtype.kind in "iu":
         return np.broadcast_to(np.arange(shape[-1] if shape else 1), shape).astype(spec.dtype)
-    seen = [np.ravel(feeds[spec.name]) for feeds in examples if spec.name in feeds]
-    pool = np.concatenate(seen) if seen else np.zeros(0, spec.dtype)
+    rows = [feeds[spec.name] for feeds in examples if spec.name in feeds and np.ndim(feeds[spec.name]) == len(shape)]
+    if rows and all(np.size(row) for row in rows) and np.prod(shape):
+        return _of_rows(rows, shape).astype(spec.dtype)
     if spec.dtype.kind == "f":
-        middle, spread = (float(pool.mean()), float(pool.std())) if pool.size else (0.0, 1.0)
-        return rng.normal(middle, spread, shape).astype(spec.dtype)
-    if pool.size:
-        return rng.choice(pool, shape).astype(spec.dtype)
+        return rng.normal(0.0, 1.0, shape).astype(spec.dtype)
     return rng.integers(0, _IDS if spec.dtype.kind != "b" else 1, shape).astype(spec.dtype)
+
+
+def _of_rows(rows: Sequence[Array], shape: tuple[int, ...]) -> Array:
+    """Real rows at another shape: those whose own is nearest to it, each fitted, on the axis of the batch."""
+    if not shape:
+        return np.asarray(rows[0])
+    single = [row[i : i + 1] for row in rows for i in range(len(row))]
+    single.sort(key=lambda row: sum(abs(own - wanted) for own, wanted in zip(row.shape[1:], shape[1:], strict=True)))
+    return np.concatenate([fitted(single[i % len(single)], (1, *shape[1:])) for i in range(shape[0])])
+
+
+def fitted(array: Array, shape: Sequence[int]) -> Array:
+    """An array at another shape of the same rank: cropped, or its inner part repeated, axis by axis.
+
+    The first and the last position of an axis stay first and last: a sequence begins and ends with tokens of its own.
+    """
+    found = np.asarray(array)
+    for axis, size in enumerate(shape):
+        own = found.shape[axis]
+        if own == size or not own:
+            continue
+        inner = np.arange(1, own - 1) if own > 2 else np.arange(own)
+        middle = np.resize(inner, max(size - 2, 0))
+        ends = [np.zeros(min(size, 1), np.int64), np.full(int(size > 1), own - 1)]
+        found = np.take(found, np.concatenate([ends[0], middle, ends[1]]).astype(np.int64), axis)
+    return found

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.errors import DataError
+from onnxprune.errors import CheckError, DataError
 from onnxprune.graph import runtime
+from onnxprune.graph.finite import require
 from onnxprune.measure.equivalence import Equivalence, equivalence, max_distance
 from onnxprune.measure.metrics import IGNORED, Metric, bootstrap_interval, choose_metric
 from onnxprune.measure.metrics.observe import teacher_cosines, teacher_decisions
@@ -174,6 +175,7 @@ class Teacher:
             outputs = self._kept.get(number)
             if outputs is None:
                 outputs = runtime.run(self._session, batch.feeds, self.divergence.outputs)
+                require(outputs, "the dense model", _sources(self.dataset, batch))
                 size = sum(value.nbytes for value in outputs.values())
                 if size <= self._room:
                     self._kept[number] = outputs
@@ -239,6 +241,7 @@ def compare(
             found = runtime.run(session, batch.feeds, teacher.divergence.outputs)
         else:
             found = aligned_outputs(session, rows, batch.index, expected)
+        require(found, "the pruned model", _sources(teacher.dataset, batch), CheckError)
         drift.add(expected, found, batch.real)
         for tally in tallies:
             tally.add(batch, expected, found)
@@ -247,6 +250,10 @@ def compare(
             progress(done, len(teacher.dataset))
     accuracies = tuple(tally.result(seed) for tally in tallies)
     return Evidence(accuracies[0], drift.result(), coverage, accuracies[1:])
+
+
+def _sources(rows: Dataset, batch: Batch) -> list[str]:
+    return [rows.examples[i].source for i in batch.index]
 
 
 def aligned_outputs(session: runtime.Session, rows: Dataset, index: Array, expected: Outputs) -> Outputs:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnxprune import report as reports
 from onnxprune import rewrite
 from onnxprune.data import Dataset
+from onnxprune.errors import CheckError, UsageError
 from onnxprune.export.precision import Step, measure_steps
 from onnxprune.export.precision.apply import scheme_of
 from onnxprune.graph import model as models
@@ -28,9 +29,11 @@ from onnxprune.graph.runtime import CPU, resolve_providers
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.measure import latency
 from onnxprune.measure.cost import Costs
+from onnxprune.measure.dense_file import examine, shapes_to_check
 from onnxprune.measure.equivalence import Equivalence, check
 from onnxprune.measure.validation import Evidence, Teacher, compare
 from onnxprune.pipeline import report_facts
+from onnxprune.pipeline.late import kept
 from onnxprune.pipeline.rows import read_rows, shape_of
 from onnxprune.refit.solvers.linalg import numpy_on_one_thread
 from onnxprune.refit.sparsify import zeros_in
@@ -84,6 +87,7 @@ class Job:
         measure: whether to time the models.
         quantize: a scheme of `precision`, for a second file in fewer bits; None for none.
         sources: where the rows come from and how they are read, by the command line's names: what repeats the run.
+        said: what is to be warned of in the dense file.
     """
 
     dense: Model
@@ -98,6 +102,7 @@ class Job:
     measure: bool = True
     quantize: str | None = None
     sources: Mapping[str, Any] = field(default_factory=dict)
+    said: tuple[str, ...] = ()
 
     @classmethod
     def open(
@@ -128,6 +133,8 @@ class Job:
             structure = analyze(dense, hidden="hidden" in options.units)
         with clock.stage("read"):
             learn, judge = read_rows(dense, calibration, evaluation, options, **asked)
+        with clock.stage("examine"):
+            said = examine(dense, learn or judge, providers)
         bindings = shape_of(dense, options.shape, learn or judge)
         assert dense.path is not None
         kept = None if scores is None else scores / f"{dense.path.stem}.scores.json"
@@ -135,7 +142,7 @@ class Job:
         sources = {"calibration": _path(calibration), "evaluation": _path(evaluation), **asked}
         return cls(
             dense, structure, planner, options, learn, judge, clock, tuple(providers), metric, measure, quantize,
-            sources,
+            sources, said,
         )  # fmt: skip
 
     def plan(self, budget: Budget) -> Plan:
@@ -161,10 +168,14 @@ class Job:
                 report = self._measured(plan, budget, file, place)
                 report = replace(report, flops=replace(report.flops, unread=2 * unread))
                 stem = place.name.removesuffix(".onnx")
-                report = replace(report, steps=self._fewer_bits(file, folder / f"{stem}.{self.quantize}.onnx"))
+                lacking: list[str] = []
+                with kept("no file in fewer bits", lacking, but=(UsageError,)):
+                    report = replace(report, steps=self._fewer_bits(file, folder / f"{stem}.{self.quantize}.onnx"))
                 plan.save(folder / f"{stem}.plan.json")
+                with kept("no page", lacking):
+                    (folder / f"{stem}.report.html").write_text(html.render(report))
+                report = replace(report, warnings=(*report.warnings, *lacking))
                 report.save(folder / f"{stem}.report.json")
-                (folder / f"{stem}.report.html").write_text(html.render(report))
                 names = [place.parent / f.name for f in sorted(folder.iterdir())]
             if target is not None:
                 names += copy_companions(self.dense.path.parent, target.parent, force=force)
@@ -207,19 +218,24 @@ class Job:
                 if rows is None
                 else [b.feeds for b in rows.take(CHECK_ROWS, 0).batches(max_rows=16)]
             )
-            found = check(self.dense, self.structure, plan, file, feeds)
+            found = check(self.dense, self.structure, plan, file, shapes_to_check(self.dense, feeds))
             zeros = zeros_in(file, self.dense, self.structure, plan)
-        evidence = self.evidence(file)
+        lacking: list[str] = []
+        evidence = None
+        with kept("accuracy and drift are not known", lacking, but=(CheckError, UsageError)):
+            evidence = self.evidence(file)
         timed: list[latency.LatencyRow] = []
         if self.measure:
-            with self.clock.stage("latency"):
+            with kept("no latency", lacking), self.clock.stage("latency"):
                 examples = [e.feeds for e in rows.examples[:8]] if rows is not None else []
                 timed = latency.bench(
                     self.dense.path, file, providers=self.providers, dims=bindings, examples=examples,
                     threads=self.options.latency_threads,
                 )  # fmt: skip
+        report = self._report(plan, budget, file, place, found, evidence, timed)
         return replace(
-            self._report(plan, budget, file, place, found, evidence, timed),
+            report,
+            warnings=(*report.warnings, *self.said, *lacking),
             sparsity=report_facts.sparsity_of(plan, zeros, self.planner.costs),
         )
 

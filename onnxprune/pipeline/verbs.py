@@ -21,6 +21,7 @@ from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Budget, Plan, Structure
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.measure.cost import Costs, default_bindings
+from onnxprune.measure.dense_file import examine, shapes_to_check
 from onnxprune.measure.equivalence import Equivalence, check
 from onnxprune.pipeline.job import Job, Result
 from onnxprune.pipeline.max_drop import smallest_within
@@ -177,6 +178,7 @@ def make_plan(
             limit=options.rows,
             **asked,
         )
+    examine(dense, learn)
     planner = Planner(dense, structure, options, learn, shape_of(dense, options.shape, learn), progress=progress)
     plan = units_then_zeros.carry_out(planner, options.budget)
     return plan if planner.landing is None else replace(plan, notes={"latency": asdict(planner.landing)})
@@ -194,6 +196,7 @@ def apply(
     dense = models.load(source)
     structure = analyze(dense, hidden=any(name.startswith("hidden.") for name in plan.keep))
     assert dense.path is not None
+    examine(dense)
     feeds = synthesize(dense.inputs, dims=dict.fromkeys(_open(dense), 8))
     if plan.digest == dense.digest:
         plan = Gates(structure, Interpreter(dense.graph)).complete(plan, feeds)
@@ -203,7 +206,7 @@ def apply(
     target = Path(output)
     with models.staged(target, force=force, inputs=(dense.path,)) as folder:
         file = models.save(pruned, folder / target.name)[0]
-        found = check(dense, structure, plan, file, [feeds])
+        found = check(dense, structure, plan, file, shapes_to_check(dense, [feeds]))
         zeros_in(file, dense, structure, plan)
         copy_companions(dense.path.parent, target.parent, force=force)
         names = [target.parent / f.name for f in sorted(folder.iterdir())]

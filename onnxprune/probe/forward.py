@@ -14,6 +14,7 @@ import numpy as np
 
 from onnxprune.data import Batch, Dataset
 from onnxprune.errors import UnsupportedError
+from onnxprune.graph.finite import require
 from onnxprune.graph.plan import Structure
 from onnxprune.graph.structure.reading_matrices import Matrix
 from onnxprune.graph.structure.sites import Site
@@ -68,7 +69,11 @@ class Rows:
     def outputs(self) -> list[dict[str, Any]]:
         """The dense model's outputs that count, batch by batch."""
         wanted = self.divergence.outputs
-        return [forward(self.interpreter, batch.feeds, wanted) for batch in self.batches]
+        found = [forward(self.interpreter, batch.feeds, wanted) for batch in self.batches]
+        for batch, outputs in zip(self.batches, found, strict=True):
+            rows = [self.dataset.examples[i].source for i in batch.index]
+            require({k: _array(v) for k, v in outputs.items()}, "the dense model", rows)
+        return found
 
     @cached_property
     def divergence(self) -> Divergence:

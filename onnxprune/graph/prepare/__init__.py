@@ -14,6 +14,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from onnxprune.graph.prepare.constant_operands import write_targets
+from onnxprune.graph.prepare.inference_mode import settle
 from onnxprune.graph.prepare.shape_inference import infer_proto
 from onnxprune.graph.prepare.unfuse import unfuse
 from onnxprune.graph.values import constant, dims
@@ -38,6 +39,7 @@ def normalise(model: ir.Model) -> ir.Model:
     unfuse(model)
     # What can be a number is one before any shape is guessed from it.
     _fold(model)
+    settle(model)
     infer(model)
     for _ in range(_ROUNDS):
         before = model.graph.num_nodes()

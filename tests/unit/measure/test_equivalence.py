@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import onnx
 import pytest
-from onnx import parser
+from onnx import numpy_helper, parser
 
 from onnxprune.errors import CheckError
-from onnxprune.measure.equivalence import Equivalence, equivalence, max_distance
+from onnxprune.graph import model as models
+from onnxprune.graph.model import Model
+from onnxprune.graph.plan import Plan, Structure
+from onnxprune.graph.structure.analyze import analyze
+from onnxprune.measure.equivalence import Equivalence, check, equivalence, max_distance
 
 MODEL = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -61,7 +68,62 @@ def test_what_is_not_finite_is_infinitely_far(model: bytes, value: float) -> Non
         equivalence(model, [({"x": broken}, {"y": -X})], tolerance=1e9)
     with pytest.raises(CheckError):
         equivalence(model, [({"x": X}, {"y": -broken})], tolerance=1e9)
-    assert equivalence(model, [({"x": broken}, {"y": -broken})], tolerance=1e-6).max_rel == 0
+
+
+def test_infinities_may_be_expected_but_nan_never_and_never_infinities_alone(model: bytes) -> None:
+    masked = X.copy()
+    masked[1, 1] = np.inf
+    assert equivalence(model, [({"x": masked}, {"y": -masked})], tolerance=1e-6).max_rel == 0
+    for value, why in ((np.nan, "NaN alone in output y"), (np.inf, "no finite number in output y")):
+        whole = np.full_like(X, value)
+        with pytest.raises(CheckError, match=why):
+            equivalence(model, [({"x": whole}, {"y": -whole})], tolerance=1e-6)
+
+
+HALF = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float16[n, 8] x) => (float16[n, 8] y)
+{ h = MatMul(x, a)  r = Relu(h)  s = MatMul(r, b)  t = Add(s, far)  m = ReduceMean <axes = [-1]> (t)  d = Sub(t, m)
+  p = Pow(d, two)  v = ReduceMean <axes = [-1]> (p)  e = Add(v, small)  q = Sqrt(e)  n = Div(d, q)
+  w = Mul(n, one)  y = Add(w, zero) }
+"""
+"""A normalisation far from zero, which ONNX Runtime computes as one operator and the interpreter step by step."""
+
+
+def _half(folder: Path, large: int) -> tuple[Path, Model, Structure, Plan, list[dict[str, np.ndarray]]]:
+    """A half-precision graph that loses digits where they are rounded, an empty plan, and its rows."""
+    rng = np.random.default_rng(0)
+    proto = parser.parse_model(HALF)
+    weights = {"a": rng.normal(size=(8, 8)), "b": rng.normal(size=(8, 8)), "far": large, "two": 2, "small": 1e-3}
+    weights |= {"one": np.ones(8), "zero": np.zeros(8)}
+    for name, value in weights.items():
+        proto.graph.initializer.append(numpy_helper.from_array(np.asarray(value, np.float16), name))
+    path = folder / "half.onnx"
+    onnx.save(proto, path)
+    dense = models.load(path)
+    structure = analyze(dense)
+    rows = [{"x": rng.normal(size=(16, 8)).astype(np.float16)}]
+    return path, dense, structure, Plan(structure.digest), rows
+
+
+def test_half_precision_may_be_as_far_as_the_dense_file_is_itself(tmp_path: Path) -> None:
+    path, dense, structure, plan, rows = _half(tmp_path, 64)
+    found = check(dense, structure, plan, path, rows)
+    assert found.max_rel > 1e-2  # what half precision is allowed by itself
+    assert found.dense == pytest.approx(found.max_rel)
+    assert found.allowed == pytest.approx(2 * found.max_rel)
+
+
+def test_the_dense_file_excuses_nothing_beyond_a_limit_or_beyond_its_own_error(tmp_path: Path) -> None:
+    path, dense, structure, plan, rows = _half(tmp_path, 256)
+    with pytest.raises(CheckError, match="the dense file itself differs by"):
+        check(dense, structure, plan, path, rows)
+    path, dense, structure, plan, rows = _half(tmp_path, 64)
+    other = onnx.load(path)
+    other.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.eye(8, dtype=np.float16), "a"))
+    onnx.save(other, tmp_path / "other.onnx")
+    with pytest.raises(CheckError, match="the dense file itself differs by"):
+        check(dense, structure, plan, tmp_path / "other.onnx", rows)
 
 
 def test_integers_may_flip_rarely(model: bytes) -> None:

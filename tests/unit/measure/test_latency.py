@@ -10,7 +10,7 @@ from onnx import parser
 
 from onnxprune.errors import CheckError, UnsupportedError, UsageError
 from onnxprune.graph import runtime
-from onnxprune.graph.example_feeds import synthesize
+from onnxprune.graph.example_feeds import fitted, synthesize
 from onnxprune.graph.model import InputSpec
 from onnxprune.measure import latency
 from onnxprune.measure.latency import bench, graph_inputs
@@ -225,10 +225,21 @@ def test_values_are_ones_a_model_accepts() -> None:
     assert made["pixel_values"].std() > 0.1
 
 
-def test_ids_are_drawn_from_the_examples_and_by_seed() -> None:
-    ids = spec("input_ids", "batch", "tokens")
-    examples = [{"input_ids": np.array([[101, 2023, 102]])}]
-    made = synthesize([ids], batch=4, sequence=50, examples=examples, seed=1)["input_ids"]
-    assert set(np.unique(made)) == {101, 102, 2023}
-    np.testing.assert_array_equal(made, synthesize([ids], batch=4, sequence=50, examples=examples, seed=1)["input_ids"])
-    assert (made != synthesize([ids], batch=4, sequence=50, examples=examples, seed=2)["input_ids"]).any()
+def test_rows_are_the_examples_own_at_the_size_that_is_timed() -> None:
+    ids, mask = spec("input_ids", "batch", "tokens"), spec("attention_mask", "batch", "tokens")
+    rows = ([101, 7, 8, 9, 102], [101, 5, 102], [101, 102])
+    examples = [{"input_ids": np.array([row]), "attention_mask": np.ones((1, len(row)), np.int64)} for row in rows]
+    made = synthesize([ids, mask], batch=4, sequence=4, examples=examples)
+    long, short = [101, 7, 8, 102], [101, 5, 5, 102]
+    assert made["input_ids"].tolist() == [long, short, [101, 101, 102, 102], long]  # the nearest in length first
+    assert made["attention_mask"].all()
+    assert made["attention_mask"].shape == (4, 4)
+
+
+def test_fitted_keeps_the_ends() -> None:
+    row = np.array([[1, 2, 3, 4, 9]])
+    assert fitted(row, (1, 3)).tolist() == [[1, 2, 9]]
+    assert fitted(row, (1, 1)).tolist() == [[1]]
+    assert fitted(row, (1, 8)).tolist() == [[1, 2, 3, 4, 2, 3, 4, 9]]
+    assert fitted(row, (1, 0)).shape == (1, 0)
+    assert fitted(row[:, :1], (2, 3)).tolist() == [[1, 1, 1]] * 2
