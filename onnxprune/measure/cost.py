@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -40,6 +40,8 @@ class Costs:
         self.structure = structure
         self.bindings = dict(bindings)
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._dropped: dict[tuple[str, ...], frozenset[str]] = {}
+        self._scopes: dict[tuple[str, ...], tuple[frozenset[str], frozenset[str]]] = {}
 
     def macs(self, plan: Plan | None = None) -> int:
         """Multiply-accumulates of MatMul, Gemm, Conv, Einsum and attention operators (FLOPs are twice that)."""
@@ -52,38 +54,55 @@ class Costs:
             total[self._nodes[node].op_type if node in self._nodes else "MatMul"] += macs
         return dict(total)
 
-    def by_node(self, plan: Plan | None = None) -> dict[str, int]:
-        """MACs per node; nodes of dropped branches are not there."""
+    def by_node(self, plan: Plan | None = None, only: Collection[str] | None = None) -> dict[str, int]:
+        """MACs per node; nodes of dropped branches are not there.
+
+        Args:
+            only: nodes to count; None for all.
+        """
         masks, gone = self._cut(plan)
         sizes = _Sizes(self, masks)
         found = {}
-        for name, node in self._nodes.items():
-            operator = ops.lookup(node)
-            if name not in gone and operator is not None and operator.macs is not None:
+        for name in self._counted if only is None else only:
+            if name not in gone and name in self._counted:
+                node = self._nodes[name]
+                operator = ops.lookup(node)
+                assert operator is not None and operator.macs is not None
                 found[name] = int(operator.macs(node, sizes))
         for weight, tiles in plan.tiles.items() if plan is not None else ():
             whole = math.prod(sizes.shape(self.model.graph.initializers[weight]))
             for name in self._readers_of[weight] & found.keys():
                 found[name] = found[name] * sum(t.area for t in tiles) // whole
-        for branch in self._mapped(plan):
+        for branch in self._mapped(plan, only):
             skip, value = self._ends(branch)
             found[f"{branch.add}_map"] = math.prod(sizes.shape(skip)) * sizes.shape(value)[-1]
         return found
 
     def params(self, plan: Plan | None = None) -> int:
         """Numbers in floating-point weights."""
-        return sum(count for count, kind in self._weights(plan) if kind.is_floating_point())
+        return _numbers(self._weights(plan))
 
     def bytes(self, plan: Plan | None = None) -> int:
         """Bytes of all weights; the file adds some kilobytes of graph."""
-        return sum(math.ceil(count * kind.itemsize) for count, kind in self._weights(plan))
+        return _bytes(self._weights(plan))
 
     def total(self, kind: str, plan: Plan | None = None) -> float:
         """The cost that a budget of `kind` (flops, params, size) limits."""
         return float({"flops": self.macs, "params": self.params, "size": self.bytes}[kind](plan))
 
+    def part(self, kind: str, groups: Sequence[Group], plan: Plan) -> float:
+        """What is counted of the nodes and weights that show some groups, or lie in their branches.
+
+        Plans that differ in these groups alone differ by this much, and it is counted in a fraction of the time.
+        """
+        nodes, weights = self._around(groups)
+        if kind == "flops":
+            return float(sum(self.by_node(plan, nodes).values()))
+        counted = self._weights(plan, nodes, weights)
+        return float(_bytes(counted) if kind == "size" else _numbers(counted))
+
     def unit_costs(self, kind: str, group: Group) -> float:
-        """What one unit of a group costs while everything else is whole (costs are linear in the units kept)."""
+        """What one unit of a group costs on average, everything else whole: what goes with half of them."""
         units = group.shape[-1]
         if units < 2:
             return 0.0
@@ -91,11 +110,7 @@ class Costs:
         keep = np.zeros(group.shape, dtype=bool)
         keep[..., :half] = True
         plan = Plan(self.structure.digest, {group.id: tuple(int(i) for i in np.flatnonzero(keep))})
-        return (self.total(kind) - self.total(kind, plan)) / (units - half)
-
-    def levels(self, kind: str, group: Group, counts: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """What a group costs at several numbers of units, while everything else is whole; none cost nothing."""
-        return self.unit_costs(kind, group) * np.asarray(counts, dtype=np.float64)
+        return (self.total(kind) - self.total(kind, plan)) / int((~keep).sum())
 
     def offered(self, group: Group, counts: Sequence[int]) -> npt.NDArray[np.bool_]:
         """Which of some ascending numbers of units are worth choosing between; here all are."""
@@ -116,6 +131,47 @@ class Costs:
     @cached_property
     def _nodes(self) -> dict[str, ir.Node]:
         return {n.name or "": n for n in self.model.graph}
+
+    @cached_property
+    def _counted(self) -> dict[str, None]:
+        """The nodes that have multiply-accumulates, in order."""
+        known = ((name, ops.lookup(node)) for name, node in self._nodes.items())
+        return {name: None for name, operator in known if operator is not None and operator.macs is not None}
+
+    @cached_property
+    def _showing(self) -> tuple[dict[int, set[str]], dict[int, set[str]]]:
+        """(nodes that are counted, weights) by the atoms that their dimensions show."""
+        nodes: dict[int, set[str]] = defaultdict(set)
+        weights: dict[int, set[str]] = defaultdict(set)
+        for name in self._counted:
+            node = self._nodes[name]
+            for value in (*node.inputs, *node.outputs):
+                for layout in self.structure.layouts.get(value.name or "", ()) if value is not None else ():
+                    for atom in atoms_of(layout):
+                        nodes[atom].add(name)
+        for name in self.model.graph.initializers:
+            for layout in self.structure.layouts.get(name, ()):
+                for atom in atoms_of(layout):
+                    weights[atom].add(name)
+        return nodes, weights
+
+    def _around(self, groups: Sequence[Group]) -> tuple[frozenset[str], frozenset[str]]:
+        """(nodes, weights) that change with the numbers of some groups' units, or leave with their branches."""
+        key = tuple(g.id for g in groups)
+        if key not in self._scopes:
+            branches = {g.branch for g in groups if g.branch}
+            gone = set().union(*(self._gone([b]) for b in branches)) if branches else set()
+            adds = {self.structure.branch(b).add for b in branches}
+            shown, held = self._showing
+            nodes = gone.union(adds, *(shown[g.atom] for g in groups))
+            inside = {w for w, readers in self._readers_of.items() if gone and readers <= gone}
+            weights = inside.union(*(held[g.atom] for g in groups)) & self.model.graph.initializers.keys()
+            self._scopes[key] = frozenset(nodes), frozenset(weights)
+        return self._scopes[key]
+
+    def touching(self, group: Group) -> frozenset[str]:
+        """The nodes and weights whose cost changes with a group: two groups whose cost is not a sum share one."""
+        return frozenset().union(*self._around([group]))
 
     @cached_property
     def _users(self) -> dict[ir.Value, list[str]]:
@@ -142,6 +198,12 @@ class Costs:
 
     def _gone(self, drop: Sequence[str]) -> frozenset[str]:
         """The nodes of dropped branches, and those that nobody else reads then (an encoder without its decoder)."""
+        key = tuple(drop)
+        if key not in self._dropped:
+            self._dropped[key] = self._unread_without(key)
+        return self._dropped[key]
+
+    def _unread_without(self, drop: Sequence[str]) -> frozenset[str]:
         gone = {n for b in drop for n in self.structure.branch(b).nodes}
         for name, node in reversed(self._nodes.items()) if gone else ():
             users = [u for value in node.outputs for u in self._users.get(value, ())]
@@ -149,11 +211,14 @@ class Costs:
                 gone.add(name)
         return frozenset(gone)
 
-    def _weights(self, plan: Plan | None) -> list[tuple[int, ir.DataType]]:
-        """(count, element type) of every initializer that stays."""
+    def _weights(
+        self, plan: Plan | None, nodes: Collection[str] | None = None, only: Collection[str] | None = None
+    ) -> list[tuple[int, ir.DataType]]:
+        """(count, element type) of every initializer that stays, or of `only` some and the maps at some nodes."""
         masks, gone = self._cut(plan)
         found = []
-        for name, value in self.model.graph.initializers.items():
+        for name in self.model.graph.initializers if only is None else only:
+            value = self.model.graph.initializers[name]
             tensor = value.const_value
             if tensor is None or (gone and (users := self._readers_of.get(name)) and users <= gone):
                 continue
@@ -163,14 +228,15 @@ class Costs:
             tiles = plan.tiles.get(name) if plan is not None else None
             found.append((math.prod(sizes) if tiles is None else sum(t.area for t in tiles), tensor.dtype))
         shapes = _Sizes(self, masks)
-        for branch in self._mapped(plan):
+        for branch in self._mapped(plan, nodes):
             skip, value = self._ends(branch)
             found.append((shapes.shape(skip)[-1] * shapes.shape(value)[-1], value.dtype or ir.DataType.FLOAT))
         return found
 
-    def _mapped(self, plan: Plan | None) -> list[Branch]:
-        """Dropped branches that leave a linear map behind."""
-        return [self.structure.branch(b) for b in plan.drop if b in plan.maps] if plan is not None else []
+    def _mapped(self, plan: Plan | None, at: Collection[str] | None = None) -> list[Branch]:
+        """Dropped branches that leave a linear map behind, `at` some additions or anywhere."""
+        dropped = [self.structure.branch(b) for b in plan.drop if b in plan.maps] if plan is not None else []
+        return [b for b in dropped if at is None or b.add in at]
 
     def _ends(self, branch: Branch) -> tuple[ir.Value, ir.Value]:
         """The stream that a branch is added to, and what it adds."""
@@ -208,6 +274,14 @@ class Costs:
         wanted = [v.name or "" for v in around if None in [self._size(d) for d in dims(v) or (None,)]]
         feeds = synthesize(self.model.inputs, dims=self.bindings)
         return {n: tuple(x.shape) for n, x in Interpreter(self.model.graph).run(feeds, outputs=wanted).items()}
+
+
+def _numbers(weights: Sequence[tuple[int, ir.DataType]]) -> int:
+    return sum(count for count, kind in weights if kind.is_floating_point())
+
+
+def _bytes(weights: Sequence[tuple[int, ir.DataType]]) -> int:
+    return sum(math.ceil(count * kind.itemsize) for count, kind in weights)
 
 
 class _Sizes:

@@ -88,7 +88,7 @@ class Measure:
             real: [rows, tokens], false where a token is padding; used if the output has a token axis.
 
         Returns:
-            [rows], at least float32.
+            [rows], float64; never negative.
         """
         xp = _namespace(teacher)
         teacher, student = _wide(xp, teacher), _wide(xp, student)
@@ -254,10 +254,8 @@ def _namespace(array: Array) -> Any:
 
 
 def _wide(xp: Any, array: Array) -> Array:
-    """At least float32 in torch; float64 in numpy, where the reported numbers are made."""
-    if xp is np:
-        return np.asarray(array, dtype=np.float64)
-    return array.float() if array.dtype in (xp.float16, xp.bfloat16) else array
+    """Double precision: a divergence is the square of a difference, and small ones decide, too."""
+    return np.asarray(array, dtype=np.float64) if xp is np else array.double()
 
 
 def _log_softmax(xp: Any, scores: Array, axis: int) -> Array:
@@ -270,13 +268,24 @@ def _log_softmax(xp: Any, scores: Array, axis: int) -> Array:
 def _kl(xp: Any, teacher: Array, student: Array, measure: Measure) -> Array:
     hot = measure.temperature
     p, q = _log_softmax(xp, teacher / hot, measure.axis), _log_softmax(xp, student / hot, measure.axis)
-    return hot**2 * (xp.exp(p) * (p - q)).sum(axis=measure.axis)
+    return hot**2 * _relative_entropy(xp, p, q).sum(axis=measure.axis)
+
+
+def _relative_entropy(xp: Any, p: Array, q: Array) -> Array:
+    """The terms of KL(p ‖ q) of log-probabilities, each as eᵖ·(eʳ − 1 − r) with r = q − p.
+
+    What is added to eᵖ·(p − q) sums to nothing, and makes every term positive: nothing cancels.
+    """
+    r = q - p
+    near = xp.clip(r, -1.0, 1.0)  # farther apart nothing cancels
+    terms = xp.where(xp.abs(r) < 1, xp.exp(p) * (xp.expm1(near) - near), xp.exp(q) - xp.exp(p) * (1 + r))
+    return xp.clip(terms, 0.0, None)
 
 
 def _probability_kl(xp: Any, teacher: Array, student: Array, measure: Measure) -> Array:
     # A probability that underflowed to zero would cost infinitely much: the smallest normal float32 stands in.
     p, q = (xp.log(xp.clip(x, 1.2e-38, None)) for x in (teacher, student))
-    return (teacher * (p - q)).sum(axis=measure.axis) if measure.temperature == 1 else _kl(xp, p, q, measure)
+    return _kl(xp, p, q, measure)
 
 
 def _bernoulli_kl(xp: Any, teacher: Array, student: Array, measure: Measure) -> Array:
@@ -284,7 +293,7 @@ def _bernoulli_kl(xp: Any, teacher: Array, student: Array, measure: Measure) -> 
         return -xp.log1p(xp.exp(-xp.abs(x))) - xp.clip(-x, 0, None)
 
     yes, no = log_sigmoid(teacher), log_sigmoid(-teacher)
-    return xp.exp(yes) * (yes - log_sigmoid(student)) + xp.exp(no) * (no - log_sigmoid(-student))
+    return _relative_entropy(xp, yes, log_sigmoid(student)) + _relative_entropy(xp, no, log_sigmoid(-student))
 
 
 def _one_minus_cosine(xp: Any, teacher: Array, student: Array, measure: Measure) -> Array:

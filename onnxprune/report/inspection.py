@@ -16,7 +16,7 @@ def survey(dense: Model, structure: Structure, costs: Costs) -> dict[str, Any]:
     groups = [
         {
             "id": g.id, "kind": g.kind, "layer": g.layer, "units": g.size, "branch": g.branch, "node": g.name,
-            "flops_share": costs.unit_costs("flops", g) * g.shape[-1] / total if total else 0.0,
+            "flops_share": costs.unit_costs("flops", g) * g.size / total if total else 0.0,
         }
         for g in structure.groups
     ]  # fmt: skip

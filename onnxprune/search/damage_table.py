@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxprune.graph.plan import Plan, Ranking
 from onnxprune.graph.structure.reading_matrices import Matrix
@@ -19,6 +21,10 @@ from onnxprune.refit.solvers import NestedRefit, refit
 
 FACTORS = 2**28
 """Bytes of factorisations from which on old ones are made again when they are needed."""
+DEAD = 1e-7
+"""Of the best score: what is no score."""
+NOTHING = 1e-3
+"""Of a curve's height: a fall that is not worth a bend."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +76,23 @@ class Refitter:
         return refit(weight, self.gram[usage].matrix, kept, damping=self.damping)
 
 
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One site's damages.
+
+    Attributes:
+        levels: units kept, ascending.
+        damage: [levels], mean over rows.
+    """
+
+    levels: tuple[int, ...]
+    damage: np.ndarray
+
+
+BEND = 8.0
+"""How many times steeper than the interval above it one must be for a level between to be measured, too."""
+
+
 def damage_table(
     evaluator: Evaluator,
     gates: Gates,
@@ -78,27 +101,84 @@ def damage_table(
     rankings: Mapping[str, Ranking],
     levels: Mapping[str, Sequence[int]],
     refitter: Refitter,
+    *,
+    steps: Mapping[str, int] | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Row]:
     """Divergence per site and level, everything else as in `base`.
 
-    Only what follows a site is run, from values cached in front of it.
+    Only what follows a site is run, from values cached in front of it. Where a curve bends, as it does where the last
+    unit that nobody needs is gone, levels are measured between the given ones until the bend is found.
+
+    Args:
+        levels: group id -> units kept, ascending.
+        steps: group id -> units that go together; sites that are not named are measured at their levels alone.
 
     Returns:
-        group id -> [levels], mean over rows.
+        group id -> its row.
     """
     walk = Walk(evaluator.rows, evaluator.wanted)
     before = gates.gated(base)
     table = {}
     for done, site in enumerate(sites):
         walk.to(site.stop, state=before)
-        states = [_state(gates, base, site, count, rankings, refitter) for count in levels[site.id]]
         copies = Copies(evaluator.rows, gates.structure, site, before, evaluator.wanted)
-        found = [copies.distances(i, values, states, evaluator.distance) for i, values in enumerate(walk.values)]
-        table[site.id] = np.asarray(np.concatenate(found, axis=1).mean(axis=1))
+
+        def measured(
+            counts: Sequence[int], site: Site = site, copies: Copies = copies, values: Sequence[Any] = walk.values
+        ) -> np.ndarray:
+            states = [_state(gates, base, site, count, rankings, refitter) for count in counts]
+            found = [copies.distances(i, held, states, evaluator.distance) for i, held in enumerate(values)]
+            return np.asarray(np.concatenate(found, axis=1).mean(axis=1))
+
+        table[site.id] = _row(levels[site.id], measured, (steps or {}).get(site.id), rankings[site.id])
         if progress is not None:
             progress(done + 1, len(sites))
     return table
+
+
+def _row(
+    levels: Sequence[int], measured: Callable[[Sequence[int]], np.ndarray], step: int | None, ranking: Ranking
+) -> Row:
+    counts = list(levels)
+    if step is not None:
+        counts = sorted({*counts, *_living(ranking, counts, step)})
+    known = dict(zip(counts, measured(counts).tolist(), strict=True))
+    while step is not None and (more := bends(sorted(known), [known[k] for k in sorted(known)], step)):
+        known |= dict(zip(more, measured(more).tolist(), strict=True))
+    return Row(tuple(sorted(known)), np.array([known[k] for k in sorted(known)]))
+
+
+def _living(ranking: Ranking, counts: Sequence[int], step: int) -> list[int]:
+    """As many units as have a score at all, where some have none: a level of its own."""
+    if not ranking.scores or min(ranking.scores) < 0:
+        return []
+    dead = int(np.sum(np.array(ranking.scores) <= DEAD * max(ranking.scores)))
+    alive = -(-(len(ranking.scores) - dead) // step) * step
+    return [alive] if dead and counts[0] < alive < counts[-1] else []
+
+
+def bends(levels: Sequence[int], damage: Sequence[float], step: int) -> list[int]:
+    """Levels between the given ones at which a curve is to be measured: where it turns steep.
+
+    Args:
+        levels: units kept, ascending; nothing kept stands for itself and is no part of the curve.
+        damage: at each.
+        step: multiples of which levels may be.
+    """
+    some = [(k, d) for k, d in zip(levels, _falling(damage), strict=True) if k > 0]
+    found = []
+    for (a, high), (b, middle), (c, low) in zip(some, some[1:], some[2:], strict=False):
+        left, right = (high - middle) / (b - a), (middle - low) / (c - b)
+        between = (a + b) // 2 // step * step
+        if a < between < b and left > BEND * right and high - middle > NOTHING * some[0][1]:
+            found.append(between)
+    return found
+
+
+def _falling(damage: npt.ArrayLike) -> np.ndarray:
+    """Damages that never rise with more units kept, and are never less than nothing."""
+    return np.asarray(np.minimum.accumulate(np.maximum(np.asarray(damage, dtype=np.float64), 0.0)))
 
 
 def _state(
@@ -118,7 +198,7 @@ def spread(levels: Sequence[int], damage: np.ndarray, step: int) -> tuple[np.nda
         (counts, damages); nothing kept, if measured, stands for itself.
     """
     counts = np.asarray(levels)
-    falling = np.minimum.accumulate(np.maximum(damage, 0.0))
+    falling = _falling(damage)
     some = counts > 0
     first, last = int(counts[some][0]), int(counts[-1])
     fine = np.unique(np.concatenate([np.arange(first, last + 1, max(step, 1)), counts[some]]))

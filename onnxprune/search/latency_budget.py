@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from onnxprune import rewrite
 from onnxprune.errors import UsageError
@@ -27,9 +27,6 @@ from onnxprune.measure.tables.micro_models import Cutter, Micro
 from onnxprune.measure.tables.table import LatencyTable
 from onnxprune.search.options import Options
 from onnxprune.search.progress import Clock, Progress
-
-if TYPE_CHECKING:
-    from onnxprune.search.planner import Planner
 
 logger = logging.getLogger(__name__)
 
@@ -74,32 +71,36 @@ def provider_of(options: Options) -> str:
 
 
 def land(
-    planner: Planner, limit: float, choose: Callable[[float], Plan] | None = None, corrections: int = 1
+    costs: LatencyCosts,
+    table: LatencyTable,
+    limit: float,
+    choose: Callable[[float], Plan],
+    time: Callable[[Plan], Timing],
+    relative: bool,
+    corrections: int = 1,
 ) -> tuple[Plan, Landing]:
     """The plan, not mended yet, that comes closest to a latency (milliseconds by the table) when it is measured.
 
     Args:
-        choose: the plan within a latency by the table, where it is not the planner's alone.
-        corrections: how often it may be chosen anew.
+        choose: the plan within a latency by the table.
+        time: what a plan's file takes (`timing`).
+        relative: whether the budget is a share of the dense model's time.
+        corrections: how often the plan may be chosen anew.
 
     Raises:
         BudgetError: no plan is that fast by the table.
     """
-    costs = planner.costs
-    assert isinstance(costs, LatencyCosts)
-    table, dense = costs.table, costs.total("latency")
-    choose = choose or planner.bare
+    dense = costs.total("latency")
     timings: list[tuple[Plan, Timing]] = []
 
     def cost(plan: Plan) -> float:
         return costs.total("latency", plan)
 
-    def time(plan: Plan) -> Seen:
-        with planner.clock.stage("latency"):
-            found = timing(planner, plan, table.provider, table.threads)
+    def seen_of(plan: Plan) -> Seen:
+        found = time(plan)
         timings.append((plan, found))
         # A share of the dense model's time holds whatever else the machine does; milliseconds are what they are.
-        whole = dense if planner.options.budget.relative else found.dense_ms
+        whole = dense if relative else found.dense_ms
         return found.ratio * whole, (found.interval[0] * whole, found.interval[1] * whole)
 
     reason = why_not_here(table)
@@ -107,7 +108,7 @@ def land(
         plan, corrected = choose(limit), 0
         logger.warning("latency: %s", reason)
     else:
-        plan, corrected = landed(choose, cost, time, limit, corrections=corrections)
+        plan, corrected = landed(choose, cost, seen_of, limit, corrections=corrections)
     seen = next((found for made, found in timings if made is plan), None)
     measured, interval = (seen.ratio, seen.interval) if seen else (None, None)
     return plan, Landing(
@@ -116,18 +117,28 @@ def land(
     )  # fmt: skip
 
 
-def timing(planner: Planner, plan: Plan, provider: str, threads: int) -> Timing:
-    """The real file of a plan, interleaved with the dense one."""
-    assert planner.model.path is not None
-    rows = planner.calibration.examples[:8] if planner.calibration is not None else ()
-    pruned = rewrite.apply(planner.model, planner.structure, plan)
-    if not planner.options.keep_unread:
+def timing(
+    model: Model,
+    structure: Structure,
+    costs: LatencyCosts,
+    plan: Plan,
+    examples: Sequence[Mapping[str, Any]],
+    keep_unread: bool,
+) -> Timing:
+    """The real file of a plan, interleaved with the dense one, as the table was measured.
+
+    Args:
+        examples: feeds of some rows.
+    """
+    assert model.path is not None
+    pruned = rewrite.apply(model, structure, plan)
+    if not keep_unread:
         rewrite.drop_unread(pruned)
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
         file = models.save(pruned, Path(scratch) / "plan.onnx")[0]
         (row,) = latency.bench(
-            planner.model.path, file, providers=(provider,), dims=planner.costs.bindings, threads=threads,
-            examples=[row.feeds for row in rows], runs=RUNS,
+            model.path, file, providers=(costs.table.provider,), dims=costs.bindings, threads=costs.table.threads,
+            examples=examples, runs=RUNS,
         )  # fmt: skip
     return timing_of(row)
 

@@ -19,11 +19,12 @@ import numpy as np
 
 from onnxprune.data import Dataset
 from onnxprune.graph.plan import Ranking
+from onnxprune.search.damage_table import Row
 from onnxprune.search.options import Options
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 1
+SCHEMA = 2
 ELSEWHERE = (
     "budget", "shape", "swaps", "staged", "uniform", "round_to", "device", "threads", "sparsity", "solver", "finetune",
     "keep_unread", "provider", "latency_threads", "latency_table",
@@ -38,13 +39,13 @@ class Scores:
     Attributes:
         key: what they count for (`key_of`).
         rankings: group id -> order; empty while not measured.
-        table: group id -> (levels, damage at each).
+        table: group id -> (levels asked for, what was measured: at these, and between them where it bends).
     """
 
     path: Path | None
     key: str
     rankings: dict[str, Ranking] = field(default_factory=dict)
-    table: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
+    table: dict[str, tuple[list[int], Row]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path | None, key: str) -> Scores:
@@ -55,24 +56,27 @@ class Scores:
             if data.get("schema_version") == SCHEMA and data.get("key") == key:
                 orders = data["rankings"].items()
                 scores.rankings = {k: Ranking(k, tuple(v["order"]), tuple(v["scores"])) for k, v in orders}
-                scores.table = {k: (v["levels"], v["damage"]) for k, v in data["table"].items()}
+                scores.table = {
+                    k: (v["asked"], Row(tuple(v["levels"]), np.array(v["damage"], dtype=np.float64)))
+                    for k, v in data["table"].items()
+                }
                 logger.info("scores from %s", path)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return cls(path, key)
         return scores
 
-    def measured(self, grid: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray] | None:
-        """Damages at these levels, if they are known."""
-        if any(self.table.get(k, ([], []))[0] != list(levels) for k, levels in grid.items()):
+    def measured(self, grid: Mapping[str, Sequence[int]]) -> dict[str, Row] | None:
+        """The damage table that these levels led to, if it is known."""
+        if any(k not in self.table or self.table[k][0] != list(levels) for k, levels in grid.items()):
             return None
-        return {k: np.array(self.table[k][1]) for k in grid}
+        return {k: self.table[k][1] for k in grid}
 
     def keep_rankings(self, rankings: Mapping[str, Ranking]) -> None:
         self.rankings, self.table = dict(rankings), {}
         self._save()
 
-    def keep_table(self, grid: Mapping[str, Sequence[int]], measured: Mapping[str, np.ndarray]) -> None:
-        self.table |= {k: (list(levels), [float(d) for d in measured[k]]) for k, levels in grid.items()}
+    def keep_table(self, grid: Mapping[str, Sequence[int]], measured: Mapping[str, Row]) -> None:
+        self.table |= {k: (list(levels), measured[k]) for k, levels in grid.items()}
         self._save()
 
     def _save(self) -> None:
@@ -82,7 +86,10 @@ class Scores:
             "schema_version": SCHEMA,
             "key": self.key,
             "rankings": {k: {"order": r.order, "scores": r.scores} for k, r in self.rankings.items()},
-            "table": {k: {"levels": levels, "damage": damage} for k, (levels, damage) in self.table.items()},
+            "table": {
+                k: {"asked": asked, "levels": list(row.levels), "damage": row.damage.tolist()}
+                for k, (asked, row) in self.table.items()
+            },
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         half = self.path.with_name(f".{self.path.name}.{os.getpid()}")

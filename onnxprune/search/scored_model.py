@@ -1,4 +1,4 @@
-"""A model on its way down: its units in order, what each level costs in accuracy, refit weights at the levels taken."""
+"""A model on its way down, scored: its units in order, what levels cost in accuracy, refit weights at those taken."""
 
 from __future__ import annotations
 
@@ -8,19 +8,31 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from onnxprune.graph.plan import Plan, Ranking
-from onnxprune.graph.structure.sites import Site
-from onnxprune.refit.linear_stand_ins import StandIn
+from onnxprune.graph.structure.sites import Site, even, kept_by
+from onnxprune.probe.forward import NOTHING
+from onnxprune.refit.linear_stand_ins import StandIn, with_stand_ins
+from onnxprune.score import METHODS, collect, configured, stepwise
+from onnxprune.score.mixture import parse
+from onnxprune.score.query_key import pair_rankings
 from onnxprune.search.allocate.choices import Module
 from onnxprune.search.damage_table import Refitter
+from onnxprune.search.prices import MAPPED
+from onnxprune.search.problem import Problem
+from onnxprune.search.score_cache import Scores
 
 
 @dataclass(eq=False)
 class Stage:
-    """A plan's model with its units ordered, and what was measured on it."""
+    """A plan's model with its units ordered, and what was measured on it.
+
+    Attributes:
+        lasting: whether what is measured on it holds for every budget, and is worth a file.
+    """
 
     plan: Plan
     rankings: Mapping[str, Ranking]
     refitter: Refitter
+    lasting: bool = False
     modules: tuple[Module, ...] | None = None
     stand_ins: Mapping[str, StandIn] = field(default_factory=dict)
     _fitted: dict[tuple[str, int], dict[str, np.ndarray]] = field(default_factory=dict)
@@ -36,6 +48,64 @@ class Stage:
                 )
             found.update(self._fitted[key])
         return found
+
+    def thinned(self, sites: Sequence[Site], counts: Mapping[str, int]) -> Plan:
+        """A choice of levels as a plan, with the sites' own refit weights."""
+        branches = [s.branch.id for s in sites if s.branch is not None and counts[s.id] == MAPPED]
+        counts = {name: max(count, 0) for name, count in counts.items()}
+        keep, drop = kept_by(counts, self.rankings, sites)
+        keep, drop = {**self.plan.keep, **keep}, tuple(dict.fromkeys((*self.plan.drop, *drop)))
+        plan = replace(self.plan, keep=keep, drop=drop, weights={**self.plan.weights, **self.weights(sites, counts)})
+        return with_stand_ins(plan, {b: self.stand_ins[b] for b in branches})
+
+
+def scored(problem: Problem, plan: Plan, scores: Scores) -> Stage:
+    """Score the units of a plan's model.
+
+    Args:
+        scores: what is known of the whole model already; what is found out about it goes there.
+    """
+    options = problem.options
+    with problem.clock.stage("score"):
+        gated = problem.gates.gated(plan)
+
+        def weight(name: str) -> np.ndarray:
+            tensor = gated.weights.get(name)
+            return problem.weight(name) if tensor is None else np.asarray(tensor.detach().cpu().numpy())
+
+        lasting = _lasts(problem, plan)
+        known = scores.rankings if lasting and scores.rankings.keys() == {s.id for s in problem.sites} else {}
+        method = parse("magnitude" if known else problem.method, configured(options.alpha))
+        mending = options.compensate or options.search == "table"
+        read = [s for s in problem.sites if s.matrices]
+        met = [s for s in problem.sites if not s.matrices]
+        statistics = collect(
+            method,
+            problem.fit if problem.calibration is not None else None,
+            read,
+            problem.structure,
+            weight,
+            also=("gram",) if mending else (),
+            state=gated if plan.keep or plan.drop else NOTHING,
+            token_weights=problem.token_weights,
+            order=lambda gram: stepwise(
+                method, problem.fit, read, problem.gates, problem.share(), plan, Refitter(weight, gram)
+            ),
+            seed=options.seed,
+        )
+        rankings = dict(known) or (pair_rankings(problem.fit, met, problem.structure, gated) if met else {})
+        for i, site in enumerate(() if known else problem.sites):
+            ranking = rankings[site.id] if site.id in rankings else method(site, statistics)
+            rankings[site.id] = even(site, behind(ranking, plan.keep.get(site.id)))
+            problem.progress("score", i + 1, len(problem.sites))
+        if not known and lasting:
+            scores.keep_rankings(rankings)
+    return Stage(plan, rankings, Refitter(weight, statistics.gram if options.compensate else {}, rankings), lasting)
+
+
+def _lasts(problem: Problem, plan: Plan) -> bool:
+    needs = parse(problem.method, METHODS).needs
+    return problem.calibration is not None and not (plan.keep or plan.drop) and "order" not in needs
 
 
 def behind(ranking: Ranking, kept: Sequence[int] | None) -> Ranking:

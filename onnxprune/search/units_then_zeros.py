@@ -21,7 +21,6 @@ from onnxprune.refit.solvers.patterns import NARROWEST
 from onnxprune.refit.sparsify import Patterns, parts_of, sparsify
 from onnxprune.refit.tiles import arrange, emptied
 from onnxprune.score import near_identity
-from onnxprune.search.latency_budget import land
 from onnxprune.search.options import MASKS
 from onnxprune.search.planner import Planner
 from onnxprune.search.weight_scores import worth
@@ -105,7 +104,7 @@ def _timed(planner: Planner, pattern: Tiles, kind: str, limit: float) -> tuple[P
         made.append((units, emptied(planner.gates, _arranged(planner, units, pattern), chosen(planner))))
         return made[-1][1]
 
-    plan, planner.landing = land(planner, limit, choose, corrections=2)
+    plan = planner.landed(limit, choose, corrections=2)
     return next(pair for pair in made if pair[1] is plan)
 
 

@@ -82,8 +82,15 @@ class LatencyCosts(Costs):
         added = sum(self.map_cost(kind, b) for b in plan.drop if b in plan.maps)
         return self._ms(self.cutter.uncut()) - saved + added
 
-    def levels(self, kind: str, group: Group, counts: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        return self.curve(group.id).at(counts) if kind == "latency" else super().levels(kind, group, counts)
+    def part(self, kind: str, groups: Sequence[Group], plan: Plan) -> float:
+        if kind != "latency":
+            return super().part(kind, groups, plan)
+        total = 0.0
+        for group in groups:
+            count = 0 if group.branch in plan.drop else len(plan.keep.get(group.id, range(group.size)))
+            total += float(self.curve(group.id).at([count])[0])
+        mapped = {g.branch for g in groups if g.branch is not None and g.branch in plan.maps}
+        return total + sum(self.map_cost(kind, b) for b in mapped)
 
     def offered(self, group: Group, counts: Sequence[int]) -> npt.NDArray[np.bool_]:
         return self.curve(group.id).offered(counts) if self.picky else super().offered(group, counts)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 Allocation = Mapping[str, int]
@@ -15,13 +17,27 @@ Evaluate = Callable[[Allocation], npt.ArrayLike]
 """The measured divergence of a whole allocation, of every row or as one number; smaller is better."""
 
 
+class Prices(Protocol):
+    """What allocations cost where costs are more than the sum of the levels' own.
+
+    A convolution's cost is the product of two widths, and each is another module's.
+    """
+
+    def total(self, allocation: Allocation) -> float:
+        """The whole cost of an allocation, exactly."""
+
+    def levels(self, module: str, allocation: Allocation) -> npt.NDArray[np.float64]:
+        """The whole cost at each level of one module, all others as they are in `allocation`: [levels]."""
+
+
 @dataclass(frozen=True)
 class Level:
     """One state a module can be put in.
 
     Attributes:
         kept: units left; 0 is the module dropped.
-        cost: in the budget's unit, whatever that is.
+        cost: in the budget's unit, whatever that is, above the cheapest level; where costs do not add up, as long as
+            all other modules are whole.
         damage: divergence with only this module at this level; infinite if the level is not allowed.
     """
 
@@ -50,6 +66,23 @@ def cost_of(modules: Iterable[Module], allocation: Allocation) -> float:
 def damage_of(modules: Iterable[Module], allocation: Allocation) -> float:
     """The damage of an allocation as if damages added up, which they only nearly do."""
     return math.fsum(module.levels[allocation[module.id]].damage for module in modules)
+
+
+class Additive:
+    """`Prices` of modules whose costs add up."""
+
+    def __init__(self, modules: Sequence[Module]) -> None:
+        self.modules = {m.id: m for m in modules}
+        self.costs = {m.id: np.array([level.cost for level in m.levels]) for m in modules}
+        self._last: tuple[dict[str, int], float] = ({}, 0.0)
+
+    def total(self, allocation: Allocation) -> float:
+        if self._last[0] != allocation:
+            self._last = dict(allocation), cost_of(self.modules.values(), allocation)
+        return self._last[1]
+
+    def levels(self, module: str, allocation: Allocation) -> npt.NDArray[np.float64]:
+        return np.asarray(self.total(allocation) - self.costs[module][allocation[module]] + self.costs[module])
 
 
 def merged(name: str, members: Sequence[Module]) -> Module:

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import BudgetError
-from onnxprune.search.allocate.choices import Module
+from onnxprune.search.allocate.choices import Additive, Module
+from onnxprune.search.allocate.fill import fill
 
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -26,14 +27,15 @@ TRACED = 64
 
 
 def allocate(modules: Sequence[Module], budget: float, *, resolution: int = RESOLUTION) -> dict[str, int]:
-    """`knapsack` on modules: module id -> level index."""
+    """`knapsack` on modules: module id -> level index. Of levels that damage alike, the widest that fits is taken."""
     chosen = knapsack(
         [np.array([level.cost for level in module.levels]) for module in modules],
         [np.array([level.damage for level in module.levels]) for module in modules],
         budget,
         resolution=resolution,
     )
-    return {module.id: level for module, level in zip(modules, chosen, strict=True)}
+    found = {module.id: level for module, level in zip(modules, chosen, strict=True)}
+    return fill(modules, found, budget, Additive(modules))
 
 
 def knapsack(

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from onnxprune.errors import BudgetError
 from onnxprune.refit.solvers.chance import surely_lower
 from onnxprune.search.allocate.belief import Belief
-from onnxprune.search.allocate.choices import Allocation, Evaluate, Module, cost_of, damage_of
+from onnxprune.search.allocate.choices import Additive, Allocation, Evaluate, Module, Prices, damage_of
 
 Array = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -67,6 +67,7 @@ def swaps(
     evaluations: int = 40,
     reach: int = 2,
     seed: int = 0,
+    prices: Prices | None = None,
 ) -> Swapped:
     """Improves an allocation by measured moves, each accepted only if `evaluate` surely falls.
 
@@ -79,18 +80,20 @@ def swaps(
         evaluate: divergence of a whole allocation, row by row (or as one number, which is taken to be exact).
         budget: in the unit of the levels' costs.
         evaluations: how often `evaluate` may be called, the start included.
+        prices: where costs do not add up; the budget is in their unit.
 
     Raises:
         BudgetError: `start` is above the budget.
     """
     levels = {module.id: int(start[module.id]) for module in modules}
-    cost = cost_of(modules, levels)
+    prices = prices or Additive(modules)
+    cost = prices.total(levels)
     if not cost <= budget:
         raise BudgetError(f"the plan to improve costs {cost:g}, above the budget of {budget:g}", closest=cost)
     random = np.random.default_rng(seed)
     rows = np.atleast_1d(np.asarray(evaluate(dict(levels)), dtype=np.float64))
     value = first = float(rows.mean())
-    moves = _Moves(modules, budget, reach)
+    moves = _Moves(modules, budget, reach, prices)
     belief = Belief(moves.damage)
     index = {module.id: i for i, module in enumerate(modules)}
     seen = {tuple(levels.values())}
@@ -117,13 +120,14 @@ def swaps(
 class _Moves:
     """The moves from an allocation that the budget holds."""
 
-    def __init__(self, modules: Sequence[Module], budget: float, reach: int) -> None:
+    def __init__(self, modules: Sequence[Module], budget: float, reach: int, prices: Prices) -> None:
         self.modules = modules
         self.budget = budget
         self.reach = reach
-        self.cost = [np.array([level.cost for level in module.levels]) for module in modules]
+        self.prices = prices
+        cost = [np.array([level.cost for level in module.levels]) for module in modules]
         self.damage = [np.array([level.damage for level in module.levels]) for module in modules]
-        self.order = [np.lexsort((damage, cost)) for cost, damage in zip(self.cost, self.damage, strict=True)]
+        self.order = [np.lexsort(pair) for pair in zip(self.damage, cost, strict=True)]
 
     def likeliest_first(self, levels: dict[str, int], table: Sequence[Array]) -> Iterator[dict[str, int]]:
         """Allocations one move away, by the change of damage that `table` predicts."""
@@ -131,9 +135,11 @@ class _Moves:
         module, level = self._singles(at)
         if not len(module):
             return
-        cost = np.array([self.cost[i][k] - self.cost[i][at[i]] for i, k in zip(module, level, strict=True)])
+        now = self.prices.total(levels)
+        priced = [self.prices.levels(m.id, levels) - now for m in self.modules]
+        cost = np.array([priced[i][k] for i, k in zip(module, level, strict=True)])
         change = np.array([table[i][k] - table[i][at[i]] for i, k in zip(module, level, strict=True)])
-        room = self.budget - cost_of(self.modules, levels)
+        room = self.budget - now
         # To go down without need is worth a measurement only where it is thought to help.
         alone = np.flatnonzero((cost <= room) & ((cost > 0) | (change < 0)))
         down, up = np.flatnonzero(cost < 0), np.flatnonzero(cost > 0)
@@ -144,8 +150,8 @@ class _Moves:
             trial = dict(levels)
             for single in (one[k], two[k]):
                 trial[self.modules[module[single]].id] = int(level[single])
-            # The sum over all modules decides, not the rounded difference.
-            if cost_of(self.modules, trial) <= self.budget:
+            # What the whole costs decides, not the sum of two differences.
+            if self.prices.total(trial) <= self.budget:
                 yield trial
 
     def _singles(self, at: Sequence[int]) -> tuple[Ints, Ints]:

@@ -25,8 +25,10 @@ from onnxprune.probe.gates import Gates
 from onnxprune.probe.interpreter import Interpreter
 from onnxprune.refit.solvers.schedule import cubic
 from onnxprune.score import METHODS, Seven, configured, dynamic
+from onnxprune.search import by_table
 from onnxprune.search.options import Options
-from onnxprune.search.planner import MAPPED, Planner
+from onnxprune.search.planner import Planner
+from onnxprune.search.prices import MAPPED
 
 Build = Callable[..., ZooModel]
 Run = Callable[..., Outcome]
@@ -108,7 +110,7 @@ def test_maps_are_levels_with_their_costs(zoo: Build, family: str) -> None:
         loaded, analyze(loaded), Options(Budget("flops", 0.6), method="snip", round_to=1, swaps=4), learn,
         shape_of(loaded, {}, learn),
     )  # fmt: skip
-    modules = {m.id: m for m in planner._modules(planner.start)}
+    modules = {m.id: m for m in by_table._modules(planner, planner.start, planner.scores)}
     found = planner.start.stand_ins
     assert found, "no map is better than a constant"
     for site in planner.sites:
@@ -118,10 +120,12 @@ def test_maps_are_levels_with_their_costs(zoo: Build, family: str) -> None:
             assert site.branch is not None
             assert level.cost == planner.costs.map_cost("flops", site.branch.id) > 0
     counts = {s.id: MAPPED if s.branch and s.branch.id in found else s.group.size for s in planner.sites}
-    plan = planner._thinned(planner.start, counts)
+    plan = planner.start.thinned(planner.sites, counts)
     assert set(plan.maps) == set(found) == set(plan.drop)
     chosen = [next(x for x in modules[s.id].levels if x.kept == counts[s.id]) for s in planner.sites]
-    assert planner.costs.total("flops", plan) == pytest.approx(planner.fixed_cost() + sum(x.cost for x in chosen))
+    assert planner.costs.total("flops", plan) == pytest.approx(
+        by_table.fixed_cost(planner.prices) + sum(x.cost for x in chosen)
+    )
     limit = 0.6 * planner.costs.total("flops")
     assert planner.costs.total("flops", planner.plan(limit)) <= limit
 

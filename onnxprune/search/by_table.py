@@ -1,0 +1,159 @@
+"""The search by measured damage: a table of what every level costs in accuracy, an allocation over it, swaps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from onnxprune.graph.structure.sites import Site, levels
+from onnxprune.refit.linear_stand_ins import StandIn, stand_ins
+from onnxprune.score import METHODS
+from onnxprune.score.mixture import parse
+from onnxprune.search.allocate.choices import Allocation, Level, Module, alike, merged
+from onnxprune.search.allocate.coupled import coupled
+from onnxprune.search.allocate.knapsack import allocate
+from onnxprune.search.allocate.swaps import swaps
+from onnxprune.search.damage_table import Row, damage_table, spread
+from onnxprune.search.prices import MAPPED, Array, Prices
+from onnxprune.search.problem import Problem
+from onnxprune.search.score_cache import Scores
+from onnxprune.search.scored_model import Stage
+
+logger = logging.getLogger(__name__)
+
+
+def searched(problem: Problem, stage: Stage, budget: float, scores: Scores) -> dict[str, int]:
+    """How many units every site keeps at a cost of at most `budget`, by the table and by measured swaps.
+
+    Args:
+        scores: where what was measured of the whole model is kept.
+    """
+    modules = _modules(problem, stage, scores)
+    with problem.clock.stage("search"):
+        kinds = {s.id: f"{s.group.kind}x{s.group.size}" for s in problem.sites}
+        shared = alike(modules, kinds) if problem.options.uniform else {m.id: [m] for m in modules}
+        tied = [merged(name, members) for name, members in shared.items()]
+        asked = _Asked(problem, shared)
+        if problem.prices.coupled:
+            chosen = coupled(tied, budget, asked)
+        else:
+            chosen = allocate(tied, budget - fixed_cost(problem.prices))
+
+        def evaluate(allocation: Allocation) -> np.ndarray:
+            return problem.table.per_row(problem.gates.gated(stage.thinned(problem.sites, asked.counts(allocation))))
+
+        found = swaps(
+            chosen, tied, evaluate, budget,
+            evaluations=problem.options.swaps, seed=problem.options.seed, prices=asked,
+        )  # fmt: skip
+    logger.info("search: divergence %.5f, after %d swaps %.5f", found.start, len(found.trials), found.value)
+    counts = asked.counts(found.levels)
+    logger.info("kept: %s", list(counts.values()))
+    return counts
+
+
+def fixed_cost(prices: Prices) -> float:
+    """What stays of the model a plan begins with when every unit is gone that may, where costs add up."""
+    return prices.total(prices.whole) - sum(prices.span(name) for name in prices.sites)
+
+
+class _Asked:
+    """`allocate.choices.Prices` of modules, each a site or several that are cut alike.
+
+    Args:
+        shared: module id -> its members.
+    """
+
+    def __init__(self, problem: Problem, shared: Mapping[str, Sequence[Module]]) -> None:
+        self.problem, self.shared, self.prices = problem, shared, problem.prices
+
+    def counts(self, allocation: Allocation) -> dict[str, int]:
+        """Units of every site."""
+        there = {m.id: m.levels[allocation[name]].kept for name, members in self.shared.items() for m in members}
+        # A site of a branch that left before is gone with it, whoever may drop it now.
+        return {s.id: there.get(s.id, 0 if s.branch else s.group.size) for s in self.problem.sites}
+
+    def total(self, allocation: Allocation) -> float:
+        return self.prices.total(self.counts(allocation))
+
+    def levels(self, module: str, allocation: Allocation) -> Array:
+        members = self.shared[module]
+        kept = [level.kept for level in members[0].levels]
+        return self.prices.levels([m.id for m in members], self.counts(allocation), kept)
+
+
+def _modules(problem: Problem, stage: Stage, scores: Scores) -> tuple[Module, ...]:
+    """The damage table with its costs, at every width that may be chosen; measured once a stage."""
+    if stage.modules is None:
+        prices = problem.prices
+        live = _live(problem, stage)
+        measured = _damages(problem, stage, live, scores)
+        stage.stand_ins = _stand_ins(problem, stage, [s for s, _ in live])
+        found = []
+        for site, _ in live:
+            row = measured[site.id]
+            counts, curve = spread(row.levels, row.damage - row.damage[-1], problem.step(site))
+            if whole(problem, site):
+                counts, curve = counts[[0, -1]], curve[[0, -1]]
+            worth = problem.costs.offered(site.group, counts.tolist())
+            kept, damages = counts[worth].tolist(), curve[worth].tolist()
+            stands = stage.stand_ins.get(site.branch.id) if site.branch is not None else None
+            if stands is not None:
+                kept, damages = [*kept, MAPPED], [*damages, max(stands.damage - float(row.damage[-1]), 0.0)]
+            costs = prices.levels([site.id], prices.whole, kept)
+            found.append(Module(site.id, tuple(map(Level, kept, (costs - prices.least(site.id)).tolist(), damages))))
+        stage.modules = tuple(found)
+    return stage.modules
+
+
+def _damages(
+    problem: Problem, stage: Stage, live: Sequence[tuple[Site, tuple[int, ...]]], scores: Scores
+) -> Mapping[str, Row]:
+    grid = {s.id: [*(k for k in _levels(problem, s) if k < len(units)), len(units)] for s, units in live}
+    known = scores.measured(grid) if stage.lasting else None
+    if known is not None:
+        return known
+    with problem.clock.stage("table"):
+        measured = damage_table(
+            problem.table, problem.gates, stage.plan, [s for s, _ in live], stage.rankings, grid, stage.refitter,
+            steps={s.id: problem.step(s) for s, _ in live if not whole(problem, s)},
+            progress=lambda d, n: problem.progress("table", d, n),
+        )  # fmt: skip
+    if stage.lasting:
+        scores.keep_table(grid, measured)
+    return measured
+
+
+def _stand_ins(problem: Problem, stage: Stage, live: Sequence[Site]) -> dict[str, StandIn]:
+    """Linear maps that may take the place of a branch, where the method's modules are whole branches."""
+    if not modular(problem) or not problem.options.compensate or problem.options.uniform:
+        return {}
+    branches = [s.branch for s in live if s.branch is not None]
+    return stand_ins(
+        problem.gates, problem.fit, problem.table, problem.completed(stage.plan), branches, problem.costs,
+        problem.options.budget.kind, problem.completed,
+    )  # fmt: skip
+
+
+def _levels(problem: Problem, site: Site) -> list[int]:
+    return [0, site.group.size] if whole(problem, site) else levels(site, problem.step(site))
+
+
+def whole(problem: Problem, site: Site) -> bool:
+    """Whether a site's branch goes as a whole or stays as it is, because the method knows no smaller module."""
+    return modular(problem) and site.branch is not None and site.group.kind not in ("heads", "query_heads")
+
+
+def modular(problem: Problem) -> bool:
+    """Whether the method's modules are whole branches."""
+    return bool(getattr(parse(problem.method, METHODS), "whole", False))
+
+
+def _live(problem: Problem, stage: Stage) -> list[tuple[Site, tuple[int, ...]]]:
+    """The sites that are still there, with the units they have."""
+    gone = set(stage.plan.drop)
+    return [
+        (s, stage.plan.keep.get(s.id, tuple(range(s.group.size)))) for s in problem.sites if s.group.branch not in gone
+    ]

@@ -1,0 +1,130 @@
+"""What is fixed while plans are made for one model: its rows and who decides by them, its sites, costs and gates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from onnxprune.data import Dataset
+from onnxprune.errors import NothingToPruneError
+from onnxprune.graph.example_feeds import synthesize
+from onnxprune.graph.model import Model
+from onnxprune.graph.plan import Plan, Structure
+from onnxprune.graph.structure.sites import Site, find_sites
+from onnxprune.measure.cost import tokens_at_once, tokens_to_measure
+from onnxprune.measure.tables.fast_widths import step
+from onnxprune.probe.forward import Rows, Weights, sensitivities
+from onnxprune.probe.gates import Gates
+from onnxprune.probe.interpreter import Interpreter
+from onnxprune.probe.short_graph import brief
+from onnxprune.search.defaults import device_of, method_of, why_nothing
+from onnxprune.search.latency_budget import costs_for, provider_of
+from onnxprune.search.options import Options
+from onnxprune.search.prices import Prices
+from onnxprune.search.progress import Clock, Progress
+from onnxprune.search.row_split import Split
+
+
+class Problem:
+    """A model, its rows and what is asked of it.
+
+    Args:
+        calibration: rows to learn from, split by seed into those regressed on and those that decide; None for none.
+        bindings: symbol -> size, where costs are counted.
+
+    Attributes:
+        sites: where plans may cut.
+        method: what orders the units ("auto" is decided).
+        fit, held, table, select: the parts of the rows (`row_split.Split`), where there are any.
+        first: what every plan begins with.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        structure: Structure,
+        options: Options,
+        calibration: Dataset | None,
+        bindings: Mapping[str, int],
+        clock: Clock | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.model, self.structure, self.options = model, structure, options
+        self.clock = clock or Clock()
+        self.progress = progress or (lambda stage, done, of: None)
+        sites = find_sites(model.graph, structure, options.units, options.include, options.exclude)
+        self.sites = [s for s in sites if s.matrices or calibration is not None]  # the others are ordered by data alone
+        self.costs = costs_for(model, structure, options, bindings, self.sites, self.clock, self.progress)
+        if not self.sites and options.sparsity is None:
+            raise NothingToPruneError(why_nothing(structure, options))
+        self.method = method_of(options, calibration)
+        self.interpreter = Interpreter(model.graph, device_of(options.device))
+        short, self.structure = brief(model, structure, self.interpreter)
+        self.gates = Gates(self.structure, self.interpreter)
+        self.calibration = calibration
+        self.first = Plan(model.digest)
+        if calibration is not None:
+            sizes = tokens_at_once(self.costs), tokens_to_measure(self.costs)
+            split = Split.of(self.interpreter, calibration, options, *sizes, short)
+            self.fit, self.held, self.table, self.select = split.fit, split.held, split.table, split.select
+
+    @property
+    def prices(self) -> Prices:
+        """What numbers of units cost, in the budget's unit, beginning with `first`."""
+        known = self.__dict__.get("_prices")
+        kind = self.options.budget.kind
+        if known is None or known.first is not self.first or known.kind != kind:
+            known = self.__dict__["_prices"] = Prices(self.costs, kind, self.sites, self.first)
+        return known
+
+    @cached_property
+    def token_weights(self) -> Weights | None:
+        """How much each token of the fit rows matters to the outputs, mixed with an equal share for all."""
+        return self._token_weights(self.fit) if self.calibration is not None else None
+
+    @cached_property
+    def held_weights(self) -> Weights | None:
+        """The same of the rows that choose how strong refits are."""
+        return self._token_weights(self.held)
+
+    def _token_weights(self, rows: Rows) -> Weights | None:
+        share = self.options.token_weight
+        read = [m for s in self.sites for m in s.matrices]
+        if not share or not read:
+            return None
+        found = sensitivities(rows, read, self.gates.usages, self.options.seed)
+        return {node: [share * w + (1 - share) for w in parts] for node, parts in found.items()}
+
+    def weight(self, name: str) -> np.ndarray:
+        """A dense weight."""
+        tensor = self.model.graph.initializers[name].const_value
+        assert tensor is not None
+        return np.asarray(tensor.numpy())
+
+    def step(self, site: Site) -> int:
+        """How many units of a site go at a time."""
+        found = step(site, provider_of(self.options), self.options.round_to)
+        return max(found, 2) if site.group.kind == "hidden" else found  # a norm cannot do without one channel alone
+
+    def begun(self) -> list[Site]:
+        """The sites of the model it begins with."""
+        return [s for s in self.sites if s.group.branch not in self.first.drop]
+
+    def share(self) -> float:
+        """What the budget keeps."""
+        dense = self.costs.total(self.options.budget.kind)
+        return self.options.budget.limit(dense) / dense
+
+    def completed(self, plan: Plan) -> Plan:
+        """A plan that says what its dropped branches leave behind."""
+        if not plan.drop:
+            return plan
+        return self.gates.complete(plan, self._any_feeds())
+
+    def _any_feeds(self) -> Mapping[str, Any]:
+        if self.calibration is not None:
+            return self.fit.batches[0].feeds
+        return synthesize(self.model.inputs, dims=self.costs.bindings)
