@@ -19,7 +19,7 @@ from onnxprune.errors import CheckError, DataError
 from onnxprune.graph import runtime
 from onnxprune.graph.finite import require
 from onnxprune.measure.equivalence import Equivalence, equivalence, max_distance
-from onnxprune.measure.metrics import IGNORED, Metric, bootstrap_interval, choose_metric
+from onnxprune.measure.metrics import IGNORED, Metric, choose_metric
 from onnxprune.measure.metrics.observe import teacher_cosines, teacher_decisions
 from onnxprune.measure.metrics.values import ratio
 from onnxprune.probe import divergence as measures
@@ -56,7 +56,7 @@ class Accuracy:
         dense, pruned: its values, as fractions (0.897) or in its own unit (perplexity).
         drop: how much worse the pruned model is, in the same unit; negative where it is better.
         rows: examples (or pairs) it was computed on.
-        confidence_interval: 95% interval of the drop (paired bootstrap over rows); None for fewer than two rows.
+        confidence_interval: 95% interval of the drop, paired (`metrics.intervals`); None for fewer than two rows.
         higher_is_better: false for perplexity.
         reason: why this metric.
     """
@@ -205,7 +205,7 @@ def validate(
         dataset: rows that decided nothing in pruning.
         providers: execution providers by priority.
         metric: one of `metrics.NAMES`, several, or None to guess (the reason is in the result).
-        seed: of the bootstrap.
+        seed: of the intervals' draws.
         threads: threads inside one operator.
         rows: the same rows as the pruned file takes them, where it takes them otherwise: padded to a fixed shape, or
             with a vocabulary of its own.
@@ -308,9 +308,7 @@ class _Tally:
         dense, pruned = self._rows(self.dense), self._rows(self.pruned)
         metric = self.metric
         both = metric.value(dense), metric.value(pruned)
-        interval = bootstrap_interval(
-            lambda drawn: metric.drop(metric.value(dense[drawn]), metric.value(pruned[drawn])), len(dense), seed=seed
-        )
+        interval = metric.interval(dense, pruned, seed=seed)
         return Accuracy(
             metric.name, *both, metric.drop(*both), len(dense), interval, metric.higher_is_better, metric.reason
         )

@@ -194,7 +194,7 @@ def _accuracy_note(report: Report) -> str:
     why = f" ({held.reason})" if held.reason else ""
     return (
         f"{text.metric_title(held.metric)}{why} of both files on the same {held.rows:,} rows, which decided nothing. "
-        "Intervals are paired bootstraps at 95%."
+        "Intervals are paired, at 95%, and leave room for what so few rows cannot show."
     )
 
 

@@ -1,6 +1,7 @@
-"""Task metrics, as a statistic per row and a value of many rows, so that any of them can be bootstrapped.
+"""Task metrics, as a statistic per row and a value of many rows, so that each has an interval.
 
-values    statistics of rows -> the metric (accuracy, F1, Matthews, Spearman, perplexity, …), and its interval
+values    statistics of rows -> the metric (accuracy, F1, Matthews, Spearman, perplexity, …)
+intervals how sure one can be of a drop, at few rows too
 observe   outputs and labels of a batch -> statistics, one row per example
 choose    which metric fits the labels and outputs, and why
 """

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import DataError, UsageError
-from onnxprune.measure.metrics import observe, values
+from onnxprune.measure.metrics import intervals, observe, values
 from onnxprune.measure.metrics.observe import Metric
 from onnxprune.probe.divergence import Divergence, Kind, Measure
 
@@ -57,56 +57,59 @@ class _Fit:
         return 0.5 if scores.size and scores.min() >= 0 and scores.max() <= 1 else 0.0
 
 
-def _decisions(name: str, value: Callable[[np.ndarray], float]) -> Callable[[_Fit], Metric]:
-    return lambda fit: Metric(name, observe.decisions(fit.first.output, fit.threshold), value)
+def _decisions(name: str, value: values.Value, family: intervals.Family) -> Callable[[_Fit], Metric]:
+    return lambda fit: Metric(name, observe.decisions(fit.first.output, fit.threshold), value, family)
 
 
-def _correlation(name: str, value: Callable[[np.ndarray], float]) -> Callable[[_Fit], Metric]:
-    return lambda fit: Metric(name, observe.single_scores(fit.first.output), value)
+def _correlation(name: str, value: values.Value, family: intervals.Family) -> Callable[[_Fit], Metric]:
+    return lambda fit: Metric(name, observe.single_scores(fit.first.output), value, family)
 
 
-def _tokens(name: str, outside: int | None, value: Callable[[np.ndarray], float]) -> Callable[[_Fit], Metric]:
-    return lambda fit: Metric(name, observe.token_counts(fit.first.output, outside), value)
+def _tokens(name: str, outside: int | None, value: values.Value, family: intervals.Family) -> Callable[[_Fit], Metric]:
+    return lambda fit: Metric(name, observe.token_counts(fit.first.output, outside), value, family)
 
 
 def _answers(name: str, exact: bool) -> Callable[[_Fit], Metric]:
     def build(fit: _Fit) -> Metric:
         if fit.start is None or fit.end is None:
             raise UsageError(f"metric {name} needs outputs for the answer's start and end; the graph has none")
-        return Metric(name, observe.answer_overlap(fit.start, fit.end, exact), values.mean)
+        return Metric(name, observe.answer_overlap(fit.start, fit.end, exact), values.mean, intervals.HITS)
 
     return build
 
 
 def _perplexity(fit: _Fit) -> Metric:
     observed = observe.token_likelihood(fit.first.output)
-    return Metric("perplexity", observed, values.perplexity, higher_is_better=False, next_token=not fit.labels)
+    family = intervals.LIKELIHOODS
+    return Metric("perplexity", observed, values.perplexity, family, higher_is_better=False, next_token=not fit.labels)
 
 
 def _agreement(fit: _Fit) -> Metric:
     decided = observe.teacher_decisions({m.output: m.axis for m in fit.scores})
-    return Metric("agreement", decided, values.ratio, teacher=True)
+    return Metric("agreement", decided, values.ratio, intervals.RATIOS, teacher=True)
 
 
 def _cosine(fit: _Fit) -> Metric:
-    return Metric("cosine", observe.teacher_cosines([fit.first.output]), values.ratio, teacher=True)
+    return Metric("cosine", observe.teacher_cosines([fit.first.output]), values.ratio, intervals.RATIOS, teacher=True)
 
 
 def _teacher_spearman(fit: _Fit) -> Metric:
-    return Metric("teacher_spearman", observe.teacher_scores(fit.first.output), values.spearman, teacher=True)
+    return Metric(
+        "teacher_spearman", observe.teacher_scores(fit.first.output), values.spearman, intervals.RANKS, teacher=True
+    )
 
 
 _BUILDERS: dict[str, Callable[[_Fit], Metric]] = {
-    "accuracy": _decisions("accuracy", values.accuracy),
-    "f1": _decisions("f1", values.f1),
-    "matthews": _decisions("matthews", values.matthews),
-    "top5": lambda fit: Metric("top5", observe.top_hits(fit.first.output, 5), values.mean),
-    "pearson": _correlation("pearson", values.pearson),
-    "spearman": _correlation("spearman", values.spearman),
+    "accuracy": _decisions("accuracy", values.accuracy, intervals.ANSWERS),
+    "f1": _decisions("f1", values.f1, intervals.DECISIONS),
+    "matthews": _decisions("matthews", values.matthews, intervals.DECISIONS),
+    "top5": lambda fit: Metric("top5", observe.top_hits(fit.first.output, 5), values.mean, intervals.HITS),
+    "pearson": _correlation("pearson", values.pearson, intervals.SCORES),
+    "spearman": _correlation("spearman", values.spearman, intervals.RANKS),
     "perplexity": _perplexity,
-    "token_f1": _tokens("token_f1", 0, values.micro_f1),
-    "token_accuracy": _tokens("token_accuracy", None, values.ratio),
-    "miou": lambda fit: Metric("miou", observe.pixel_overlap(fit.first.output), values.mean_iou),
+    "token_f1": _tokens("token_f1", 0, values.micro_f1, intervals.COUNTS),
+    "token_accuracy": _tokens("token_accuracy", None, values.ratio, intervals.RATIOS),
+    "miou": lambda fit: Metric("miou", observe.pixel_overlap(fit.first.output), values.mean_iou, intervals.OVERLAPS),
     "qa_f1": _answers("qa_f1", exact=False),
     "qa_em": _answers("qa_em", exact=True),
     "agreement": _agreement,
@@ -151,8 +154,10 @@ def choose_metric(
         raise UsageError(f"metric {chosen} needs an output of class scores; {divergence.description}")
     if pairs and chosen in ("spearman", "pearson"):
         vectors = _vectors(divergence.measures, samples)
-        value = values.spearman if chosen == "spearman" else values.pearson
-        return Metric(chosen, observe.embeddings(vectors), value, pairwise=True, reason=reason)
+        value, family = (
+            (values.spearman, intervals.RANKS) if chosen == "spearman" else (values.pearson, intervals.SCORES)
+        )
+        return Metric(chosen, observe.embeddings(vectors), value, family, pairwise=True, reason=reason)
     return replace(_BUILDERS[chosen](fit), reason=reason)
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import DataError
+from onnxprune.measure.metrics.intervals import Family, drop_interval
+from onnxprune.measure.metrics.values import Value
 
 Array = NDArray[Any]
 Outputs = Mapping[str, Array]
@@ -34,6 +36,7 @@ class Metric:
         name: as the user names it.
         observe: outputs and labels of a batch -> statistics [rows, k].
         value: statistics [rows, k] -> the metric.
+        family: what kind of statistics they are, for intervals.
         higher_is_better: false for perplexity.
         teacher: the labels are the dense model's outputs.
         pairwise: a statistic is an embedding, and `value` gets (cosine, label) of pairs of rows.
@@ -43,7 +46,8 @@ class Metric:
 
     name: str
     observe: Observe
-    value: Callable[[Array], float]
+    value: Value
+    family: Family
     higher_is_better: bool = True
     teacher: bool = False
     pairwise: bool = False
@@ -53,6 +57,19 @@ class Metric:
     def drop(self, dense: float, pruned: float) -> float:
         """How much worse the pruned model is, in the metric's own unit; negative where it is better."""
         return dense - pruned if self.higher_is_better else pruned - dense
+
+    def interval(
+        self, dense: Array, pruned: Array, *, groups: Array | None = None, level: float = 0.95, seed: int = 0
+    ) -> tuple[float, float] | None:
+        """Interval of the drop from statistics of the same rows (`intervals.drop_interval`)."""
+
+        def drop(dense: Array, pruned: Array, weights: Array) -> Array:
+            worse = self.value.drawn(dense, weights) - self.value.drawn(pruned, weights)
+            return worse if self.higher_is_better else -worse
+
+        return drop_interval(
+            self.family, drop, dense, pruned, teacher=self.teacher, groups=groups, level=level, seed=seed
+        )
 
 
 def class_ids(labels: Sequence[Any], classes: int) -> NDArray[np.int64]:

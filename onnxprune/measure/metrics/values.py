@@ -1,8 +1,9 @@
-"""From statistics of rows [rows, k] to a metric, and how sure one can be of a difference."""
+"""From statistics of rows [rows, k] to a metric; of many weightings of the rows at once, as an interval's draws are."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,76 +12,130 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
-def mean(rows: Array) -> float:
+@dataclass(frozen=True)
+class Value:
+    """A metric of statistics [rows, k].
+
+    Attributes:
+        drawn: statistics, and weights [draws, rows] -> the metric of every draw, [draws].
+    """
+
+    drawn: Callable[[Array, Array], Array]
+
+    def __call__(self, rows: Array) -> float:
+        """The metric, all rows alike; 0 of no rows."""
+        return float(self.drawn(rows, np.ones((1, len(rows))))[0]) if len(rows) else 0.0
+
+
+@Value
+def mean(rows: Array, weights: Array) -> Array:
     """Mean of the first column: accuracy from hits, F1 from each row's F1."""
-    return float(rows[:, 0].mean()) if len(rows) else 0.0
+    return _divided(weights @ rows[:, 0], weights.sum(1))
 
 
-def ratio(rows: Array) -> float:
+@Value
+def ratio(rows: Array, weights: Array) -> Array:
     """Sum of the first column over the sum of the second: token accuracy from hits and counts."""
-    return float(rows[:, 0].sum() / max(rows[:, 1].sum(), 1))
+    return _divided(*(weights @ rows[:, :2]).T)
 
 
-def accuracy(rows: Array) -> float:
+@Value
+def accuracy(rows: Array, weights: Array) -> Array:
     """Share of (prediction, label) rows that agree."""
-    return float((rows[:, 0] == rows[:, 1]).mean()) if len(rows) else 0.0
+    return _divided(weights @ (rows[:, 0] == rows[:, 1]).astype(np.float64), weights.sum(1))
 
 
-def f1(rows: Array) -> float:
+@Value
+def f1(rows: Array, weights: Array) -> Array:
     """F1 of (prediction, label) rows: of class 1 if there are only classes 0 and 1, else the mean over classes."""
-    predicted, label = rows[:, 0], rows[:, 1]
     classes = np.unique(rows[:, :2])
     if set(classes.tolist()) <= {0.0, 1.0}:
         classes = np.ones(1)
-    hit = np.array([np.sum((predicted == c) & (label == c)) for c in classes])
-    either = np.array([np.sum(predicted == c) + np.sum(label == c) for c in classes])
-    return float(np.mean(2 * hit / np.maximum(either, 1)))
+    predicted, label = _one_hot(rows, classes)
+    return np.asarray(_divided(2 * (weights @ (predicted * label)), weights @ (predicted + label)).mean(1))
 
 
-def matthews(rows: Array) -> float:
+@Value
+def matthews(rows: Array, weights: Array) -> Array:
     """Matthews correlation of (prediction, label) rows, Gorodkin's form for many classes; 0 if either is constant."""
-    classes = np.unique(rows[:, :2])
-    predicted, label = ((column[:, None] == classes).astype(np.float64) for column in rows[:, :2].T)
-    predicted, label = predicted - predicted.mean(0), label - label.mean(0)
-    scale = np.sqrt((predicted**2).sum() * (label**2).sum())
-    return float((predicted * label).sum() / scale) if scale else 0.0
+    predicted, label = _one_hot(rows, np.unique(rows[:, :2]))
+    weights = weights / weights.sum(1, keepdims=True)
+    p, t = weights @ predicted, weights @ label
+    both = (weights @ (predicted * label).sum(1)) - (p * t).sum(1)
+    return _correlated(both, 1 - (p**2).sum(1), 1 - (t**2).sum(1))
 
 
-def pearson(rows: Array) -> float:
+@Value
+def pearson(rows: Array, weights: Array) -> Array:
     """Pearson correlation of the two columns; 0 if either is constant."""
-    x, y = (column - column.mean() for column in rows[:, :2].astype(np.float64).T)
-    scale = np.sqrt((x @ x) * (y @ y))
-    return float(x @ y / scale) if scale else 0.0
+    x, y = ((column - column.mean()) / (column.std() or 1.0) for column in rows[:, :2].astype(np.float64).T)
+    return _pearson(np.broadcast_to(x, weights.shape), np.broadcast_to(y, weights.shape), weights)
 
 
-def spearman(rows: Array) -> float:
+@Value
+def spearman(rows: Array, weights: Array) -> Array:
     """Spearman rank correlation of the two columns; ties share their mean rank."""
-    return pearson(np.stack([ranks(rows[:, 0]), ranks(rows[:, 1])], 1))
+    x, y = (_weighted_ranks(rows[:, column], weights) for column in (0, 1))
+    return _pearson(x, y, weights)
 
 
 def ranks(values: Array) -> Array:
     """Ranks from 0, ties averaged: [n] -> [n]."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    averaged: Array = np.cumsum(counts) - (counts + 1) / 2
-    return averaged[inverse]
+    return np.asarray(_weighted_ranks(values, np.ones((1, len(values))))[0])
 
 
-def perplexity(rows: Array) -> float:
+@Value
+def perplexity(rows: Array, weights: Array) -> Array:
     """exp(negative log likelihood / tokens) of (nats, tokens) rows."""
-    return float(np.exp(rows[:, 0].sum() / max(rows[:, 1].sum(), 1)))
+    return np.asarray(np.exp(_divided(*(weights @ rows[:, :2]).T)))
 
 
-def micro_f1(rows: Array) -> float:
+@Value
+def micro_f1(rows: Array, weights: Array) -> Array:
     """F1 of summed (true positive, false positive, false negative) counts."""
-    hit, wrong, missed = rows.sum(0)
-    return float(2 * hit / (2 * hit + wrong + missed)) if hit else 0.0
+    hit, wrong, missed = (weights @ rows[:, :3]).T
+    return _divided(2 * hit, 2 * hit + wrong + missed)
 
 
-def mean_iou(rows: Array) -> float:
+@Value
+def mean_iou(rows: Array, weights: Array) -> Array:
     """Mean over the classes seen of intersection / union, each summed over rows: [rows, 2·classes]."""
-    intersection, union = np.split(rows.sum(0), 2)
-    seen = union > 0
-    return float((intersection[seen] / union[seen]).mean()) if seen.any() else 0.0
+    intersection, union = np.split(weights @ rows, 2, axis=1)
+    return _divided(_divided(intersection, union).sum(1), (union > 0).sum(1))
+
+
+def _divided(above: Array, below: Array) -> Array:
+    """A quotient; 0 where there is nothing to divide by."""
+    return np.asarray(np.divide(above, below, out=np.zeros(np.shape(above)), where=np.asarray(below) > 0))
+
+
+def _one_hot(rows: Array, classes: Array) -> tuple[Array, Array]:
+    """Predictions and labels [rows, classes] of (prediction, label) rows."""
+    predicted, label = ((column[:, None] == classes).astype(np.float64) for column in rows[:, :2].T)
+    return predicted, label
+
+
+def _weighted_ranks(values: Array, weights: Array) -> Array:
+    """Ranks from 0, ties averaged, where a row of weight w stands for w rows: [n], [draws, n] -> [draws, n]."""
+    order = np.argsort(values, kind="stable")
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    starts = np.cumsum(counts) - counts
+    held = np.add.reduceat(weights[:, order], starts, axis=1)
+    averaged: Array = np.cumsum(held, 1) - (held + 1) / 2
+    return np.asarray(averaged[:, inverse])
+
+
+def _pearson(x: Array, y: Array, weights: Array) -> Array:
+    """Correlation of x with y [draws, n]."""
+    weights = weights / weights.sum(1, keepdims=True)
+    x, y = (side - (weights * side).sum(1, keepdims=True) for side in (x, y))
+    return _correlated((weights * x * y).sum(1), (weights * x * x).sum(1), (weights * y * y).sum(1))
+
+
+def _correlated(both: Array, first: Array, second: Array) -> Array:
+    """A covariance over the root of two variances, which are about 1; what rounding alone leaves is none."""
+    there = np.minimum(first, second) > 1e-12
+    return _divided(both, np.sqrt(np.where(there, first * second, 0.0)))
 
 
 def bootstrap_interval(

@@ -70,7 +70,9 @@ def test_a_model_against_itself_has_no_drop_and_no_drift() -> None:
     found = validate(model, model, dataset(40, argmax(W)))
     assert found.accuracy.metric == "accuracy"
     assert (found.accuracy.dense, found.accuracy.pruned, found.accuracy.drop) == (1, 1, 0)
-    assert (found.accuracy.rows, found.accuracy.confidence_interval) == (40, (0, 0))
+    assert found.accuracy.rows == 40
+    low, high = found.accuracy.confidence_interval or (0, 0)
+    assert low < 0 < high
     assert (found.drift.kl, found.drift.agreement, found.drift.max_abs) == (0, 1, 0)
     assert found.drift.cosine == pytest.approx(1)
     assert "KL" in found.drift.measure
