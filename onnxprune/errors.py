@@ -1,19 +1,25 @@
 """Every error the tool raises on purpose, with the exit code the command line ends with.
 
-    OnnxPruneError
+    OnnxPruneError          1   also: a fault of the tool, or the console that the result was told to went away
     ├── UsageError          2   options that contradict each other or name nothing
     ├── InputError          3   the model or the data cannot be read
     │   ├── ModelError
     │   └── DataError
     ├── UnsupportedError    4   a graph we cannot handle; says which node, operator, opset
+    │   ├── LimitError          it would take more memory, time or depth than there is; says how much
     │   └── NothingToPruneError
     ├── BudgetError         5   the budget cannot be met; carries the closest that can
-    └── CheckError          6   a self-check failed; nothing was written
+    ├── CheckError          6   a self-check failed; nothing was written
+    └── OutputError         6   the files cannot be written; nothing was written
 
 A message says what happened, where (file, row, node, operator, opset) and what to do next.
 """
 
 from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class OnnxPruneError(Exception):
@@ -48,6 +54,10 @@ class UnsupportedError(OnnxPruneError):
     exit_code = 4
 
 
+class LimitError(UnsupportedError):
+    """It would take more memory, time or depth than there is; the message says how much."""
+
+
 class NothingToPruneError(UnsupportedError):
     """No unit of the requested kinds is free to be cut; the message says what pins them."""
 
@@ -70,3 +80,98 @@ class CheckError(OnnxPruneError):
     """A self-check failed (for example: the written file differs from the plan); nothing was written."""
 
     exit_code = 6
+
+
+class OutputError(OnnxPruneError):
+    """The files asked for cannot be written: a full or read-only disk, a folder in the way; nothing was written."""
+
+    exit_code = 6
+
+
+_ABOUT_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EPIPE)
+
+
+@contextmanager
+def reading(what: str, kind: type[OnnxPruneError] = InputError) -> Iterator[None]:
+    """The boundary of a reader: whatever goes wrong inside is one error of `kind` about `what`.
+
+    A file that other people made can break any assumption of the code that reads it, and of the libraries below; what
+    they raise is kept as the cause.
+    """
+    try:
+        yield
+    except OnnxPruneError:
+        raise
+    except (MemoryError, RecursionError) as error:
+        raise LimitError(f"{what}: {said(error)}") from error
+    except OSError as error:
+        if error.errno in _ABOUT_WRITING:
+            raise
+        raise kind(f"{what}: {said(error)}") from error
+    except Exception as error:
+        raise (LimitError if out_of_memory(error) else kind)(f"{what}: {said(error)}") from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of whatever library, is about memory that could not be had."""
+    return isinstance(error, MemoryError) or any(
+        sign in str(error) for sign in ("allocate memory", "bad_alloc", "bad allocation", "CUDA out of memory")
+    )
+
+
+def said(error: BaseException) -> str:
+    """What an error says, in one line that a console can show."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, MemoryError):
+        return one_line(str(error)) or "out of memory"
+    if isinstance(error, OSError):
+        return one_line(error.strerror or str(error)) or type(error).__name__
+    text = one_line(str(error))
+    named = isinstance(error, KeyError | AttributeError | TypeError | IndexError | AssertionError | ArithmeticError)
+    return f"{type(error).__name__}: {text}" if named and text else text or type(error).__name__
+
+
+def one_line(text: str, most: int = 300) -> str:
+    """Text of others on one line: without control characters, which could move a console's cursor, and not too long."""
+    flat = " ".join(text.split())
+    shown = "".join(c if c.isprintable() else "�" for c in flat)
+    return shown if len(shown) <= most else shown[: most - 1] + "…"
+
+
+_ADVICE = {
+    errno.ENOSPC: "free some space, or write elsewhere with -o",
+    errno.EDQUOT: "free some space, or write elsewhere with -o",
+    errno.EFBIG: "the file system or a limit (ulimit -f) allows no larger files; write elsewhere with -o",
+    errno.EROFS: "write elsewhere with -o",
+    errno.EACCES: "change its permissions, or write elsewhere with -o",
+    errno.EPERM: "change its permissions, or write elsewhere with -o",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EISDIR: "choose another name with -o",
+    errno.ENOTDIR: "choose another name with -o",
+    errno.EEXIST: "choose another name with -o",
+    errno.ENOTEMPTY: "choose another name with -o",
+    errno.ENOENT: "check the path",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+}
+
+
+def explained(error: BaseException) -> OnnxPruneError:
+    """Whatever reached the outermost boundary as an error that tells what happened, where, and what to do."""
+    if isinstance(error, OnnxPruneError):
+        return error
+    if isinstance(error, OSError):
+        where = " -> ".join(one_line(str(f)) for f in (error.filename, error.filename2) if f is not None)
+        advice = _ADVICE.get(error.errno or 0, "check the disk and the permissions")
+        return OutputError(f"{where or 'a file'}: {said(error)}; {advice}")
+    if out_of_memory(error):
+        return LimitError(
+            f"out of memory ({said(error)}): give fewer or shorter rows (--rows, --max-length), a smaller --shape, or "
+            "more memory"
+        )
+    if isinstance(error, RecursionError):
+        return LimitError("something in the model or the data is nested too deeply; --traceback says where")
+    return OnnxPruneError(
+        f"a fault of onnxprune, or an input it did not expect ({type(error).__name__}: {said(error)}); --traceback "
+        "says where: please report it"
+    )

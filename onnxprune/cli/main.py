@@ -11,6 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from onnxprune.cli.boundary import guarded
 from onnxprune.cli.export import export, import_bench
 from onnxprune.cli.options import (
     MODEL,
@@ -29,7 +30,7 @@ from onnxprune.cli.options import (
 )
 from onnxprune.cli.profile import profile
 from onnxprune.cli.run import run
-from onnxprune.errors import OnnxPruneError, UsageError
+from onnxprune.errors import UsageError
 
 
 class _Default(click.Group):
@@ -166,7 +167,7 @@ def sweep(
         )  # fmt: skip
     reports = [r.report for r in results]
     if report is not None:
-        report.write_text(html.render(reports[0], reports))
+        report.write_text(html.render(reports[0], reports), encoding="utf-8")
     if as_json:
         click.echo(json.dumps([r.to_json() for r in reports], indent=1))
     elif not quiet:
@@ -368,23 +369,13 @@ cli.add_command(run)
 
 def main() -> None:
     """The `onnxprune` program: one clear line and the exit code of `errors` for what goes wrong."""
-    try:
+
+    def call() -> None:
         with json_alone("--json" in sys.argv):
             cli.main(standalone_mode=False)
-    except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
-    except click.Abort:
-        click.echo("interrupted; nothing was written", err=True)
-        sys.exit(130)
-    except KeyboardInterrupt:
-        click.echo("interrupted; nothing was written", err=True)
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except OnnxPruneError as error:
-        click.echo(f"onnxprune: {error}", err=True)
-        sys.exit(error.exit_code)
+
+    if code := guarded(call):
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from onnxprune.cli.boundary import TRACEBACK
+
 
 class Pairs(click.ParamType):  # type: ignore[type-arg]
     """`a=1,b=2` as a dictionary."""
@@ -218,6 +220,7 @@ def talk(command: Any) -> Any:
         command
     )
     command = click.option("--quiet", "-q", is_flag=True, help="Only errors.")(command)
+    command = click.option(TRACEBACK, is_flag=True, expose_value=False, help="Show where an error came from.")(command)
     return click.option("--verbose", "-v", count=True, help="Say more, on stderr.")(command)
 
 

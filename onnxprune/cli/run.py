@@ -5,14 +5,20 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxprune.errors import DataError, UsageError
+from onnxprune.documents import built, read_text
+from onnxprune.errors import DataError, UsageError, reading
+
+if TYPE_CHECKING:
+    from onnxprune.graph.plan import Budget
 
 _AMOUNTS = {"flops": (1e9, "GMAC"), "params": (1e6, "M"), "size": (1e6, "MB"), "latency": (1, "ms")}
 """Kind of budget -> what one of this unit is in the budget's own unit, and how it is written."""
+_MOST = 1 << 20
+"""Bytes of a recipe."""
 _NOT_FOR_FILES = ("as_json", "quiet", "verbose", "help")
 """How much is said is a matter of the moment."""
 
@@ -48,12 +54,9 @@ def run(context: click.Context, recipe: Path, further: tuple[str, ...]) -> None:
 def _yaml(file: Path) -> dict[str, Any]:
     import yaml
 
-    try:
-        told = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: not YAML: {' '.join(str(error).split())}") from error
+    text = read_text(file, DataError, most=_MOST)
+    with reading(f"{file}: not YAML", DataError):
+        told = yaml.safe_load(text)
     if not isinstance(told, dict) or not all(isinstance(key, str) for key in told):
         raise DataError(f"{file}: a recipe is a mapping from options to values, such as flops: 0.6")
     return told
@@ -61,31 +64,36 @@ def _yaml(file: Path) -> dict[str, Any]:
 
 def _report(file: Path, prune: click.Command) -> dict[str, Any]:
     """A finished run as a recipe: the model, the rows and every option; what the command line does not have is left."""
+    from onnxprune.graph.plan import Budget
     from onnxprune.report import Report
 
     report = Report.load(file)
     options: dict[str, Any] = {**report.recipe.get("options", {}), **report.recipe.get("sources", {})}
     if "budget" not in options:
         raise DataError(f"{file}: the report does not hold the options of its run")
+    budget: Budget = built(Budget, options.pop("budget"), f"{file}: recipe.options.budget", DataError)
     if "calibration" in report.recipe.get("data", {}) and not options.get("calibration"):
         raise UsageError(
             f"{file}: the calibration rows of that run were no file, so that it cannot be repeated from one"
         )
-    budget = options.pop("budget")
-    if not (budget["relative"] and budget["value"] == 1):
-        options[budget["kind"]] = _amount(budget)
+    if budget.kind not in _AMOUNTS:
+        raise DataError(f"{file}: recipe.options.budget: {budget.kind!r:.40} is no kind of budget")
+    if not (budget.relative and budget.value == 1):
+        options[budget.kind] = _amount(budget)
     options["no_compensate"] = not options.pop("compensate", True)
     options["round_to"] = options.get("round_to") or "auto"
     known = {p.name: p for p in prune.params}
+    if not report.model.path:
+        raise DataError(f"{file}: the report names no model")
     told = {_key(prune, n): v for n, v in options.items() if n in known and v not in (None, [], {}, known[n].default)}
     return {"model": report.model.path, "output": report.model.pruned_path, **told}
 
 
-def _amount(budget: Mapping[str, Any]) -> str:
-    if budget["relative"]:
-        return repr(budget["value"])
-    unit, name = _AMOUNTS[budget["kind"]]
-    return f"{budget['value'] / unit!r}{name}"
+def _amount(budget: Budget) -> str:
+    if budget.relative:
+        return repr(budget.value)
+    unit, name = _AMOUNTS[budget.kind]
+    return f"{budget.value / unit!r}{name}"
 
 
 def _arguments(file: Path, command: click.Command, told: Mapping[str, Any]) -> Iterator[str]:

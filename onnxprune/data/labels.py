@@ -16,9 +16,9 @@ IGNORED = -100  # the label of a token that does not count, as in torch's cross 
 def class_ids(names: Sequence[str], job: Job) -> list[int] | None:
     """Class names as config.json numbers them (case aside), or None where it does not know them all."""
     known = job.files.json("config.json").get("label2id")
-    if not isinstance(known, dict):
+    if not isinstance(known, dict) or not all(type(number) is int for number in known.values()):
         return None
-    ids = {str(name).casefold(): int(number) for name, number in known.items()}
+    ids = {str(name).casefold(): number for name, number in known.items()}
     folded = [name.casefold() for name in names]
     return [ids[name] for name in folded] if all(name in ids for name in folded) else None
 

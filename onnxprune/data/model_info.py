@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +10,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from onnxprune.errors import DataError
+from onnxprune.documents import read_object
+from onnxprune.errors import DataError, one_line
 
 Pairs = Literal["joint", "separate"]
 
@@ -99,6 +99,23 @@ class Graph:
         return ", ".join(describe(spec) for spec in self.inputs)
 
 
+KINDS: Mapping[str, tuple[type, ...]] = {
+    "model_type": (str,), "id2label": (dict,), "label2id": (dict,), "image_size": (int, list, dict)
+}  # fmt: skip
+"""Settings that are no whole numbers."""
+_LARGEST = 2**31
+
+
+def _checked(name: str, value: Any, file: Path | None) -> Any:
+    """A setting of the kind that it should be."""
+    kinds = KINDS.get(name, (int,))
+    if not isinstance(value, kinds) or isinstance(value, bool) or (isinstance(value, int) and abs(value) > _LARGEST):
+        wanted = {int: "a whole number", str: "text", dict: "an object"}[kinds[0]]
+        told = one_line(repr(value), 40)
+        raise DataError(f"{file}: {name} is {told}, not {wanted}: copy the file again from the model")
+    return value
+
+
 @dataclass(frozen=True, eq=False)
 class Files:
     """The configuration files beside a model; a model in a folder called `onnx` also finds those of its parent."""
@@ -133,21 +150,22 @@ class Files:
             DataError: the file is not a JSON object.
         """
         if path not in self._read:
-            try:
-                value = json.loads(path.read_text(encoding="utf-8-sig"))
-            except (OSError, ValueError) as error:
-                raise DataError(f"{path}: cannot be read as JSON ({error}): copy it again from the model") from error
-            if not isinstance(value, dict):
-                raise DataError(f"{path}: holds no JSON object: copy it again from the model")
-            self._read[path] = value
+            self._read[path] = read_object(path, "a file of the model (copy it again)", DataError)
         return self._read[path]
 
     def setting(self, *names: str) -> Any:
-        """The first of these that config.json (or the text model in it) or generation_config.json sets, or None."""
+        """The first of these that config.json (or the text model in it) or generation_config.json sets, or None.
+
+        Raises:
+            DataError: it is not of the kind that it should be (`KINDS`; a whole number where that names none).
+        """
         config = self.json("config.json")
         places = [config, config.get("text_config"), self.json("generation_config.json")]
-        values = (place.get(name) for place in places if isinstance(place, dict) for name in names)
-        return next((value for value in values if value is not None), None)
+        for place in filter(None, (p if isinstance(p, dict) else None for p in places)):
+            for name in names:
+                if (value := place.get(name)) is not None:
+                    return _checked(name, value, self.find("config.json") or self.find("generation_config.json"))
+        return None
 
 
 @dataclass(frozen=True, eq=False)

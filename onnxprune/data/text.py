@@ -264,8 +264,9 @@ def _guess(job: Job) -> tuple[Pairs, str]:
         return "separate", f"graph gives {found}"
     if found := next((name for name in ENCODER_FILES if job.files.find(name) is not None), None):
         return "separate", f"{found} is beside the model"
-    for architecture in job.files.json("config.json").get("architectures") or ():
-        if "For" in architecture:
+    named = job.files.json("config.json").get("architectures")
+    for architecture in named if isinstance(named, list) else ():
+        if "For" in str(architecture):
             return "joint", f"config.json says {architecture}"
         return "separate", f"config.json says {architecture}, an encoder without a head"
     if "last_hidden_state" in outputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from onnxprune.data.model_info import Files, Job
 from onnxprune.data.optional_packages import package
+from onnxprune.documents import regular
 from onnxprune.errors import DataError, UsageError
 
 SLOW_FILES = (
@@ -114,6 +116,7 @@ def _backend(files: Files, named: Path | None, job: Job) -> Any:
     path = named or files.find("tokenizer.json")
     if path is not None and path.suffix == ".json":
         tokenizers = package("tokenizers", "text rows are read")
+        regular(path, DataError)
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
@@ -150,8 +153,10 @@ def _limit(config: dict[str, Any], files: Files, job: Job, fixed: int | None) ->
     candidates = {
         "--max-length": job.max_length,
         "fixed by the graph": fixed,
-        "tokenizer_config.json": config.get("model_max_length"),
-        "sentence_bert_config.json": files.json("sentence_bert_config.json").get("max_seq_length"),
+        "tokenizer_config.json": _number(config, "model_max_length", "tokenizer_config.json"),
+        "sentence_bert_config.json": _number(
+            files.json("sentence_bert_config.json"), "max_seq_length", "sentence_bert_config.json"
+        ),
         "positions of config.json": positions,
     }
     known = {reason: int(n) for reason, n in candidates.items() if n is not None and 0 < n < UNBOUNDED}
@@ -161,10 +166,20 @@ def _limit(config: dict[str, Any], files: Files, job: Job, fixed: int | None) ->
     return known[reason], reason
 
 
+def _number(config: dict[str, Any], key: str, file: str) -> int | float | None:
+    """A number of a configuration file, or None where it has none."""
+    value = config.get(key)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value)):
+        raise DataError(f"{file}: {key} is {value!r:.40}, not a number: copy the file again from the model")
+    return value
+
+
 def _pad_id(backend: Any, config: dict[str, Any], job: Job) -> int | None:
     """The id of the padding token: of the tokenizer, or of config.json."""
     token = config.get("pad_token")
     token = token.get("content") if isinstance(token, dict) else token
+    if token is not None and not isinstance(token, str):
+        raise DataError(f"tokenizer_config.json: pad_token is {token!r:.40}, not text: copy the file again")
     if hasattr(backend, "token_to_id"):
         found = backend.token_to_id(token) if token is not None else (backend.padding or {}).get("pad_id")
     else:

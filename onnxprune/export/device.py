@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.errors import DataError, NothingToPruneError
+from onnxprune.documents import built, read_object
+from onnxprune.errors import DataError, NothingToPruneError, reading
 from onnxprune.export import ort_format
 from onnxprune.export.base import Artefact, Workshop
 from onnxprune.export.fixed_shapes import sizes_for
@@ -109,8 +110,8 @@ def read_result(file: Path) -> tuple[list[LatencyRow], list[LatencyTable]]:
     Raises:
         DataError: not such a file, or nothing was measured.
     """
-    try:
-        told = json.loads(file.read_text(encoding="utf-8"))
+    told = read_object(file, "what bench/run.sh writes", DataError)
+    with reading(f"{file}: not what bench/run.sh writes", DataError):
         runs, setup, threads = told["runs"], told["setup"], int(told["threads"])
         if told["format"] != FORMAT or not runs:
             raise DataError(f"{file}: holds no measurements of format {FORMAT}: run bench/run.sh again")
@@ -127,8 +128,6 @@ def read_result(file: Path) -> tuple[list[LatencyRow], list[LatencyTable]]:
             for provider, own in times.items()
             if setup["micro"] and setup["whole"]["file"] in own
         ]  # fmt: skip
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise DataError(f"{file}: not what bench/run.sh writes ({error!r})") from error
     return rows, tables
 
 
@@ -140,7 +139,9 @@ def _entries(own: Mapping[str, np.ndarray], setup: Mapping[str, Any]) -> Iterato
         if name in own:
             medians = own[name][:, 0]
             error = float(np.std(medians)) / max(len(medians), 1) ** 0.5
-            yield Entry(**told, ms=float(np.median(medians)), error=error)
+            timed = {**told, "ms": float(np.median(medians)), "error": error}
+            entry: Entry = built(Entry, timed, f"micro.{name}", DataError)
+            yield entry
 
 
 def _times_by(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, np.ndarray]]:

@@ -36,7 +36,7 @@ def required_operators(made: Sequence[tuple[Path, SavedStyle, Path]], target: Pa
             if style == "runtime":  # the operators that saved optimizations make, where they are replayed
                 files.append(convert(source, Path(scratch) / f"{number}.ort", "applied"))
         create_config_from_models(files, target, True)
-    lines = target.read_text().splitlines()
+    lines = target.read_text(encoding="utf-8").splitlines()
     named = [f"# {', '.join(file.name for *_, file in made)}", *(line for line in lines if not line.startswith("#"))]
-    target.write_text("\n".join(named) + "\n")
+    target.write_text("\n".join(named) + "\n", encoding="utf-8")
     return target

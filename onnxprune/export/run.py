@@ -15,6 +15,7 @@ from typing import Any
 
 from onnxprune import data
 from onnxprune.data import Dataset
+from onnxprune.documents import read_object
 from onnxprune.errors import CheckError, OnnxPruneError, UsageError
 from onnxprune.export import bundle, samples, shipped_files, usability, vocabulary
 from onnxprune.export.base import Artefact, Asked, Exported, Target, Workshop, scheme_for
@@ -110,7 +111,7 @@ def _dense(source: Path, named: str | os.PathLike[str] | None) -> Path | None:
         return models.find(named)
     report = source.with_name(f"{source.stem}.report.json")
     try:
-        told = json.loads(report.read_text(encoding="utf-8"))["model"]
+        told = read_object(report, "a report")["model"]
         found = Path(told["path"])
         if found.is_file() and models.digest_of(found) == told["sha256"]:
             return found

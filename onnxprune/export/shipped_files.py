@@ -7,7 +7,6 @@ own inputs and its own tokenizer.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from typing import Any
 from onnxprune import data
 from onnxprune.data import Dataset
 from onnxprune.data.model_info import Files
-from onnxprune.errors import DataError
+from onnxprune.documents import read_object
+from onnxprune.errors import DataError, one_line, reading
 from onnxprune.graph import model as models
 from onnxprune.graph.model import InputSpec
 from onnxprune.measure import latency
@@ -25,10 +25,14 @@ def find(path: Path) -> Path:
     """A file that ONNX Runtime runs: `.onnx`, `.ort`, the first model of an exported folder, or an optimum folder."""
     manifest = path / "manifest.json"
     if manifest.is_file():
-        try:
-            return path / str(json.loads(manifest.read_text(encoding="utf-8"))["models"][0]["file"])
-        except (ValueError, LookupError, TypeError) as error:
-            raise DataError(f"{manifest}: not a manifest that export wrote ({error!r}): export again") from error
+        told = read_object(manifest, "a manifest that export wrote (export again)", DataError)
+        with reading(f"{manifest}: not a manifest that export wrote (export again)", DataError):
+            named = Path(str(told["models"][0]["file"]))
+        if named.name != str(named):
+            raise DataError(
+                f"{manifest}: names {one_line(str(named), 60)}, which is no file of its folder: export again"
+            )
+        return path / named
     return path if path.suffix == ".ort" and path.is_file() else models.find(path)
 
 

@@ -22,7 +22,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.data.optional_packages import package
-from onnxprune.errors import DataError, UnsupportedError
+from onnxprune.documents import read_object, read_text, utf8
+from onnxprune.errors import DataError, UnsupportedError, reading
 from onnxprune.graph.companions import copy_companions
 from onnxprune.graph.model import Model
 from onnxprune.graph.values import constant
@@ -53,13 +54,18 @@ def trim(model: Model, folder: Path, texts: Path, target: Path) -> tuple[Model, 
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise DataError(f"{folder}: no tokenizer.json, without which the vocabulary cannot be trimmed")
-    told = json.loads(file.read_text(encoding="utf-8"))
-    try:
-        lines = [line for line in texts.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{texts}: cannot be read as text: {error}") from error
+    told = read_object(file, "a tokenizer.json", DataError)
+    lines = [line for line in read_text(texts, DataError).splitlines() if line.strip()]
     if not lines:
         raise DataError(f"{texts}: holds no lines of text")
+    with reading(f"{file}: not a tokenizer.json (copy it again from the model)", DataError):
+        return _trimmed(model, told, file, lines, target)
+
+
+def _trimmed(
+    model: Model, told: dict[str, Any], file: Path, lines: list[str], target: Path
+) -> tuple[Model, dict[str, Any]]:
+    folder = file.parent
     counts = _counts(file, lines)
     table, size = _table(model)
     assert table.const_value is not None
@@ -253,7 +259,8 @@ def _write(told: dict[str, Any], renumbered: Mapping[int, int], folder: Path) ->
     _dump(folder / "tokenizer.json", told)
     _settings(folder, renumbered)
     if (folder / "vocab.txt").is_file():
-        (folder / "vocab.txt").write_text("".join(names[old] + "\n" for old in renumbered), encoding="utf-8")
+        text = "".join(names[old] + "\n" for old in renumbered)
+        (folder / "vocab.txt").write_text(utf8(text), encoding="utf-8")
     for stale in ("vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "added_tokens.json"):
         (folder / stale).unlink(missing_ok=True)  # they would still say the old ids
 
@@ -283,7 +290,7 @@ def _settings(folder: Path, renumbered: Mapping[int, int]) -> None:
         file = folder / name
         if not file.is_file():
             continue
-        told = json.loads(file.read_text(encoding="utf-8"))
+        told = read_object(file, "a file of the model (copy it again)", DataError)
         for key, value in told.items():
             if key.endswith("_token_id") and isinstance(value, int):
                 told[key] = renumbered.get(value, value)
@@ -292,7 +299,7 @@ def _settings(folder: Path, renumbered: Mapping[int, int]) -> None:
         _dump(file, told)
     file = folder / "tokenizer_config.json"
     if file.is_file():
-        told = json.loads(file.read_text(encoding="utf-8"))
+        told = read_object(file, "a file of the model (copy it again)", DataError)
         added = told.get("added_tokens_decoder") or {}
         if added:
             told["added_tokens_decoder"] = {
@@ -302,4 +309,4 @@ def _settings(folder: Path, renumbered: Mapping[int, int]) -> None:
 
 
 def _dump(file: Path, told: Any) -> None:
-    file.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(utf8(json.dumps(told, indent=1, ensure_ascii=False)) + "\n", encoding="utf-8")

@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune.documents import built, read_object
 from onnxprune.errors import InputError, UsageError
 from onnxprune.graph.axes import Layout, Mask, in_whole_terms
+from onnxprune.graph.plan_file import Written, read_tensors
 
 SCHEMA = 1
 """Version of plan.json."""
@@ -280,7 +282,7 @@ class Plan:
             **{f"map/{k}": np.ascontiguousarray(v) for k, v in self.maps.items()},
         }
         files = [path]
-        path.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        path.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
         if tensors:
             files.append(path.with_suffix(".safetensors"))
             save_file(tensors, files[1])
@@ -308,39 +310,27 @@ class Plan:
         Raises:
             InputError: not a plan, or its tensors are missing.
         """
-        from safetensors.numpy import load_file
-
         path = Path(path)
-        try:
-            data = json.loads(path.read_text())
-            keep = {k: tuple(v) for k, v in data["keep"].items()}
-            order = {k: tuple(v) for k, v in data.get("order", {}).items()}
-            tiles = {k: tuple(Tile(*tile) for tile in v) for k, v in data.get("tiles", {}).items()}
-            if data["schema_version"] > SCHEMA:
-                raise InputError(
-                    f"{path}: written by a newer version (schema {data['schema_version']}); update onnxprune"
-                )
-            tensors = {}
-            if data["tensors"]:
-                tensors = load_file(path.with_suffix(".safetensors"))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: not a plan, or its .safetensors is missing beside it ({error})") from error
-        kinds: dict[str, dict[str, np.ndarray]] = {"weight": {}, "intercept": {}, "rest": {}, "map": {}}
-        for name, tensor in tensors.items():
-            kind, _, key = name.partition("/")
-            kinds[kind][key] = tensor
+        data = read_object(path, "a plan")
+        version = data.get("schema_version")
+        if type(version) is not int or version < 1:
+            raise InputError(f"{path}: not a plan: schema_version is {version!r:.40}")
+        if version > SCHEMA:
+            raise InputError(f"{path}: written by a newer version (schema {version}); update onnxprune")
+        held: Written = built(Written, data, f"{path}: not a plan")
+        kinds = read_tensors(path.with_suffix(".safetensors") if held.tensors else None)
         return cls(
-            data["digest"],
-            keep,
-            tuple(data["drop"]),
+            held.digest,
+            held.keep,
+            held.drop,
             kinds["weight"],
             kinds["intercept"],
             kinds["rest"],
             kinds["map"],
-            data.get("sparsity", {}),
-            data.get("notes", {}),
-            order,
-            tiles,
+            held.sparsity,
+            held.notes,
+            held.order,
+            {k: tuple(Tile(*tile) for tile in v) for k, v in held.tiles.items()},
         )
 
 

@@ -173,7 +173,7 @@ class Job:
                     report = replace(report, steps=self._fewer_bits(file, folder / f"{stem}.{self.quantize}.onnx"))
                 plan.save(folder / f"{stem}.plan.json")
                 with kept("no page", lacking):
-                    (folder / f"{stem}.report.html").write_text(html.render(report))
+                    (folder / f"{stem}.report.html").write_text(html.render(report), encoding="utf-8")
                 report = replace(report, warnings=(*report.warnings, *lacking))
                 report.save(folder / f"{stem}.report.json")
                 names = [place.parent / f.name for f in sorted(folder.iterdir())]

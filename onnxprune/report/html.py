@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
+from onnxprune.documents import utf8
 from onnxprune.export.precision import Step
 from onnxprune.measure.latency import LatencyRow
 from onnxprune.measure.validation import Accuracy
@@ -48,7 +49,7 @@ def render(report: Report, sweep: Sequence[Report] = ()) -> str:
         ]
     )
     page = tag("html", tag("head", head), tag("body", tag("main", *parts)), lang="en")
-    return f"<!doctype html>\n{page}\n"
+    return utf8(f"<!doctype html>\n{page}\n")
 
 
 _MAP_NOTE = "Each row is a layer, in the order of the graph. Filled is what stays."

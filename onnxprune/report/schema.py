@@ -6,14 +6,14 @@ import dataclasses
 import json
 import math
 import os
-import types
-import typing
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnxprune.errors import DataError
+from onnxprune.documents import built, read_object, utf8
+from onnxprune.errors import DataError, one_line
 from onnxprune.export.precision import Step
 from onnxprune.measure.equivalence import Equivalence
 from onnxprune.measure.latency import LatencyRow
@@ -187,13 +187,16 @@ class Report:
         version = data.get("schema_version")
         if version != SCHEMA_VERSION:
             raise DataError(f"this is no report of schema version {SCHEMA_VERSION} (schema_version is {version!r})")
-        report = _read(cls, data, "report")
-        assert isinstance(report, cls)
+        units = data.get("units")
+        if isinstance(units, list):  # their indices are written as ranges
+            data = {**data, "units": [_spread(unit) for unit in units]}
+        report: Report = built(cls, data, "report", DataError)
         return report
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON file."""
-        Path(path).write_text(json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
+        Path(path).write_text(utf8(text), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Report:
@@ -203,12 +206,10 @@ class Report:
             DataError: it cannot be read, or is no report.
         """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{os.fspath(path)}: not a readable report ({error})") from error
-        if not isinstance(data, dict):
-            raise DataError(f"{os.fspath(path)}: not a report (a {type(data).__name__})")
-        return cls.from_json(data)
+            return cls.from_json(read_object(path, "a report", DataError))
+        except DataError as error:
+            where = os.fspath(path)
+            raise error if str(error).startswith(where) else DataError(f"{where}: not a report: {error}") from error
 
 
 def ranges(index: tuple[int, ...]) -> str:
@@ -223,12 +224,31 @@ def ranges(index: tuple[int, ...]) -> str:
 
 
 def unranges(text: str) -> tuple[int, ...]:
-    """ "0-2,5" -> (0, 1, 2, 5)."""
+    """ "0-2,5" -> (0, 1, 2, 5).
+
+    Raises:
+        DataError: it is not of that form, or names more than ten million units.
+    """
     found: list[int] = []
     for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        found.extend(range(int(first), int(last or first) + 1))
+        bounds = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part, re.ASCII)
+        if bounds is None:
+            raise DataError(f"{one_line(part, 40)!r} is no range of units such as 0-2")
+        first, last = int(bounds[1]), int(bounds[2] or bounds[1])
+        if last - first + len(found) > _MOST_UNITS:
+            raise DataError(f"{one_line(part, 40)}: more units than any model has")
+        found.extend(range(first, last + 1))
     return tuple(found)
+
+
+_MOST_UNITS = 10_000_000
+
+
+def _spread(unit: Any) -> Any:
+    """One entry of `units` with its index as the list that the ranges stand for."""
+    if not isinstance(unit, Mapping) or not isinstance(unit.get("index"), str):
+        return unit
+    return {**unit, "index": list(unranges(unit["index"]))}
 
 
 def _write(value: Any) -> Any:
@@ -252,44 +272,3 @@ def _write(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return _write(value.tolist())
     return str(value)
-
-
-def _read(kind: Any, value: Any, where: str) -> Any:
-    """`value` as the annotated type `kind`; `where` names the field in errors."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        return _read(next(a for a in arguments if a is not type(None)), value, where)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _read_fields(kind, value, where)
-    if origin is tuple and isinstance(value, list | tuple):
-        kinds = [arguments[0]] * len(value) if arguments[-1] is ... else list(arguments)
-        if len(kinds) == len(value):
-            return tuple(_read(k, held, f"{where}[{i}]") for i, (k, held) in enumerate(zip(kinds, value, strict=True)))
-    if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
-        return {key: _read(arguments[1], held, f"{where}.{key}") for key, held in value.items()}
-    if kind is float and (value is None or (isinstance(value, int | float) and not isinstance(value, bool))):
-        return math.nan if value is None else float(value)
-    if kind in (int, str, bool) and type(value) is kind:
-        return value
-    raise DataError(f"{where}: {str(value)[:60]!r} is not what belongs there ({kind})")
-
-
-def _read_fields(kind: type, value: Any, where: str) -> Any:
-    if not isinstance(value, Mapping):
-        raise DataError(f"{where}: {str(value)[:60]!r} is not an object")
-    hints = typing.get_type_hints(kind)
-    given: dict[str, Any] = {}
-    for held in dataclasses.fields(kind):
-        required = held.default is dataclasses.MISSING and held.default_factory is dataclasses.MISSING
-        if held.name in value:
-            raw = value[held.name]
-            if kind is Units and held.name == "index" and isinstance(raw, str):
-                raw = unranges(raw)
-            given[held.name] = _read(hints[held.name], raw, f"{where}.{held.name}")
-        elif required:
-            raise DataError(f"{where}.{held.name} is missing")
-    return kind(**given)

@@ -6,6 +6,7 @@ rows and one set of options, whose digest is in the file; anything else in its p
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from onnxprune.data import Dataset
+from onnxprune.documents import built, read_object
+from onnxprune.errors import InputError
 from onnxprune.graph.plan import Ranking
 from onnxprune.search.damage_table import Row
 from onnxprune.search.options import Options
@@ -30,6 +33,34 @@ ELSEWHERE = (
     "keep_unread", "provider", "latency_threads", "latency_table",
 )  # fmt: skip
 """Options that change neither the order of units nor what a level costs in accuracy."""
+
+
+@dataclass(frozen=True)
+class _Order:
+    """A group's ranking, as the file has it."""
+
+    order: tuple[int, ...]
+    scores: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Damage:
+    """A group's damage at some levels, as the file has it; `asked`: those that led to them."""
+
+    asked: tuple[int, ...]
+    levels: tuple[int, ...]
+    damage: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The file; `digest` is that of all else in it, so that what is damaged or changed counts for nothing."""
+
+    schema_version: int
+    key: str
+    rankings: Mapping[str, _Order]
+    table: Mapping[str, _Damage]
+    digest: str
 
 
 @dataclass(eq=False)
@@ -51,18 +82,20 @@ class Scores:
     def open(cls, path: Path | None, key: str) -> Scores:
         """What a file holds, if it counts; nothing otherwise."""
         scores = cls(path, key)
+        if path is None or not path.exists():
+            return scores
         try:
-            data = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
-            if data.get("schema_version") == SCHEMA and data.get("key") == key:
-                orders = data["rankings"].items()
-                scores.rankings = {k: Ranking(k, tuple(v["order"]), tuple(v["scores"])) for k, v in orders}
-                scores.table = {
-                    k: (v["asked"], Row(tuple(v["levels"]), np.array(v["damage"], dtype=np.float64)))
-                    for k, v in data["table"].items()
-                }
-                logger.info("scores from %s", path)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return cls(path, key)
+            data = read_object(path, "scores")
+            kept: _Kept = built(_Kept, data, str(path))
+        except InputError as error:
+            logger.info("measured anew: %s", error)
+            return scores
+        if kept.schema_version == SCHEMA and kept.key == key and kept.digest == _digest(data):
+            scores.rankings = {k: Ranking(k, v.order, v.scores) for k, v in kept.rankings.items()}
+            scores.table = {
+                k: (list(v.asked), Row(v.levels, np.array(v.damage, dtype=np.float64))) for k, v in kept.table.items()
+            }
+            logger.info("scores from %s", path)
         return scores
 
     def measured(self, grid: Mapping[str, Sequence[int]]) -> dict[str, Row] | None:
@@ -91,10 +124,22 @@ class Scores:
                 for k, (asked, row) in self.table.items()
             },
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        data["digest"] = _digest(json.loads(json.dumps(data, default=_plain)))
         half = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        half.write_text(json.dumps(data, default=_plain), encoding="utf-8")
-        half.replace(self.path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            half.write_text(json.dumps(data, default=_plain), encoding="utf-8")
+            half.replace(self.path)
+        except OSError as error:  # a run needs no cache: a full disk stops it where its result is written
+            logger.warning("%s: scores are not kept for further budgets (%s)", self.path, error.strerror)
+            with contextlib.suppress(OSError):
+                half.unlink(missing_ok=True)
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    """Of the file's contents, as JSON gives them back."""
+    told = {name: held for name, held in data.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def key_of(model: str, method: str, options: Options, rows: Dataset | None, version: str) -> str:

@@ -25,7 +25,7 @@ def main():
     parser.add_argument("--model", help="one model only")
     asked = parser.parse_args()
     folder = Path(__file__).resolve().parent
-    told = json.loads((folder / "samples.json").read_text())
+    told = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
     good = True
     for name, samples in told["models"].items():
         if asked.model not in (None, name):

@@ -50,7 +50,9 @@ def export(costs: Sequence[LatencyCosts], folder: Path) -> Path:
     for data in {Path(t.path) for t in _external(costs[0])}:
         shutil.copy(data, folder / data.name)
     shapes = [{"shape": dict(c.bindings), "entries": [_entry(m, micro, c) for m in c.needed()]} for c in costs]
-    (folder / "setup.json").write_text(json.dumps({"format": timing_script.FORMAT, "shapes": shapes}, indent=1) + "\n")
+    (folder / "setup.json").write_text(
+        json.dumps({"format": timing_script.FORMAT, "shapes": shapes}, indent=1) + "\n", encoding="utf-8"
+    )
     shutil.copy(timing_script.__file__, folder / "measure.py")
     named = ",".join(f"{k}={v}" for k, v in costs[0].bindings.items())
     (folder / "README.md").write_text(_README.format(shape=f"--shape {named} " if named else ""), encoding="utf-8")

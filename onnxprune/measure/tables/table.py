@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune.documents import built, read_object
 from onnxprune.errors import DataError
 from onnxprune.measure.tables.micro_models import WHOLE
 from onnxprune.measure.tables.timing_script import FORMAT
@@ -87,15 +88,15 @@ class LatencyTable:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LatencyTable:
-        entries = tuple(
-            Entry(str(e["signature"]), str(e["kind"]), int(e["units"]), int(e["of"]), float(e["ms"]), float(e["error"]))
-            for e in data["entries"]
-        )
-        if not entries or not all(math.isfinite(e.ms) and e.ms >= 0 for e in entries):
-            raise ValueError("no entries, or times that are no times")
-        shape = {str(k): int(v) for k, v in data["shape"].items()}
-        provider, machine, runtime = (str(data[k]) for k in ("provider", "machine", "runtime"))
-        return cls(provider, int(data["threads"]), shape, machine, runtime, entries)
+        """The table that `to_json` wrote.
+
+        Raises:
+            DataError: a field is missing or of another kind, or there are no times.
+        """
+        table: LatencyTable = built(cls, data, "table", DataError)
+        if not table.entries or not all(math.isfinite(e.ms) and e.ms >= 0 for e in table.entries):
+            raise DataError("no entries, or times that are no times")
+        return table
 
 
 def save(tables: Sequence[LatencyTable], path: str | os.PathLike[str]) -> None:
@@ -110,16 +111,22 @@ def load(path: str | os.PathLike[str]) -> list[LatencyTable]:
     Raises:
         DataError: it cannot be read, or holds no tables of this format.
     """
+    told = read_object(path, _WHAT, DataError)
+    version = told.get("format")
+    if type(version) is not int or not isinstance(told.get("tables"), list):
+        raise DataError(f"{os.fspath(path)}: not {_WHAT}")
+    if version != FORMAT:
+        raise DataError(f"{os.fspath(path)}: latency tables of format {version}; {FORMAT} is known here")
     try:
-        told = json.loads(Path(path).read_text(encoding="utf-8"))
-        if told["format"] != FORMAT:
-            raise DataError(f"{os.fspath(path)}: latency tables of format {told['format']}; {FORMAT} is known here")
         return [LatencyTable.from_json(t) for t in told["tables"]]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{os.fspath(path)}: not a latency table ({error!r}); `onnxprune profile` makes one, and "
-            "`onnxprune bench --import RESULT --table TABLE` makes one from what a phone measured"
-        ) from error
+    except DataError as error:
+        raise DataError(f"{os.fspath(path)}: not {_WHAT}: {error}") from error
+
+
+_WHAT = (
+    "a latency table (`onnxprune profile` makes one, and `onnxprune bench --import RESULT --table TABLE` makes one "
+    "from what a phone measured)"
+)
 
 
 class Curve:

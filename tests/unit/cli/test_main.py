@@ -317,7 +317,7 @@ def test_export_from_the_command_line(run: Callable[..., Outcome], folder: Path)
 def test_json_stands_alone_whatever_native_libraries_print(folder: Path) -> None:
     """Execution providers write to descriptor 1 past Python."""
     program = (
-        "import os, sys, onnxprune.cli.main as cli, onnxprune.pipeline.verbs as pipeline\n"
+        "import os, sys, onnxprune.cli as cli, onnxprune.pipeline.verbs as pipeline\n"
         "inspect = pipeline.inspect\n"
         "pipeline.inspect = lambda *a, **k: (os.write(1, b'# a library says hello\\n'), inspect(*a, **k))[1]\n"
         f"sys.argv = ['onnxprune', 'inspect', {str(folder / 'model.onnx')!r}, '--json']\n"

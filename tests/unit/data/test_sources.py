@@ -241,8 +241,8 @@ def test_several_labels_a_row() -> None:
 
 def test_damaged_configuration_is_said(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(DataError, match=r"config\.json: cannot be read as JSON"):
+    with pytest.raises(DataError, match=r"config\.json: not a file of the model .*: no JSON"):
         read(ROWS, [IDS], folder=tmp_path)
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(DataError, match="holds no JSON object"):
+    with pytest.raises(DataError, match="it holds a list, not an object"):
         read(ROWS, [IDS], folder=tmp_path)

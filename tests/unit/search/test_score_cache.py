@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from unit.cli.test_main import Outcome, folder  # noqa: F401 -- fixtures
 
+from onnxprune.graph.plan import Ranking
 from onnxprune.search.score_cache import Scores
 
 
@@ -46,3 +47,23 @@ def test_a_file_that_is_not_one_is_measured_anew(tmp_path: Path) -> None:
         found = Scores.open(path, "k")
         assert not found.rankings
         assert found.measured({"g": [1]}) is None
+
+
+def test_what_someone_changed_counts_for_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "model.scores.json"
+    Scores(path, "k").keep_rankings({"g": Ranking("g", (1, 0), (0.5, 0.25))})
+    assert Scores.open(path, "k").rankings["g"].order == (1, 0)
+    told = json.loads(path.read_text())
+    for order in ([1, 999], [0], [0, 0], ["a", "b"], [], None):
+        told["rankings"]["g"]["order"] = order
+        path.write_text(json.dumps(told))
+        assert not Scores.open(path, "k").rankings
+    path.write_bytes(b"[" * 100_000)
+    assert not Scores.open(path, "k").rankings
+
+
+def test_a_place_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "model.scores.json").mkdir()
+    scores = Scores.open(tmp_path / "model.scores.json", "k")
+    scores.keep_rankings({"g": Ranking("g", (1, 0))})
+    assert [p.name for p in tmp_path.iterdir()] == ["model.scores.json"]

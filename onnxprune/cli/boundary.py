@@ -1,0 +1,78 @@
+"""The outermost boundary: every way a command can end, as one line on stderr and an exit code of `errors`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+import click
+
+from onnxprune.errors import OnnxPruneError, explained
+
+TRACEBACK = "--traceback"
+"""The option that shows developers where an error came from."""
+
+
+def guarded(call: Callable[[], object]) -> int:
+    """Run a command; the exit code it ends with. What went wrong is told in one line."""
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                # Names of nodes and files may hold what a console's encoding lacks: a mark in its place, no error.
+                stream.reconfigure(errors="replace")
+        call()
+        sys.stdout.flush()
+        return 0
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        _tell("interrupted; nothing was written")
+        return 130
+    except click.ClickException as error:
+        _quietly(error.show)
+        return error.exit_code
+    except BrokenPipeError as error:
+        _to_nowhere()
+        if error.filename is not None:
+            return _failed(error)
+        _tell("onnxprune: standard output was closed before all was told; files that are done stay")
+        return OnnxPruneError.exit_code
+    except Exception as error:
+        return _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    if TRACEBACK in sys.argv:
+        _tell("".join(traceback.format_exception(error)))
+    known = explained(error)
+    _tell(f"onnxprune: {_shown(str(known))}")
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        return known.exit_code
+    _to_nowhere()  # the error is about standard output itself: nothing more goes there, at exit either
+    return known.exit_code
+
+
+def _shown(text: str) -> str:
+    """A message without control characters, which a name in a model could hold; its own line breaks stay."""
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+
+
+def _tell(text: str) -> None:
+    _quietly(lambda: click.echo(text, err=True))
+
+
+def _quietly(call: Callable[[], object]) -> None:
+    """There may be no one to tell."""
+    with contextlib.suppress(OSError):
+        call()
+
+
+def _to_nowhere() -> None:
+    """Standard output is closed: what is left in its buffer must not fail again when the interpreter ends."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,109 @@
+"""Every way a command can end: one line on stderr, and an exit code of the tree."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import perceptron
+import pytest
+
+import onnxprune
+from onnxprune.cli.boundary import guarded
+from onnxprune.errors import DataError
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def call() -> None:
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (DataError("rows.jsonl:3: not JSON"), 3, "rows.jsonl:3"),
+        (OSError(errno.ENOSPC, "No space left on device", "out/o.onnx"), 6, "free some space"),
+        (PermissionError(errno.EACCES, "Permission denied", "o.onnx"), 6, "o.onnx: Permission denied"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "a" * 3000), 6, "shorter name"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "o.onnx"), 6, "another name"),
+        (MemoryError(), 4, "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 4, "memory"),
+        (RecursionError("maximum recursion depth exceeded"), 4, "too deeply"),
+        (KeyError("w1"), 1, "report it"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (UnicodeEncodeError("ascii", "→", 0, 1, "ordinal not in range"), 1, "ordinal"),
+    ],
+)
+def test_an_error_is_one_line_and_a_code(
+    error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert guarded(raising(error)) == code
+    told = capsys.readouterr().err.strip()
+    assert said in told and "\n" not in told
+
+
+def test_names_of_others_cannot_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    guarded(raising(DataError("tensor \x1b[2J\x07 is damaged")))
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_developers_see_where_it_came_from(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["onnxprune", "inspect", "--traceback"])
+    guarded(raising(KeyError("w1")))
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return perceptron.write(tmp_path_factory.mktemp("boundary") / "modèle.onnx")
+
+
+def told(*arguments: object, out: IO[bytes], env: dict[str, str] | None = None) -> tuple[int, bytes]:
+    """Exit code, and what stands on stderr."""
+    program = [sys.executable, "-m", "onnxprune.cli", *map(str, arguments)]
+    done = subprocess.run(program, check=False, stdout=out, stderr=subprocess.PIPE, env=env)
+    return done.returncode, done.stderr
+
+
+def test_a_locale_without_the_letters_of_a_name(model: Path, tmp_path: Path) -> None:
+    plain = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    with (tmp_path / "out.txt").open("wb") as out:
+        code, err = told(
+            model, "-o", tmp_path / "o.onnx", "--flops", "0.6", "--no-latency", out=out, env={**os.environ, **plain}
+        )
+    assert code == 0, err
+    assert (tmp_path / "o.report.html").stat().st_size
+    assert json.loads((tmp_path / "o.report.json").read_text(encoding="utf-8"))["model"]["path"] == str(model)
+
+
+def test_an_output_that_goes_away_or_is_full(model: Path) -> None:
+    ends, writing = os.pipe()
+    os.close(ends)
+    with os.fdopen(writing, "wb") as closed:
+        code, err = told("inspect", model, out=closed)
+    assert code == 1 and b"Traceback" not in err and err.count(b"\n") <= 1, err
+    if Path("/dev/full").exists():
+        with Path("/dev/full").open("wb") as full:
+            code, err = told("inspect", model, "--json", out=full)
+        assert code == 6 and err.count(b"\n") == 1, err
+
+
+def test_text_files_are_utf8_wherever_they_are_opened() -> None:
+    """A call that leaves the encoding to the locale writes what another machine cannot read."""
+    bare = []
+    for file in Path(onnxprune.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                name = node.func.attr
+                if name in ("read_text", "write_text", "fdopen") and "encoding" not in {k.arg for k in node.keywords}:
+                    bare.append(f"{file.name}:{node.lineno} {name}")
+    assert not bare
