@@ -91,6 +91,8 @@ class Subject:
                 return None
             kept = flat_mask(self.structure.layouts[source.name or ""][reader.axis], masks, self.structure.sizes)
             array = np.moveaxis(weight.const_value.numpy().copy(), reader.weight_axis, -1)
+            if array.shape[-1] != len(kept):
+                return None
             array[..., ~kept] = 0
             weight.const_value = ir.Tensor(np.moveaxis(array, -1, reader.weight_axis).copy(), name=weight.name)
         return in_runtime(clone, feeds)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.data import Batch
+from onnxprune.errors import UnsupportedError
 from onnxprune.graph.plan import Structure
 from onnxprune.graph.structure.linear_layers import find_linears
 from onnxprune.graph.structure.reading_matrices import Matrix
@@ -61,15 +62,16 @@ def flows(rows: Rows, sites: Sequence[Site], structure: Structure, *, spectral: 
             bound = {**batch.feeds, **interpreter.run(batch.feeds, outputs=skips)} if spectral else batch.feeds
             wanted = list(dict.fromkeys([*skips, *(b.value for b in structure.branches), *_written(sites)]))
             read: dict[Usage, Any] = {}
-            edit = {u: _keep(u, read) for u in ((m.reader.node, m.reader.input) for s in sites for m in s.matrices)}
+            edit = {u: _keep(u, read) for u in (m.usage for s in sites for m in _told(s))}
             found = interpreter.run(bound, outputs=[n for n in wanted if n not in bound], weights=scaled, edit=edit)
             found = {**bound, **found}
             for branch in structure.branches:
                 totals.add(branch.id, _norms(found[branch.value], axes[branch.id], batch)[None])
                 totals.add("stream of " + branch.id, _norms(found[branch.skip], axes[branch.id], batch)[None])
             for site in sites:
-                parts = [_unit_squares(m, read, scaled, interpreter, batch, site.group.size) for m in site.matrices]
-                whole = [_real(m.written(found[m.output]), batch).float().square().sum(-1) for m in site.matrices]
+                told = _told(site)
+                parts = [_unit_squares(m, read, scaled, interpreter, batch, site.group.size) for m in told]
+                whole = [_real(m.written(found[m.output]), batch).float().square().sum(-1) for m in told]
                 # Readers of one value share its tokens; of others (a strided convolution) only the first is taken.
                 same = [i for i, part in enumerate(parts) if part.shape == parts[0].shape]
                 totals.add(site.id, sum(parts[i] for i in same).sqrt())
@@ -163,7 +165,23 @@ def _real(flat: Any, batch: Batch) -> Any:
 
 
 def _written(sites: Sequence[Site]) -> list[str]:
-    return [m.output for s in sites for m in s.matrices]
+    return [m.output for s in sites for m in _told(s)]
+
+
+def _told(site: Site) -> list[Matrix]:
+    """The matrices of a site of which it is known what they write for each row that they read.
+
+    Raises:
+        UnsupportedError: there are none.
+    """
+    found = [m for m in site.matrices if m.refits and m.node.outputs[0].name]
+    if not found:
+        readers = ", ".join(f"{m.node.op_type} {m.reader.node}" for m in site.matrices)
+        raise UnsupportedError(
+            f"{site.id}: what its units write cannot be told row by row behind {readers}; choose another method "
+            "(--method obs, fisher or magnitude), or leave it out with --exclude"
+        )
+    return found
 
 
 def _keep(usage: Usage, read: dict[Usage, Any]) -> Callable[[Any], Any]:

@@ -6,7 +6,7 @@ Everything a method may need of the data comes from here; no method runs a model
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -54,16 +54,18 @@ class Rows:
         dataset: the rows.
         max_tokens: the most tokens in a batch; what bounds memory.
         given: the divergence to measure by, where other rows have chosen it.
+        max_rows: the most rows in a batch.
     """
 
     interpreter: Interpreter
     dataset: Dataset
     max_tokens: int = 4096
     given: Divergence | None = None
+    max_rows: int = 64
 
     @cached_property
     def batches(self) -> list[Batch]:
-        return list(self.dataset.batches(max_rows=64, max_tokens=self.max_tokens))
+        return list(self.dataset.batches(max_rows=self.max_rows, max_tokens=self.max_tokens))
 
     @cached_property
     def outputs(self) -> list[dict[str, Any]]:
@@ -145,16 +147,32 @@ class Walk:
         return fetch(self.rows.interpreter, self.values[batch], [name], state)[name]
 
 
-def record(rows: Rows, usages: Mapping[Usage, Callable[[Any, Any], None]], state: Gated = NOTHING) -> None:
-    """One forward pass; each usage's function gets (the tensor read there, the real-token mask or None)."""
+Observer = Callable[[Any, Any], None]
+"""Takes a tensor, and the mask of real tokens or None."""
+
+
+def record(
+    rows: Rows,
+    usages: Mapping[Usage, Observer],
+    state: Gated = NOTHING,
+    states: Mapping[str, Observer] | None = None,
+) -> None:
+    """One forward pass; each usage's function gets the tensor read there.
+
+    Args:
+        states: the same of states of recurrences (`ops.states_of`).
+    """
     import torch
 
     nodes = {node for node, _ in usages}
-    wanted = tuple(n.outputs[0].name or "" for n in rows.interpreter.graph if n.name in nodes)
+    ends = [next((v.name for v in n.outputs if v.name), "") for n in rows.interpreter.graph if n.name in nodes]
+    wanted = (*ends, *(states or {}))
     for batch in rows.batches:
         real = None if batch.real is None else torch.from_numpy(batch.real)
         edit = {**state.edit, **{u: _observed(use, state.edit.get(u), real) for u, use in usages.items()}}
-        forward(rows.interpreter, batch.feeds, wanted, Gated(state.weights, edit))
+        found = forward(rows.interpreter, batch.feeds, wanted, Gated(state.weights, edit))
+        for name, use in (states or {}).items():
+            use(found[name], None)
 
 
 def _observed(use: Callable[[Any, Any], None], before: Callable[[Any], Any] | None, real: Any) -> Callable[[Any], Any]:
@@ -174,14 +192,16 @@ def grams(
     rows: Rows, matrices: Sequence[Matrix], state: Gated = NOTHING, weights: Weights | None = None
 ) -> dict[Usage, Gram]:
     """Gram matrices of what every reader reads, in one forward pass; tokens weighted where weights are given."""
-    found = {(m.reader.node, m.reader.input): Gram() for m in matrices}
+    found = {m.usage: Gram() for m in matrices}
 
     def adder(matrix: Matrix) -> Callable[[Any, Any], None]:
-        gram = found[matrix.reader.node, matrix.reader.input]
-        per_batch = iter(weights[matrix.reader.node]) if weights is not None else None
+        gram = found[matrix.usage]
+        own = weights.get(matrix.reader.node) if weights is not None and matrix.states is None else None
+        per_batch = iter(own) if own is not None else None
         return lambda x, real: gram.add(matrix.rows(x, real), next(per_batch) if per_batch is not None else None)
 
-    record(rows, {(m.reader.node, m.reader.input): adder(m) for m in matrices}, state)
+    recurrences = {m.states: adder(m) for m in matrices if m.states is not None}
+    record(rows, {m.usage: adder(m) for m in matrices if m.states is None}, state, recurrences)
     return found
 
 
@@ -198,11 +218,13 @@ def sensitivities(
         probes: random directions per row.
 
     Returns:
-        reader node -> per batch, [tokens], mean 1 over all tokens.
+        reader node -> per batch, [tokens], mean 1 over all tokens; only of matrices whose rows are told by what they
+        write, and that the outputs depend on in a way that can be differentiated.
     """
     import torch
 
     generator = torch.Generator().manual_seed(seed)
+    matrices = [m for m in matrices if m.states is None and usages.get(m.output)]
     found: dict[str, list[Any]] = {m.reader.node: [] for m in matrices}
     for batch in rows.batches:
         real = None if batch.real is None else torch.from_numpy(batch.real)
@@ -215,14 +237,19 @@ def sensitivities(
                 _projected(torch, outputs[m.output] / m.temperature, m.kind, generator)
                 for m in rows.divergence.measures
             )
+            if not getattr(loss, "requires_grad", False):
+                return {}  # nothing reaches the outputs but through nodes that torch does not compute
             gradients = torch.autograd.grad(
                 loss, [taps[m.output] for m in matrices], retain_graph=True, allow_unused=True, materialize_grads=True
             )
             for matrix, gradient in zip(matrices, gradients, strict=True):
-                squared = matrix.written(gradient, real).square().sum(-1)
-                total[matrix.reader.node] = total.get(matrix.reader.node, 0) + squared
+                written = matrix.written(gradient, real)
+                if written is not None:
+                    squared = written.square().sum(-1)
+                    total[matrix.reader.node] = total.get(matrix.reader.node, 0) + squared
         for node, value in total.items():
             found[node].append(value)
+    found = {node: parts for node, parts in found.items() if parts}
     for node, parts in found.items():
         mean = torch.cat(parts).mean().clamp_min(1e-30)
         found[node] = [part / mean for part in parts]
@@ -268,9 +295,10 @@ def gate_gradients(rows: Rows, sites: Sequence[Site], structure: Structure, seed
     """
     import torch
 
+    rows = apart(rows, sites)
     generator = torch.Generator().manual_seed(seed)
     found = {s.id: np.zeros((len(rows.dataset), s.group.size)) for s in sites}
-    usages = [(s, m, (m.reader.node, m.reader.input)) for s in sites for m in s.matrices]
+    usages = [(s, m, m.usage) for s in sites for m in s.matrices]
     for batch in rows.batches:
         taps: dict[Usage, Any] = {}
         edit = {usage: _tap(usage, taps) for _, _, usage in usages}
@@ -279,7 +307,7 @@ def gate_gradients(rows: Rows, sites: Sequence[Site], structure: Structure, seed
         loss = sum(
             sample_loss(torch, outputs[m.output], str(m.kind), labels, generator) for m in rows.divergence.measures
         )
-        gradients = torch.autograd.grad(loss, [taps[u] for _, _, u in usages], allow_unused=True)
+        gradients = gradients_of(loss, [taps[u] for _, _, u in usages])
         for (site, matrix, usage), gradient in zip(usages, gradients, strict=True):
             if gradient is None:
                 continue
@@ -287,11 +315,35 @@ def gate_gradients(rows: Rows, sites: Sequence[Site], structure: Structure, seed
                 (taps[usage].detach() * gradient).movedim(matrix.reader.axis, -1), matrix, structure, len(batch)
             )
             values = product.double().cpu().numpy()
-            owner = matrix.units[:: matrix.kernel]
+            owner = matrix.along
             member = np.zeros((len(owner), site.group.size))
             member[np.flatnonzero(owner >= 0), owner[owner >= 0]] = 1.0
             found[site.id][batch.index] += values @ member
     return found
+
+
+def gradients_of(loss: Any, sources: Sequence[Any]) -> Sequence[Any]:
+    """∂loss/∂source, None for sources that it does not depend on.
+
+    Raises:
+        UnsupportedError: it depends on none of them in a way that torch can differentiate.
+    """
+    import torch
+
+    if not getattr(loss, "requires_grad", False):
+        raise UnsupportedError(
+            "no gradient goes from the outputs to the units: nodes between them that this program leaves to ONNX "
+            "Runtime (`onnxprune inspect` names them) cannot be differentiated. Choose a method that needs none: "
+            "--method obs, wanda or magnitude"
+        )
+    found: Sequence[Any] = torch.autograd.grad(loss, list(sources), allow_unused=True)
+    return found
+
+
+def apart(rows: Rows, sites: Sequence[Site]) -> Rows:
+    """The rows one by one where a unit is read by its own recurrence: a gate there is one for the whole batch."""
+    recurrent = any(m.states is not None for s in sites for m in s.matrices)
+    return replace(rows, max_rows=1, given=rows.divergence) if recurrent else rows
 
 
 def _tap(usage: Usage, taps: dict[Usage, Any]) -> Callable[[Any], Any]:

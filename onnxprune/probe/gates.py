@@ -59,6 +59,9 @@ class Gates:
                 layout = self._layouts(reader)[reader.axis]
                 kept = torch.from_numpy(flat_mask(layout, masks, self.structure.sizes)).to(self.interpreter.device)
                 weight = weights[reader.weight] if reader.weight in weights else self.interpreter.weight(reader.weight)
+                if weight.shape[reader.weight_axis] != len(kept):  # one axis for the inputs of every group
+                    _compose(edit, (reader.node, reader.input), self._spread(reader, masks))
+                    continue
                 weights[reader.weight] = weight * _along(kept, reader.weight_axis, weight)
         for name, vector in plan.intercepts.items():
             for usage in self.usages[name]:

@@ -51,6 +51,7 @@ class Interpreter:
         self._schedules: dict[tuple[frozenset[str], tuple[str, ...]], tuple[list[_Step], frozenset[str]]] = {}
         self._live: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         self._producers = {v.name: n for n in graph for v in n.outputs if v.name}
+        self._producers |= {ops.states_of(n): n for n in graph if _has_states(n)}
         self._order = {n: i for i, n in enumerate(graph)}
 
     def run(
@@ -65,7 +66,7 @@ class Interpreter:
 
         Args:
             feeds: value name -> numpy array or torch tensor; graph inputs, or any inner value.
-            outputs: names of the values wanted; the graph's outputs by default.
+            outputs: names of the values wanted, or of states (`ops.states_of`); the graph's outputs by default.
             weights: initializer name -> tensor that stands in for it.
             edit: usage -> function of the tensor that is read there.
 
@@ -160,6 +161,8 @@ class Interpreter:
                 for value in (*reads(node), *node.outputs):
                     if value is not None and value.name:
                         last[value.name] = i
+                if _has_states(node):
+                    last[ops.states_of(node)] = i
             steps = [
                 self._step(node, [n for n, at in last.items() if at == i and n not in wanted])
                 for i, node in enumerate(nodes)
@@ -170,7 +173,8 @@ class Interpreter:
 
     def _step(self, node: ir.Node, done: list[str]) -> _Step:
         inputs = tuple(None if v is None else v.name for v in reads(node))
-        return _Step(node, self._call(node), inputs, tuple(v.name or "" for v in node.outputs), tuple(done))
+        outputs = ((ops.states_of(node),) if _has_states(node) else ()) + tuple(v.name or "" for v in node.outputs)
+        return _Step(node, self._call(node), inputs, outputs, tuple(done))
 
     def _call(self, node: ir.Node) -> Callable[..., Any]:
         import torch
@@ -211,6 +215,11 @@ class Interpreter:
         )
         small = tensor.dim() <= 1 and not tensor.is_floating_point()
         return tensor if small or self.device == "cpu" else tensor.to(self.device)
+
+
+def _has_states(node: ir.Node) -> bool:
+    operator = ops.lookup(node)
+    return operator is not None and operator.states
 
 
 def _on_one_device(arguments: list[Any]) -> list[Any]:

@@ -24,7 +24,7 @@ from onnxprune.errors import UnsupportedError
 from onnxprune.graph.plan import Structure
 from onnxprune.graph.structure.sites import Site
 from onnxprune.probe.divergence import Kind
-from onnxprune.probe.forward import Rows, by_sample
+from onnxprune.probe.forward import Rows, apart, by_sample
 from onnxprune.probe.gauss_newton import output_probes, signs
 from onnxprune.probe.interpreter import Usage
 
@@ -119,7 +119,8 @@ def trajectories(
     """
     many = [s for s in sites if s.group.size > FEW]
     few = [s for s in sites if s.group.size <= FEW]
-    found = linearised(spread_rows(rows, LINEARISED_TOKENS), many, structure, probes, temperature, seed) if many else {}
+    spread = apart(spread_rows(rows, LINEARISED_TOKENS), many)
+    found = linearised(spread, many, structure, probes, temperature, seed) if many else {}
     states = {s.id: np.ones((0, s.group.size)) for s in many} | {s.id: 1.0 - np.eye(s.group.size) for s in few}
     for site in sites:
         if site.branch is not None:
@@ -206,7 +207,7 @@ def later(graph: ir.Graph, found: Sequence[Boundary], structure: Structure, site
 
 def gate_edit(site: Site, gate: Any) -> dict[Usage, Callable[[Any], Any]]:
     """The hooks that multiply what a site's readers read by its units' gates [units]."""
-    return {(m.reader.node, m.reader.input): _gate(m.units[:: m.kernel], m.reader.axis, gate) for m in site.matrices}
+    return {(m.reader.node, m.reader.input): _gate(m.along, m.reader.axis, gate) for m in site.matrices}
 
 
 def _gate(units: np.ndarray, axis: int, gate: Any) -> Callable[[Any], Any]:
@@ -309,7 +310,7 @@ def linearised(
                 site, matrix = usages[usage]
                 product = (taps[usage].detach() * gradient).movedim(matrix.reader.axis, -1)
                 per_row = by_sample(product, matrix, structure, len(batch)).double().cpu().numpy()
-                owner = matrix.units[:: matrix.kernel]
+                owner = matrix.along
                 np.add.at(found[site.id].T, owner[owner >= 0], per_row[:, owner >= 0].T)
             return found
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from onnxprune.probe.forward import Rows, sample_loss
+from onnxprune.probe.forward import Rows, gradients_of, sample_loss
 from onnxprune.probe.gates import Gated
 from onnxprune.probe.interpreter import Interpreter, Usage
 
@@ -56,7 +56,7 @@ def weight_gradients(
             loss: Any = sum(
                 sample_loss(torch, outputs[m.output], str(m.kind), labels, generator) for m in rows.divergence.measures
             )
-            found: Sequence[Any] = torch.autograd.grad(loss / len(batch), list(free.values()), allow_unused=True)
+            found = gradients_of(loss / len(batch), list(free.values()))
             yield {
                 n: (w.detach(), torch.zeros_like(w) if g is None else g)
                 for (n, w), g in zip(free.items(), found, strict=True)

@@ -51,7 +51,7 @@ class Refitter:
         shared = len({m.reader.weight for m in site.matrices}) < len(site.matrices)
         for matrix in site.matrices:
             usage, name = (matrix.reader.node, matrix.reader.input), matrix.reader.weight or ""
-            if usage not in self.gram or shared:
+            if usage not in self.gram or shared or not matrix.refits:
                 continue
             array = self.weight(name)
             kept = np.isin(matrix.units, units) | (matrix.units < 0)

@@ -15,13 +15,14 @@ from onnxprune.graph.ops import (
     pool,
     quantize,
     rearrange,
+    recurrent,
     reduce,
     resample,
     signal,
 )
-from onnxprune.graph.ops.base import Change, Constraints, Operator, Sizes, attribute, lookup, registered
+from onnxprune.graph.ops.base import Change, Constraints, Operator, Sizes, attribute, lookup, registered, states_of
 
-__all__ = ["Change", "Constraints", "Operator", "Sizes", "attribute", "lookup", "registered"]
+__all__ = ["Change", "Constraints", "Operator", "Sizes", "attribute", "lookup", "registered", "states_of"]
 
 # Imported for their tables.
 del (
@@ -39,6 +40,7 @@ del (
     pool,
     quantize,
     rearrange,
+    recurrent,
     reduce,
     resample,
     signal,

@@ -66,12 +66,17 @@ class Change:
 
 @dataclass(frozen=True)
 class Operator:
-    """The four meanings. `run` may name a torch function by string ("nn.functional.gelu")."""
+    """The four meanings. `run` may name a torch function by string ("nn.functional.gelu").
+
+    Attributes:
+        states: `run` gives, in front of the outputs, what the operator read of itself step by step.
+    """
 
     run: str | Run
     axes: Callable[[ir.Node, Constraints], None]
     macs: Callable[[ir.Node, Sizes], int] | None = None
     resize: Callable[[ir.Node, Sizes], Change] | None = None
+    states: bool = False
 
 
 _TABLE: dict[tuple[str, str], Operator] = {}
@@ -84,10 +89,11 @@ def register(
     macs: Callable[[ir.Node, Sizes], int] | None = None,
     resize: Callable[[ir.Node, Sizes], Change] | None = None,
     domain: str = "",
+    states: bool = False,
 ) -> None:
     """Register a family: operator type -> its torch meaning, with axes, macs and resize in common."""
     for op_type, run in runs.items():
-        _TABLE[domain, op_type] = Operator(run, axes, macs, resize)
+        _TABLE[domain, op_type] = Operator(run, axes, macs, resize, states)
 
 
 def lookup(node: ir.Node) -> Operator | None:
@@ -98,6 +104,11 @@ def lookup(node: ir.Node) -> Operator | None:
 def registered() -> Iterable[tuple[str, str]]:
     """All (domain, operator type) pairs."""
     return _TABLE.keys()
+
+
+def states_of(node: ir.Node) -> str:
+    """The name under which the interpreter gives what a recurrence read of its own states; no value of a graph."""
+    return f"{node.name}\0states"
 
 
 def attribute(node: ir.Node, name: str, default: Any = None) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from onnxprune.graph.prepare import recurrences
 from onnxprune.graph.prepare.constant_operands import write_targets
 from onnxprune.graph.prepare.inference_mode import settle
 from onnxprune.graph.prepare.shape_inference import infer_proto
@@ -37,6 +38,7 @@ def normalise(model: ir.Model) -> ir.Model:
     drop_identities(model)
     _unique_names(model)
     unfuse(model)
+    recurrences.fold_weights(model)
     # What can be a number is one before any shape is guessed from it.
     _fold(model)
     settle(model)
@@ -49,6 +51,8 @@ def normalise(model: ir.Model) -> ir.Model:
         infer(model)
         if model.graph.num_nodes() == before:
             break
+    recurrences.leave_out_zeros(model)
+    passes.RemoveUnusedNodesPass()(model)
     split_shared_vectors(model)
     _unique_names(model)
     return stamp(model)

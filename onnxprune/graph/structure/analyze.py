@@ -18,6 +18,7 @@ from onnxprune.graph.axes import DYNAMIC, Layout, Solver, atoms_of, symbol_size
 from onnxprune.graph.dimensions import evaluate
 from onnxprune.graph.model import Model
 from onnxprune.graph.ops.normalize import narrow_axes, narrows
+from onnxprune.graph.ops.recurrent import RECURRENCE
 from onnxprune.graph.plan import Group, Pin, Reader, Structure
 from onnxprune.graph.single_nodes import reads
 from onnxprune.graph.structure.branches import find_branches
@@ -204,7 +205,9 @@ def _groups(graph: ir.Graph, ties: Ties, layouts: dict[str, tuple[Layout, ...]])
         operator = ops.lookup(node)
         products = operator is not None and operator.macs is not None  # a sum's second operand names its axes
         weighted = products and other is not None and other.const_value is not None
-        if value.const_value is not None or (not weighted and other is not None and index == 1):
+        recurrent = operator is not None and operator.states
+        own = recurrent and index == RECURRENCE and value.const_value is not None
+        if (value.const_value is not None and not own) or (not weighted and other is not None and index == 1):
             continue  # of two operands one is gated: the activation, or the first
         found = atoms_of(layouts[value.name or ""][axis])
         if found & dynamic and found - dynamic:
@@ -212,10 +215,10 @@ def _groups(graph: ir.Graph, ties: Ties, layouts: dict[str, tuple[Layout, ...]])
                 ties.solver.pins.setdefault(atom, {})["contracted together with a dynamic dimension"] = None
         weight = other.name if weighted and other is not None else None
         weight_axis = _opposite(ties, layouts, node, index, layouts[value.name or ""][axis]) if weighted else 0
-        reader = Reader(name, index, axis, weight, weight_axis)
+        reader = Reader(name, index, axis, value.name if own else weight, axis if own else weight_axis)
         for atom in found - dynamic:
             readers[atom].append((position[node], reader))
-            if products and not weighted:
+            if products and not weighted and not recurrent:
                 pairs.add(atom)
     free = {a for a in readers if a not in ties.solver.pins and ties.solver.sizes[a] > 1}
     kinds = _kinds(graph, layouts, free, pairs)
@@ -250,10 +253,11 @@ def _kinds(graph: ir.Graph, layouts: dict[str, tuple[Layout, ...]], free: set[in
     for node in graph:
         if node.op_type in ("Conv", "ConvTranspose"):
             channels |= _atoms(node.inputs[1], layouts)
-        elif node.op_type in ("MatMul", "Gemm"):
-            products |= _atoms(node.outputs[0], layouts)
         operator = ops.lookup(node)
-        if operator is None or operator.macs is None or len(node.inputs) < 2:
+        recurrent = operator is not None and operator.states
+        if node.op_type in ("MatMul", "Gemm") or recurrent:
+            products |= {a for v in node.outputs for a in _atoms(v, layouts)}
+        if operator is None or operator.macs is None or len(node.inputs) < 2 or recurrent:
             continue
         if any(v is not None and v.const_value is not None for v in node.inputs[:2]):
             heads |= _fused_heads(node, layouts)

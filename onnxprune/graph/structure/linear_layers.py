@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxprune.graph.plan import Branch, Structure
 from onnxprune.graph.structure.branches import reader_of
+from onnxprune.graph.structure.products import product_of
 from onnxprune.graph.structure.reading_matrices import Matrix
 
 
@@ -58,7 +59,10 @@ def find_linears(graph: ir.Graph, structure: Structure, widest: int = 8192) -> l
         if tensor is None or len(tensor.shape) != 2 or tensor.shape.numpy()[1 - reader.weight_axis] > widest:
             continue
         rows = tensor.shape.numpy()[reader.weight_axis]
-        matrix = Matrix(reader, node, np.full(rows, -1), node.outputs[0].name or "", 1)
+        product = product_of(node, reader)
+        if product is None:
+            continue
+        matrix = Matrix(reader, node, np.full(rows, -1), np.full(rows, -1), node.outputs[0].name or "", product)
         source = node.inputs[0]
         assert source is not None
         found.append(Linear(matrix, source.name or "", closes.get(node.name or ""), inside.get(node.name or "")))

@@ -1,21 +1,19 @@
-"""A reader as a matrix product: its weight as [inputs, outputs], what it reads as rows, and whose rows they are.
-
-MatMul, Gemm and convolutions differ in layout only; scores and solvers see none of it.
-"""
+"""A reader as a matrix product: its weight as [inputs, outputs], what it reads as rows, and whose rows they are."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune.graph import ops
-from onnxprune.graph.axes import index_of
-from onnxprune.graph.ops.conv import flat_pads, spatial_pads
+from onnxprune.graph.axes import atoms_of, index_of
 from onnxprune.graph.ops.normalize import narrows
 from onnxprune.graph.plan import Group, Reader, Structure
+from onnxprune.graph.structure.products import Contraction, Product, Recurrence, product_of
 
 
 @dataclass(frozen=True)
@@ -24,65 +22,52 @@ class Matrix:
 
     Attributes:
         units: int64 [inputs]: the unit that owns each input row; -1 for rows of no unit of the group.
+        along: the same along the axis that is read.
         output: name of the value the reader writes.
-        kernel: positions a convolution reads per channel; 1 otherwise.
     """
 
     reader: Reader
     node: ir.Node
     units: np.ndarray
+    along: np.ndarray
     output: str
-    kernel: int
+    product: Product
+
+    @property
+    def usage(self) -> tuple[str, int]:
+        """Where the reader reads: (node, input)."""
+        return self.reader.node, self.reader.input
+
+    @property
+    def refits(self) -> bool:
+        """Whether least squares on `rows` may change the weight."""
+        return self.product.refits
+
+    @cached_property
+    def states(self) -> str | None:
+        """Of a recurrence that reads itself, what the interpreter calls the states that it reads."""
+        return ops.states_of(self.node) if isinstance(self.product, Recurrence) else None
 
     def weight(self, array: np.ndarray) -> np.ndarray:
         """The weight as [inputs, outputs]."""
-        if self.kernel > 1:  # [out, in, *k] -> [in·k, out]
-            return array.reshape(array.shape[0], -1).T
-        moved = np.moveaxis(array, self.reader.weight_axis, 0)
-        return moved.reshape(moved.shape[0], -1)
+        return self.product.weight(array)
 
     def restore(self, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """A matrix back in the weight's own shape."""
-        if self.kernel > 1:
-            return np.ascontiguousarray(matrix.T).reshape(shape)
-        axis = self.reader.weight_axis
-        moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
-        return np.ascontiguousarray(np.moveaxis(matrix.reshape(moved), 0, axis))
+        return self.product.restore(matrix, shape)
 
     def rows(self, x: Any, real: Any = None) -> Any:
         """What the reader reads, [tokens, inputs]; padding left out."""
-        if self.node.op_type == "Conv":
-            return self._patches(x)
-        return self._real(x.movedim(self.reader.axis, -1), real)
+        return _real(self.product.rows(x), real)
 
     def written(self, y: Any, real: Any = None) -> Any:
-        """What the reader writes, [tokens, outputs], in the same order as `rows`."""
-        if self.node.op_type == "Conv":
-            return y.movedim(1, -1).reshape(-1, y.shape[1])
-        if self.node.op_type == "MatMul" and self.reader.input == 1:
-            y = y.movedim(-2, -1)
-        return self._real(y, real)
+        """What the reader writes, [tokens, outputs], in the same order as `rows`; None where the two do not match."""
+        rows = self.product.written(y)
+        return None if rows is None else _real(rows, real)
 
-    def _real(self, x: Any, real: Any) -> Any:
-        flat = x.reshape(-1, x.shape[-1])
-        return flat[real.reshape(-1)] if real is not None and real.numel() == flat.shape[0] else flat
 
-    def _patches(self, x: Any) -> Any:
-        import torch
-
-        rank = x.dim() - 2
-        strides = tuple(ops.attribute(self.node, "strides", [1] * rank))
-        dilations = tuple(ops.attribute(self.node, "dilations", [1] * rank))
-        kernel = tuple(self.node.inputs[1].shape[2:])  # type: ignore[union-attr, index]
-        pads = spatial_pads(self.node, tuple(x.shape[2:]), kernel, strides, dilations)
-        x = torch.nn.functional.pad(x, flat_pads(pads))
-        if self.kernel == 1:
-            x = x[(slice(None), slice(None), *(slice(None, None, s) for s in strides))]
-            return x.movedim(1, -1).reshape(-1, x.shape[1])
-        if rank == 1:
-            x, strides, dilations, kernel = x.unsqueeze(-1), (*strides, 1), (*dilations, 1), (*kernel, 1)
-        unfolded = torch.nn.functional.unfold(x, kernel, dilations, 0, strides)
-        return unfolded.movedim(1, -1).reshape(-1, unfolded.shape[1])
+def _real(flat: Any, real: Any) -> Any:
+    return flat[real.reshape(-1)] if real is not None and real.numel() == flat.shape[0] else flat
 
 
 def matrices(graph: ir.Graph, structure: Structure, group: Group) -> list[Matrix] | None:
@@ -96,18 +81,42 @@ def matrices(graph: ir.Graph, structure: Structure, group: Group) -> list[Matrix
         node = nodes[reader.node]
         if reader.weight is None and narrows(node):
             continue
-        if reader.weight is None or node.op_type not in ("MatMul", "Gemm", "Conv"):
+        product = product_of(node, reader) if reader.weight is not None else None
+        source = node.inputs[reader.input]
+        if product is None or source is None:
             return None
-        weight, source = graph.initializers[reader.weight], node.inputs[reader.input]
-        assert weight.const_value is not None and source is not None
-        if node.op_type != "Conv" and len(weight.const_value.shape) != 2:
-            return None
-        kernel = int(np.prod(weight.const_value.shape.numpy()[2:])) if node.op_type == "Conv" else 1
-        if node.op_type == "Conv" and len(weight.const_value.shape) > 4:
-            return None
-        layout = structure.layouts[source.name or ""][reader.axis]
-        index = [index_of(layout, atom, structure.sizes) for atom in (*group.context, group.atom)]
-        units = np.ravel_multi_index([np.maximum(i, 0) for i in index], group.shape)
-        units = np.where(np.min(index, axis=0) < 0, -1, units)
-        found.append(Matrix(reader, node, np.repeat(units, kernel), node.outputs[0].name or "", kernel))
+        layouts = structure.layouts[source.name or ""]
+        atoms = (*group.context, group.atom)
+        axes = product.read if isinstance(product, Contraction) else (reader.axis,)
+        if not atoms_of(layouts[reader.axis]).issuperset(atoms):
+            return None  # units that several axes tell together are gated along none of them
+        units = {axis: _units(structure, group, layouts[axis]) for axis in axes}
+        whole = np.full(1, -1)
+        for axis in axes:
+            whole = np.maximum(whole[:, None], units[axis]).reshape(-1)
+        if isinstance(product, Recurrence):
+            whole = np.tile(whole, _directions(node))
+        found.append(
+            Matrix(
+                reader,
+                node,
+                np.repeat(whole, product.kernel),
+                units[reader.axis],
+                next((v.name for v in node.outputs if v.name), ""),
+                product,
+            )
+        )
     return found
+
+
+def _units(structure: Structure, group: Group, layout: Any) -> np.ndarray:
+    """The unit that each position of an axis belongs to; -1 where it is none of the group's."""
+    index = [index_of(layout, atom, structure.sizes) for atom in (*group.context, group.atom)]
+    units = np.ravel_multi_index([np.maximum(i, 0) for i in index], group.shape)
+    return np.where(np.min(index, axis=0) < 0, -1, units)
+
+
+def _directions(node: ir.Node) -> int:
+    weight = node.inputs[1]
+    assert weight is not None and weight.shape is not None
+    return int(weight.shape.numpy()[0])
