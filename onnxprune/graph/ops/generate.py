@@ -9,6 +9,7 @@ import numpy as np
 from onnxprune.graph.ops.base import Change, Constraints, Sizes, attribute, opaque, register
 from onnxprune.graph.ops.elementwise import torch_dtype
 from onnxprune.graph.ops.layout import integers, written
+from onnxprune.graph.values import dims
 
 
 def _shape(torch: Any, node: Any, x: Any) -> Any:
@@ -32,6 +33,10 @@ def _read(vector: Any, c: Constraints, count: int) -> set[int]:
     """The positions of a vector of `count` sizes that something uses."""
     read: set[int] = set()
     for reader, index in vector.uses():
+        if reader.op_type == "Concat" and (place := _place(reader, index)) is not None:
+            start, total = place
+            read |= {i - start for i in _read(reader.outputs[0], c, total) if start <= i < start + count}
+            continue
         picked = _picked(reader, index, c, count)
         if picked is None or vector.is_graph_output():
             return set(range(count))
@@ -39,6 +44,15 @@ def _read(vector: Any, c: Constraints, count: int) -> set[int]:
         passed_on = len(picked) > 1 and not chosen.is_graph_output()
         read |= {picked[i] for i in _read(chosen, c, len(picked))} if passed_on else set(picked)
     return set(range(count)) if vector.is_graph_output() else read
+
+
+def _place(concat: Any, index: int) -> tuple[int, int] | None:
+    """Where an operand of a Concat of vectors starts in it, and the length of the whole."""
+    lengths = [dims(v) for v in concat.inputs]
+    if not all(found is not None and len(found) == 1 and isinstance(found[0], int) for found in lengths):
+        return None
+    counts = [int(found[0]) for found in lengths if found is not None and found[0] is not None]
+    return sum(counts[:index]), sum(counts)
 
 
 def _picked(reader: Any, index: int, c: Constraints, count: int) -> list[int] | None:

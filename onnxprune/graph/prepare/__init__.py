@@ -27,7 +27,11 @@ _SMALL = 2048
 
 
 def normalise(model: ir.Model) -> ir.Model:
-    """Inline, fold and infer in place; names of inputs and outputs, opsets and metadata stay."""
+    """Inline, fold and infer in place; names of inputs and outputs, opsets and metadata stay.
+
+    What is written rests on what holds for every size that the graph runs at; only the shapes that are left on the
+    values, for the analysis, take dimensions that meet for equal.
+    """
     for step in (
         passes.InlinePass(),
         passes.RemoveInitializersFromInputsPass(),
@@ -37,22 +41,24 @@ def normalise(model: ir.Model) -> ir.Model:
         step(model)
     drop_identities(model)
     _unique_names(model)
+    _drop_stated_names(model)
     unfuse(model)
     recurrences.fold_weights(model)
     # What can be a number is one before any shape is guessed from it.
     _fold(model)
     settle(model)
-    infer(model)
+    infer(model, assuming=False)
     for _ in range(_ROUNDS):
         before = model.graph.num_nodes()
         write_targets(model)
         _fold(model)
         model.graph.meta.pop("onnxprune.graph.dimensions", None)
-        infer(model)
+        infer(model, assuming=False)
         if model.graph.num_nodes() == before:
             break
     recurrences.leave_out_zeros(model)
     passes.RemoveUnusedNodesPass()(model)
+    infer(model)
     split_shared_vectors(model)
     _unique_names(model)
     return stamp(model)
@@ -93,11 +99,22 @@ def stamp(model: ir.Model) -> ir.Model:
     return model
 
 
-def infer(model: ir.Model) -> ir.Model:
+def _drop_stated_names(model: ir.Model) -> None:
+    """Forget the names that the file gives to dimensions of inner values: who wrote them may have guessed."""
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            if value.shape is not None and not (value.is_graph_output() and node.graph is model.graph):
+                value.shape = ir.Shape([d if isinstance(d, int) else None for d in value.shape])
+
+
+def infer(model: ir.Model, *, assuming: bool = True) -> ir.Model:
     """Refresh every value's type and shape with ONNX Runtime's symbolic inference.
 
     Weights are hidden from it (it needs their shapes alone), so that its time does not grow with them. Where it fails,
     onnx's own inference stands in, and less can be cut.
+
+    Args:
+        assuming: dimensions that meet are taken for equal; else every name stands for one size.
     """
     hidden = {
         name: value.const_value
@@ -115,7 +132,7 @@ def infer(model: ir.Model) -> ir.Model:
         for name, tensor in hidden.items():
             model.graph.initializers[name].const_value = tensor
     _as_inputs(proto, hidden)
-    inferred = infer_proto(proto)
+    inferred = infer_proto(proto, assuming=assuming)
     known = {v.name: v.type for v in (*inferred.graph.value_info, *inferred.graph.output)}
     fixed = {v.name for v in model.graph.outputs}
     declared = {str(d) for v in model.graph.inputs for d in dims(v) or ()}

@@ -6,12 +6,13 @@ import importlib.util
 import logging
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.graph import runtime
+from onnxprune.graph.prepare import exact_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -21,10 +22,14 @@ _DOMAINS = ("", "ai.onnx", "com.microsoft")
 _LIKE_INPUT = ("Clip", "Dropout", "Mish", "HardSwish", "ThresholdedRelu")
 
 
-def infer_proto(proto: Any) -> Any:
+def infer_proto(proto: Any, *, assuming: bool = True) -> Any:
     """A model with its values' shapes in value_info; onnx's own inference stands in where the library's fails.
 
     A node whose outputs stay unknown is left out with everything behind it, so that the rest is still described.
+
+    Args:
+        assuming: dimensions that meet are taken for equal. Else a name stands for one size, whatever the graph is run
+            on, and nothing is guessed (exact_shapes).
     """
     import onnx
 
@@ -32,7 +37,8 @@ def infer_proto(proto: Any) -> Any:
         rest = onnx.ModelProto()
         rest.CopyFrom(proto)
         while rest.graph.node:
-            inference = _inference()(rest)
+            inference = _inference()(_INT_MAX, assuming, False, 0)
+            inference.start(rest)
             if inference.finished():
                 return inference.out_mp_
             logger.info("no shape is known behind %s", inference.current)
@@ -86,17 +92,25 @@ def _inference() -> Any:
     vi = library.helper.make_tensor_value_info
 
     class Inference(library.SymbolicShapeInference):  # type: ignore[name-defined, misc]
-        def __init__(self, proto: Any) -> None:
+        def __init__(self, int_max: int, assuming: bool, guess_rank: bool, verbose: int, prefix: str = "") -> None:
             self.dispatcher_: dict[str, Callable[[Any], None]]
-            super().__init__(2**31 - 1, True, False, 0)
+            super().__init__(int_max, assuming, guess_rank, verbose, prefix)
             self.dispatcher_ |= {f"Reduce{kind}": self._infer_ReduceSum for kind in _REDUCTIONS}
             self.dispatcher_ |= dict.fromkeys(_LIKE_INPUT, self._like_input)
             self.dispatcher_ |= dict.fromkeys(("FusedMatMul", "TransposeMatMul"), self._arranged_product)
             skips = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
             self.dispatcher_ |= dict.fromkeys(skips, self._skip_norm)
             self.dispatcher_["Flatten"] = self._flatten
+            self.dispatcher_["Equal"] = partial(exact_shapes.equal, self)
+            bounded = {"Div": exact_shapes.quotient, "Squeeze": exact_shapes.squeeze, "If": exact_shapes.choice}
+            if not self.auto_merge_:
+                bounded |= {"Slice": exact_shapes.slices, "Resize": exact_shapes.resize}
+            self.dispatcher_ |= {op: partial(rule, self, rule=self.dispatcher_[op]) for op, rule in bounded.items()}
             self.dispatcher_ = {op: self._guarded(op, rule) for op, rule in self.dispatcher_.items()}
             self.current = ""
+            self._stated: dict[str, Any] = {}
+
+        def start(self, proto: Any) -> None:
             self._preprocess(proto)
             self._stated = {v.name: v for v in proto.graph.value_info}
 
@@ -114,6 +128,34 @@ def _inference() -> Any:
             ruled = node.op_type in self.dispatcher_ and node.domain in _DOMAINS
             if not ruled and any(o and not self._is_known(o) for o in node.output):
                 self._ask(node)
+            if not self.auto_merge_:
+                exact_shapes.name_open(self, node)
+
+        def _broadcast_shapes(self, first: Any, second: Any) -> Any:
+            return (
+                super()._broadcast_shapes(first, second)
+                if self.auto_merge_
+                else exact_shapes.broadcast(self, first, second)
+            )
+
+        def _check_merged_dims(self, dims: Any, allow_broadcast: bool = True) -> None:
+            """Of dimensions that meet; a product's inner ones are equal, wherever it is computed in every run."""
+            if self.auto_merge_:
+                super()._check_merged_dims(dims, allow_broadcast)
+            elif not allow_broadcast and not self.prefix_ and any(library.is_literal(d) for d in dims):
+                self._add_suggested_merge(dims)
+                self._apply_suggested_merge()
+
+        def _merge_symbols(self, dims: Any) -> Any:
+            """Of dimensions that are equal (Concat's other axes), a number where one is."""
+            if self.auto_merge_:
+                return super()._merge_symbols(dims)
+            return next((d for d in dims if library.is_literal(d)), dims[0])
+
+        def _compute_conv_pool_shape(self, node: Any, channels_last: bool = False) -> Any:
+            shape = super()._compute_conv_pool_shape(node, channels_last)
+            own = exact_shapes.pads_itself(node) and not channels_last
+            return exact_shapes.same_padding(self, node, shape, 2) if own else shape
 
         def _is_known(self, name: str) -> bool:
             kind = self.known_vi_[name].type
@@ -200,9 +242,11 @@ def _inference() -> Any:
 
             return infer
 
+    library.__dict__["SymbolicShapeInference"] = Inference  # what infers the graphs inside of control flow
     return Inference
 
 
+_INT_MAX = 2**31 - 1
 _TYPES = {
     "float": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7, "bool": 9, "float16": 10,
     "double": 11, "uint32": 12, "uint64": 13, "bfloat16": 16,
