@@ -167,8 +167,18 @@ def _save(model: ir.Model, path: Path) -> list[Path]:
 
 
 def size(file: Path) -> int:
-    """Bytes of a model file and of the weights beside it."""
-    return sum(f.stat().st_size for f in (file, file.with_name(file.name + ".data")) if f.exists())
+    """Bytes of a model file and of the weights that it keeps in other files."""
+    held = {file, *(file.parent / name for name in _locations(file))} if file.suffix == ".onnx" else {file}
+    return sum(f.stat().st_size for f in held if f.exists())
+
+
+def _locations(file: Path) -> set[str]:
+    """The files of a model's external tensors, relative to its folder."""
+    import onnx
+
+    graph = onnx.load(file, load_external_data=False).graph
+    told = (entry for tensor in graph.initializer for entry in tensor.external_data)
+    return {entry.value for entry in told if entry.key == "location"}
 
 
 @contextmanager

@@ -17,15 +17,19 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.errors import UnsupportedError, UsageError
-from onnxprune.graph import ops
+from onnxprune.graph import ops, prepare
 from onnxprune.graph.axes import Layout, Mask, atoms_of, kept_ratio
 from onnxprune.graph.dimensions import evaluate
 from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.model import Model
+from onnxprune.graph.model import size as size_of_file
 from onnxprune.graph.plan import Branch, Group, Plan, Structure
 from onnxprune.graph.single_nodes import reads
 from onnxprune.graph.values import dims
 from onnxprune.probe.interpreter import Interpreter
+
+BYTES_OF_LENGTHS = 16
+"""What a tensor's own shape and length take in a file."""
 
 
 class Costs:
@@ -87,8 +91,24 @@ class Costs:
         return _bytes(self._weights(plan))
 
     def total(self, kind: str, plan: Plan | None = None) -> float:
-        """The cost that a budget of `kind` (flops, params, size) limits."""
-        return float({"flops": self.macs, "params": self.params, "size": self.bytes}[kind](plan))
+        """The cost that a budget of `kind` (flops, params, size) limits; a size is that of the file, read or written."""
+        if kind == "size":
+            if plan is None and self.model.path is not None:
+                return float(size_of_file(self.model.path))
+            return float(self.bytes(plan) + self._frame)
+        return float({"flops": self.macs, "params": self.params}[kind](plan))
+
+    @cached_property
+    def _frame(self) -> int:
+        """Bytes of a file that is written that are no weights: nodes, names, shapes."""
+        clone = self.model.clone().ir
+        for value in clone.graph.initializers.values():
+            if value.const_value is not None:
+                empty = np.zeros(0, dtype=np.float32)
+                value.const_value = ir.Tensor(empty, name=value.name)
+        with prepare.forgotten(clone):
+            bare = len(ir.to_proto(clone).SerializeToString())
+        return bare + BYTES_OF_LENGTHS * len(clone.graph.initializers)
 
     def part(self, kind: str, groups: Sequence[Group], plan: Plan) -> float:
         """What is counted of the nodes and weights that show some groups, or lie in their branches.

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnxprune import report as reports
 from onnxprune import rewrite
 from onnxprune.data import Dataset
-from onnxprune.errors import CheckError, UsageError
+from onnxprune.errors import BudgetError, CheckError, UsageError
 from onnxprune.export.precision import Step, measure_steps
 from onnxprune.export.precision.apply import scheme_of
 from onnxprune.graph import model as models
@@ -162,9 +162,12 @@ class Job:
         try:
             with self.clock.stage("rewrite"):
                 pruned = rewrite.apply(self.dense, self.structure, plan)
+                written = Costs(replace(self.dense, ir=pruned), self.structure, self.planner.costs.bindings)
+                spent = {kind: written.total(kind) for kind in ("flops", "params")}
                 unread = self._drop_unread(pruned)
             with models.staged(place, force=force, inputs=(self.dense.path,)) as folder:
                 file = models.save(pruned, folder / place.name)[0]
+                self._refuse_excess({**spent, "size": models.size(file)}, budget)
                 report = self._measured(plan, budget, file, place)
                 report = replace(report, flops=replace(report.flops, unread=2 * unread))
                 stem = place.name.removesuffix(".onnx")
@@ -183,6 +186,23 @@ class Job:
             if scratch is not None:
                 shutil.rmtree(scratch, ignore_errors=True)
         return Result(pruned, plan, report, tuple(names) if target is not None else ())
+
+    def _refuse_excess(self, spent: Mapping[str, float], budget: Budget) -> None:
+        """The budget's promise, on the graph that was written (a latency's is measured, and said).
+
+        Raises:
+            BudgetError: it costs more than was allowed.
+        """
+        if budget.kind not in spent:
+            return
+        dense = self.planner.costs.total(budget.kind)
+        if spent[budget.kind] > budget.limit(dense) * (1 + 1e-9):
+            kept = spent[budget.kind] / dense
+            raise BudgetError(
+                f"--{budget.kind}: the graph that was written keeps {kept:.4f} of the dense model's where "
+                f"{budget.limit(dense) / dense:.4f} was allowed, so it was not kept; ask for a little less",
+                closest=kept,
+            )
 
     def _drop_unread(self, pruned: ir.Model) -> int:
         """Leave out positions that nothing reads, in place; the multiply-accumulates that this saves."""
@@ -279,6 +299,8 @@ class Job:
         before, after = costs.total(budget.kind), costs.total(budget.kind, plan)
         if landing is not None and landing.measured is not None:
             after = landing.measured * before
+        elif budget.kind == "size":
+            after = models.size(file)
         unit = "kept" if budget.relative else UNITS[budget.kind]
         pruned_by_op = costs.by_op(plan)
         by_op = {op: reports.Change(2 * macs, 2 * pruned_by_op.get(op, 0)) for op, macs in costs.by_op().items()}

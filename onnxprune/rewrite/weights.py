@@ -36,14 +36,14 @@ def intercepts(model: ir.Model, structure: Structure, plan: Plan) -> None:
         shift = np.asarray(vector)[kept]
         if not np.any(shift):
             continue
-        bias = _bias(value)
+        bias = bias_of(value)
         if bias is not None and bias.const_value is not None:
             replace(bias, bias.const_value.numpy().astype(np.float64) + shift)
         else:
             _insert(model, value, shift)
 
 
-def _bias(value: ir.Value) -> ir.Value | None:
+def bias_of(value: ir.Value) -> ir.Value | None:
     """The vector that is already added to a value: Gemm's third input, or the next Add's."""
     node = value.producer()
     if (

@@ -10,6 +10,8 @@ from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
 from onnxprune.data import Dataset
 from onnxprune.errors import BudgetError
 from onnxprune.graph.model import Model
@@ -20,6 +22,7 @@ from onnxprune.measure.tables.landing import Landing, Timing
 from onnxprune.refit.compensate import compensate
 from onnxprune.refit.linear_stand_ins import mapped
 from onnxprune.refit.solvers.schedule import stages
+from onnxprune.rewrite.weights import bias_of
 from onnxprune.search import by_table
 from onnxprune.search.by_rank import ranked
 from onnxprune.search.defaults import method_of, why_not_so_little
@@ -31,6 +34,9 @@ from onnxprune.search.score_cache import Scores, key_of
 from onnxprune.search.scored_model import Stage, scored
 
 logger = logging.getLogger(__name__)
+
+NODE = 512
+"""Bytes of a file that a node with a constant takes, but for the numbers."""
 
 
 class Planner(Problem):
@@ -84,6 +90,9 @@ class Planner(Problem):
             BudgetError: no plan is that cheap; carries the closest that is.
         """
         plan = self.landed(budget) if self.options.budget.kind == "latency" else self.bare(budget)
+        added = self._added(plan)
+        if added and self.prices.costs.total(self.options.budget.kind, plan) + added > budget:
+            plan = self.bare(budget - added)
         if self.last:
             self.release()
         return self.finished(plan)
@@ -144,6 +153,19 @@ class Planner(Problem):
         return self.prices.total({s.id: 0 if s.branch else self.step(s) for s in self.begun()})
 
     # -- mending -----------------------------------------------------------------------------------------------
+
+    def _added(self, plan: Plan) -> float:
+        """The most that mending may add to what a budget counts: a bias where there was none, a branch's mean."""
+        kind = self.options.budget.kind
+        if kind not in ("params", "size"):
+            return 0.0
+        added = [np.asarray(plan.rests[name]).size for name in plan.drop if name in plan.rests]
+        if self.calibration is not None and self.options.compensate:
+            for linear in find_linears(self.model.graph, self.structure):
+                if bias_of(linear.matrix.node.outputs[0]) is None:
+                    added.append(self.weight(linear.weight).size // max(len(linear.matrix.units), 1))
+        numbers = sum(added)
+        return float(numbers if kind == "params" else 4 * numbers + NODE * len(added))
 
     def finished(self, plan: Plan) -> Plan:
         """A chosen plan, mended."""
