@@ -91,7 +91,10 @@ class Costs:
         return _bytes(self._weights(plan))
 
     def total(self, kind: str, plan: Plan | None = None) -> float:
-        """The cost that a budget of `kind` (flops, params, size) limits; a size is that of the file, read or written."""
+        """The cost that a budget of `kind` (flops, params, size) limits; a size is that of the file, read or written.
+
+        Without a plan it is the cost of the model as it was given, which a budget is a share of.
+        """
         if kind == "size":
             if plan is None and self.model.path is not None:
                 return float(size_of_file(self.model.path))
@@ -130,7 +133,7 @@ class Costs:
         keep = np.zeros(group.shape, dtype=bool)
         keep[..., :half] = True
         plan = Plan(self.structure.digest, {group.id: tuple(int(i) for i in np.flatnonzero(keep))})
-        return (self.total(kind) - self.total(kind, plan)) / int((~keep).sum())
+        return (self.total(kind, Plan(self.structure.digest)) - self.total(kind, plan)) / int((~keep).sum())
 
     def offered(self, group: Group, counts: Sequence[int]) -> npt.NDArray[np.bool_]:
         """Which of some ascending numbers of units are worth choosing between; here all are."""
@@ -144,7 +147,8 @@ class Costs:
 
     def branch_cost(self, kind: str, branch: str) -> float:
         """What a whole residual branch costs."""
-        return self.total(kind) - self.total(kind, Plan(self.structure.digest, drop=(branch,)))
+        none = Plan(self.structure.digest)
+        return self.total(kind, none) - self.total(kind, replace(none, drop=(branch,)))
 
     # ----------------------------------------------------------------------------------------------------------
 

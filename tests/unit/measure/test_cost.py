@@ -28,7 +28,7 @@ def costs_of(model: ZooModel) -> tuple[Subject, Costs]:
 @pytest.mark.parametrize("kind", ["flops", "params", "size"])
 def test_a_unit_costs_the_same_wherever_it_goes(zoo: Build, kind: str) -> None:
     subject, costs = costs_of(zoo("llama", "torchscript", "sdpa"))
-    dense = costs.total(kind)
+    dense = costs.total(kind, Plan(subject.structure.digest))
     rng = np.random.default_rng(0)
     for group in subject.structure.groups:
         if group.context:
