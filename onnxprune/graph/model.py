@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from onnxprune.graph import prepare
 from onnxprune.graph.prepare import shared_biases
 
 OPSETS = range(11, 27)
+_DECODER = re.compile(r"decoder(_model)?(_with_past)?(_model)?(_merged)?(?P<rest>.*)")
+"""How exporters name the graphs of one decoder; `rest` tells apart what was made of each ("_quantized")."""
 _EMBED_LIMIT = 1_900_000_000
 """Bytes of weights that still fit in one protobuf file (the format's limit is 2 GiB)."""
 
@@ -91,16 +94,43 @@ def find(path: str | os.PathLike[str]) -> Path:
             raise ModelError(f"{path}: the folder holds no .onnx file")
         if len(files) > 1 and not (path / "model.onnx").exists():
             listed = "".join(f"\n  {f.name} ({f.stat().st_size / 1e6:.1f} MB)" for f in files)
-            raise UnsupportedError(
-                f"{path}: holds several graphs:{listed}\nGive the one to prune, as in {path / files[0].name}. Each is "
-                "pruned on its own: start with the one that takes most of the time, and put its result in its place."
-            )
+            raise UnsupportedError(f"{path}: holds several graphs:{listed}\n{_apart(path, files)}")
         return path / "model.onnx" if (path / "model.onnx").exists() else files[0]
     if not path.exists():
         raise ModelError(f"{path}: no such file")
     if path.suffix == ".ort":
         raise UnsupportedError(f"{path}: an ORT-format file cannot be rewritten; give the .onnx it was made from")
     return path
+
+
+def _apart(folder: Path, files: Sequence[Path]) -> str:
+    """What can be done with a folder of several graphs, which are not cut together."""
+    tied = [f for f in files if relatives(f)]
+    if not tied:
+        return (
+            f"They are not cut together. Give one of them, as in {files[0]}: its inputs and outputs stay what they are, "
+            "so that it goes on working with the others."
+        )
+    alone = next((f for f in files if f not in tied), None)
+    named = ", ".join(f.name for f in tied)
+    return (
+        f"{named} hold the same weights, and continue from one another's caches: cut one at a time they would disagree, "
+        "without a sign of it, and they cannot be cut as one yet. What can be pruned: an export with one decoder, "
+        "without a cache or with its cache always in it (--task …-with-past of an exporter that writes one model.onnx)"
+        + (f"; or {alone} given by its name, whose outputs keep their shapes." if alone else ".")
+    )
+
+
+def relatives(file: Path) -> list[Path]:
+    """Graphs beside a decoder's that are the same decoder: with a cache, without one, or merged of both."""
+    found = _DECODER.match(file.stem)
+    if found is None:
+        return []
+    return [
+        f
+        for f in sorted(file.parent.glob("*.onnx"))
+        if f != file and (other := _DECODER.match(f.stem)) and other["rest"] == found["rest"]
+    ]
 
 
 def load(path: str | os.PathLike[str]) -> Model:

@@ -7,9 +7,11 @@ import resource
 import sys
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from onnxprune import report
 from onnxprune.data import Dataset
+from onnxprune.graph.model import relatives
 from onnxprune.graph.plan import Plan, Structure
 from onnxprune.measure.cost import Costs
 from onnxprune.search.planner import Planner
@@ -60,6 +62,17 @@ def warnings_of(learn: Dataset | None, judge: Dataset | None) -> tuple[str, ...]
             "the evaluation rows have no labels: the dense model is the teacher, and agreement with it is reported"
         )
     return tuple(said)
+
+
+def left_behind(file: Path | None) -> tuple[str, ...]:
+    """Graphs beside the model's that hold the same weights and are not cut with it."""
+    others = [] if file is None else [f.name for f in relatives(file)]
+    if not others:
+        return ()
+    return (
+        f"{', '.join(others)}: the same decoder as {file.name if file else ''}, and not cut with it; one that reads the "
+        "caches of the other gives neither model's answers, without a sign of it: use the pruned graph alone",
+    )
 
 
 def peak_memory() -> int:

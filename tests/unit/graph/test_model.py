@@ -15,6 +15,7 @@ from zoo import ZooModel
 
 from onnxprune.errors import ModelError, UnsupportedError, UsageError
 from onnxprune.graph import model as models
+from onnxprune.pipeline.report_facts import left_behind
 
 Build = Callable[..., ZooModel]
 
@@ -124,12 +125,31 @@ def test_a_graph_without_nodes_is_no_model(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_several_graphs_says_which_and_how_to_choose(tmp_path: Path) -> None:
-    for name in ("encoder_model.onnx", "decoder_model.onnx"):
+    for name in ("text_model.onnx", "vision_model.onnx"):
         (tmp_path / name).write_bytes(b"x" * 2_000_000)
     with pytest.raises(UnsupportedError) as raised:
         models.find(tmp_path)
     said = str(raised.value)
-    assert "encoder_model.onnx (2.0 MB)" in said
-    assert f"as in {tmp_path / 'decoder_model.onnx'}" in said
+    assert "vision_model.onnx (2.0 MB)" in said
+    assert f"as in {tmp_path / 'text_model.onnx'}" in said
     (tmp_path / "model.onnx").touch()
     assert models.find(tmp_path) == tmp_path / "model.onnx"
+
+
+def test_graphs_of_one_decoder_are_not_to_be_cut_one_at_a_time(tmp_path: Path) -> None:
+    names = ("encoder_model", "decoder_model", "decoder_with_past_model", "decoder_model_merged")
+    for name in (*names, "decoder_model_quantized", "decoder_with_past_model_quantized"):
+        (tmp_path / f"{name}.onnx").touch()
+    with pytest.raises(UnsupportedError, match=r"cut one at a time they would disagree") as raised:
+        models.find(tmp_path)
+    said = str(raised.value)
+    assert "start with" not in said
+    assert f"{tmp_path / 'encoder_model.onnx'} given by its name" in said
+    found = {f.stem for f in models.relatives(tmp_path / "decoder_model.onnx")}
+    assert found == {"decoder_with_past_model", "decoder_model_merged"}
+    assert [f.stem for f in models.relatives(tmp_path / "decoder_model_quantized.onnx")] == [
+        "decoder_with_past_model_quantized"
+    ]
+    assert models.relatives(tmp_path / "encoder_model.onnx") == []
+    (warned,) = left_behind(tmp_path / "decoder_model.onnx")
+    assert "decoder_with_past_model.onnx" in warned and "use the pruned graph alone" in warned
