@@ -108,13 +108,13 @@ def _apart(folder: Path, files: Sequence[Path]) -> str:
     tied = [f for f in files if relatives(f)]
     if not tied:
         return (
-            f"They are not cut together. Give one of them, as in {files[0]}: its inputs and outputs stay what they are, "
+            f"They are not cut together. Give one of them, as in {files[0]}: its interface stays what it is, "
             "so that it goes on working with the others."
         )
     alone = next((f for f in files if f not in tied), None)
     named = ", ".join(f.name for f in tied)
     return (
-        f"{named} hold the same weights, and continue from one another's caches: cut one at a time they would disagree, "
+        f"{named} hold the same weights and read one another's caches: cut one at a time they would disagree, "
         "without a sign of it, and they cannot be cut as one yet. What can be pruned: an export with one decoder, "
         "without a cache or with its cache always in it (--task …-with-past of an exporter that writes one model.onnx)"
         + (f"; or {alone} given by its name, whose outputs keep their shapes." if alone else ".")

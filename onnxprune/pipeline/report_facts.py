@@ -70,7 +70,7 @@ def left_behind(file: Path | None) -> tuple[str, ...]:
     if not others:
         return ()
     return (
-        f"{', '.join(others)}: the same decoder as {file.name if file else ''}, and not cut with it; one that reads the "
+        f"{', '.join(others)}: the same decoder as {file.name if file else ''}, and not cut with it; what reads the "
         "caches of the other gives neither model's answers, without a sign of it: use the pruned graph alone",
     )
 
