@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import ModelError, UnsupportedError, UsageError
 from onnxprune.graph import prepare
-from onnxprune.graph.prepare import shared_biases
+from onnxprune.graph.prepare import optional_inputs, shared_biases
 
 OPSETS = range(11, 27)
 _DECODER = re.compile(r"decoder(_model)?(_with_past)?(_model)?(_merged)?(?P<rest>.*)")
@@ -181,7 +181,7 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> list[Path]:
     additions with their LayerNormalization, which its CPU kernel computes slower than the two apart (1.14 times the
     whole model's time, measured on a 6-layer encoder with ONNX Runtime 1.31).
     """
-    with prepare.forgotten(model):
+    with prepare.forgotten(model), optional_inputs.restored(model):
         return _save(model, Path(path))
 
 

@@ -89,6 +89,7 @@ _LEVELS = {
     "none": "ORT_DISABLE_ALL",
     "basic": "ORT_ENABLE_BASIC",
     "extended": "ORT_ENABLE_EXTENDED",
+    "layout": "ORT_ENABLE_LAYOUT",
     "all": "ORT_ENABLE_ALL",
 }
 
@@ -139,6 +140,13 @@ def resolve_providers(names: str | Iterable[str]) -> tuple[str, ...]:
     if not resolved:
         raise UsageError("no execution provider is named; the usual one is cpu")
     return tuple(dict.fromkeys(resolved))
+
+
+def optimization_levels() -> tuple[str, ...]:
+    """What `session` takes as its optimization, from none to all, as far as this build has them."""
+    import onnxruntime as ort
+
+    return tuple(name for name, level in _LEVELS.items() if hasattr(ort.GraphOptimizationLevel, level))
 
 
 def simulated(provider: str) -> bool:

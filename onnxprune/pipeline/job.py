@@ -25,12 +25,14 @@ from onnxprune.graph.companions import copy_companions
 from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Budget, Plan, Structure
+from onnxprune.graph.prepare import optional_inputs
 from onnxprune.graph.runtime import CPU, resolve_providers
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.measure import latency
 from onnxprune.measure.cost import Costs
 from onnxprune.measure.dense_file import examine, shapes_to_check
 from onnxprune.measure.equivalence import Equivalence, check
+from onnxprune.measure.file_validity import check_file
 from onnxprune.measure.validation import Evidence, Teacher, compare
 from onnxprune.pipeline import report_facts
 from onnxprune.pipeline.late import kept
@@ -171,7 +173,7 @@ class Job:
                 report = self._measured(plan, budget, file, place)
                 report = replace(report, flops=replace(report.flops, unread=2 * unread))
                 stem = place.name.removesuffix(".onnx")
-                lacking: list[str] = []
+                lacking = [said] if (said := optional_inputs.changes(pruned)) else []
                 with kept("no file in fewer bits", lacking, but=(UsageError,)):
                     report = replace(report, steps=self._fewer_bits(file, folder / f"{stem}.{self.quantize}.onnx"))
                 plan.save(folder / f"{stem}.plan.json")
@@ -238,9 +240,9 @@ class Job:
                 if rows is None
                 else [b.feeds for b in rows.take(CHECK_ROWS, 0).batches(max_rows=16)]
             )
+            lacking = list(check_file(file, self.dense.path))
             found = check(self.dense, self.structure, plan, file, shapes_to_check(self.dense, feeds))
             zeros = zeros_in(file, self.dense, self.structure, plan)
-        lacking: list[str] = []
         evidence = None
         with kept("accuracy and drift are not known", lacking, but=(CheckError, UsageError)):
             evidence = self.evidence(file)

@@ -23,6 +23,7 @@ from onnxprune.graph.structure.analyze import analyze
 from onnxprune.measure.cost import Costs, default_bindings
 from onnxprune.measure.dense_file import examine, shapes_to_check
 from onnxprune.measure.equivalence import Equivalence, check
+from onnxprune.measure.file_validity import check_file
 from onnxprune.pipeline.job import Job, Result
 from onnxprune.pipeline.max_drop import smallest_within
 from onnxprune.pipeline.rows import shape_of, vocabulary
@@ -206,6 +207,7 @@ def apply(
     target = Path(output)
     with models.staged(target, force=force, inputs=(dense.path,)) as folder:
         file = models.save(pruned, folder / target.name)[0]
+        check_file(file, dense.path)
         found = check(dense, structure, plan, file, shapes_to_check(dense, [feeds]))
         zeros_in(file, dense, structure, plan)
         copy_companions(dense.path.parent, target.parent, force=force)

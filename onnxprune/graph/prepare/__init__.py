@@ -16,6 +16,7 @@ import onnx_ir.passes.common as passes
 from onnxprune.graph.prepare import recurrences
 from onnxprune.graph.prepare.constant_operands import write_targets
 from onnxprune.graph.prepare.inference_mode import settle
+from onnxprune.graph.prepare.optional_inputs import copied, set_aside
 from onnxprune.graph.prepare.shape_inference import infer_proto
 from onnxprune.graph.prepare.unfuse import unfuse
 from onnxprune.graph.values import constant, dims
@@ -32,9 +33,9 @@ def normalise(model: ir.Model) -> ir.Model:
     What is written rests on what holds for every size that the graph runs at; only the shapes that are left on the
     values, for the analysis, take dimensions that meet for equal.
     """
+    set_aside(model)
     for step in (
         passes.InlinePass(),
-        passes.RemoveInitializersFromInputsPass(),
         passes.TopologicalSortPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
     ):
@@ -195,8 +196,11 @@ def split_shared_vectors(model: ir.Model) -> None:
     for value in list(model.graph.initializers.values()):
         if value.const_value is None or len(value.const_value.shape) > 1:
             continue
-        for i, (node, index) in enumerate(list(value.uses())[1:], start=1):
+        uses = list(value.uses())
+        # An output of the graph is a reader, too, and the value keeps its name there.
+        for i, (node, index) in enumerate(uses if value.is_graph_output() else uses[1:], start=1):
             copy = constant(model, value.const_value, f"{value.name}_{i}", graph=node.graph)
+            copied(model, value.name or "", copy.name or "")
             node.replace_input_with(index, copy)
 
 
