@@ -242,6 +242,7 @@ class Job:
             )
             lacking = list(check_file(file, self.dense.path))
             found = check(self.dense, self.structure, plan, file, shapes_to_check(self.dense, feeds))
+            lacking += [found.note] if found.note else []
             zeros = zeros_in(file, self.dense, self.structure, plan)
         evidence = None
         with kept("accuracy and drift are not known", lacking, but=(CheckError, UsageError)):
