@@ -6,6 +6,7 @@
     labels    class names and numbers as labels
     dataset   Example, Batch, Dataset
     more_rows  more rows out of few
+    row_doubts  what rows cannot tell
     reader    read(): the above, in that order
 
 A batch holds rows of one shape only, so nothing is padded (a graph that fixes its sequence length is the one
@@ -17,5 +18,6 @@ from __future__ import annotations
 from onnxprune.data.dataset import Batch, Dataset, Example
 from onnxprune.data.more_rows import variants
 from onnxprune.data.reader import read
+from onnxprune.data.row_doubts import overlap, row_doubts
 
-__all__ = ["Batch", "Dataset", "Example", "read", "variants"]
+__all__ = ["Batch", "Dataset", "Example", "overlap", "read", "row_doubts", "variants"]

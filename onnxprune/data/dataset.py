@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,7 @@ class Dataset:
         description: what was read and every guess that was made, for the user.
         shared: graph inputs that have no batch axis and are fed once per batch (`use_cache_branch`).
         max_batch: the most rows a batch may have (1 where the graph fixes its batch size), or None.
+        copies: how many rows were left out, because they feed what another one feeds.
     """
 
     examples: tuple[Example, ...]
@@ -76,6 +78,7 @@ class Dataset:
     description: tuple[str, ...] = ()
     shared: frozenset[str] = frozenset()
     max_batch: int | None = None
+    copies: int = 0
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -104,6 +107,30 @@ class Dataset:
             label = example.label
             digest.update(label.tobytes() if isinstance(label, np.ndarray) else repr(label).encode())
         return digest.hexdigest()
+
+    @cached_property
+    def keys(self) -> tuple[bytes, ...]:
+        """What tells rows apart: one key a row (a pair is one), equal where all feeds are."""
+        return tuple(self._key(unit) for unit in self._units())
+
+    def _key(self, unit: Sequence[int]) -> bytes:
+        digest = hashlib.blake2b(digest_size=16)
+        for position in unit:
+            for name, array in sorted(self.examples[position].feeds.items()):
+                digest.update(f"{name}:{array.dtype}:{array.shape}:".encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.digest()
+
+    def distinct(self) -> Dataset:
+        """Every row once: copies tell nothing new, and one that is learnt from must not judge."""
+        units = self._units()
+        first = dict(zip(reversed(self.keys), reversed(units), strict=True))  # the first of each remains
+        if len(first) == len(units):
+            return self
+        kept = self.subset(sorted(position for unit in first.values() for position in unit))
+        copies = len(units) - len(first)
+        said = f"rows: {copies} of {len(units)} left out, they feed what another one feeds"
+        return replace(kept, copies=copies, description=(*self.description, said))
 
     def batches(self, max_rows: int = 32, max_tokens: int | None = None) -> Iterator[Batch]:
         """Every example exactly once, in batches of equal shapes: shorter rows first, then by position.

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.data.row_doubts import row_doubts
 from onnxprune.errors import CheckError, DataError
 from onnxprune.graph import runtime
 from onnxprune.graph.finite import require
-from onnxprune.measure.equivalence import Equivalence, equivalence, max_distance
+from onnxprune.measure.drift import Drift, DriftTally
+from onnxprune.measure.equivalence import Equivalence, equivalence
+from onnxprune.measure.label_doubts import few_rows, label_doubts
 from onnxprune.measure.metrics import IGNORED, Metric, choose_metric
-from onnxprune.measure.metrics.observe import teacher_cosines, teacher_decisions
-from onnxprune.measure.metrics.values import ratio
 from onnxprune.probe import divergence as measures
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ __all__ = [
 
 ModelFile = str | os.PathLike[str] | bytes
 
+_FAR = 0.05
+"""An interval that reaches farther than this above the drop (five points) is said to tell little."""
 _SAMPLE_BATCHES = 4
 """Batches whose outputs tell what kind they are."""
 
@@ -56,9 +59,10 @@ class Accuracy:
         dense, pruned: its values, as fractions (0.897) or in its own unit (perplexity).
         drop: how much worse the pruned model is, in the same unit; negative where it is better.
         rows: examples (or pairs) it was computed on.
-        confidence_interval: 95% interval of the drop, paired (`metrics.intervals`); None for fewer than two rows.
+        confidence_interval: of the drop, paired (`metrics.intervals`); None for fewer than two rows.
         higher_is_better: false for perplexity.
         reason: why this metric.
+        level: the probability that the interval holds the true drop.
     """
 
     metric: str
@@ -69,27 +73,7 @@ class Accuracy:
     confidence_interval: tuple[float, float] | None
     higher_is_better: bool = True
     reason: str = ""
-
-
-@dataclass(frozen=True)
-class Drift:
-    """How far the pruned model's outputs are from the dense model's; no labels are used.
-
-    Attributes:
-        divergence: mean over rows of the divergence that pruning minimised.
-        measure: what that divergence is, in words.
-        kl: mean KL(dense ‖ pruned) in nats over class scores; None without such outputs.
-        cosine: mean cosine of output vectors; None where rows hold single scores.
-        agreement: share of decisions (highest class) that are the same; None without class scores.
-        max_abs: largest absolute difference in any output that counts.
-    """
-
-    divergence: float
-    measure: str
-    kl: float | None
-    cosine: float | None
-    agreement: float | None
-    max_abs: float
+    level: float = 0.95
 
 
 @dataclass(frozen=True)
@@ -101,12 +85,16 @@ class Evidence:
         drift: distance between the outputs.
         coverage: where the pruned graph ran; what the provider left ran on the CPU.
         further: more metrics, where several were asked for.
+        broken: what makes the pruned model useless, whatever it saves; empty where nothing does.
+        warnings: what these rows, their labels and these outputs cannot tell.
     """
 
     accuracy: Accuracy
     drift: Drift
     coverage: runtime.Coverage
     further: tuple[Accuracy, ...] = ()
+    broken: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class Teacher:
@@ -229,12 +217,13 @@ def compare(
     seed: int = 0,
     rows: Dataset | None = None,
     progress: Callable[[int, int], None] | None = None,
+    level: float = 0.95,
 ) -> Evidence:
-    """`validate` with a teacher that is kept between several pruned models."""
+    """`validate` with a teacher that is kept between several pruned models; `level` is that of the intervals."""
     session = runtime.session(pruned, teacher.providers, threads=teacher.threads)
     coverage = runtime.placed(session, "the pruned model")
     tallies = [_Tally(teacher, chosen) for chosen in _metrics(teacher, metric)]
-    drift = _DriftTally(teacher.divergence, teacher.samples)
+    drift = DriftTally(teacher.divergence, teacher.samples)
     done = 0
     for batch, expected in teacher.batches():
         if rows is None:
@@ -248,8 +237,13 @@ def compare(
         done += len(batch)
         if progress:
             progress(done, len(teacher.dataset))
-    accuracies = tuple(tally.result(seed) for tally in tallies)
-    return Evidence(accuracies[0], drift.result(), coverage, accuracies[1:])
+    accuracies = tuple(tally.result(seed, level) for tally in tallies)
+    moved = drift.result()
+    doubts = [*row_doubts(teacher.dataset, "evaluation"), *drift.doubts(moved)]
+    doubts += [said for tally in tallies for said in tally.doubts]
+    return Evidence(
+        accuracies[0], moved, coverage, accuracies[1:], drift.broken(moved), tuple(dict.fromkeys(doubts))
+    )  # fmt: skip
 
 
 def _sources(rows: Dataset, batch: Batch) -> list[str]:
@@ -293,6 +287,7 @@ class _Tally:
         self.metric, self.dataset = metric, teacher.dataset
         self.dense: list[Array | None] = [None] * len(teacher.dataset)
         self.pruned: list[Array | None] = [None] * len(teacher.dataset)
+        self.doubts: tuple[str, ...] = ()
 
     def add(self, batch: Batch, expected: Outputs, found: Outputs) -> None:
         labels: Any = expected
@@ -304,14 +299,28 @@ class _Tally:
             for position, row in zip(batch.index, self.metric.observe(outputs, labels, batch.real), strict=True):
                 store[position] = row
 
-    def result(self, seed: int) -> Accuracy:
+    def result(self, seed: int, level: float) -> Accuracy:
         dense, pruned = self._rows(self.dense), self._rows(self.pruned)
         metric = self.metric
         both = metric.value(dense), metric.value(pruned)
-        interval = metric.interval(dense, pruned, seed=seed)
+        interval = metric.interval(dense, pruned, groups=self._groups(), level=level, seed=seed)
+        drop = metric.drop(*both)
+        few = few_rows(metric, len(dense), drop, interval, _FAR)
+        self.doubts = (*label_doubts(metric, dense), *([few] if few else ()))
         return Accuracy(
-            metric.name, *both, metric.drop(*both), len(dense), interval, metric.higher_is_better, metric.reason
-        )
+            metric.name, *both, drop, len(dense), interval, metric.higher_is_better, metric.reason, level
+        )  # fmt: skip
+
+    def _groups(self) -> Array | None:
+        """Which rows are copies of each other; None where none are."""
+        keys = self.dataset.keys
+        if len(set(keys)) == len(keys):
+            return None
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        groups = np.array([numbers[key] for key in keys])
+        if self.metric.pairwise or len(groups) == len(self.dataset):
+            return groups
+        return None  # sides of pairs, each judged on its own
 
     def _rows(self, stored: Sequence[Array | None]) -> Array:
         rows = np.array(stored)
@@ -320,45 +329,6 @@ class _Tally:
         first, second, labels = zip(*self.dataset.pairs, strict=True)
         cosines = (rows[list(first)] * rows[list(second)]).sum(-1)
         return np.stack([cosines, np.asarray(labels, np.float64)], 1)
-
-
-class _DriftTally:
-    """Sums over rows of every distance between two models' outputs."""
-
-    def __init__(self, divergence: measures.Divergence, samples: Mapping[str, Sequence[Array]]) -> None:
-        self.divergence = divergence
-        scores = {
-            m.output: m.axis for m in divergence.measures if m.kind in (measures.Kind.KL, measures.Kind.PROBABILITY_KL)
-        }
-        vectors = [n for n in divergence.outputs if samples[n][0].ndim > 1 and samples[n][0].shape[-1] > 1]
-        self.kl_outputs = [m.output for m in divergence.measures if m.kind in measures.SCORES]
-        self.observers = {}
-        if scores:
-            self.observers["agreement"] = teacher_decisions(scores)
-        if vectors:
-            self.observers["cosine"] = teacher_cosines(vectors)
-        self.rows: dict[str, list[Array]] = {"divergence": [], "kl": [], **{name: [] for name in self.observers}}
-        self.max_abs = 0.0
-
-    def add(self, expected: Outputs, found: Outputs, real: Array | None) -> None:
-        each = self.divergence.each(expected, found, real)
-        self.rows["divergence"].append(np.sum(list(each.values()), axis=0))
-        if self.kl_outputs:
-            self.rows["kl"].append(np.sum([each[name] for name in self.kl_outputs], axis=0))
-        for name, observe in self.observers.items():
-            self.rows[name].append(observe(found, expected, real))
-        self.max_abs = max(self.max_abs, *(max_distance(found[name], expected[name]) for name in expected))
-
-    def result(self) -> Drift:
-        gathered = {name: np.concatenate(rows) for name, rows in self.rows.items() if rows}
-        return Drift(
-            divergence=float(gathered["divergence"].mean()),
-            measure=self.divergence.description,
-            kl=float(gathered["kl"].mean()) if "kl" in gathered else None,
-            cosine=ratio(gathered["cosine"]) if "cosine" in gathered else None,
-            agreement=ratio(gathered["agreement"]) if "agreement" in gathered else None,
-            max_abs=self.max_abs,
-        )
 
 
 def _metrics(teacher: Teacher, names: str | Sequence[str] | None) -> list[Metric]:

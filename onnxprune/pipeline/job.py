@@ -316,6 +316,7 @@ class Job:
         divergence = (
             "none: no calibration rows" if self.learn is None else self.planner.select.rows.divergence.description
         )
+        broken = (*report_facts.emptied(self.structure, plan), *(evidence.broken if evidence else ()))
         return reports.Report(
             model=reports.ModelInfo(str(self.dense.path), self.dense.digest, self.dense.opset, str(place)),
             budget=reports.Budget(budget.kind, budget.value, after / before if budget.relative else after, unit),
@@ -343,8 +344,13 @@ class Job:
             drift=evidence.drift if evidence else None,
             latency=tuple(timed),
             landing=landing,
-            warnings=report_facts.warnings_of(self.learn, self.judge)
-            + ((landing.said,) if landing and landing.said else ()),
+            warnings=(
+                *broken,
+                *(evidence.warnings if evidence else ()),
+                *report_facts.warnings_of(self.learn, self.judge),
+                *([landing.said] if landing and landing.said else ()),
+            ),
+            broken=broken,
             seconds=dict(self.clock.seconds),
             peak_memory_bytes=report_facts.peak_memory(),
         )

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from onnxprune import report
-from onnxprune.data import Dataset
+from onnxprune.data import Dataset, overlap, row_doubts
 from onnxprune.graph.model import relatives
 from onnxprune.graph.plan import Plan, Structure
 from onnxprune.measure.cost import Costs
@@ -18,6 +18,8 @@ from onnxprune.search.planner import Planner
 
 ACCELERATED = {"2:4": ("TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")}
 """Patterns of zeros that some provider computes faster."""
+COPIES = 0.1
+"""Share of the calibration rows from which on it is worth a word that they were copies."""
 
 
 def units_of(structure: Structure, plan: Plan, planner: Planner) -> tuple[report.Units, ...]:
@@ -45,6 +47,14 @@ def sparsity_of(plan: Plan, zeros: float | None, costs: Costs) -> report.Sparsit
     return report.Sparsity(pattern, zeros, ACCELERATED.get(pattern, ()), skipped)
 
 
+def emptied(structure: Structure, plan: Plan) -> tuple[str, ...]:
+    """What a plan leaves too little of to be a model."""
+    blocks = len(structure.branches)
+    if not blocks or len(set(plan.drop)) < blocks:
+        return ()
+    return (f"all {blocks} blocks are gone: what is left is the embedding and the head. Keep more",)
+
+
 def warnings_of(learn: Dataset | None, judge: Dataset | None) -> tuple[str, ...]:
     """What a reader should know of the rows."""
     said = []
@@ -55,12 +65,16 @@ def warnings_of(learn: Dataset | None, judge: Dataset | None) -> tuple[str, ...]
         )
     elif learn.kind == "random":
         said.append("calibration rows are random: scores and compensation mean little on real inputs")
+    else:
+        said += _learning(learn)
     if judge is None:
         said.append("no evaluation rows: what pruning cost in accuracy was not measured")
     elif judge.labels is None:
         said.append(
             "the evaluation rows have no labels: the dense model is the teacher, and agreement with it is reported"
         )
+    if learn is not None and judge is not None and (shared := overlap(learn, judge)):
+        said.append(shared)
     return tuple(said)
 
 
@@ -73,6 +87,16 @@ def left_behind(file: Path | None) -> tuple[str, ...]:
         f"{', '.join(others)}: the same decoder as {file.name if file else ''}, and not cut with it; what reads the "
         "caches of the other gives neither model's answers, without a sign of it: use the pruned graph alone",
     )
+
+
+def _learning(learn: Dataset) -> list[str]:
+    said = list(row_doubts(learn, "calibration"))
+    if learn.copies and learn.copies >= COPIES * (len(learn.keys) + learn.copies):
+        said.append(f"{learn.copies} calibration rows were copies of others and taught nothing: they were left out")
+    labels = [label for label in learn.labels or () if isinstance(label, int)]
+    if len(labels) > 1 and len(set(labels)) == 1:
+        said.append(f"all calibration rows that have a label have the same one ({labels[0]}): other classes may suffer")
+    return said
 
 
 def peak_memory() -> int:

@@ -16,7 +16,7 @@ from onnxprune.search.options import Options
 def read_rows(
     dense: Model, calibration: Any, evaluation: Any, options: Options, **asked: Any
 ) -> tuple[Dataset | None, Dataset | None]:
-    """(rows to learn from, rows to report on). Report rows decide nothing."""
+    """(rows to learn from, each once, rows to report on). Report rows decide nothing."""
     common = dict(
         inputs=dense.inputs,
         outputs=dense.outputs,
@@ -25,7 +25,7 @@ def read_rows(
         vocab_size=vocabulary(dense),
         **asked,
     )
-    learn = data.read(calibration, limit=options.rows, **common) if calibration is not None else None
+    learn = data.read(calibration, limit=options.rows, **common).distinct() if calibration is not None else None
     if evaluation is not None:
         return learn, data.read(evaluation, **common)
     if learn is None or len(learn) < 20:

@@ -178,7 +178,7 @@ def make_plan(
             seed=options.seed,
             limit=options.rows,
             **asked,
-        )
+        ).distinct()
     examine(dense, learn)
     planner = Planner(dense, structure, options, learn, shape_of(dense, options.shape, learn), progress=progress)
     plan = units_then_zeros.carry_out(planner, options.budget)

@@ -61,12 +61,14 @@ def _files(made: Exported) -> Table:
 def steps_table(steps: Sequence[Step]) -> Table:
     """Each step alone and both together, against the dense model."""
     timed = any(step.latency is not None for step in steps)
-    columns = ("step", "size", "accuracy", "agreement", "KL", *(("speed-up",) if timed else ()))
+    columns = ("step", "size", "accuracy", "agreement", "explained", "KL", *(("speed-up",) if timed else ()))
     table = _table("Step by step, against the dense model", *columns)
     for step in steps:
         agreement = "" if step.drift is None or step.drift.agreement is None else f"{step.drift.agreement:.1%}"
+        left = None if step.drift is None else step.drift.explained_variance
+        explained = "" if left is None else text.explained(left)
         kl = "" if step.drift is None or step.drift.kl is None else f"{step.drift.kl:.4f}"
-        cells = [step.name, text.size(step.bytes), _accuracy(step.accuracy), agreement, kl]
+        cells = [step.name, text.size(step.bytes), _accuracy(step.accuracy), agreement, explained, kl]
         if step.latency is not None:
             low, high = step.latency.speedup_interval
             cells.append(f"{step.latency.speedup:.2f}× [{low:.2f}, {high:.2f}]")

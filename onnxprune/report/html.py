@@ -71,6 +71,7 @@ def _header(report: Report) -> Markup:
         [
             tag("div", "Pruning report", class_="eyebrow"),
             tag("h1", text.name(report)),
+            *(tag("p", f"Broken: {line}", class_="broken", role="alert") for line in report.broken),
             tag("p", text.budget(report.budget), class_="lead"),
             tag("p", text.landing(report.landing)) if report.landing is not None else None,
             tag("div", *_figures(report), class_="figures"),
@@ -118,9 +119,10 @@ def _threads(count: int) -> str:
 
 
 def _warnings(report: Report) -> Markup | None:
-    if not report.warnings:
-        return None
-    return tag("div", tag("ul", *(tag("li", line) for line in report.warnings)), class_="warnings", role="note")
+    lines = [line for line in report.warnings if line not in report.broken]
+    return (
+        tag("div", tag("ul", *(tag("li", line) for line in lines)), class_="warnings", role="note") if lines else None
+    )
 
 
 # ---- what was cut
@@ -195,7 +197,7 @@ def _accuracy_note(report: Report) -> str:
     why = f" ({held.reason})" if held.reason else ""
     return (
         f"{text.metric_title(held.metric)}{why} of both files on the same {held.rows:,} rows, which decided nothing. "
-        "Intervals are paired, at 95%, and leave room for what so few rows cannot show."
+        f"Intervals are paired, at {text.level([held])}, and leave room for what so few rows cannot show."
     )
 
 
@@ -222,16 +224,18 @@ def _precision(steps: Sequence[Step]) -> Markup | None:
     for step in steps:
         held, drift, timed = step.accuracy, step.drift, step.latency
         agreement = None if drift is None else drift.agreement
+        explained = None if drift is None else drift.explained_variance
         rows.append([
             f"{step.name} ({step.scheme})" if step.scheme else step.name,
             text.size(step.bytes),
             None if held is None else text.metric_value(held, held.pruned),
             None if held is None else text.drop(held),
             None if agreement is None else text.percent(agreement, 1),
+            None if explained is None else text.explained(explained),
             None if timed is None else text.speedup(timed),
         ])  # fmt: skip
-    columns = ["Step", "Size", "Metric", "Change", "Agreement", "Speed-up"]
-    return table(columns, rows, ["", "n", "n", "n", "n", "n"]) if rows else None
+    columns = ["Step", "Size", "Metric", "Change", "Agreement", "Explained variance", "Speed-up"]
+    return table(columns, rows, ["", *["n"] * 6]) if rows else None
 
 
 def _change(held: Accuracy) -> charts.Interval | None:
@@ -253,6 +257,8 @@ def _drift(report: Report) -> Markup | None:
         ("KL", f"{held.kl:.4g} nats" if held.kl is not None else None),
         ("Cosine", f"{held.cosine:.4f}" if held.cosine is not None else None),
         ("Same decisions", text.percent(held.agreement) if held.agreement is not None else None),
+        ("Explained variance", None if held.explained_variance is None else text.explained(held.explained_variance)),
+        ("Dense outputs vary by", None if held.variation is None else f"{text.percent(held.variation)} of their size"),
         ("Largest difference", f"{held.max_abs:.3g}"),
         ("Compared by", held.measure),
     ]

@@ -15,13 +15,18 @@ from typing import Any
 from onnxprune.documents import built, read_object, utf8
 from onnxprune.errors import DataError, one_line
 from onnxprune.export.precision import Step
+from onnxprune.measure.drift import Drift
 from onnxprune.measure.equivalence import Equivalence
 from onnxprune.measure.latency import LatencyRow
 from onnxprune.measure.tables.landing import Landing
-from onnxprune.measure.validation import Accuracy, Drift
+from onnxprune.measure.validation import Accuracy
 
-SCHEMA_VERSION = 1
-"""Raised when a field changes its meaning or goes; new fields with defaults do not raise it."""
+SCHEMA_VERSION = 2
+"""Raised when a field changes its meaning or goes; new fields with defaults do not raise it.
+
+2: intervals of a drop are never of width zero, `warnings` hold what rows cannot tell, `budget` may be `max_drop`.
+"""
+_READABLE = (1, SCHEMA_VERSION)
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,8 @@ class Report:
         landing: how a latency budget was met; None for other budgets.
         sparsity: zeros inside matrices, if any.
         steps: pruning alone, fewer bits alone, both together; empty without --quantize.
-        warnings: what the user must know.
+        warnings: what the user must know; first of all what `broken` says.
+        broken: what makes the pruned model useless, whatever it saves.
         seconds: by stage.
         peak_memory_bytes: of the process.
         schema_version: of this format.
@@ -167,6 +173,7 @@ class Report:
     sparsity: Sparsity | None = None
     steps: tuple[Step, ...] = ()
     warnings: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
     schema_version: int = SCHEMA_VERSION
@@ -185,7 +192,7 @@ class Report:
             DataError: another schema version, or a field that is missing or of the wrong kind (names it).
         """
         version = data.get("schema_version")
-        if version != SCHEMA_VERSION:
+        if version not in _READABLE:
             raise DataError(f"this is no report of schema version {SCHEMA_VERSION} (schema_version is {version!r})")
         units = data.get("units")
         if isinstance(units, list):  # their indices are written as ranges

@@ -76,6 +76,7 @@ rect.on { fill: var(--kept); } rect.off { fill: var(--cut); }
 .chart .whisker.bad { stroke: var(--bad); } .chart .dot.bad { fill: var(--bad); }
 .chart .whisker.open { stroke: var(--open); } .chart .dot.open { fill: var(--open); }
 .good { color: var(--good); } .bad { color: var(--bad); } .open { color: var(--open); }
+.broken { color: var(--bad); font-weight: 600; border-left: 4px solid var(--bad); padding-left: .8rem; }
 .warnings {
   background: var(--note); color: var(--note-ink); border-radius: 6px; padding: 1rem 1.25rem;
   margin-top: 2rem; font-size: .94rem;

@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from onnxprune.measure.drift import Drift
 from onnxprune.measure.latency import LatencyRow
-from onnxprune.measure.validation import Accuracy, Drift, Evidence
+from onnxprune.measure.validation import Accuracy, Evidence
 from onnxprune.report import advice, text
 from onnxprune.report.schema import Change, Report, Units
 
@@ -32,6 +33,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     """All of a report, to stdout unless another console is given."""
     view = _View(console)
     view.heading(text.name(report), text.budget(report.budget))
+    view.alarm(report.broken)
     view.table(view.changes(report))
     view.table(view.unit_map(report.units))
     if report.accuracy is not None:
@@ -51,7 +53,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     if report.sparsity is not None:
         zeros = report.sparsity
         view.line(f"Zeros: {text.zeros(zeros)}.")
-    view.notes("Warnings", report.warnings, "yellow")
+    view.notes("Warnings", [w for w in report.warnings if w not in report.broken], "yellow")
     view.steps(advice.next_steps(report))
 
 
@@ -64,14 +66,20 @@ def print_latency(rows: Sequence[LatencyRow], console: Console | None = None) ->
 def print_evidence(evidence: Evidence, console: Console | None = None) -> None:
     """The result of a validation."""
     view = _View(console)
+    view.alarm(evidence.broken)
     view.table(view.accuracy((evidence.accuracy, *evidence.further)))
     view.drift(evidence.drift)
+    view.notes("Warnings", evidence.warnings, "yellow")
 
 
 def print_sweep(reports: Sequence[Report], console: Console | None = None) -> None:
     """Several budgets of one model, one line each."""
     view = _View(console)
     view.table(view.sweep(reports))
+    for report in reports:
+        view.alarm([f"at {text.percent(report.flops.ratio)} of the FLOPs {line}" for line in report.broken])
+    said = (w for r in reports for w in r.warnings if w not in r.broken)
+    view.notes("Warnings", dict.fromkeys(said), "yellow")
 
 
 def to_text(report: Report) -> str:
@@ -108,6 +116,14 @@ class _View:
         self._print(title, style="bold")
         self._print(subtitle, style="dim")
         self._print()
+
+    def alarm(self, lines: Iterable[str]) -> None:
+        """What makes all that follows beside the point."""
+        held = list(lines)
+        for line in held:
+            self._print(f"BROKEN: {line}", style="bold red")
+        if held:
+            self._print()
 
     def line(self, words: str) -> None:
         self._print(words, style="dim")
@@ -204,11 +220,14 @@ class _View:
         said = [f"KL {held.kl:.4g} nats"] if held.kl is not None else []
         said += [f"cosine {held.cosine:.4f}"] if held.cosine is not None else []
         said += [f"agreement {text.percent(held.agreement)}"] if held.agreement is not None else []
+        explained = held.explained_variance
+        said += [f"explained variance {text.explained(explained)}"] if explained is not None else []
         self.line(f"Against the dense outputs: {', '.join([*said, f'largest difference {held.max_abs:.3g}'])}.")
 
     def accuracy(self, held: Sequence[Accuracy]) -> Table:
         made = self._table("Accuracy")
-        for column in ("", "dense", "pruned", "change [95% interval]", "rows"):
+        interval = f"change [{text.level(held)} interval]"
+        for column in ("", "dense", "pruned", interval, "rows"):
             made.add_column(column, justify="left" if not column else "right")
         for one in held:
             values = (text.metric_value(one, one.dense), text.metric_value(one, one.pruned))

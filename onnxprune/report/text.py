@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
 from onnxprune.graph import runtime
@@ -94,6 +94,16 @@ def metric_value(accuracy: Accuracy, value: float) -> str:
     if accuracy.metric in ("matthews", "pearson", "spearman", "cosine", "teacher_spearman"):
         return f"{value:.4f}"
     return percent(value, 2)
+
+
+def explained(share: float) -> str:
+    """0.98765 -> "98.77%"; what is below nothing says no more than that."""
+    return percent(share, 2) if share >= 0 else "none"
+
+
+def level(held: Sequence[Accuracy]) -> str:
+    """ "95%": of all metrics' intervals."""
+    return f"{100 * (held[0].level if held else 0.95):.3g}%"
 
 
 def drop(accuracy: Accuracy) -> str:

@@ -59,8 +59,9 @@ class Split:
             UsageError: fewer rows than it takes.
         """
         if len(calibration) < FEWEST:
+            copies = f" ({calibration.copies} more are copies of them)" if calibration.copies else ""
             raise UsageError(
-                f"{len(calibration)} calibration rows are too few to learn from and to decide by; "
+                f"{len(calibration)} calibration rows{copies} are too few to learn from and to decide by; "
                 f"give at least {FEWEST} (some hundreds are usual)"
             )
         parts = calibration.split({"fit": 0.65, "search": 0.2, "select": 0.15}, options.seed)

@@ -22,7 +22,20 @@ from onnxprune.graph.runtime import Coverage
 from onnxprune.measure.equivalence import Equivalence
 from onnxprune.measure.latency import LatencyRow, Times
 from onnxprune.measure.validation import Accuracy, Drift, Evidence
-from onnxprune.report import Budget, Change, Flops, ModelInfo, Report, Sparsity, Units, advice, html, terminal, text
+from onnxprune.report import (
+    SCHEMA_VERSION,
+    Budget,
+    Change,
+    Flops,
+    ModelInfo,
+    Report,
+    Sparsity,
+    Units,
+    advice,
+    html,
+    terminal,
+    text,
+)
 from onnxprune.report.schema import ranges, unranges
 
 EVIL = "<script>alert('1')</script>&\"[red]x[/red]"
@@ -81,7 +94,7 @@ def plain(report: Report, width: int = 110) -> str:
 
 def test_json_is_what_the_interface_promises() -> None:
     data = json.loads(json.dumps(full().to_json(), allow_nan=False))
-    assert data["schema_version"] == 1
+    assert data["schema_version"] == SCHEMA_VERSION == 2
     assert data["model"] | {"pruned_path": ""} == {
         "path": "models/bert/model.onnx", "sha256": "ab" * 32, "opset": 17, "pruned_path": "",
     }  # fmt: skip
@@ -110,6 +123,36 @@ def test_json_round_trip_and_file(tmp_path: Path) -> None:
     assert Report.from_json(json.loads(json.dumps(bare.to_json()))) == bare
 
 
+def test_what_is_broken_is_said_first_and_warnings_are_said_everywhere() -> None:
+    report = full(broken=("all 6 blocks are gone",), warnings=("all 6 blocks are gone", "labels do not fit"))
+    for shown in (plain(report), html.render(report)):
+        assert shown.count("all 6 blocks are gone") == 1 and "labels do not fit" in shown
+        assert shown.index("all 6 blocks are gone") < shown.index("60.0% kept" if shown.startswith("<") else "Cost")
+    stream = io.StringIO()
+    terminal.print_sweep([report, full()], Console(file=stream, width=110))
+    assert "BROKEN: at 60.0% of the FLOPs all 6 blocks are gone" in stream.getvalue()
+    assert "labels do not fit" in stream.getvalue()
+
+
+def test_explained_variance_stands_beside_agreement() -> None:
+    held = replace(full().drift or Drift(0, "", 0, 1, 1, 0), explained_variance=0.87654, variation=0.3)
+    assert "explained variance 87.65%" in plain(full(drift=held))
+    assert "87.65%" in html.render(full(drift=held)) and "30.0% of their size" in html.render(full(drift=held))
+    evidence = Evidence(full().accuracy or Accuracy("f1", 1, 1, 0, 2, None), held, Coverage(CPU, 1, 1, 1))
+    stream = io.StringIO()
+    terminal.print_evidence(replace(evidence, warnings=("so few rows",)), Console(file=stream, width=110))
+    assert "explained variance 87.65%" in stream.getvalue() and "so few rows" in stream.getvalue()
+    assert "explained variance none" in plain(full(drift=replace(held, explained_variance=-3.0)))
+
+
+def test_reports_of_the_first_schema_are_read() -> None:
+    data = full().to_json() | {"schema_version": 1}
+    for name in ("explained_variance", "variation"):
+        del data["drift"][name]
+    del data["accuracy"]["level"], data["broken"]
+    assert Report.from_json(data).drift == full().drift
+
+
 def test_numbers_that_json_lacks() -> None:
     data = full(equivalence=Equivalence(math.inf, math.nan, 1)).to_json()
     assert data["equivalence"]["max_abs"] is None
@@ -128,7 +171,7 @@ def test_newer_fields_are_left_out_and_older_reports_lack_some() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("schema_version",), 2, "schema version 1"),
+        (("schema_version",), 3, "schema version 2"),
         (("model", "opset"), "17", r"report\.model\.opset"),
         (("units", 1), 5, r"report\.units\[1\]"),
         (("latency", 0, "speedup_interval"), [1.0], r"report\.latency\[0\]\.speedup_interval"),
