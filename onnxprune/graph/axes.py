@@ -143,8 +143,21 @@ class Solver:
             return self.resolve(factor)
         if factor not in self._bound:
             return ((factor,),)
-        self._bound[factor] = self.resolve(self._bound[factor])
+        # Every residual addition binds one more atom to the one before: chains of bindings are as long as a graph is
+        # deep. Resolved from their end, none is followed by recursion.
+        chain = [factor]
+        while chain:
+            further = [a for a in atoms_of(self._bound[chain[-1]]) if a in self._bound and not self._final(a)]
+            if further:
+                chain.extend(further)
+            else:
+                atom = chain.pop()
+                self._bound[atom] = self.resolve(self._bound[atom])
         return self._bound[factor]
+
+    def _final(self, atom: int) -> bool:
+        """Whether what an atom is bound to holds no bound one."""
+        return not any(a in self._bound for a in atoms_of(self._bound[atom]))
 
     def _bind(self, atom: int, layout: Layout) -> None:
         self._bound[atom] = layout

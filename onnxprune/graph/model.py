@@ -19,10 +19,12 @@ import numpy as np
 import onnx_ir
 import onnx_ir as ir
 
-from onnxprune.errors import ModelError, UnsupportedError, UsageError
-from onnxprune.graph import prepare
+from onnxprune.errors import ModelError, UnsupportedError, UsageError, reading
+from onnxprune.graph import intake, prepare
 from onnxprune.graph.prepare import optional_inputs, shared_biases
 
+read = intake.read
+"""The file as it is, checked for what a damaged or hostile one lacks."""
 OPSETS = range(11, 27)
 _DECODER = re.compile(r"decoder(_model)?(_with_past)?(_model)?(_merged)?(?P<rest>.*)")
 """How exporters name the graphs of one decoder; `rest` tells apart what was made of each ("_quantized")."""
@@ -151,27 +153,10 @@ def load(path: str | os.PathLike[str]) -> Model:
             f"{file}: opset {version} of the default domain; {OPSETS[0]} to {OPSETS[-1]} are supported"
         )
     digest = _digest(file, model)
-    prepare.normalise(model)
-    shared_biases.index_sides(model)
+    with reading(f"{file}: the graph cannot be understood", ModelError):
+        prepare.normalise(model)
+        shared_biases.index_sides(model)
     return Model(model, file, digest)
-
-
-def read(file: Path) -> ir.Model:
-    """The file as it is, checked for what a damaged file lacks."""
-    try:
-        model = ir.load(file)
-    except Exception as error:  # protobuf, onnx and the OS each raise their own; all mean the file cannot be read
-        raise ModelError(f"{file}: not an ONNX file, or a damaged one ({_first_line(error)})") from error
-    if not model.opset_imports or not model.graph.outputs or not model.graph.num_nodes():
-        raise ModelError(f"{file}: not an ONNX file, or a damaged one (no operators, opset or outputs in it)")
-    for tensor in _external(model):
-        data = Path(tensor.path)
-        needed = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
-        if not data.exists():
-            raise ModelError(f"{file}: its external data {data.name} is missing beside it (tensor {tensor.name})")
-        if data.stat().st_size < needed:
-            raise ModelError(f"{file}: its external data {data.name} is truncated (tensor {tensor.name})")
-    return model
 
 
 def save(model: ir.Model, path: str | os.PathLike[str]) -> list[Path]:
@@ -274,7 +259,3 @@ def spec(value: ir.Value) -> InputSpec:
     dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(object)
     dims = () if value.shape is None else value.shape
     return InputSpec(value.name or "", np.dtype(dtype), tuple(d if isinstance(d, int) else d.value for d in dims))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -15,6 +15,7 @@ import onnx_ir.passes.common as passes
 
 from onnxprune.graph.prepare import recurrences
 from onnxprune.graph.prepare.constant_operands import write_targets
+from onnxprune.graph.prepare.fold_limit import small
 from onnxprune.graph.prepare.inference_mode import settle
 from onnxprune.graph.prepare.optional_inputs import copied, set_aside
 from onnxprune.graph.prepare.shape_inference import infer_proto
@@ -69,7 +70,7 @@ def _fold(model: ir.Model) -> None:
     """Fold constants into initializers, and take out what that leaves unread."""
     from onnxscript.optimizer import fold_constants
 
-    fold_constants(model)
+    fold_constants(model, should_fold=lambda node: small(node, model.opset_imports.get(node.domain, 1)))
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     drop_identities(model)
     passes.RemoveUnusedNodesPass()(model)

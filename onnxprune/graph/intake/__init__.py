@@ -1,0 +1,45 @@
+"""Model files that anyone could have made: what is read, and what is refused before anything is done with it.
+
+Nothing outside the model's folder is read, every tensor has the bytes that its shape asks for, and nothing in the graph
+grows without bound when it is unfolded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxprune.documents import regular
+from onnxprune.errors import ModelError, OnnxPruneError, one_line, said
+from onnxprune.graph.intake import bounds, external_data, tensors
+
+
+def read(file: Path) -> ir.Model:
+    """The model in a file, as it is; external data stay where they are, and are found where they really lie.
+
+    Raises:
+        ModelError: it cannot be read, is not ONNX, damaged, or reaches for data outside its folder.
+        LimitError: it would grow without bound.
+    """
+    regular(file, ModelError)
+    try:
+        proto = _parsed(file)
+        places = tensors.check(proto, file)
+        model: ir.Model = ir.from_proto(proto)
+    except OnnxPruneError:
+        raise
+    except Exception as error:  # protobuf, onnx and the OS each raise their own; all mean the file cannot be read
+        raise ModelError(f"{file}: not an ONNX file, or a damaged one ({one_line(said(error), 200)})") from error
+    external_data.place(model, file, places)
+    if not model.opset_imports or not model.graph.outputs or not model.graph.num_nodes():
+        raise ModelError(f"{file}: not an ONNX file, or a damaged one (no operators, opset or outputs in it)")
+    bounds.check(model, file)
+    return model
+
+
+def _parsed(file: Path) -> Any:
+    import onnx
+
+    return onnx.load(file, load_external_data=False)

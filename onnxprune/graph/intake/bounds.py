@@ -1,0 +1,100 @@
+"""What a small file could unfold into: functions that call functions, loops that never end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxprune.errors import LimitError, ModelError, one_line
+
+MOST_NODES = 1_000_000
+"""Of a graph whose functions are written out; the largest decoders have some ten thousand."""
+MOST_TURNS = 1_000_000
+"""Of a loop whose number of turns is a constant."""
+
+Function = tuple[str, str, str]
+"""Domain, name and overload."""
+
+
+def check(model: ir.Model, file: Path) -> None:
+    """Refuse a graph that grows without bound.
+
+    Raises:
+        ModelError: a function calls itself.
+        LimitError: too many nodes once its functions are written out, or a loop that never ends.
+    """
+    nodes = _unfolded(model, file)
+    if nodes > MOST_NODES:
+        raise LimitError(f"{file}: {nodes:,} nodes once its functions are written out; {MOST_NODES:,} are the most")
+    for node in _all(model):
+        if node.op_type == "Loop" and node.domain in ("", "ai.onnx"):
+            _check_loop(node, file)
+
+
+def _all(model: ir.Model) -> Iterator[ir.Node]:
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
+def _unfolded(model: ir.Model, file: Path) -> int:
+    """Nodes of the graph with every call written out; functions are counted before those that call them."""
+    calls = {key: list(function.all_nodes()) for key, function in model.functions.items()}
+    sizes: dict[Function, int] = {}
+    open_calls: list[Function] = []
+    for start in calls:
+        stack = [start]
+        while stack:
+            key = stack[-1]
+            called = {(n.domain, n.op_type, n.overload) for n in calls[key]} & calls.keys()
+            missing = [c for c in called if c not in sizes]
+            if key in sizes or not missing:
+                sizes.setdefault(key, _size(calls[key], sizes))
+                stack.pop()
+                open_calls = [c for c in open_calls if c != key]
+                continue
+            if key in open_calls:
+                raise ModelError(f"{file}: function {one_line(key[1], 60)} calls itself: the file is damaged")
+            open_calls.append(key)
+            stack.extend(missing)
+    return _size(list(model.graph.all_nodes()), sizes)
+
+
+def _size(nodes: list[ir.Node], sizes: dict[Function, int]) -> int:
+    return sum(sizes.get((n.domain, n.op_type, n.overload), 1) for n in nodes)
+
+
+def _check_loop(node: ir.Node, file: Path) -> None:
+    """A loop ends by its number of turns, or by a condition that its body computes."""
+    turns = _constant(node.inputs[0]) if node.inputs else None
+    body = node.attributes["body"].as_graph() if "body" in node.attributes else None
+    condition = body.outputs[0] if body is not None and body.outputs else None
+    ends = condition is not None and not _passed_on(condition, body) and _constant(condition) is None
+    if turns is not None and turns > MOST_TURNS and not ends:
+        raise LimitError(
+            f"{file}: the loop {one_line(node.name or '', 60)} takes {turns:,} turns; {MOST_TURNS:,} are the most"
+        )
+    if turns is None and (not node.inputs or node.inputs[0] is None) and not ends:
+        raise LimitError(f"{file}: the loop {one_line(node.name or '', 60)} never ends")
+
+
+def _constant(value: ir.Value | None) -> int | None:
+    """The number behind a value that is a constant."""
+    if value is None:
+        return None
+    tensor = value.const_value
+    producer = value.producer()
+    if tensor is None and producer is not None and producer.op_type == "Constant" and "value" in producer.attributes:
+        tensor = producer.attributes["value"].as_tensor()
+    return int(tensor.numpy().reshape(-1)[0]) if tensor is not None and tensor.size == 1 else None
+
+
+def _passed_on(value: ir.Value, body: ir.Graph | None) -> bool:
+    """Whether a value is what came in, unchanged."""
+    while (
+        (producer := value.producer()) is not None and producer.op_type == "Identity" and producer.inputs[0] is not None
+    ):
+        value = producer.inputs[0]
+    return body is not None and value in list(body.inputs)

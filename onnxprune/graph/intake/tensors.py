@@ -1,0 +1,129 @@
+"""Tensors and names in a model file: whole, unique, and text that can be written again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxprune.errors import ModelError, UnsupportedError, one_line
+from onnxprune.graph.intake.external_data import Place, check_overlaps, place_of
+
+MOST_DIMENSIONS = 64
+"""Of a tensor: what numpy takes."""
+
+_FIELDS = {
+    "FLOAT": "float_data", "COMPLEX64": "float_data", "DOUBLE": "double_data", "COMPLEX128": "double_data",
+    "INT64": "int64_data", "UINT64": "uint64_data", "UINT32": "uint64_data", "STRING": "string_data",
+}  # fmt: skip
+"""Where a tensor keeps its values if not as raw bytes; of all other types in int32_data."""
+
+
+def check(proto: Any, file: Path) -> dict[str, Place]:
+    """Where the external initializers of a ModelProto lie, by name.
+
+    Raises:
+        ModelError: a tensor, a node or a name is damaged.
+        UnsupportedError: sparse initializers.
+    """
+    places: list[Place] = []
+    outer = True
+    for graph in _graphs(proto, file):
+        seen: set[str] = set()
+        for tensor in graph.initializer:
+            if tensor.name in seen:
+                raise ModelError(
+                    f"{file}: two initializers are called {one_line(tensor.name, 80)}: the file is damaged"
+                )
+            seen.add(tensor.name)
+            if (place := _checked(file, tensor)) is not None:
+                if not outer:
+                    raise UnsupportedError(f"{file}: external data of {one_line(tensor.name, 80)}, in a subgraph")
+                places.append(place)
+        if graph.sparse_initializer:
+            raise UnsupportedError(f"{file}: sparse initializers are not supported: write them as dense ones")
+        outer = False
+    check_overlaps(file, places)
+    return {place.tensor: place for place in places}
+
+
+def _graphs(proto: Any, file: Path) -> Iterator[Any]:
+    """The graph and the bodies in it and in the functions; their nodes are checked on the way."""
+    yield proto.graph
+    open_nodes = [*proto.graph.node]
+    inside = [n for f in proto.functions for n in f.node]
+    for nodes, in_function in ((open_nodes, False), (inside, True)):
+        stack = nodes
+        while stack:
+            node = stack.pop()
+            _check_node(file, node, in_function)
+            for attribute in node.attribute:
+                for graph in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+                    yield graph
+                    stack.extend(graph.node)
+
+
+def _check_node(file: Path, node: Any, in_function: bool) -> None:
+    where = f"{file}: node {one_line(node.name or next(iter(node.output), ''), 80)} ({one_line(node.op_type, 40)})"
+    if not node.op_type:
+        raise ModelError(f"{where}: no operator is named: the file is damaged")
+    for text in (node.name, node.op_type, node.domain, *node.input, *node.output):
+        if not _written(text):
+            raise ModelError(f"{where}: a name is not UTF-8: the file is damaged")
+    names = [a.name for a in node.attribute]
+    if len(set(names)) < len(names):
+        raise ModelError(f"{where}: an attribute is given twice: the file is damaged")
+    for attribute in node.attribute:
+        if attribute.ref_attr_name and not in_function:
+            raise ModelError(f"{where}: attribute {one_line(attribute.name, 40)} is a reference, outside of a function")
+        for tensor in (*([attribute.t] if attribute.HasField("t") else ()), *attribute.tensors):
+            if _checked(file, tensor) is not None:
+                raise UnsupportedError(f"{where}: external data in an attribute: make it an initializer")
+
+
+def _written(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _checked(file: Path, tensor: Any) -> Place | None:
+    """Whether a TensorProto has the values that its type and shape ask for; where they lie, if outside.
+
+    Raises:
+        ModelError: it does not.
+    """
+    where = f"{file}: tensor {one_line(tensor.name, 80)}"
+    if not _written(tensor.name):
+        raise ModelError(f"{where}: its name is not UTF-8: the file is damaged")
+    if tensor.data_type not in set(ir.DataType) or tensor.data_type == ir.DataType.UNDEFINED:
+        raise ModelError(f"{where}: element type {tensor.data_type} is not known: the file is damaged")
+    if len(tensor.dims) > MOST_DIMENSIONS or any(d < 0 for d in tensor.dims):
+        shape = one_line(str(list(tensor.dims)), 60)
+        raise ModelError(f"{where}: shape {shape} is none that a tensor can have: the file is damaged")
+    kind, count = ir.DataType(tensor.data_type), math.prod(tensor.dims)
+    if kind == ir.DataType.STRING:
+        nbytes = -1
+    else:
+        if kind.bitwidth < 8 and 8 % kind.bitwidth:
+            raise UnsupportedError(f"{where}: elements of {kind.bitwidth} bits are not supported")
+        nbytes = -(-count * kind.bitwidth // 8)
+        if tensor.data_location == tensor.EXTERNAL:
+            return place_of(file, tensor, nbytes)
+    if tensor.data_location == tensor.EXTERNAL or tensor.HasField("raw_data"):
+        if nbytes < 0 or len(tensor.raw_data) != nbytes:
+            raise ModelError(
+                f"{where}: {len(tensor.raw_data)} bytes, and its type and shape take {nbytes}: the file is damaged"
+            )
+        return None
+    held = len(getattr(tensor, _FIELDS.get(kind.name, "int32_data")))
+    packed = max(8 // kind.bitwidth, 1) if nbytes >= 0 else 1
+    wanted = count * 2 if kind.name.startswith("COMPLEX") else -(-count // packed)
+    if held != wanted:
+        raise ModelError(f"{where}: {held} values, and its type and shape take {wanted}: the file is damaged")
+    return None

@@ -1,0 +1,280 @@
+"""Model files that anyone could have made: refused in one line before anything is done with them, or read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import perceptron
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxprune.errors import LimitError, ModelError, OnnxPruneError
+from onnxprune.graph import model as models
+from onnxprune.graph.structure.analyze import analyze
+
+Change = Callable[[onnx.ModelProto], object]
+
+
+def outside(folder: Path, location: str | None, **entries: object) -> bytes:
+    """A model whose first weight lies elsewhere; its bytes."""
+    model = perceptron.perceptron()
+    tensor = model.graph.initializer[0]
+    raw = bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    told = {"location": location, "offset": 0, "length": len(raw), **entries}
+    for key, value in told.items():
+        if value is not None:
+            tensor.external_data.add(key=key, value=str(value))
+    perceptron.write(folder / "model.onnx", model)
+    return raw
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    place = tmp_path / "deep" / "job"
+    place.mkdir(parents=True)
+    return place
+
+
+def test_data_beside_the_model_are_read(folder: Path) -> None:
+    raw = outside(folder, "weights/w.bin")
+    (folder / "weights").mkdir()
+    (folder / "weights" / "w.bin").write_bytes(raw)
+    model = models.load(folder / "model.onnx")
+    found = model.graph.initializers["up_0"].const_value
+    assert found is not None and found.numpy().tobytes() == raw
+
+
+@pytest.mark.parametrize("location", ["../w.bin", "sub/../../w.bin", "..\\w.bin", "C:\\w.bin", "", ".", None, "a\0b"])
+def test_a_location_out_of_the_folder_is_refused(folder: Path, location: str | None) -> None:
+    (folder / "sub").mkdir()
+    (folder.parent / "w.bin").write_bytes(outside(folder, location))
+    with pytest.raises(ModelError, match="up_0"):
+        models.read(folder / "model.onnx")
+
+
+def test_an_absolute_location_a_link_a_pipe_and_a_device_are_refused(folder: Path) -> None:
+    target = folder.parent / "target.bin"
+    target.write_bytes(outside(folder, str(target)))
+    with pytest.raises(ModelError, match="outside"):
+        models.read(folder / "model.onnx")
+    outside(folder, "w.bin")
+    (folder / "w.bin").symlink_to(target)
+    with pytest.raises(ModelError, match="link out of"):
+        models.read(folder / "model.onnx")
+    outside(folder, "linked/target.bin")
+    (folder / "linked").symlink_to(folder.parent)
+    with pytest.raises(ModelError, match="link out of"):
+        models.read(folder / "model.onnx")
+    outside(folder, "pipe")
+    os.mkfifo(folder / "pipe")
+    with pytest.raises(ModelError, match="no regular file"):
+        models.read(folder / "model.onnx")
+
+
+def test_the_cache_of_the_hub_is_links_into_one_folder(folder: Path) -> None:
+    raw = outside(folder, "model.onnx_data")
+    blobs, snapshot = folder / "blobs", folder / "snapshots" / "abc"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    shutil.move(folder / "model.onnx", blobs / "one")
+    (blobs / "two").write_bytes(raw)
+    (snapshot / "model.onnx").symlink_to("../../blobs/one")
+    (snapshot / "model.onnx_data").symlink_to("../../blobs/two")
+    found = models.load(snapshot / "model.onnx").graph.initializers["up_0"].const_value
+    assert found is not None and found.numpy().tobytes() == raw
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [{"length": 16}, {"length": 4096}, {"length": -16}, {"offset": -16}, {"offset": 2**62}, {"offset": "abc"},
+     {"offset": "9" * 30}, {"offset": 4}],
+)  # fmt: skip
+def test_bytes_that_are_not_the_tensors_are_refused(folder: Path, entries: dict[str, object]) -> None:
+    raw = outside(folder, "w.bin", **entries)
+    (folder / "w.bin").write_bytes(raw)
+    with pytest.raises(ModelError, match="up_0"):
+        models.read(folder / "model.onnx")
+
+
+def test_tensors_share_bytes_whole_or_not_at_all(folder: Path) -> None:
+    model = perceptron.perceptron()
+    first, second = (next(t for t in model.graph.initializer if t.name == f"up_{i}") for i in (0, 1))
+    raw = bytes(first.raw_data)
+    for tensor, offset in ((first, 0), (second, 0)):
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", "w.bin"), ("offset", offset), ("length", len(raw))):
+            tensor.external_data.add(key=key, value=str(value))
+    (folder / "w.bin").write_bytes(raw * 2)
+    models.read(perceptron.write(folder / "model.onnx", model))
+    second.external_data[1].value = "4"
+    with pytest.raises(ModelError, match="overlap"):
+        models.read(perceptron.write(folder / "model.onnx", model))
+
+
+def tensor(change: Callable[[TensorProto], object]) -> Change:
+    return lambda model: change(model.graph.initializer[0])
+
+
+def dims(*sizes: int) -> Change:
+    def change(model: onnx.ModelProto) -> None:
+        del model.graph.initializer[0].dims[:]
+        model.graph.initializer[0].dims.extend(sizes)
+
+    return change
+
+
+def put(node: onnx.NodeProto) -> Change:
+    """A node of its own in front of the first."""
+
+    def change(model: onnx.ModelProto) -> None:
+        nodes = [node, *model.graph.node]
+        nodes[1].input[0] = node.output[0]
+        model.graph.ClearField("node")
+        model.graph.node.extend(nodes)
+
+    return change
+
+
+REFERENCE = onnx.AttributeProto(name="a", type=onnx.AttributeProto.INT, ref_attr_name="b")
+DAMAGED: dict[str, Change] = {
+    "bytes missing": tensor(lambda t: setattr(t, "raw_data", t.raw_data[:-4])),
+    "bytes too many": tensor(lambda t: setattr(t, "raw_data", t.raw_data + b"1")),
+    "no bytes": tensor(lambda t: t.ClearField("raw_data")),
+    "values too few": tensor(lambda t: (t.ClearField("raw_data"), t.float_data.extend([1.0] * 5))),
+    "negative": dims(-8, -16),
+    "huge": dims(2**32, 2**32),
+    "two hundred dimensions": dims(*[1] * 198, 8, 16),
+    "no type": tensor(lambda t: setattr(t, "data_type", 0)),
+    "an unknown type": tensor(lambda t: setattr(t, "data_type", 999)),
+    "text as numbers": tensor(lambda t: setattr(t, "data_type", TensorProto.STRING)),
+    "one name twice": lambda m: m.graph.initializer.append(m.graph.initializer[0]),
+    "a cycle": lambda m: m.graph.node[0].input.__setitem__(0, "stream_1"),
+    "a node that reads itself": lambda m: m.graph.node[4].input.__setitem__(0, "stream_0"),
+    "no operator": lambda m: setattr(m.graph.node[2], "op_type", ""),
+    "an attribute twice": lambda m: m.graph.node[10].attribute.extend([helper.make_attribute("transB", 0)] * 2),
+    "a reference": lambda m: m.graph.node[10].attribute.append(REFERENCE),
+    "a cast to nothing": put(helper.make_node("Cast", ["x"], ["y"], to=999)),
+}
+
+
+@pytest.mark.parametrize("change", DAMAGED.values(), ids=DAMAGED)
+def test_what_is_damaged_is_one_error(folder: Path, change: Change) -> None:
+    model = perceptron.perceptron()
+    change(model)
+    with pytest.raises(ModelError, match=r"model\.onnx"):
+        models.load(perceptron.write(folder / "model.onnx", model))
+
+
+def test_names_that_are_no_text(folder: Path) -> None:
+    for name in (b"wide_0", b"MatMul", b"up_0"):
+        raw = perceptron.perceptron().SerializeToString().replace(name, b"\xff" * len(name))
+        with pytest.raises(ModelError):
+            models.load(perceptron.write(folder / "model.onnx", raw))
+
+
+def functions(count: int, *, closed: bool) -> Change:
+    """Functions that call the one before twice; closed: the first calls the last."""
+
+    def change(model: onnx.ModelProto) -> None:
+        own, base = helper.make_opsetid("mine", 1), helper.make_opsetid("", 17)
+        for k in range(count):
+            before = count - 1 if closed and not k else k - 1
+            calls = [helper.make_node(f"F{before}", [a], [b], domain="mine") for a, b in (("a", "c"), ("c", "b"))]
+            nodes = calls if k or closed else [helper.make_node("Tanh", ["a"], ["b"])]
+            model.functions.append(helper.make_function("mine", f"F{k}", ["a"], ["b"], nodes, [base, own]))
+        model.opset_import.append(own)
+        put(helper.make_node(f"F{count - 1}", ["x"], ["y"], domain="mine"))(model)
+
+    return change
+
+
+def loop(turns: int | None, *, ends: bool) -> Change:
+    def change(model: onnx.ModelProto) -> None:
+        told = [
+            helper.make_tensor_value_info(n, t, [])
+            for n, t in (("i", TensorProto.INT64), ("c", TensorProto.BOOL), ("v", TensorProto.FLOAT))
+        ]
+        results = [
+            helper.make_tensor_value_info(n, t, []) for n, t in (("c2", TensorProto.BOOL), ("v2", TensorProto.FLOAT))
+        ]
+        last = helper.make_node("Less", ["i", "most"], ["c2"]) if ends else helper.make_node("Identity", ["c"], ["c2"])
+        body = helper.make_graph([last, helper.make_node("Identity", ["v"], ["v2"])], "body", told, results)
+        model.graph.initializer.append(numpy_helper.from_array(np.array(True), "go"))
+        model.graph.initializer.append(numpy_helper.from_array(np.array(3), "most"))
+        if turns is not None:
+            model.graph.initializer.append(numpy_helper.from_array(np.array(turns), "turns"))
+        put(helper.make_node("Loop", ["turns" if turns is not None else "", "go", "x"], ["y"], body=body))(model)
+
+    return change
+
+
+@pytest.mark.parametrize("change", [functions(40, closed=False), loop(2**60, ends=False), loop(None, ends=False)])
+def test_what_never_ends_is_refused(folder: Path, change: Change) -> None:
+    model = perceptron.perceptron()
+    change(model)
+    with pytest.raises(LimitError, match=r"turns|never ends|written out"):
+        models.read(perceptron.write(folder / "model.onnx", model))
+
+
+def test_functions_in_a_circle_are_refused_and_loops_that_end_are_not(folder: Path) -> None:
+    model = perceptron.perceptron()
+    functions(1500, closed=True)(model)
+    with pytest.raises(ModelError, match="calls itself"):
+        models.read(perceptron.write(folder / "model.onnx", model))
+    for change in (functions(5, closed=False), loop(2**60, ends=True), loop(10, ends=False)):
+        model = perceptron.perceptron()
+        change(model)
+        models.read(perceptron.write(folder / "model.onnx", model))
+
+
+GROWING: dict[str, list[Any]] = {
+    "ConstantOfShape": [np.array([5000, 5000, 1000])],
+    "Expand": [np.ones(1, np.float32), np.array([2**30, 2**30])],
+    "Tile": [np.ones((1, 1), np.float32), np.array([5_000_000, 5000])],
+    "Range": [np.float32(0), np.float32(1e11), np.float32(1)],
+    "Pad": [np.ones((1, 1), np.float32), np.array([0, 0, 5_000_000, 5000])],
+    "MatMul": [np.ones((60_000, 1), np.float32), np.ones((1, 60_000), np.float32)],
+    "OneHot": [np.array([1]), np.array(2**45), np.array([0, 1], np.float32)],
+    "Gather": [np.ones((2, 1_000_000), np.float32), np.zeros(10_000, np.int64)],
+}
+
+
+@pytest.mark.parametrize("operator", GROWING)
+def test_constants_that_would_be_large_are_not_computed(folder: Path, operator: str) -> None:
+    model = perceptron.perceptron()
+    operands = GROWING[operator]
+    for i, operand in enumerate(operands):
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(operand), f"operand_{i}"))
+    nodes = [
+        helper.make_node(operator, [f"operand_{i}" for i in range(len(operands))], ["grown"]),
+        helper.make_node("ReduceMax", ["grown"], ["most"], keepdims=0),
+        helper.make_node("Add", ["x", "most"], ["moved"]),
+        *model.graph.node,
+    ]
+    nodes[3].input[0] = "moved"
+    model.graph.ClearField("node")
+    model.graph.node.extend(nodes)
+    try:
+        models.load(perceptron.write(folder / "model.onnx", model))
+    except OnnxPruneError as error:
+        assert "memory" not in str(error)
+
+
+def test_a_graph_may_be_deep(folder: Path) -> None:
+    model = perceptron.perceptron(layers=250)
+    chain = [helper.make_node("Tanh", [f"t{i}" if i else "x"], [f"t{i + 1}"]) for i in range(2000)]
+    nodes = [*chain, *model.graph.node]
+    nodes[2000].input[0] = "t2000"
+    model.graph.ClearField("node")
+    model.graph.node.extend(nodes)
+    structure = analyze(models.load(perceptron.write(folder / "model.onnx", model)))
+    assert sum(g.kind == "neurons" for g in structure.groups) == 250
