@@ -12,6 +12,7 @@ from collections.abc import Callable
 import click
 
 from onnxprune.errors import OnnxPruneError, explained
+from onnxprune.graph.outputs import interrupts
 
 TRACEBACK = "--traceback"
 """The option that shows developers where an error came from."""
@@ -24,13 +25,17 @@ def guarded(call: Callable[[], object]) -> int:
             if isinstance(stream, io.TextIOWrapper):
                 # Names of nodes and files may hold what a console's encoding lacks: a mark in its place, no error.
                 stream.reconfigure(errors="replace")
-        call()
-        sys.stdout.flush()
+        with interrupts.heard():
+            call()
+            sys.stdout.flush()
         return 0
     except click.exceptions.Exit as done:
         return done.exit_code
+    except interrupts.Interrupted as interrupted:
+        _tell(_shown(interrupts.story()))
+        return interrupted.exit_code
     except (click.Abort, KeyboardInterrupt):
-        _tell("interrupted; nothing was written")
+        _tell(_shown(interrupts.story()))
         return 130
     except click.ClickException as error:
         _quietly(error.show)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from onnxprune.cli.options import MODEL, Bar, Pairs, logs, talk
+from onnxprune.cli.options import MODEL, Bar, Pairs, logs, reads, talk
 
 _TARGETS = ("android", "ios", "web", "qnn", "server")
 
@@ -35,7 +35,7 @@ _TARGETS = ("android", "ios", "web", "qnn", "server")
 @click.option("--pairs", type=click.Choice(["joint", "separate"]), help="Two texts as one input, or as two; guessed.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json or a folder.")
 @click.option("--max-length", type=int, help="The most tokens of a row.")
-@click.option("--force", is_flag=True, help="Replace a folder that exists.")
+@click.option("--force", is_flag=True, help="Replace what an earlier export wrote there; other files stay.")
 @talk
 def export(
     model: Path, target: str, output: Path | None, as_json: bool, quiet: bool, verbose: int, metric: tuple[str, ...],
@@ -51,25 +51,28 @@ def export(
     folder = output or file.with_name(f"{file.stem}.{target}")
     reading = {name: value for name in ("columns", "pairs", "tokenizer", "max_length") if (value := kwargs.pop(name))}
     with Bar(quiet or as_json):
-        made = run(file, target, folder, metric=metric or None, **kwargs, **reading)
+        made = run(file, target, folder, metric=metric or None, reads=reads(), **kwargs, **reading)
     if as_json:
         click.echo(json.dumps(json.loads((made.folder / "report.json").read_text(encoding="utf-8"))))
     elif not quiet:
         exported.print_export(made)
 
 
-def import_bench(file: Path, table: Path | None = None, ep: Sequence[str] = (), *, as_json: bool, quiet: bool) -> None:
+def import_bench(
+    file: Path, table: Path | None = None, ep: Sequence[str] = (), *, force: bool = False, as_json: bool, quiet: bool
+) -> None:
     """Show what `bench/run.sh` measured on a phone, and write its latency table.
 
     Args:
         table: file to write; None for none.
+        force: replace a table that exists.
         ep: the providers whose tables are kept; all where none is named.
     """
     from dataclasses import asdict
 
     from onnxprune.errors import UsageError
     from onnxprune.export.device import read_result
-    from onnxprune.graph import runtime
+    from onnxprune.graph import outputs, runtime
     from onnxprune.measure.tables.table import save
     from onnxprune.report import latency_table, terminal
 
@@ -80,7 +83,9 @@ def import_bench(file: Path, table: Path | None = None, ep: Sequence[str] = (), 
         if not kept:
             there = ", ".join(runtime.short_name(t.provider) for t in tables) or "none"
             raise UsageError(f"{file}: no latency table of {', '.join(ep) or 'any provider'}; it has {there}")
-        save(kept, table)
+        with outputs.files(table, inputs=outputs.Inputs.of(file), force=force) as out:
+            save(kept, out.folder / out.first)
+            out.commit()
     if as_json:
         told = {"latency": [asdict(row) for row in rows], "tables": [t.to_json() for t in kept]}
         click.echo(json.dumps(told, default=float))

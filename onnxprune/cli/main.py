@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from onnxprune.cli.options import (
     judged,
     logs,
     planning,
+    reads,
     rewriting,
     split,
     talk,
@@ -79,7 +81,7 @@ def _threads(count: int) -> None:
     "--max-drop", metavar="DROP", help="The smallest model within 1pt (points) or 1% (relative) of the metric."
 )
 @click.option("--quantize", metavar="SCHEME", help="Also write it in int8 or fp16, and measure every step.")
-@click.option("--force", is_flag=True, help="Replace an output that exists.")
+@click.option("--force", is_flag=True, help="Replace an output that exists, with the files that belong to it.")
 @click.option("--dry-run", is_flag=True, help="Plan and tell, write nothing.")
 @talk
 def prune(
@@ -114,6 +116,7 @@ def prune(
             metric=metric,
             measure_latency=measure,
             progress=bar,
+            reads=reads(),
             **options,
         )
     if as_json:
@@ -144,14 +147,13 @@ def sweep(
 ) -> None:  # fmt: skip
     """The curve: MODEL at several budgets, scored once."""
     from onnxprune.graph import model as models
-    from onnxprune.pipeline import verbs
+    from onnxprune.graph import outputs
+    from onnxprune.pipeline import output_files, verbs
     from onnxprune.report import html, terminal
 
     logs(verbose)
     if bool(flops) == bool(latency):
         raise UsageError("give the budgets of one kind: --flops 0.9,0.75,0.6 or --latency 0.9,0.75,0.6")
-    if report is not None:
-        models.refuse_overwrite(report, force=force)
     options = _options(kwargs)
     asked = ("columns", "pairs", "tokenizer", "max_length", "calibration", "evaluation")
     common = {name: options.pop(name) for name in asked}
@@ -160,14 +162,21 @@ def sweep(
         "providers": options.pop("ep"),
         "metric": options.pop("metric") or None,
     }
-    with Bar(quiet or as_json) as bar:
-        results = verbs.sweep(
-            model, flops or latency, output, kind="flops" if flops else "latency", force=force, options=options,
-            progress=bar, **common,
-        )  # fmt: skip
-    reports = [r.report for r in results]
-    if report is not None:
-        report.write_text(html.render(reports[0], reports), encoding="utf-8")
+    with ExitStack() as stack:
+        page = None
+        if report is not None:
+            read = [common["calibration"], common["evaluation"], options.get("latency_table"), *reads()]
+            inputs = output_files.inputs_of(models.find(model), *read, tokenizer=common["tokenizer"])
+            page = stack.enter_context(outputs.files(report, inputs=inputs, force=force))
+        with Bar(quiet or as_json) as bar:
+            results = verbs.sweep(
+                model, flops or latency, output, kind="flops" if flops else "latency", force=force, options=options,
+                progress=bar, reads=reads(), **common,
+            )  # fmt: skip
+        reports = [r.report for r in results]
+        if page is not None:
+            (page.folder / page.first).write_text(html.render(reports[0], reports), encoding="utf-8")
+            page.commit()
     if as_json:
         click.echo(json.dumps([r.to_json() for r in reports], indent=1))
     elif not quiet:
@@ -205,19 +214,25 @@ def inspect(model: Path, shape: dict[str, int], pins: bool, as_json: bool, quiet
 def plan(model: Path, output: Path, force: bool, as_json: bool, quiet: bool, verbose: int, **kwargs: Any) -> None:
     """Make a plan for MODEL without carrying it out: plan.json, and plan.safetensors with refit weights."""
     from onnxprune.graph import model as models
-    from onnxprune.pipeline import verbs
+    from onnxprune.graph import outputs
+    from onnxprune.graph.plan_file import tensors_beside
+    from onnxprune.pipeline import output_files, verbs
     from onnxprune.search.options import Options
 
     logs(verbose)
-    models.refuse_overwrite(output, force=force)
     options = _options(kwargs)
     asked = {name: options.pop(name) for name in ("columns", "pairs", "tokenizer", "max_length")}
     calibration = options.pop("calibration")
     limits = {kind: options.pop(kind) for kind in ("flops", "params", "size", "latency")}
     budget = verbs.budget_of(**limits, whole=verbs.needs_no_budget(options))
-    with Bar(quiet or as_json) as bar:
-        made = verbs.make_plan(model, calibration, Options(budget, **options), progress=bar, **asked)
-    files = made.save(output)
+    inputs = output_files.inputs_of(
+        models.find(model), calibration, options.get("latency_table"), *reads(), tokenizer=asked["tokenizer"]
+    )
+    with outputs.files(output, [tensors_beside(output).name], inputs=inputs, force=force) as out:
+        with Bar(quiet or as_json) as bar:
+            made = verbs.make_plan(model, calibration, Options(budget, **options), progress=bar, **asked)
+        made.save(out.folder / out.first)
+        files = out.commit()
     if as_json:
         click.echo(json.dumps(made.to_json(), indent=1))
     elif not quiet:
@@ -239,6 +254,7 @@ def apply_plan(
     """Carry out PLAN on the MODEL it was made for; needs no data."""
     from onnxprune.graph import model as models
     from onnxprune.graph.plan import Plan
+    from onnxprune.graph.plan_file import tensors_beside
     from onnxprune.pipeline import verbs
 
     logs(verbose)
@@ -249,6 +265,7 @@ def apply_plan(
         output or file.with_name(f"{file.stem}.pruned.onnx"),
         force=force,
         keep_unread=keep_unread,
+        reads=[plan_file, tensors_beside(plan_file), *reads()],
     )
     if as_json:
         click.echo(
@@ -314,6 +331,7 @@ def validate(
 @click.argument("pruned", required=False, type=click.Path(path_type=Path))
 @click.option("--import", "imported", type=click.Path(path_type=Path), help="What a phone measured: result.json.")
 @click.option("--table", type=click.Path(path_type=Path), help="With --import: latency table to write.")
+@click.option("--force", is_flag=True, help="Replace a table that exists.")
 @click.option("--ep", default="cpu", show_default=True, callback=split, help="Execution providers.")
 @click.option("--batch", default="1", show_default=True, callback=ints, help="Batch sizes: 1,8.")
 @click.option("--seq", default="", callback=ints, help="Sequence lengths: 64,128,384.")
@@ -325,7 +343,7 @@ def validate(
 def bench(
     model: Path | None, pruned: Path | None, imported: Path | None, table: Path | None, ep: tuple[str, ...],
     batch: tuple[int, ...], seq: tuple[int, ...], shape: dict[str, int], threads: tuple[int, ...], runs: int,
-    profile: bool, as_json: bool, quiet: bool, verbose: int,
+    profile: bool, force: bool, as_json: bool, quiet: bool, verbose: int,
 ) -> None:  # fmt: skip
     """Time MODEL and PRUNED, interleaved: medians, tails, and the speed-up with its interval.
 
@@ -334,7 +352,7 @@ def bench(
     """
     if imported is not None:
         named = click.get_current_context().get_parameter_source("ep") is not ParameterSource.DEFAULT
-        import_bench(imported, table, ep if named else (), as_json=as_json, quiet=quiet)
+        import_bench(imported, table, ep if named else (), force=force, as_json=as_json, quiet=quiet)
         return
     if model is None or pruned is None:
         raise UsageError("name the dense MODEL and the PRUNED one, or --import what a phone measured")

@@ -224,6 +224,12 @@ def talk(command: Any) -> Any:
     return click.option("--verbose", "-v", count=True, help="Say more, on stderr.")(command)
 
 
+def reads() -> list[Path]:
+    """Files that brought the command here (a recipe), which it must not write."""
+    context = click.get_current_context(silent=True)
+    return list(context.obj or ()) if context is not None else []
+
+
 class Bar:
     """A progress bar per stage, on stderr, when someone is looking."""
 

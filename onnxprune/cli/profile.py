@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from onnxprune.cli.options import MODEL, Bar, Pairs, ints, logs, split, talk
+from onnxprune.cli.options import MODEL, Bar, Pairs, ints, logs, reads, split, talk
 
 
 @click.command()
@@ -19,7 +19,7 @@ from onnxprune.cli.options import MODEL, Bar, Pairs, ints, logs, split, talk
 @click.option("--shape", type=Pairs(int), multiple=True, help="Where to measure; may be given several times.")
 @click.option("--threads", default="1", show_default=True, callback=ints, help="Threads inside one operator: 1,2.")
 @click.option("--units", default="heads,neurons,blocks", show_default=True, callback=split, help="What may be cut.")
-@click.option("--force", is_flag=True, help="Replace a table that exists.")
+@click.option("--force", is_flag=True, help="Replace a table, or what an earlier run wrote in the folder.")
 @talk
 def profile(
     model: Path, output: Path | None, micro: Path | None, shape: tuple[dict[str, int], ...], as_json: bool,
@@ -28,22 +28,28 @@ def profile(
     """Measure what each module of MODEL takes at each width, for --latency-table; or export what does it elsewhere."""
     from onnxprune.errors import UsageError
     from onnxprune.graph import model as models
+    from onnxprune.graph import outputs
     from onnxprune.measure.tables import table
     from onnxprune.pipeline import latency_table as profiles
+    from onnxprune.pipeline import output_files
 
     logs(verbose)
     if (output is None) == (micro is None):
         raise UsageError("name the table to write (-o table.json), or a folder to measure with elsewhere (--micro)")
+    inputs = output_files.inputs_of(models.find(model), *reads())
     if micro is not None:
-        made = profiles.export(model, micro, shape or ({},), asked["units"], asked["ep"])
+        with outputs.folder(micro, inputs=inputs, force=force) as out:
+            profiles.export(model, out.folder, shape or ({},), asked["units"], asked["ep"])
+            out.commit()
         if not quiet:
-            click.echo(f"wrote {made}: run measure.py in it on the machine that will run the model")
+            click.echo(f"wrote {micro}: run measure.py in it on the machine that will run the model")
         return
     assert output is not None
-    models.refuse_overwrite(output, force=force)
-    with Bar(quiet or as_json) as bar:
-        tables = profiles.profile(model, shape or ({},), progress=bar, **asked)
-    table.save(tables, output)
+    with outputs.files(output, inputs=inputs, force=force) as file:
+        with Bar(quiet or as_json) as bar:
+            tables = profiles.profile(model, shape or ({},), progress=bar, **asked)
+        table.save(tables, file.folder / file.first)
+        file.commit()
     if as_json:
         click.echo(json.dumps([t.to_json() for t in tables]))
     elif not quiet:

@@ -44,7 +44,7 @@ def run(context: click.Context, recipe: Path, further: tuple[str, ...]) -> None:
         raise UsageError(f"{recipe}: command: {name} is no command; choose from {others}")
     arguments = [*_arguments(recipe, command, told), *further]
     try:
-        command.main(arguments, prog_name=f"onnxprune {name}", standalone_mode=False)
+        command.main(arguments, prog_name=f"onnxprune {name}", standalone_mode=False, obj=(recipe,))
     except click.UsageError as error:
         key = error.param.name if isinstance(error, click.BadParameter) and error.param is not None else None
         at = f"{_key(command, key)}: " if key else ""

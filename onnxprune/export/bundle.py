@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from onnxprune.export.base import Artefact, Exported, Target, Workshop
+from onnxprune.graph.outputs import manifest
 
 
 def write_report(exported: Exported) -> Path:
@@ -65,34 +64,9 @@ def write_readme(target: Target, shop: Workshop, artefacts: Sequence[Artefact]) 
 
 def write_manifest(exported: Exported) -> Path:
     """`manifest.json`: every file with its size and hash; the models first."""
-    folder = exported.folder
-    told = {
-        "format": 1,
-        "target": exported.target,
-        "made_by": f"onnxprune {_version('onnxprune')}, onnxruntime {_version('onnxruntime')}",
-        "models": [
-            {"file": a.file, "for": a.purpose, "numbers": a.scheme or "fp32", "fixed": dict(a.fixed)}
-            for a in exported.artefacts
-        ],
-        "files": [
-            {"path": f.relative_to(folder).as_posix(), "bytes": f.stat().st_size, "sha256": digest(f)}
-            for f in sorted(folder.rglob("*"))
-            if f.is_file() and f.name != "manifest.json"
-        ],
-    }
-    file = folder / "manifest.json"
-    file.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    return file
-
-
-def digest(file: Path) -> str:
-    """SHA-256 in hex."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "of unknown version"
+    models = [
+        {"file": a.file, "for": a.purpose, "numbers": a.scheme or "fp32", "fixed": dict(a.fixed)}
+        for a in exported.artefacts
+    ]
+    made_by = ", ".join(f"{package} {manifest.version_of(package)}" for package in ("onnxprune", "onnxruntime"))
+    return manifest.write(exported.folder, made_by=made_by, target=exported.target, models=models)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -23,9 +22,10 @@ from onnxprune.export.precision import SCHEMES, measure_steps
 from onnxprune.export.preprocessing import preprocessing
 from onnxprune.export.targets.registry import TARGETS
 from onnxprune.graph import model as models
-from onnxprune.graph import runtime
-from onnxprune.graph.companions import copy_companions
+from onnxprune.graph import outputs, runtime
+from onnxprune.graph.companions import beside, copy_companions
 from onnxprune.graph.model import InputSpec, Model
+from onnxprune.graph.outputs import Inputs
 from onnxprune.measure import latency
 from onnxprune.measure.equivalence import Equivalence, max_distance
 from onnxprune.measure.validation import Teacher, aligned_outputs, compare
@@ -51,6 +51,7 @@ def export(
     web_runtime: str | os.PathLike[str] | None = None,
     metric: str | Sequence[str] | None = None,
     force: bool = False,
+    reads: Sequence[str | os.PathLike[str]] = (),
     **reading: Any,
 ) -> Exported:
     """Make a folder that ships a model to a target.
@@ -68,35 +69,35 @@ def export(
         bench: for Android: add the device kit.
         web_runtime: for the web: a folder with onnxruntime-web's files.
         metric: of the task; guessed.
-        force: replace a folder that exists.
+        force: replace what an earlier export wrote in the folder, if nobody changed it; other files stay.
+        reads: further files that must stay as they are (a recipe).
         reading: columns, pairs, tokenizer, max_length of `data.read`.
 
     Raises:
-        UsageError: an unknown target or scheme, a folder that exists, options that miss rows.
+        UsageError: an unknown target or scheme, a folder that exists or is not from an export, options that miss rows.
         CheckError: a file does not compute what the model computes; nothing is written then.
     """
     started = time.perf_counter()
-    place = Path(folder)
-    chosen = _target(target)
-    if place.exists() and any(place.iterdir() if place.is_dir() else [place]) and not force:
-        raise UsageError(f"{place}: exists already; --force replaces it, -o chooses another folder")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
-    try:
+    place, file = Path(folder), models.find(source)
+    chosen, original = _target(target), _dense(file, dense)
+    inputs = _inputs(file, original, calibration, evaluation, vocab, web_runtime, reading.get("tokenizer"), *reads)
+    with outputs.folder(place, inputs=inputs, force=force) as out:
         with tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
             asked = Asked(quantize, dict(shape or {}), bench, None if web_runtime is None else Path(web_runtime))
-            job = _Job(chosen, models.find(source), staging, Path(scratch), asked, calibration, evaluation, reading)
-            made = job.run(_dense(models.find(source), dense), vocab, metric)
-        made = replace(made, folder=staging, seconds=time.perf_counter() - started)
+            job = _Job(chosen, file, out.folder, Path(scratch), asked, calibration, evaluation, reading)
+            made = job.run(original, vocab, metric)
+        made = replace(made, folder=out.folder, seconds=time.perf_counter() - started)
         bundle.write_report(made)
         bundle.write_manifest(made)
-        staging.chmod(0o755)
-        if place.exists():
-            shutil.rmtree(place)
-        staging.replace(place)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        out.commit()
     return replace(made, folder=place)
+
+
+def _inputs(file: Path, dense: Path | None, *others: Any) -> Inputs:
+    """What an export reads: the models with their weights and companions, the report, and what else is named."""
+    own = [file, *([dense] if dense is not None else [])]
+    reports = [f.with_name(f"{f.stem}.report.json") for f in own]
+    return Inputs.of([models.files_of(f) for f in own], [beside(f) for f in own], reports, *others)
 
 
 def _target(name: str) -> Target:

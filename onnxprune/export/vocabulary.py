@@ -72,7 +72,7 @@ def _trimmed(
     kept = _closure(told, set(sum(counts, Counter())))
     renumbered = _renumber(told, kept, size)
     smaller = _cut(model, renumbered)
-    copy_companions(folder, target, force=True)
+    copy_companions(folder, target)
     _write(told, renumbered, target)
     before, after = size, len(renumbered)
     total = sum(counts, Counter())

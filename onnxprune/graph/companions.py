@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
+
+from onnxprune.graph.outputs import Inputs, OutputSet, digest
 
 COMPANIONS = (
     "config.json", "generation_config.json", "preprocessor_config.json", "vocab.json", "vocab.txt", "merges.txt",
@@ -13,12 +15,51 @@ COMPANIONS = (
 """Files of a model folder."""
 
 
-def copy_companions(source: Path, target: Path, *, force: bool = False) -> list[Path]:
-    """Copy tokenizer and configuration files beside the output: where none are yet, or over those of another model."""
-    copied = []
-    if source.resolve() != target.resolve():
-        for name in COMPANIONS:
-            if (source / name).exists() and (force or not (target / name).exists()):
-                shutil.copy2(source / name, target / name)
-                copied.append(target / name)
-    return copied
+def beside(folder: Path) -> list[Path]:
+    """The companions that lie in a folder; a file of it names the folder."""
+    place = folder if folder.is_dir() else folder.parent
+    return [place / name for name in COMPANIONS if (place / name).is_file()]
+
+
+def differences(source: Path, target: Path, *, force: bool) -> list[str]:
+    """What the user should know where a model comes into a folder that has companions of another one."""
+    if source.resolve() == target.resolve():
+        return []
+    said = []
+    for name in COMPANIONS:
+        ours, theirs = source / name, target / name
+        if not theirs.is_file():
+            continue
+        if not ours.is_file():
+            said.append(f"{theirs} is not from {source}, where there is no {name}: it stays; is it this model's?")
+        elif digest(ours) != digest(theirs):
+            done = "is replaced by it" if force else "stays: --force replaces it, another folder keeps both"
+            said.append(f"{theirs} differs from {ours} and {done}")
+    return said
+
+
+def add_companions(source: Path, out: OutputSet) -> None:
+    """Put companions into a set: those that its folder lacks, and, where the set replaces, those that differ there."""
+    if out.base is None or source.resolve() == out.base.resolve():
+        return
+    for file in _wanted(source, out.base, force=out.force):
+        if out.inputs.clash(out.base / file.name) is None:  # what was named with --tokenizer is never written
+            out.add(file, file.name)
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy companions into a folder that is being put together."""
+    for file in beside(source):
+        (target / file.name).write_bytes(file.read_bytes())
+
+
+def read_with(model: Path) -> Inputs:
+    """A model's companions as inputs."""
+    return Inputs.of(beside(model))
+
+
+def _wanted(source: Path, target: Path, *, force: bool) -> Iterator[Path]:
+    for file in beside(source):
+        there = target / file.name
+        if not there.exists() or (force and digest(file) != digest(there)):
+            yield file

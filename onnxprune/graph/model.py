@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import numpy as np
 import onnx_ir
 import onnx_ir as ir
 
-from onnxprune.errors import ModelError, UnsupportedError, UsageError, reading
+from onnxprune.errors import ModelError, UnsupportedError, reading
 from onnxprune.graph import intake, prepare
 from onnxprune.graph.prepare import optional_inputs, shared_biases
 
@@ -196,35 +195,6 @@ def _locations(file: Path) -> set[str]:
     return {entry.value for entry in told if entry.key == "location"}
 
 
-@contextmanager
-def staged(target: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> Iterator[Path]:
-    """A folder to write in that replaces `target`'s files at the end, or leaves nothing behind on any error.
-
-    Raises:
-        UsageError: the target is one of the inputs, or exists and `force` is off.
-    """
-    import shutil
-    import tempfile
-
-    refuse_overwrite(target, force=force, inputs=inputs)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield folder
-        for file in sorted(folder.iterdir()):
-            file.replace(target.parent / file.name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def refuse_overwrite(target: Path, *, force: bool, inputs: tuple[Path, ...] = ()) -> None:
-    """Refuse a target that is an input, or a file that is there already (unless forced)."""
-    if any(target.resolve() == i.resolve() for i in inputs):
-        raise UsageError(f"{target}: the output would overwrite the input; choose another name with -o")
-    if target.exists() and not force:
-        raise UsageError(f"{target}: exists already; --force replaces it, -o chooses another name")
-
-
 def _external(model: ir.Model) -> list[ir.ExternalTensor]:
     tensors = (v.const_value for v in model.graph.initializers.values())
     return [t for t in tensors if isinstance(t, ir.ExternalTensor)]
@@ -237,6 +207,15 @@ def _internalise(model: ir.Model) -> None:
             value.const_value = ir.Tensor(
                 value.const_value.numpy().copy(), name=value.name, dtype=value.const_value.dtype
             )
+
+
+def files_of(file: Path) -> tuple[Path, ...]:
+    """A model's file and those that its weights lie in, as far as can be told before it is loaded."""
+    try:
+        model = read(file)
+    except Exception:  # `load` says what is wrong with it
+        return (file,)
+    return (file, *sorted({Path(t.path) for t in _external(model)}))
 
 
 def digest_of(file: Path) -> str:

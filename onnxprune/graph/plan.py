@@ -20,7 +20,7 @@ import numpy as np
 from onnxprune.documents import built, read_object
 from onnxprune.errors import InputError, UsageError
 from onnxprune.graph.axes import Layout, Mask, in_whole_terms
-from onnxprune.graph.plan_file import Written, read_tensors
+from onnxprune.graph.plan_file import Written, tensors_beside, tensors_of, write_tensors
 
 SCHEMA = 1
 """Version of plan.json."""
@@ -272,21 +272,11 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> list[Path]:
         """Write `plan.json`, and `plan.safetensors` beside it where there are refit weights. Returns the files."""
-        from safetensors.numpy import save_file
-
         path = Path(path)
-        tensors = {
-            **{f"weight/{k}": np.ascontiguousarray(v) for k, v in self.weights.items()},
-            **{f"intercept/{k}": np.ascontiguousarray(v) for k, v in self.intercepts.items()},
-            **{f"rest/{k}": np.ascontiguousarray(v) for k, v in self.rests.items()},
-            **{f"map/{k}": np.ascontiguousarray(v) for k, v in self.maps.items()},
-        }
-        files = [path]
-        path.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
-        if tensors:
-            files.append(path.with_suffix(".safetensors"))
-            save_file(tensors, files[1])
-        return files
+        tensors = {"weight": self.weights, "intercept": self.intercepts, "rest": self.rests, "map": self.maps}
+        told = self.to_json() | {"tensors_sha256": write_tensors(path, tensors)}
+        path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        return [path, tensors_beside(path)] if told["tensors"] else [path]
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the tensors (of maps, the branches' names); `tensors` says how many there are beside it."""
@@ -308,7 +298,7 @@ class Plan:
         """Read a plan and its tensors.
 
         Raises:
-            InputError: not a plan, or its tensors are missing.
+            InputError: not a plan, or its tensors are missing or another plan's.
         """
         path = Path(path)
         data = read_object(path, "a plan")
@@ -318,7 +308,7 @@ class Plan:
         if version > SCHEMA:
             raise InputError(f"{path}: written by a newer version (schema {version}); update onnxprune")
         held: Written = built(Written, data, f"{path}: not a plan")
-        kinds = read_tensors(path.with_suffix(".safetensors") if held.tensors else None)
+        kinds = tensors_of(path, held)
         return cls(
             held.digest,
             held.keep,

@@ -11,6 +11,7 @@ import numpy as np
 
 from onnxprune.documents import regular
 from onnxprune.errors import InputError, one_line, reading
+from onnxprune.graph.outputs import digest, ordinary_mode
 
 KINDS = ("weight", "intercept", "rest", "map")
 """What a tensor of a plan is, in front of the slash in its name."""
@@ -18,16 +19,73 @@ KINDS = ("weight", "intercept", "rest", "map")
 
 @dataclass(frozen=True)
 class Written:
-    """plan.json as it is written: see `plan.Plan`; `tensors` counts those beside it."""
+    """plan.json as it is written: see `plan.Plan`; `tensors` counts those beside it, in a file of that SHA-256.
+
+    Older plans have no digest.
+    """
 
     digest: str
     keep: Mapping[str, tuple[int, ...]]
     drop: tuple[str, ...]
     tensors: int
+    tensors_sha256: str | None = None
+    maps: tuple[str, ...] = ()
     sparsity: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
     order: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     tiles: Mapping[str, tuple[tuple[int, int, int, int], ...]] = field(default_factory=dict)
+
+
+def tensors_beside(plan: Path) -> Path:
+    """Where the tensors of a plan lie."""
+    return plan.with_suffix(".safetensors")
+
+
+def write_tensors(plan: Path, tensors: Mapping[str, Mapping[str, np.ndarray]]) -> str | None:
+    """Write kind -> name -> tensor; the file's SHA-256, or None where there are none and no file is written."""
+    from safetensors.numpy import save_file
+
+    named = {f"{kind}/{key}": np.ascontiguousarray(t) for kind, held in tensors.items() for key, t in held.items()}
+    if not named:
+        return None
+    file = tensors_beside(plan)
+    save_file(named, file)
+    ordinary_mode(file)
+    return digest(file)
+
+
+def tensors_of(plan: Path, held: Written) -> dict[str, dict[str, np.ndarray]]:
+    """The tensors that belong to a plan: kind -> name -> tensor.
+
+    Raises:
+        InputError: they are missing, damaged, or another plan's.
+    """
+    file = tensors_beside(plan)
+    if not held.tensors:
+        if held.tensors_sha256 is not None or held.maps:
+            raise InputError(f"{plan}: counts no tensors, and tells of some: it was changed; make the plan anew")
+        if _of_a_plan(file):
+            raise InputError(f"{plan}: has no tensors, and {file.name} beside it is another plan's: move that away")
+        return read_tensors(None)
+    if not file.exists():
+        raise InputError(f"{plan}: its tensors, {file.name}, are missing beside it: copy both files together")
+    if held.tensors_sha256 is not None and digest(file) != held.tensors_sha256:
+        raise InputError(f"{plan}: {file.name} beside it is another plan's, or damaged: copy both files together")
+    found = read_tensors(file)
+    count = sum(map(len, found.values()))
+    if count != held.tensors or set(found["map"]) != set(held.maps):
+        raise InputError(
+            f"{plan}: has {held.tensors} tensors, and {file.name} beside it {count}: that is another plan's: copy both "
+            "files together"
+        )
+    return found
+
+
+def _of_a_plan(file: Path) -> bool:
+    try:
+        return file.is_file() and any(read_tensors(file).values())
+    except InputError:
+        return False
 
 
 def read_tensors(path: Path | None) -> dict[str, dict[str, np.ndarray]]:

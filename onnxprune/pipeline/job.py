@@ -21,9 +21,11 @@ from onnxprune.errors import BudgetError, CheckError, UsageError
 from onnxprune.export.precision import Step, measure_steps
 from onnxprune.export.precision.apply import scheme_of
 from onnxprune.graph import model as models
-from onnxprune.graph.companions import copy_companions
+from onnxprune.graph import outputs
+from onnxprune.graph.companions import add_companions
 from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.model import Model
+from onnxprune.graph.outputs import OutputSet
 from onnxprune.graph.plan import Budget, Plan, Structure
 from onnxprune.graph.prepare import optional_inputs
 from onnxprune.graph.runtime import CPU, resolve_providers
@@ -34,7 +36,7 @@ from onnxprune.measure.dense_file import examine, shapes_to_check
 from onnxprune.measure.equivalence import Equivalence, check
 from onnxprune.measure.file_validity import check_file
 from onnxprune.measure.validation import Evidence, Teacher, compare
-from onnxprune.pipeline import report_facts
+from onnxprune.pipeline import output_files, report_facts
 from onnxprune.pipeline.late import kept
 from onnxprune.pipeline.rows import read_rows, shape_of
 from onnxprune.refit.solvers.linalg import numpy_on_one_thread
@@ -73,9 +75,19 @@ class Result:
     files: tuple[Path, ...] = ()
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> list[Path]:
-        """Write the model (weights beside it where they do not fit in one file)."""
-        models.refuse_overwrite(Path(path), force=force)
-        return models.save(self.model, path)
+        """Write the model (weights beside it where they do not fit in one file).
+
+        With `force`, an older model of that name goes with its plan and its report, which are not this one's.
+
+        Raises:
+            UsageError: there is one and `force` is off, or the name is that of something the run read.
+        """
+        target, sources = Path(path), self.report.recipe.get("sources", {})
+        read = [sources.get(name) for name in ("calibration", "evaluation")]
+        inputs = output_files.inputs_of(Path(self.report.model.path), *read, tokenizer=sources.get("tokenizer"))
+        with output_files.opened(target, Path(self.report.model.path), inputs, force=force) as out:
+            models.save(self.model, out.folder / target.name)
+            return out.commit()
 
 
 @dataclass(eq=False)
@@ -152,42 +164,38 @@ class Job:
         with numpy_on_one_thread():
             return units_then_zeros.carry_out(self.planner, budget)
 
-    def run(self, budget: Budget, target: Path | None, *, force: bool = False) -> Result:
-        """Plan, rewrite, check, measure, and write; nothing is written where the check fails."""
-        return self.finish(self.plan(budget), budget, target, force=force)
+    def run(self, budget: Budget, out: OutputSet | None = None) -> Result:
+        """Plan, rewrite, check, measure, and write, where there is a place; nothing where the check fails."""
+        if out is None:
+            assert self.dense.path is not None
+            with outputs.unnamed(f"{self.dense.path.stem}.pruned.onnx") as nowhere:
+                return self.run(budget, nowhere)
+        return self.finish(self.plan(budget), budget, out)
 
-    def finish(self, plan: Plan, budget: Budget, target: Path | None, *, force: bool = False) -> Result:
+    def finish(self, plan: Plan, budget: Budget, out: OutputSet) -> Result:
         """From a plan to files: written to a staging place, checked and measured there, and only then named."""
         assert self.dense.path is not None
-        scratch = None if target is not None else Path(tempfile.mkdtemp(prefix="onnxprune-"))
-        place = target or Path(scratch or ".") / f"{self.dense.path.stem}.pruned.onnx"
-        try:
-            with self.clock.stage("rewrite"):
-                pruned = rewrite.apply(self.dense, self.structure, plan)
-                written = Costs(replace(self.dense, ir=pruned), self.structure, self.planner.costs.bindings)
-                spent = {kind: written.total(kind) for kind in ("flops", "params")}
-                unread = self._drop_unread(pruned)
-            with models.staged(place, force=force, inputs=(self.dense.path,)) as folder:
-                file = models.save(pruned, folder / place.name)[0]
-                self._refuse_excess({**spent, "size": models.size(file)}, budget)
-                report = self._measured(plan, budget, file, place)
-                report = replace(report, flops=replace(report.flops, unread=2 * unread))
-                stem = place.name.removesuffix(".onnx")
-                lacking = [said] if (said := optional_inputs.changes(pruned)) else []
-                with kept("no file in fewer bits", lacking, but=(UsageError,)):
-                    report = replace(report, steps=self._fewer_bits(file, folder / f"{stem}.{self.quantize}.onnx"))
-                plan.save(folder / f"{stem}.plan.json")
-                with kept("no page", lacking):
-                    (folder / f"{stem}.report.html").write_text(html.render(report), encoding="utf-8")
-                report = replace(report, warnings=(*report.warnings, *lacking))
-                report.save(folder / f"{stem}.report.json")
-                names = [place.parent / f.name for f in sorted(folder.iterdir())]
-            if target is not None:
-                names += copy_companions(self.dense.path.parent, target.parent, force=force)
-        finally:
-            if scratch is not None:
-                shutil.rmtree(scratch, ignore_errors=True)
-        return Result(pruned, plan, report, tuple(names) if target is not None else ())
+        with self.clock.stage("rewrite"):
+            pruned = rewrite.apply(self.dense, self.structure, plan)
+            written = Costs(replace(self.dense, ir=pruned), self.structure, self.planner.costs.bindings)
+            spent = {kind: written.total(kind) for kind in ("flops", "params")}
+            unread = self._drop_unread(pruned)
+        file = models.save(pruned, out.folder / out.first)[0]
+        self._refuse_excess({**spent, "size": models.size(file)}, budget)
+        report = self._measured(plan, budget, file, out.target)
+        report = replace(report, flops=replace(report.flops, unread=2 * unread))
+        stem = out.first.removesuffix(".onnx")
+        lacking = [said] if (said := optional_inputs.changes(pruned)) else []
+        with kept("no file in fewer bits", lacking, but=(UsageError,)):
+            report = replace(report, steps=self._fewer_bits(file, out.folder / f"{stem}.{self.quantize}.onnx"))
+        plan.save(out.folder / f"{stem}.plan.json")
+        add_companions(self.dense.path.parent, out)
+        report = replace(report, warnings=(*report.warnings, *out.said))
+        with kept("no page", lacking):
+            (out.folder / f"{stem}.report.html").write_text(html.render(report), encoding="utf-8")
+        report = replace(report, warnings=(*report.warnings, *lacking), files=output_files.digests(out.folder))
+        report.save(out.folder / f"{stem}.report.json")
+        return Result(pruned, plan, report, tuple(out.commit()))
 
     def _refuse_excess(self, spent: Mapping[str, float], budget: Budget) -> None:
         """The budget's promise, on the graph that was written (a latency's is measured, and said).

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from onnxprune.errors import UsageError
 from onnxprune.graph import model as models
 from onnxprune.graph import runtime
 from onnxprune.graph.structure.analyze import analyze
@@ -63,13 +62,7 @@ def export(
     units: Sequence[str] = UNITS,
     ep: Sequence[str] = ("cpu",),
 ) -> Path:
-    """Make a folder that measures the same on another machine.
-
-    Raises:
-        UsageError: the folder exists.
-    """
-    if folder.exists():
-        raise UsageError(f"{folder}: exists already; choose another name")
+    """Fill an empty folder with what measures the same on another machine."""
     provider = runtime.SHORT_NAMES.get(ep[0].lower(), ep[0])
     return device_kit.export(
         [device_kit.costs_of(counted, units, provider) for counted in _counted(model, shapes)], folder

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,17 @@ from typing import Any
 from onnxprune import data, rewrite
 from onnxprune.errors import UsageError
 from onnxprune.graph import model as models
-from onnxprune.graph.companions import copy_companions
+from onnxprune.graph.companions import add_companions
 from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.model import Model
+from onnxprune.graph.outputs import Inputs, OutputSet
 from onnxprune.graph.plan import Budget, Plan, Structure
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.measure.cost import Costs, default_bindings
 from onnxprune.measure.dense_file import examine, shapes_to_check
 from onnxprune.measure.equivalence import Equivalence, check
 from onnxprune.measure.file_validity import check_file
+from onnxprune.pipeline import output_files
 from onnxprune.pipeline.job import Job, Result
 from onnxprune.pipeline.max_drop import smallest_within
 from onnxprune.pipeline.rows import shape_of, vocabulary
@@ -57,6 +60,7 @@ def prune(
     tokenizer: str | os.PathLike[str] | None = None,
     max_length: int | None = None,
     progress: Progress | None = None,
+    reads: Sequence[str | os.PathLike[str]] = (),
     **options: Any,
 ) -> Result:
     """Prune a model to a budget and measure what it cost.
@@ -73,30 +77,32 @@ def prune(
         providers: execution providers to validate and time on.
         metric: of the task; guessed and said when None.
         quantize: also write the pruned model in fewer bits (`precision` lists the schemes), and measure each step.
+        force: replace an older output: the model, and its plan, report and tokenizer with it.
+        reads: further files that must stay as they are (a recipe).
         options: fields of `search.options.Options`.
 
     Raises:
         OnnxPruneError: see `errors`; nothing is written then.
     """
-    target = Path(output) if output is not None else None
-    if target is not None:
-        models.refuse_overwrite(target, force=force, inputs=(models.find(source),))
+    target, file = Path(output) if output is not None else None, models.find(source)
     asked = {"columns": columns, "pairs": pairs, "tokenizer": tokenizer, "max_length": max_length}
     common: dict[str, Any] = {"providers": providers, "metric": metric, "measure": measure_latency}
     common |= {"quantize": quantize, "progress": progress, "scores": target.parent if target else None, **asked}
     options.setdefault("provider", _first(providers))
-    if max_drop is not None:
-        if any(b is not None for b in (flops, params, size, latency)):
-            raise UsageError("--max-drop finds the size itself; give it alone, without another budget")
-        job = Job.open(source, Options(Budget("flops", 0.5), **options), calibration, evaluation, **common)
-        budget, plan = smallest_within(job, max_drop)
-    else:
-        budget = budget_of(flops=flops, params=params, size=size, latency=latency, whole=needs_no_budget(options))
+    given = {"flops": flops, "params": params, "size": size, "latency": latency}
+    if max_drop is not None and any(b is not None for b in given.values()):
+        raise UsageError("--max-drop finds the size itself; give it alone, without another budget")
+    budget = Budget("flops", 0.5) if max_drop is not None else budget_of(**given, whole=needs_no_budget(options))
+    inputs = _inputs(file, calibration, evaluation, tokenizer, options, reads)
+    with output_files.opened(target, file, inputs, quantize=quantize, force=force) as out:
         job = Job.open(source, Options(budget, **options), calibration, evaluation, **common)
-        job.planner.last = True
-        plan = job.plan(budget)
-    job.planner.release()
-    return job.finish(plan, budget, target, force=force)
+        if max_drop is not None:
+            budget, plan = smallest_within(job, max_drop)
+        else:
+            job.planner.last = True
+            plan = job.plan(budget)
+        job.planner.release()
+        return job.finish(plan, budget, out)
 
 
 def sweep(
@@ -109,13 +115,16 @@ def sweep(
     evaluation: Any = None,
     force: bool = False,
     options: Mapping[str, Any] | None = None,
+    reads: Sequence[str | os.PathLike[str]] = (),
     **common: Any,
 ) -> list[Result]:
     """Several budgets of one model; scores and the damage table are measured once.
 
     Args:
         budgets: of one kind, as for `prune`.
-        folder: where NAME.BUDGET.onnx and its report go; None writes nothing.
+        folder: where NAME.BUDGET.onnx and its report go, each budget's when it is done; None writes nothing.
+        force: replace older outputs.
+        reads: further files that must stay as they are (a recipe).
         common: keyword arguments of `job.Job.open`.
     """
     asked = [Budget.parse(kind, b) for b in budgets]
@@ -123,15 +132,24 @@ def sweep(
         raise UsageError("a sweep needs at least one budget")
     common.setdefault("scores", Path(folder) if folder is not None else None)
     options = {"provider": _first(common.get("providers", ())), **(options or {})}
-    job = Job.open(source, Options(asked[0], **options), calibration, evaluation, **common)
-    assert job.dense.path is not None
-    targets = [
-        None if folder is None else Path(folder) / f"{job.dense.path.stem}.{kind}-{b.value:g}.onnx" for b in asked
-    ]
-    for target in targets:
-        if target is not None:
-            models.refuse_overwrite(target, force=force, inputs=(job.dense.path,))
-    return [job.run(budget, target, force=force) for budget, target in zip(asked, targets, strict=True)]
+    file = models.find(source)
+    inputs = _inputs(file, calibration, evaluation, common.get("tokenizer"), options, reads)
+    targets = [None if folder is None else Path(folder) / f"{file.stem}.{kind}-{b.value:g}.onnx" for b in asked]
+    with ExitStack() as stack:
+        quantize = common.get("quantize")
+        outs = [
+            stack.enter_context(output_files.opened(target, file, inputs, quantize=quantize, force=force))
+            for target in targets
+        ]
+        job = Job.open(source, Options(asked[0], **options), calibration, evaluation, **common)
+        return [job.run(budget, out) for budget, out in zip(asked, outs, strict=True)]
+
+
+def _inputs(
+    file: Path, calibration: Any, evaluation: Any, tokenizer: Any, options: Mapping[str, Any], reads: Sequence[Any]
+) -> Inputs:
+    table = options.get("latency_table")
+    return output_files.inputs_of(file, calibration, evaluation, table, *reads, tokenizer=tokenizer)
 
 
 def budget_of(*, whole: bool = False, **asked: float | str | None) -> Budget:
@@ -192,8 +210,21 @@ def apply(
     *,
     force: bool = False,
     keep_unread: bool = False,
+    reads: Sequence[str | os.PathLike[str]] = (),
 ) -> tuple[list[Path], Equivalence]:
-    """Carry out a plan made earlier, check the file, and write it."""
+    """Carry out a plan made earlier, check the file, and write it.
+
+    Args:
+        force: replace an older output; its plan and report go too, being another model's.
+        reads: further files that must stay as they are (the plan's).
+    """
+    target, read = Path(output), output_files.inputs_of(models.find(source), *reads)
+    with output_files.opened(target, models.find(source), read, force=force, writes_plan=False) as out:
+        found = _apply(source, plan, out, keep_unread=keep_unread)
+        return out.commit(), found
+
+
+def _apply(source: str | os.PathLike[str], plan: Plan, out: OutputSet, *, keep_unread: bool) -> Equivalence:
     dense = models.load(source)
     structure = analyze(dense, hidden=any(name.startswith("hidden.") for name in plan.keep))
     assert dense.path is not None
@@ -204,15 +235,12 @@ def apply(
     pruned = rewrite.apply(dense, structure, plan)
     if not keep_unread:
         rewrite.drop_unread(pruned)
-    target = Path(output)
-    with models.staged(target, force=force, inputs=(dense.path,)) as folder:
-        file = models.save(pruned, folder / target.name)[0]
-        check_file(file, dense.path)
-        found = check(dense, structure, plan, file, shapes_to_check(dense, [feeds]))
-        zeros_in(file, dense, structure, plan)
-        copy_companions(dense.path.parent, target.parent, force=force)
-        names = [target.parent / f.name for f in sorted(folder.iterdir())]
-    return names, found
+    file = models.save(pruned, out.folder / out.first)[0]
+    check_file(file, dense.path)
+    found = check(dense, structure, plan, file, shapes_to_check(dense, [feeds]))
+    zeros_in(file, dense, structure, plan)
+    add_companions(dense.path.parent, out)
+    return found
 
 
 def _open(dense: Model) -> list[str]:

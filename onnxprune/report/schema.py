@@ -150,6 +150,7 @@ class Report:
         landing: how a latency budget was met; None for other budgets.
         sparsity: zeros inside matrices, if any.
         steps: pruning alone, fewer bits alone, both together; empty without --quantize.
+        files: name -> SHA-256 of every file that was written with it.
         warnings: what the user must know; first of all what `broken` says.
         broken: what makes the pruned model useless, whatever it saves.
         seconds: by stage.
@@ -172,6 +173,7 @@ class Report:
     landing: Landing | None = None
     sparsity: Sparsity | None = None
     steps: tuple[Step, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)

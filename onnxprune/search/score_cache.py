@@ -6,11 +6,9 @@ rows and one set of options, whose digest is in the file; anything else in its p
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ import numpy as np
 from onnxprune.data import Dataset
 from onnxprune.documents import built, read_object
 from onnxprune.errors import InputError
+from onnxprune.graph.outputs import write_cache
 from onnxprune.graph.plan import Ranking
 from onnxprune.search.damage_table import Row
 from onnxprune.search.options import Options
@@ -125,15 +124,14 @@ class Scores:
             },
         }
         data["digest"] = _digest(json.loads(json.dumps(data, default=_plain)))
-        half = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            half.write_text(json.dumps(data, default=_plain), encoding="utf-8")
-            half.replace(self.path)
-        except OSError as error:  # a run needs no cache: a full disk stops it where its result is written
-            logger.warning("%s: scores are not kept for further budgets (%s)", self.path, error.strerror)
-            with contextlib.suppress(OSError):
-                half.unlink(missing_ok=True)
+        if not write_cache(self.path, json.dumps(data, default=_plain), _is_scores):
+            self.path = None
+
+
+def _is_scores(text: str) -> bool:
+    """Whether a text is such a file, of whatever model and version."""
+    told = json.loads(text)
+    return isinstance(told, dict) and {"schema_version", "key", "rankings", "table"} <= told.keys()
 
 
 def _digest(data: Mapping[str, Any]) -> str:

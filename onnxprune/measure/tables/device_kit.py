@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import NothingToPruneError
+from onnxprune.graph.outputs import manifest
 from onnxprune.graph.structure.sites import Site, find_sites, levels
 from onnxprune.measure.cost import Costs
 from onnxprune.measure.tables import timing_script
@@ -36,7 +37,7 @@ Leave the machine alone while it measures.
 
 
 def export(costs: Sequence[LatencyCosts], folder: Path) -> Path:
-    """Fill a new folder: `model.onnx`, `micro/`, `setup.json`, `measure.py` and a README.
+    """Fill an empty folder: `model.onnx`, `micro/`, `setup.json`, `measure.py`, a README, and what lists them.
 
     Args:
         costs: one per shape.
@@ -56,6 +57,7 @@ def export(costs: Sequence[LatencyCosts], folder: Path) -> Path:
     shutil.copy(timing_script.__file__, folder / "measure.py")
     named = ",".join(f"{k}={v}" for k, v in costs[0].bindings.items())
     (folder / "README.md").write_text(_README.format(shape=f"--shape {named} " if named else ""), encoding="utf-8")
+    manifest.write(folder)
     return folder
 
 

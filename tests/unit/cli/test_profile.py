@@ -71,6 +71,7 @@ def test_what_profile_and_sweep_refuse(run: Callable[..., Outcome], folder: Path
     code, _, err = run("profile", folder / "model.onnx", "-o", folder / "t.json")
     assert code == 2 and "sequence_length" in err
     (folder / "kit").mkdir()
+    (folder / "kit" / "mine.txt").write_text("mine")
     code, _, err = run("profile", folder / "model.onnx", "--micro", folder / "kit", "--shape", SHAPE)
     assert code == 2 and "exists" in err
     code, _, err = run("sweep", folder / "model.onnx", "--latency", "0.9", "--flops", "0.9")

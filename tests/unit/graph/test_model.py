@@ -13,7 +13,7 @@ import pytest
 from plans import distance, in_runtime
 from zoo import ZooModel
 
-from onnxprune.errors import ModelError, UnsupportedError, UsageError
+from onnxprune.errors import ModelError, UnsupportedError
 from onnxprune.graph import model as models
 from onnxprune.pipeline.report_facts import left_behind
 
@@ -98,24 +98,6 @@ def test_normalised_names_are_unique_and_vectors_have_one_reader(zoo: Build) -> 
             assert value.const_value is not None
             if len(value.const_value.shape) <= 1:
                 assert len(value.uses()) <= 1, value.name
-
-
-def test_staging_leaves_all_or_nothing(tmp_path: Path) -> None:
-    target = tmp_path / "out" / "model.onnx"
-    with models.staged(target, force=False) as folder:
-        (folder / "model.onnx").write_text("new")
-        (folder / "report.json").write_text("{}")
-        assert not target.exists()
-    assert sorted(p.name for p in target.parent.iterdir()) == ["model.onnx", "report.json"]
-    with pytest.raises(RuntimeError, match="broken"), models.staged(target, force=True) as folder:
-        (folder / "model.onnx").write_text("half")
-        raise RuntimeError("broken")
-    assert target.read_text() == "new"
-    assert sorted(p.name for p in target.parent.iterdir()) == ["model.onnx", "report.json"]
-    with pytest.raises(UsageError, match="--force"), models.staged(target, force=False):
-        pass
-    with pytest.raises(UsageError, match="overwrite the input"), models.staged(target, force=True, inputs=(target,)):
-        pass
 
 
 def test_a_graph_without_nodes_is_no_model(tmp_path: Path) -> None:

@@ -1,0 +1,100 @@
+"""What a run writes, by name, and what it reads: asked about before any work."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from onnxprune.graph import companions, outputs
+from onnxprune.graph import model as models
+from onnxprune.graph.outputs import Inputs, OutputSet
+
+logger = logging.getLogger(__name__)
+
+
+def beside(target: Path, quantize: str | None = None) -> list[str]:
+    """The names that may stand beside a pruned model, and belong to it."""
+    stem = target.name.removesuffix(".onnx")
+    fewer = [f"{stem}.{quantize}.onnx", f"{stem}.{quantize}.onnx.data"] if quantize else []
+    names = [f"{target.name}.data", *(f"{stem}.{kind}" for kind in _KINDS), *fewer]
+    return [name for name in dict.fromkeys(names) if name != target.name]
+
+
+_KINDS = ("plan.json", "plan.safetensors", "report.json", "report.html")
+
+
+def inputs_of(file: Path, *others: Any, tokenizer: Any = None) -> Inputs:
+    """Everything that a run on a model reads: the model, its weights, its companions, and what else is named.
+
+    Args:
+        file: the model's.
+        others: paths (rows, a table, a recipe); what is no path counts nothing.
+        tokenizer: a file, or a folder with several.
+    """
+    own = [] if tokenizer is None else [tokenizer] if Path(tokenizer).is_file() else companions.beside(Path(tokenizer))
+    return Inputs.of(list(models.files_of(file)), companions.beside(file), own, *(_rows(o) for o in others))
+
+
+@contextmanager
+def opened(
+    target: Path | None,
+    source: Path,
+    inputs: Inputs,
+    *,
+    quantize: str | None = None,
+    force: bool = False,
+    writes_plan: bool = True,
+) -> Iterator[OutputSet]:
+    """The set of files of one pruned model, with what its folder has of other models said.
+
+    Args:
+        target: the model file to write; None for a set that is thrown away.
+        source: the dense model's file.
+        writes_plan: whether a plan and a report are written. Where they are not, one that is read stays (a plan that
+            was made under the output's name), and older ones go.
+    """
+    if target is None:
+        with outputs.unnamed(f"{source.stem}.pruned.onnx") as out:
+            yield out
+        return
+    names = beside(target, quantize)
+    if force:
+        names += [n for n in _vouched(target) if n not in names and inputs.clash(target.parent / n) is None]
+    if not writes_plan:
+        names = [name for name in names if name.endswith(".data") or inputs.clash(target.parent / name) is None]
+    with outputs.files(target, names, inputs=inputs, force=force) as out:
+        for line in companions.differences(source.parent, target.parent, force=force):
+            logger.warning("%s", line)
+            out.said.append(line)
+        yield out
+
+
+def digests(folder: Path, names: Sequence[str] = ()) -> dict[str, str]:
+    """Name -> SHA-256 of the files that are put together in a folder."""
+    return {f.name: outputs.digest(f) for f in sorted(folder.iterdir()) if not names or f.name in names}
+
+
+def _vouched(target: Path) -> list[str]:
+    """Further files that the report of an older set names and that are still as it says."""
+    report = target.parent / f"{target.name.removesuffix('.onnx')}.report.json"
+    try:
+        told = json.loads(report.read_text(encoding="utf-8"))["files"].items()
+        return [
+            name
+            for name, digest in told
+            if Path(name).name == name != target.name
+            and name not in companions.COMPANIONS
+            and (target.parent / name).is_file()
+            and outputs.digest(target.parent / name) == digest
+        ]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return []
+
+
+def _rows(source: Any) -> Any:
+    """Where rows lie; `random` are made."""
+    return None if isinstance(source, str) and source == "random" else source
