@@ -269,14 +269,15 @@ def _replaceable(place: Path, *, force: bool) -> tuple[str, ...]:
     there = [entry for entry in place.iterdir() if not (entry.name.endswith(lock.SUFFIX) and lock.is_ours(entry))]
     if not there:
         return ()
-    if not force:
-        raise UsageError(f"{place}: exists already; --force replaces it, -o chooses another folder")
     listed = manifest.owned(place)
     if listed is None:
         raise UsageError(
-            f"{place}: holds {_listed(sorted(e.name for e in there))}, and no {manifest.MANIFEST} that says they are "
-            "from an earlier run: nothing of it is replaced; choose another folder with -o"
+            f"{place}: exists already, and holds {_listed(sorted(e.name for e in there))} without a "
+            f"{manifest.MANIFEST} that says they are from an earlier run: nothing of it is replaced; choose another "
+            "folder"
         )
+    if not force:
+        raise UsageError(f"{place}: exists already; --force replaces it, or choose another folder")
     changed = _changed(place, listed)
     if changed:
         raise UsageError(
