@@ -20,6 +20,7 @@ from onnxprune.graph.prepare.inference_mode import settle
 from onnxprune.graph.prepare.optional_inputs import copied, set_aside
 from onnxprune.graph.prepare.shape_inference import infer_proto
 from onnxprune.graph.prepare.unfuse import unfuse
+from onnxprune.graph.prepare.unknown_sizes import left_open, name_unknown
 from onnxprune.graph.values import constant, dims
 
 _ROUNDS = 5
@@ -44,6 +45,7 @@ def normalise(model: ir.Model) -> ir.Model:
     drop_identities(model)
     _unique_names(model)
     _drop_stated_names(model)
+    name_unknown(model)
     unfuse(model)
     recurrences.fold_weights(model)
     # What can be a number is one before any shape is guessed from it.
@@ -212,7 +214,8 @@ def forgotten(model: ir.Model) -> Iterator[None]:
     try:
         for value, _ in known:
             value.shape = None
-        yield
+        with left_open(model):
+            yield
     finally:
         for value, shape in known:
             value.shape = shape

@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import math
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -101,6 +101,7 @@ def _inference() -> Any:
             skips = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
             self.dispatcher_ |= dict.fromkeys(skips, self._skip_norm)
             self.dispatcher_["Flatten"] = self._flatten
+            self.dispatcher_["Resize"] = self._resize
             self.dispatcher_["Equal"] = partial(exact_shapes.equal, self)
             bounded = {"Div": exact_shapes.quotient, "Squeeze": exact_shapes.squeeze, "If": exact_shapes.choice}
             if not self.auto_merge_:
@@ -121,6 +122,17 @@ def _inference() -> Any:
                 done = self._infer_impl()
             self._update_output_from_vi()
             return bool(done)
+
+        def _update_computed_dims(self, shape: Any) -> None:
+            """Keep computed sizes by what they are called; one that is merged with another gives way to it."""
+            for axis, size in enumerate(shape):
+                if library.is_literal(size) or isinstance(size, str):
+                    continue
+                merged = self.suggested_merge_.get(_printed(size))
+                if merged is None:
+                    self.symbolic_dims_.setdefault(_printed(size), size)
+                elif not library.is_literal(merged):
+                    shape[axis] = self.symbolic_dims_[merged]
 
         def _onnx_infer_single_node(self, node: Any) -> None:
             self.current = next(filter(None, node.output), "")
@@ -209,6 +221,29 @@ def _inference() -> Any:
             axis += len(shape) if axis < 0 else 0
             self._write(node, [math.prod(shape[:axis]), math.prod(shape[axis:])])
 
+        def _resize(self, node: Any) -> None:
+            """Sizes as they are given, or scaled. The library's own rule simplifies every product, which takes longer
+            with every layer (most of a detector's time to load); a whole number times a size needs none of that."""
+            shape = self._get_sympy_shape(node, 0)
+            versioned = library.get_opset(self.out_mp_) > 10
+            scales = self._try_get_value(node, 2 if versioned else 1)
+            sizes = self._try_get_value(node, 3) if versioned else None
+            axes = next((list(a.ints) for a in node.attribute if a.name == "axes"), list(range(len(shape))))
+            modes = {a.name: a.s for a in node.attribute if a.type == onnx.AttributeProto.STRING}
+            cropped = modes.get("coordinate_transformation_mode") == b"tf_crop_and_resize"
+            bounded = modes.get("keep_aspect_ratio_policy", b"stretch") != b"stretch"
+            found = list(shape)
+            if sizes is not None and len(sizes) == len(axes) and not bounded:
+                for axis, size in zip(axes, sizes, strict=True):
+                    found[axis] = size
+            elif scales is not None and len(scales) == len(axes) and not cropped:
+                for axis, scale in zip(axes, scales, strict=True):
+                    found[axis] = _scaled(shape[axis], float(scale))
+            else:
+                found = self._new_symbolic_shape(len(shape), node)
+            self._update_computed_dims(found)
+            self._write(node, found)
+
         def _skip_norm(self, node: Any) -> None:
             """The norm, its two statistics (in full precision, whatever the norm is in), and the sum."""
             shape = self._get_sympy_shape(node, 0)
@@ -247,6 +282,23 @@ def _inference() -> Any:
 
 
 _INT_MAX = 2**31 - 1
+
+
+@lru_cache(maxsize=1 << 14)
+def _printed(size: Any) -> str:
+    """A symbolic size in words. Printing takes most of the time that shapes of convolutions take, and most are old."""
+    return str(size)
+
+
+def _scaled(size: Any, scale: float) -> Any:
+    """floor(size · scale), of a number or a symbol."""
+    import sympy
+
+    if scale.is_integer():
+        return size * int(scale)
+    return sympy.floor(size * sympy.Rational(*scale.as_integer_ratio()))
+
+
 _TYPES = {
     "float": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7, "bool": 9, "float16": 10,
     "double": 11, "uint32": 12, "uint64": 13, "bfloat16": 16,
@@ -265,4 +317,9 @@ def _symbolic() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.logger.setLevel(logging.ERROR)
+
+    def described(shape: Any) -> list[Any]:
+        return [None if s is None else int(s) if module.is_literal(s) else _printed(s) for s in shape]
+
+    module.get_shape_from_sympy_shape = described  # type: ignore[attr-defined]
     return module
