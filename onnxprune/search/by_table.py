@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from onnxprune.graph.plan import Ranking
 from onnxprune.graph.structure.sites import Site, levels
 from onnxprune.refit.linear_stand_ins import StandIn, stand_ins
 from onnxprune.score import METHODS
@@ -22,6 +23,10 @@ from onnxprune.search.score_cache import Scores
 from onnxprune.search.scored_model import Stage
 
 logger = logging.getLogger(__name__)
+
+
+HINT = 1e-9
+"""Of the largest damage: what all of a site's scores add to damages that are the same."""
 
 
 def searched(problem: Problem, stage: Stage, budget: float, scores: Scores) -> dict[str, int]:
@@ -91,6 +96,7 @@ def _modules(problem: Problem, stage: Stage, scores: Scores) -> tuple[Module, ..
         live = _live(problem, stage)
         measured = _damages(problem, stage, live, scores)
         stage.stand_ins = _stand_ins(problem, stage, [s for s, _ in live])
+        hint = HINT * max((float(row.damage.max()) for row in measured.values()), default=0.0)
         found = []
         for site, _ in live:
             row = measured[site.id]
@@ -98,6 +104,7 @@ def _modules(problem: Problem, stage: Stage, scores: Scores) -> tuple[Module, ..
             if whole(problem, site):
                 counts, curve = counts[[0, -1]], curve[[0, -1]]
             worth = problem.costs.offered(site.group, counts.tolist())
+            curve = curve + hint * lost(stage.rankings[site.id], stage.magnitudes.get(site.id), counts)
             kept, damages = counts[worth].tolist(), curve[worth].tolist()
             stands = stage.stand_ins.get(site.branch.id) if site.branch is not None else None
             if stands is not None:
@@ -106,6 +113,21 @@ def _modules(problem: Problem, stage: Stage, scores: Scores) -> tuple[Module, ..
             found.append(Module(site.id, tuple(map(Level, kept, (costs - prices.least(site.id)).tolist(), damages))))
         stage.modules = tuple(found)
     return stage.modules
+
+
+def lost(ranking: Ranking, magnitudes: Array | None, counts: Array) -> Array:
+    """The share of a site's scores, and of its weights, that is lost with some numbers of units kept.
+
+    A unit that is silent on the rows of the table costs nothing there, like one that nobody reads; on the rows that
+    were scored, or on others, it may speak.
+    """
+    known = [np.array(ranking.scores or [0.0] * len(ranking.order), dtype=np.float64)]
+    known += [] if magnitudes is None else [magnitudes]
+    shares = []
+    for scores in known:
+        running = np.concatenate([[0.0], np.cumsum(np.maximum(scores[list(ranking.order)], 0.0))])
+        shares.append(1 - running[np.asarray(counts, dtype=int)] / max(running[-1], 1e-300))
+    return np.asarray(np.mean(shares, axis=0))
 
 
 def _damages(

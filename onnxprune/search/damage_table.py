@@ -23,7 +23,7 @@ FACTORS = 2**28
 """Bytes of factorisations from which on old ones are made again when they are needed."""
 DEAD = 1e-7
 """Of the best score: what is no score."""
-NOTHING = 1e-3
+NOTHING = 1e-6
 """Of a curve's height: a fall that is not worth a bend."""
 
 

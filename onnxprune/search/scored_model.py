@@ -11,11 +11,11 @@ from onnxprune.graph.plan import Plan, Ranking
 from onnxprune.graph.structure.sites import Site, even, kept_by
 from onnxprune.probe.forward import NOTHING
 from onnxprune.refit.linear_stand_ins import StandIn, with_stand_ins
-from onnxprune.score import METHODS, collect, configured, stepwise
+from onnxprune.score import METHODS, collect, configured, magnitude, stepwise
 from onnxprune.score.mixture import parse
 from onnxprune.score.query_key import pair_rankings
 from onnxprune.search.allocate.choices import Module
-from onnxprune.search.damage_table import Refitter
+from onnxprune.search.damage_table import DEAD, Refitter
 from onnxprune.search.prices import MAPPED
 from onnxprune.search.problem import Problem
 from onnxprune.search.score_cache import Scores
@@ -27,6 +27,7 @@ class Stage:
 
     Attributes:
         lasting: whether what is measured on it holds for every budget, and is worth a file.
+        magnitudes: group id -> [units], norms of what reads them; for sites that weights read.
     """
 
     plan: Plan
@@ -34,6 +35,7 @@ class Stage:
     refitter: Refitter
     lasting: bool = False
     modules: tuple[Module, ...] | None = None
+    magnitudes: Mapping[str, np.ndarray] = field(default_factory=dict)
     stand_ins: Mapping[str, StandIn] = field(default_factory=dict)
     _fitted: dict[tuple[str, int], dict[str, np.ndarray]] = field(default_factory=dict)
 
@@ -98,14 +100,28 @@ def scored(problem: Problem, plan: Plan, scores: Scores) -> Stage:
             ranking = rankings[site.id] if site.id in rankings else method(site, statistics)
             rankings[site.id] = even(site, behind(ranking, plan.keep.get(site.id)))
             problem.progress("score", i + 1, len(problem.sites))
+        magnitudes = {s.id: magnitude.score(s, statistics) for s in read}
+        rankings |= {s.id: even(s, told_apart(rankings[s.id], magnitudes[s.id])) for s in read}
         if not known and lasting:
             scores.keep_rankings(rankings)
-    return Stage(plan, rankings, Refitter(weight, statistics.gram if options.compensate else {}, rankings), lasting)
+    refitter = Refitter(weight, statistics.gram if options.compensate else {}, rankings)
+    return Stage(plan, rankings, refitter, lasting, magnitudes=magnitudes)
 
 
 def _lasts(problem: Problem, plan: Plan) -> bool:
     needs = parse(problem.method, METHODS).needs
     return problem.calibration is not None and not (plan.keep or plan.drop) and "order" not in needs
+
+
+def told_apart(ranking: Ranking, magnitudes: np.ndarray) -> Ranking:
+    """An order in which units that have no score go by their weights: some are dead, some were silent on these rows."""
+    if not ranking.scores:
+        return ranking
+    scores = np.array(ranking.scores)
+    silent = scores <= DEAD * max(float(scores.max()), 0.0)
+    first = [u for u in ranking.order if not silent[u]]
+    rest = sorted((u for u in ranking.order if silent[u]), key=lambda u: -magnitudes[u])
+    return replace(ranking, order=(*first, *rest))
 
 
 def behind(ranking: Ranking, kept: Sequence[int] | None) -> Ranking:

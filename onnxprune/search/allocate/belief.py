@@ -43,8 +43,9 @@ class Belief:
     def sample(self, random: np.random.Generator) -> list[Array]:
         """A table that could be the true one."""
         covariance = np.linalg.inv(self.precision)
-        spread = np.linalg.cholesky((covariance + covariance.T) / 2)
-        return self._table(covariance @ self.moment + spread @ random.standard_normal(len(self.moment)))
+        return self._table(
+            covariance @ self.moment + _root((covariance + covariance.T) / 2) @ random.standard_normal(len(self.moment))
+        )
 
     def observe(self, changes: Iterable[tuple[int, int, int]], measured: float) -> None:
         """That moving modules (index, level before, level after) changed the divergence by `measured`."""
@@ -57,6 +58,15 @@ class Belief:
 
     def _table(self, factors: Array) -> list[Array]:
         return [values @ factors[2 * i : 2 * i + 2] for i, values in enumerate(self.features)]
+
+
+def _root(covariance: Array) -> Array:
+    """A matrix whose square is a covariance, also where that has no digits left in some direction."""
+    try:
+        return np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(covariance)
+        return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)))
 
 
 def _typical(tables: Sequence[Array]) -> float:
