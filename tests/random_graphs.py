@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -45,7 +46,7 @@ class Net:
         self.names += 1
         return f"{kind}{self.names}"
 
-    def node(self, kind: str, inputs: list[str], **attributes: object) -> str:
+    def node(self, kind: str, inputs: list[str], **attributes: Any) -> str:
         out = self.name(kind.lower())
         self.nodes.append(helper.make_node(kind, inputs, [out], name=f"node_{out}", **attributes))
         return out
@@ -69,7 +70,7 @@ class Net:
             * (2 / (inputs.sum() * np.prod(kernel))) ** 0.5
         )
         full[:, ~inputs] = 0
-        return full[outputs][:, inputs] if self.twin else full
+        return np.asarray(full[outputs][:, inputs] if self.twin else full)
 
     def vector(self, outputs: np.ndarray) -> np.ndarray:
         full = self.rng.standard_normal(len(outputs)) * 0.1

@@ -11,7 +11,8 @@ from onnxprune.graph.plan import Plan, Ranking
 from onnxprune.graph.structure.sites import Site, even, kept_by
 from onnxprune.probe.forward import NOTHING
 from onnxprune.refit.linear_stand_ins import StandIn, with_stand_ins
-from onnxprune.score import METHODS, collect, configured, magnitude, stepwise
+from onnxprune.score import METHODS, collect, configured, stepwise
+from onnxprune.score.magnitude import magnitude
 from onnxprune.score.mixture import parse
 from onnxprune.score.query_key import pair_rankings
 from onnxprune.search.allocate.choices import Module

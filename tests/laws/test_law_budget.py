@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -48,11 +49,12 @@ def test_a_budget_is_met_from_below(seed: int, tmp_path: Path) -> None:
     dense = random_graphs.saved(random_graphs.build(family, seed), tmp_path / "dense.onnx")
     rows = [{"x": row[None]} for row in random_graphs.sample(family, 24, seed)]
     output = tmp_path / "small.onnx"
+    asked: dict[str, Any] = {kind: share}
     try:
         result = onnxprune.prune(
             dense, output, calibration=rows, units=UNITS, round_to=1, search=search, uniform=uniform,
             compensate=bool(rng.integers(2)), measure_latency=False, keep_unread=True, swaps=4,
-            variants=0.0, **{kind: share},
+            variants=0.0, **asked,
         )  # fmt: skip
     except BudgetError as error:
         assert error.closest is None or error.closest > share or "cannot be reached" in str(error)

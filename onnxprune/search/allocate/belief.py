@@ -63,7 +63,7 @@ class Belief:
 def _root(covariance: Array) -> Array:
     """A matrix whose square is a covariance, also where that has no digits left in some direction."""
     try:
-        return np.linalg.cholesky(covariance)
+        return np.asarray(np.linalg.cholesky(covariance), dtype=np.float64)
     except np.linalg.LinAlgError:
         values, vectors = np.linalg.eigh(covariance)
         return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)))
