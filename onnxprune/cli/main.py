@@ -19,6 +19,8 @@ from onnxprune.cli.options import (
     Bar,
     Pairs,
     budgets,
+    bundle_beside,
+    bundled,
     calibration,
     ints,
     json_alone,
@@ -81,6 +83,7 @@ def _threads(count: int) -> None:
     "--max-drop", metavar="DROP", help="The smallest model within 1pt (points) or 1% (relative) of the metric."
 )
 @click.option("--quantize", metavar="SCHEME", help="Also write it in int8 or fp16, and measure every step.")
+@bundled
 @click.option("--force", is_flag=True, help="Replace an output that exists, with the files that belong to it.")
 @click.option("--dry-run", is_flag=True, help="Plan and tell, write nothing.")
 @talk
@@ -108,6 +111,7 @@ def prune(
     measure = not options.pop("no_latency")
     providers = options.pop("ep")
     metric = options.pop("metric") or None
+    options["debug_bundle"] = bundle_beside(options["debug_bundle"], target)
     with Bar(quiet or as_json) as bar:
         result = verbs.prune(
             model,
@@ -245,11 +249,12 @@ def plan(model: Path, output: Path, force: bool, as_json: bool, quiet: bool, ver
 @click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; default NAME.pruned.onnx.")
 @rewriting
+@bundled
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
 @talk
 def apply_plan(
-    model: Path, plan_file: Path, output: Path | None, keep_unread: bool, force: bool, as_json: bool, quiet: bool,
-    verbose: int,
+    model: Path, plan_file: Path, output: Path | None, keep_unread: bool, debug_bundle: str | None, force: bool,
+    as_json: bool, quiet: bool, verbose: int,
 ) -> None:  # fmt: skip
     """Carry out PLAN on the MODEL it was made for; needs no data."""
     from onnxprune.graph import model as models
@@ -259,14 +264,11 @@ def apply_plan(
 
     logs(verbose)
     file = models.find(model)
+    target = output or file.with_name(f"{file.stem}.pruned.onnx")
     files, found = verbs.apply(
-        model,
-        Plan.load(plan_file),
-        output or file.with_name(f"{file.stem}.pruned.onnx"),
-        force=force,
-        keep_unread=keep_unread,
-        reads=[plan_file, tensors_beside(plan_file), *reads()],
-    )
+        model, Plan.load(plan_file), target, force=force, keep_unread=keep_unread,
+        debug_bundle=bundle_beside(debug_bundle, target), reads=[plan_file, tensors_beside(plan_file), *reads()],
+    )  # fmt: skip
     if as_json:
         click.echo(
             json.dumps(

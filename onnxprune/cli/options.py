@@ -191,6 +191,26 @@ def rewriting(command: Any) -> Any:
     )(command)
 
 
+def bundled(command: Any) -> Any:
+    """What is written where the check of the written file fails."""
+    return click.option(
+        "--debug-bundle",
+        is_flag=False,
+        flag_value="",
+        type=click.Path(),
+        metavar="[PATH]",
+        help="Should a check of the written file fail: write what reproduces it (graphs without weights, the plan, the "
+        "first node that differs) to PATH; default NAME.debug.zip beside the output.",
+    )(command)
+
+
+def bundle_beside(asked: str | None, target: Path) -> Path | None:
+    """Where the bundle goes: as asked, or beside the output."""
+    if asked is None:
+        return None
+    return Path(asked) if asked else target.with_name(f"{target.name.removesuffix('.onnx')}.debug.zip")
+
+
 def judged(command: Any) -> Any:
     """What the result is measured on."""
     for option in (

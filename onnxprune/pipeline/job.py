@@ -21,7 +21,7 @@ from onnxprune.errors import BudgetError, CheckError, UsageError
 from onnxprune.export.precision import Step, measure_steps
 from onnxprune.export.precision.apply import scheme_of
 from onnxprune.graph import model as models
-from onnxprune.graph import outputs
+from onnxprune.graph import outputs, runtime
 from onnxprune.graph.companions import add_companions
 from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.model import Model
@@ -32,12 +32,13 @@ from onnxprune.graph.runtime import CPU, resolve_providers
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.measure import latency
 from onnxprune.measure.cost import Costs
-from onnxprune.measure.dense_file import examine, shapes_to_check
-from onnxprune.measure.equivalence import Equivalence, check
-from onnxprune.measure.file_validity import check_file
+from onnxprune.measure.dense_file import examine
+from onnxprune.measure.equivalence import Equivalence
 from onnxprune.measure.validation import Evidence, Teacher, compare
 from onnxprune.pipeline import output_files, report_facts
+from onnxprune.pipeline.debug_bundle import Place
 from onnxprune.pipeline.late import kept
+from onnxprune.pipeline.proof import prove
 from onnxprune.pipeline.rows import read_rows, shape_of
 from onnxprune.refit.solvers.linalg import numpy_on_one_thread
 from onnxprune.refit.sparsify import zeros_in
@@ -102,6 +103,7 @@ class Job:
         quantize: a scheme of `precision`, for a second file in fewer bits; None for none.
         sources: where the rows come from and how they are read, by the command line's names: what repeats the run.
         said: what is to be warned of in the dense file.
+        debug_bundle: where to write what reproduces a failed check; None for nowhere.
     """
 
     dense: Model
@@ -117,6 +119,7 @@ class Job:
     quantize: str | None = None
     sources: Mapping[str, Any] = field(default_factory=dict)
     said: tuple[str, ...] = ()
+    debug_bundle: Place | None = None
 
     @classmethod
     def open(
@@ -243,14 +246,14 @@ class Job:
         rows = self.judge or self.learn
         with self.clock.stage("check"):
             bindings = self.planner.costs.bindings
-            feeds = (
+            feeds: list[runtime.Feeds] = (
                 [synthesize(self.dense.inputs, dims=bindings)]
                 if rows is None
                 else [b.feeds for b in rows.take(CHECK_ROWS, 0).batches(max_rows=16)]
             )
-            lacking = list(check_file(file, self.dense.path))
-            found = check(self.dense, self.structure, plan, file, shapes_to_check(self.dense, feeds))
-            lacking += [found.note] if found.note else []
+            found, lacking = prove(
+                self.dense, self.structure, plan, file, feeds, self.options.to_json(), self.debug_bundle
+            )
             zeros = zeros_in(file, self.dense, self.structure, plan)
         evidence = None
         with kept("accuracy and drift are not known", lacking, but=(CheckError, UsageError)):

@@ -23,12 +23,13 @@ from onnxprune.graph.outputs import Inputs, OutputSet
 from onnxprune.graph.plan import Budget, Plan, Structure
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.measure.cost import Costs, default_bindings
-from onnxprune.measure.dense_file import examine, shapes_to_check
-from onnxprune.measure.equivalence import Equivalence, check
-from onnxprune.measure.file_validity import check_file
+from onnxprune.measure.dense_file import examine
+from onnxprune.measure.equivalence import Equivalence
 from onnxprune.pipeline import output_files
+from onnxprune.pipeline.debug_bundle import Place
 from onnxprune.pipeline.job import Job, Result
 from onnxprune.pipeline.max_drop import smallest_within
+from onnxprune.pipeline.proof import prove
 from onnxprune.pipeline.rows import shape_of, vocabulary
 from onnxprune.probe.gates import Gates
 from onnxprune.probe.interpreter import Interpreter
@@ -55,6 +56,7 @@ def prune(
     measure_latency: bool = True,
     quantize: str | None = None,
     force: bool = False,
+    debug_bundle: str | os.PathLike[str] | None = None,
     columns: Mapping[str, str] | None = None,
     pairs: Any = None,
     tokenizer: str | os.PathLike[str] | None = None,
@@ -79,6 +81,7 @@ def prune(
         quantize: also write the pruned model in fewer bits (`precision` lists the schemes), and measure each step.
         force: replace an older output: the model, and its plan, report and tokenizer with it.
         reads: further files that must stay as they are (a recipe).
+        debug_bundle: a zip file to write what reproduces it to, should the check of the written file fail.
         options: fields of `search.options.Options`.
 
     Raises:
@@ -94,6 +97,7 @@ def prune(
         raise UsageError("--max-drop finds the size itself; give it alone, without another budget")
     budget = Budget("flops", 0.5) if max_drop is not None else budget_of(**given, whole=needs_no_budget(options))
     inputs = _inputs(file, calibration, evaluation, tokenizer, options, reads)
+    bundle = None if debug_bundle is None else Place.of(debug_bundle, inputs + Inputs.of(target), force=force)
     with output_files.opened(target, file, inputs, quantize=quantize, force=force) as out:
         job = Job.open(source, Options(budget, **options), calibration, evaluation, **common)
         if max_drop is not None:
@@ -102,6 +106,7 @@ def prune(
             job.planner.last = True
             plan = job.plan(budget)
         job.planner.release()
+        job.debug_bundle = bundle
         return job.finish(plan, budget, out)
 
 
@@ -210,21 +215,26 @@ def apply(
     *,
     force: bool = False,
     keep_unread: bool = False,
+    debug_bundle: str | os.PathLike[str] | None = None,
     reads: Sequence[str | os.PathLike[str]] = (),
 ) -> tuple[list[Path], Equivalence]:
     """Carry out a plan made earlier, check the file, and write it.
 
     Args:
         force: replace an older output; its plan and report go too, being another model's.
+        debug_bundle: as for `prune`.
         reads: further files that must stay as they are (the plan's).
     """
     target, read = Path(output), output_files.inputs_of(models.find(source), *reads)
+    bundle = None if debug_bundle is None else Place.of(debug_bundle, read + Inputs.of(target), force=force)
     with output_files.opened(target, models.find(source), read, force=force, writes_plan=False) as out:
-        found = _apply(source, plan, out, keep_unread=keep_unread)
+        found = _apply(source, plan, out, keep_unread=keep_unread, bundle=bundle)
         return out.commit(), found
 
 
-def _apply(source: str | os.PathLike[str], plan: Plan, out: OutputSet, *, keep_unread: bool) -> Equivalence:
+def _apply(
+    source: str | os.PathLike[str], plan: Plan, out: OutputSet, *, keep_unread: bool, bundle: Place | None
+) -> Equivalence:
     dense = models.load(source)
     structure = analyze(dense, hidden=any(name.startswith("hidden.") for name in plan.keep))
     assert dense.path is not None
@@ -236,8 +246,7 @@ def _apply(source: str | os.PathLike[str], plan: Plan, out: OutputSet, *, keep_u
     if not keep_unread:
         rewrite.drop_unread(pruned)
     file = models.save(pruned, out.folder / out.first)[0]
-    check_file(file, dense.path)
-    found = check(dense, structure, plan, file, shapes_to_check(dense, [feeds]))
+    found, _ = prove(dense, structure, plan, file, [feeds], {}, bundle)
     zeros_in(file, dense, structure, plan)
     add_companions(dense.path.parent, out)
     return found
