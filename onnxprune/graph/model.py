@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import ModelError, UnsupportedError, reading
 from onnxprune.graph import intake, prepare
-from onnxprune.graph.prepare import optional_inputs, shared_biases
+from onnxprune.graph.prepare import caches, optional_inputs, shared_biases
 
 read = intake.read
 """The file as it is, checked for what a damaged or hostile one lacks."""
@@ -155,6 +155,7 @@ def load(path: str | os.PathLike[str]) -> Model:
     with reading(f"{file}: the graph cannot be understood", ModelError):
         prepare.normalise(model)
         shared_biases.index_sides(model)
+        caches.index_caches(model)
     return Model(model, file, digest)
 
 

@@ -6,7 +6,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from onnxprune.graph import prepare
-from onnxprune.graph.prepare import shared_biases
+from onnxprune.graph.prepare import caches, shared_biases
 
 
 def tidy(model: ir.Model) -> ir.Model:
@@ -18,6 +18,8 @@ def tidy(model: ir.Model) -> ir.Model:
 def sweep(model: ir.Model) -> ir.Model:
     """Remove dead nodes and weights."""
     shared_biases.drop_whole_indices(model)
+    if caches.join_repeats(model):
+        shared_biases.drop_whole_indices(model)
     passes.RemoveUnusedNodesPass()(model)
     for name in [n for n, v in model.graph.initializers.items() if not v.uses() and not v.is_graph_output()]:
         del model.graph.initializers[name]

@@ -38,7 +38,7 @@ def index_sides(model: ir.Model) -> None:
         if not axes or not _shared(table, axes, mixers):
             continue
         for node, i in readers:
-            own = _indexed(model, node, table, axes)
+            own = indexed(model, node, table, axes)
             for step in steps:
                 own = _again(step, node, own)
             node.replace_input_with(i, own)
@@ -162,11 +162,12 @@ def _again(node: ir.Node, reader: ir.Node, source: ir.Value | None = None) -> ir
     return result
 
 
-def _indexed(model: ir.Model, node: ir.Node, value: ir.Value, axes: list[int]) -> ir.Value:
+def indexed(model: ir.Model, node: ir.Node, value: ir.Value, axes: list[int], kind: str = "side") -> ir.Value:
+    """A value through a Gather of all indices on each of some axes, in front of the node that reads it."""
     for axis in axes:
         size = (dims(value) or ())[axis]
         assert isinstance(size, int)
-        name = f"{node.name}_side_{axis}"
+        name = f"{node.name}_{kind}_{axis}"
         everything = constant(model, np.arange(size, dtype=np.int64), f"{name}_indices")
         gather = ir.node("Gather", [value, everything], {"axis": axis}, name=name, version=node.version)
         result = gather.outputs[0]

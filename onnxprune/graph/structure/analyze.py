@@ -227,7 +227,8 @@ def _groups(graph: ir.Graph, ties: Ties, layouts: dict[str, tuple[Layout, ...]])
     groups = []
     for atom in sorted(free, key=lambda a: min(p for p, _ in readers[a])):
         kind = kinds[atom]
-        context = tuple(c for c in contexts[atom] if c in free)
+        # A context that stays whole (heads that a cache keeps) still has its own choice at each of its indices.
+        context = tuple(c for c in contexts[atom] if 1 < ties.solver.sizes[c] < DYNAMIC)
         shape = (*(ties.solver.sizes[c] for c in context), ties.solver.sizes[atom])
         uses = tuple(dict.fromkeys(r for _, r in sorted(readers[atom], key=lambda pair: pair[0])))
         groups.append(

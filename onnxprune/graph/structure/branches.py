@@ -114,15 +114,17 @@ def _region(
             for v in node.inputs
         ):
             inside[node] = None
+    given: set[ir.Node] = set()
     for node in reversed(list(inside)):
-        if any(
-            value.is_graph_output()
-            or any(user not in inside and not (user is add and i == operand) for user, i in value.uses())
-            for value in node.outputs
-        ):
+        users = [u for v in node.outputs for u, i in v.uses() if u not in inside and not (u is add and i == operand)]
+        stated = any(value.is_graph_output() for value in node.outputs)
+        if users or stated:
             # What others read too stays when the branch goes: a norm before attention and an FFN side by side. Behind
-            # a product that others read, f would be no function of x but of what was made of it.
-            if _costs(node):
+            # a product that others read, f would be no function of x but of what was made of it; keys and values that
+            # the graph gives are computed as before.
+            if given.issuperset(users):
+                given.add(node)
+            elif _costs(node):
                 return []
             del inside[node]
     return list(inside) if any(_costs(n) and _weighted(n) for n in inside) else []

@@ -59,8 +59,8 @@ def product_of(node: ir.Node, reader: Reader) -> Product | None:
     if node.op_type == "ConvTranspose":
         return Spread(node, shape)
     if node.op_type in ("MatMul", "Gemm") and len(shape) == 2:
-        axis = (-1 if node.op_type == "MatMul" else 1) if reader.input == 0 else (-2 if node.op_type == "MatMul" else 0)
-        return Contraction((reader.weight_axis,), (reader.axis,), (axis,))
+        # From behind: the stream that a result is added to may have more axes than a Gemm has.
+        return Contraction((reader.weight_axis,), (reader.axis,), (-1 if reader.input == 0 else -2,))
     return _contraction(node, reader, len(source.shape), len(shape)) if node.op_type == "Einsum" else None
 
 

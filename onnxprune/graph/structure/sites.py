@@ -108,7 +108,7 @@ def levels(site: Site, round_to: int, count: int = 13) -> list[int]:
     size = site.group.size
     step = max(1, min(round_to, size))
     if size <= 16:
-        grid = set(range(0, size + 1, step if site.group.kind != "heads" else 1)) | {size}
+        grid = set(range(0, size + 1, step if site.group.kind != "heads" else site.rows)) | {size}
     else:
         shares = np.linspace(0.0, 1.0, count) ** 1.6
         grid = {min(round(float(s) * size / step) * step, size) for s in shares} | {step, size}

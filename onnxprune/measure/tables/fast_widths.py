@@ -39,6 +39,8 @@ def step(site: Site, provider: str, round_to: int | None) -> int:
         round_to: as asked; None for what runs fast.
     """
     group = site.group
+    if site.rows > 1 and group.kind == "heads":
+        return site.rows
     if site.rows > 1:
         each = round_to or _HEAD_DIMS.get(provider, 1)
         return site.rows * max(min(each, group.shape[-1]), 1)

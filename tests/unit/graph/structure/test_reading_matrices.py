@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from onnx import TensorProto, helper
 
 from onnxprune.graph import model as models
+from onnxprune.graph.plan import Reader
 from onnxprune.graph.structure.analyze import analyze
+from onnxprune.graph.structure.products import product_of
 from onnxprune.graph.structure.reading_matrices import matrices
 from onnxprune.probe.interpreter import Interpreter
 
@@ -63,3 +66,26 @@ def test_rows_times_weight_is_what_a_convolution_writes(
     values = Interpreter(model.graph).run(feeds, outputs=["live", "y"])
     product = matrix.rows(values["live"]) @ torch.from_numpy(matrix.weight(weights[1]))
     torch.testing.assert_close(product, matrix.written(values["y"]), atol=1e-5, rtol=1e-5)
+
+
+def test_a_gemm_s_outputs_are_the_last_axis_of_the_stream_too() -> None:
+    """Tokens are flattened for a Gemm (GPT-2), not in the stream that its result is added to."""
+    for trans in (0, 1):
+        shape = (3, 5) if trans else (5, 3)
+        nodes = [
+            helper.make_node("Relu", ["x"], ["h"]),
+            helper.make_node("Gemm", ["h", "w"], ["y"], "reader", transB=trans),
+        ]
+        graph = onnx.helper.make_graph(
+            nodes,
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4, 5])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 3])],
+            [onnx.numpy_helper.from_array(np.ones(shape, dtype=np.float32), "w")],
+        )
+        model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+        model.graph[0].outputs[0].shape = ir.Shape([4, 5])
+        product = product_of(model.graph[1], Reader("reader", 0, 1, "w", 1 if trans else 0))
+        assert product is not None
+        stream = torch.arange(24.0).reshape(2, 4, 3)
+        assert torch.equal(product.written(stream), stream.reshape(8, 3))
