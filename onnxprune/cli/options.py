@@ -125,10 +125,11 @@ def planning(command: Any) -> Any:
         ),
         click.option(
             "--units",
-            default="heads,neurons,blocks",
+            default="auto",
             show_default=True,
             callback=split,
-            help="What may go: heads, neurons, blocks, channels; in place of heads, query_heads or head_dims; "
+            help="What may go: heads, neurons, blocks, channels (auto: the first three, and channels where the graph "
+            "is made of convolutions); in place of heads, query_heads or head_dims; "
             "or hidden alone, the width of the stream (experimental).",
         ),
         click.option(

@@ -44,6 +44,7 @@ from onnxprune.refit.solvers.linalg import numpy_on_one_thread
 from onnxprune.refit.sparsify import zeros_in
 from onnxprune.report import html
 from onnxprune.search import units_then_zeros
+from onnxprune.search.defaults import settled
 from onnxprune.search.latency_budget import verified
 from onnxprune.search.options import Options
 from onnxprune.search.planner import Planner
@@ -148,6 +149,7 @@ class Job:
             dense = models.load(source)
         with clock.stage("analyze"):
             structure = analyze(dense, hidden="hidden" in options.units)
+            options = settled(options, structure)
         with clock.stage("read"):
             learn, judge = read_rows(dense, calibration, evaluation, options, **asked)
         with clock.stage("examine"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from dataclasses import replace
 
 from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
@@ -10,6 +12,26 @@ from onnxprune.graph.plan import Structure
 from onnxprune.score import METHODS
 from onnxprune.score.mixture import parse
 from onnxprune.search.options import Options
+
+UNITS = ("heads", "neurons", "blocks")
+"""What goes by default; channels too where a graph is made of them."""
+
+
+def settled(options: Options, structure: Structure) -> Options:
+    """The options with the kinds of units that "auto" means for a model.
+
+    Channels are among them where there is no attention, and where most of what can be cut is channels. A transformer
+    with some convolutions in front keeps those.
+    """
+    if options.units != ("auto",):
+        return options
+    kinds = Counter(group.kind for group in structure.groups)
+    channels = kinds.pop("channels", 0)
+    attends = any(kind in ("heads", "query_heads", "head_dims") for kind in kinds) or any(
+        branch.kind == "attention" for branch in structure.branches
+    )
+    convolved = channels > 0 and (not attends or channels > kinds.total())
+    return replace(options, units=(*UNITS, "channels") if convolved else UNITS)
 
 
 def method_of(options: Options, calibration: Dataset | None) -> str:

@@ -28,7 +28,7 @@ class Options:
         budget: what the result may cost.
         method: one of score.METHODS, or "auto": obs with calibration rows, magnitude without.
         search: "table" (measured damage and a knapsack) or "rank" (the papers' search over scores).
-        units: kinds of units that may go.
+        units: kinds of units that may go; "auto" for what the graph is made of (defaults.settled).
         compensate: mend the surviving weights.
         round_to: widths are multiples of this; None for what runs fast.
         uniform: every layer alike.
@@ -60,7 +60,7 @@ class Options:
     budget: Budget
     method: str = "auto"
     search: str = "table"
-    units: tuple[str, ...] = ("heads", "neurons", "blocks")
+    units: tuple[str, ...] = ("auto",)
     compensate: bool = True
     round_to: int | None = None
     uniform: bool = False
@@ -117,10 +117,13 @@ class Options:
             raise UsageError(f"--device {self.device}: choose from auto, cpu, cuda")
 
     def _check_units(self) -> None:
+        if self.units == ("auto",):
+            return
         unknown = [u for u in self.units if u not in UNITS]
         if unknown or not set(self.units) - {"blocks"}:
             raise UsageError(
-                f"--units {','.join(self.units)}: choose from {', '.join(UNITS)}; blocks go with the others only"
+                f"--units {','.join(self.units)}: choose from {', '.join(UNITS)}, or auto alone; "
+                "blocks go with the others only"
             )
         if len(within := [u for u in self.units if u in ("heads", "query_heads", "head_dims")]) > 1:
             raise UsageError(f"--units {','.join(self.units)}: {' and '.join(within)} lie in each other; choose one")

@@ -20,7 +20,7 @@ from onnxprune.probe.forward import Rows, Weights, sensitivities
 from onnxprune.probe.gates import Gates
 from onnxprune.probe.interpreter import Interpreter
 from onnxprune.probe.short_graph import brief
-from onnxprune.search.defaults import device_of, method_of, why_nothing
+from onnxprune.search.defaults import device_of, method_of, settled, why_nothing
 from onnxprune.search.latency_budget import costs_for, provider_of
 from onnxprune.search.options import Options
 from onnxprune.search.prices import Prices
@@ -52,6 +52,7 @@ class Problem:
         clock: Clock | None = None,
         progress: Progress | None = None,
     ) -> None:
+        options = settled(options, structure)
         self.model, self.structure, self.options = model, structure, options
         self.clock = clock or Clock()
         self.progress = progress or (lambda stage, done, of: None)

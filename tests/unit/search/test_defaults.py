@@ -1,0 +1,45 @@
+"""What goes where nothing is said: channels too, where a graph is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from onnxprune.graph.plan import Branch, Budget, Group, Structure
+from onnxprune.search.defaults import settled
+from onnxprune.search.options import Options
+
+TRANSFORMER = ("heads", "neurons", "blocks")
+CONVOLUTIONAL = (*TRANSFORMER, "channels")
+
+
+def structure(kinds: Sequence[str], *, attention: bool = False) -> Structure:
+    groups = tuple(Group(f"{kind}.{i}", kind, i, i, (8,), (), ()) for i, kind in enumerate(kinds))
+    branches = (Branch("attention.0", "attention", 0, "add", 0, "v", "s", (), None, ()),) if attention else ()
+    return Structure("", (8,) * len(kinds), {}, groups, branches, ())
+
+
+@pytest.mark.parametrize(
+    ("kinds", "attention", "expected"),
+    [
+        (["channels"] * 4, False, CONVOLUTIONAL),
+        (["channels", "channels", "neurons"], False, CONVOLUTIONAL),  # a convolutional net with a large classifier
+        (["channels", "neurons", "neurons"], False, CONVOLUTIONAL),  # convolutions, then recurrences
+        (["neurons"] * 3, False, TRANSFORMER),
+        (["channels", *["heads", "neurons"] * 4], True, TRANSFORMER),  # a transformer over patches or samples
+        (["channels"] * 9 + ["heads", "neurons"] * 2, True, CONVOLUTIONAL),  # a convolutional net with some attention
+        (["channels", "neurons", "neurons"], True, TRANSFORMER),  # whose heads are pinned
+        ([], False, TRANSFORMER),
+    ],
+)
+def test_channels_where_they_are_what_there_is(
+    kinds: Sequence[str], attention: bool, expected: tuple[str, ...]
+) -> None:
+    found = settled(Options(Budget("flops", 0.5)), structure(kinds, attention=attention))
+    assert found.units == expected
+
+
+def test_what_is_asked_for_stays() -> None:
+    asked = Options(Budget("flops", 0.5), units=("neurons",))
+    assert settled(asked, structure(["channels"])) is asked
