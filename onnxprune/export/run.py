@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 import time
@@ -29,6 +30,8 @@ from onnxprune.graph.outputs import Inputs
 from onnxprune.measure import latency
 from onnxprune.measure.equivalence import Equivalence, max_distance
 from onnxprune.measure.validation import Teacher, aligned_outputs, compare
+
+logger = logging.getLogger(__name__)
 
 ROWS = 128
 """Calibration rows that ranges and shapes are taken from."""
@@ -112,7 +115,11 @@ def _dense(source: Path, named: str | os.PathLike[str] | None) -> Path | None:
         return models.find(named)
     report = source.with_name(f"{source.stem}.report.json")
     try:
-        told = read_object(report, "a report")["model"]
+        held = read_object(report, "a report")
+        told, files = held["model"], held.get("files", {})
+        if source.name in files and files[source.name] != outputs.digest(source):
+            logger.warning("%s: is of another model than %s, and is not gone by", report, source)
+            return None
         found = Path(told["path"])
         if found.is_file() and models.digest_of(found) == told["sha256"]:
             return found

@@ -1,0 +1,318 @@
+"""What commands write, and what they never do: on two blocks of an MLP, so that a command takes a moment."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import yaml
+from kills import mlp
+
+import onnxprune
+from onnxprune.errors import UsageError
+from onnxprune.graph import outputs
+
+Run = Callable[..., tuple[int, str, str]]
+
+ROWS = ["--calib", "rows.jsonl", "-q"]
+QUICK = ["--flops", "0.6", "--no-latency", "--no-compensate", *ROWS]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    place = tmp_path / "job"
+    place.mkdir()
+    onnx.save(mlp(16), place / "model.onnx")
+    proto = mlp(16)
+    onnx.save(proto, place / "parted.onnx", save_as_external_data=True, location="parted.bin", size_threshold=0)
+    rows = [{"x": [((7 * i + 3 * j) % 11) / 5 - 1 for j in range(8)], "label": i % 3} for i in range(24)]
+    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place / "thesis.txt").write_text("ten years of work")
+    (place / "config.json").write_text('{"model": "first"}')
+    monkeypatch.chdir(place)
+    return place
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+PROFILE = ["--units", "neurons", "-q"]
+CLOBBERS: dict[str, list[str]] = {
+    "prune the model": ["prune", "model.onnx", "-o", "model.onnx", *QUICK],
+    "prune the rows": ["prune", "model.onnx", "-o", "rows.jsonl", *QUICK],
+    "prune a link to the model": ["prune", "model.onnx", "-o", "symlink.onnx", *QUICK],
+    "prune a name of the model": ["prune", "model.onnx", "-o", "hardlink.onnx", *QUICK],
+    "prune the weights": ["prune", "parted.onnx", "-o", "parted.bin", *QUICK],
+    "prune the weights' link": ["prune", "parted.onnx", "-o", "weights.onnx", *QUICK],
+    "prune the configuration": ["prune", "model.onnx", "-o", "config.json", *QUICK],
+    "prune the tokenizer": ["prune", "model.onnx", "-o", "tok/tokenizer.json", "--tokenizer", "tok", *QUICK],
+    "prune the table": ["prune", "model.onnx", "-o", "table.json", "--latency-table", "table.json", *QUICK],
+    "plan the model": ["plan", "model.onnx", "-o", "model.onnx", "--flops", "0.6", *ROWS],
+    "plan's tensors the model": ["plan", "m.safetensors", "-o", "m.json", "--flops", "0.6", *ROWS],
+    "apply the plan": ["apply", "model.onnx", "p.json", "-o", "p.json", "-q"],
+    "apply the tensors": ["apply", "model.onnx", "p.json", "-o", "p.safetensors", "-q"],
+    "sweep's page the model": [
+        "sweep",
+        "model.onnx",
+        "--flops",
+        "0.8",
+        "--report",
+        "model.onnx",
+        "--no-latency",
+        *ROWS,
+    ],
+    "sweep's page the rows": ["sweep", "model.onnx", "--flops", "0.8", "--report", "rows.jsonl", "--no-latency", *ROWS],
+    "profile the model": ["profile", "model.onnx", "-o", "model.onnx", *PROFILE],
+    "profile over the folder": ["profile", "model.onnx", "--micro", ".", *PROFILE],
+    "export over the folder": ["export", "model.onnx", "--target", "server", "-o", ".", "-q"],
+    "export through a link": ["export", "model.onnx", "--target", "server", "-o", "here", "-q"],
+    "export over the model": ["export", "model.onnx", "--target", "server", "-o", "model.onnx", "-q"],
+    "bench over what was measured": ["bench", "--import", "result.json", "--table", "result.json"],
+    "a recipe over itself": ["run", "recipe.yaml"],
+}
+
+
+@pytest.mark.parametrize("case", CLOBBERS)
+def test_no_input_is_written(run: Run, folder: Path, case: str) -> None:
+    (folder / "symlink.onnx").symlink_to("model.onnx")
+    (folder / "hardlink.onnx").hardlink_to("model.onnx")
+    (folder / "weights.onnx").symlink_to("parted.bin")
+    (folder / "here").symlink_to(".", target_is_directory=True)
+    (folder / "m.safetensors").write_bytes((folder / "model.onnx").read_bytes())
+    (folder / "tok").mkdir()
+    for name in ("tok/tokenizer.json", "table.json", "result.json"):
+        (folder / name).write_text("{}")
+    onnxprune_plan(folder)
+    recipe = {"model": "model.onnx", "output": "recipe.yaml", "flops": 0.6, "calib": "rows.jsonl", "no-latency": True}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    before = contents(folder)
+    for force in ([], ["--force"]):
+        code, out, err = run(*CLOBBERS[case], *force)
+        assert code in (2, 3) and not out and "Traceback" not in err, err
+        assert contents(folder) == before
+    if case != "bench over what was measured":  # which is refused for what it is before it is asked about
+        assert "overwrite the input" in err or "is a file" in err or "without a manifest.json" in err
+
+
+def onnxprune_plan(folder: Path) -> None:
+    import numpy as np
+
+    from onnxprune.graph import model as models
+    from onnxprune.graph.plan import Plan
+    from onnxprune.graph.structure.analyze import analyze
+
+    dense = models.load(folder / "model.onnx")
+    group = analyze(dense).groups[0]
+    Plan(dense.digest, {group.id: tuple(range(8))}, intercepts={"m0": np.zeros(8, np.float32)}).save(folder / "p.json")
+
+
+SIDES: dict[str, tuple[list[str], list[str]]] = {
+    "prune": (["prune", "model.onnx", "-o", "s.onnx", *QUICK], ["s.plan.json", "s.report.html", "s.onnx.data"]),
+    "prune to fewer bits": (["prune", "model.onnx", "-o", "s.onnx", "--quantize", "fp16", *QUICK], ["s.fp16.onnx"]),
+    "plan": (["plan", "model.onnx", "-o", "a.json", "--flops", "0.6", *ROWS], ["a.safetensors"]),
+    "apply": (["apply", "model.onnx", "p.json", "-o", "s.onnx", "-q"], ["s.report.json", "s.plan.safetensors"]),
+    "sweep": (["sweep", "model.onnx", "-o", "sw", "--flops", "0.8", "--no-latency", *ROWS],
+              ["sw/model.flops-0.8.report.json"]),
+    "sweep's page": (["sweep", "model.onnx", "--flops", "0.8", "--report", "c.html", *ROWS], ["c.html"]),
+    "profile": (["profile", "model.onnx", "-o", "t.json", *PROFILE], ["t.json"]),
+    "micro-models": (["profile", "model.onnx", "--micro", "kit", *PROFILE], ["kit/measure.py"]),
+    "export": (["export", "model.onnx", "--target", "server", "-o", "docs", "-q"], ["docs/mine.txt"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SIDES)
+def test_every_file_of_an_output_is_asked_about_before_any_work(
+    run: Run, folder: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command, there = SIDES[case]
+    onnxprune_plan(folder)
+    for name in there:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
+    before = contents(folder)
+
+    def worked(*_: object, **__: object) -> Any:
+        raise AssertionError("a model was loaded before the output was asked about")
+
+    monkeypatch.setattr("onnxprune.graph.model.load", worked)
+    code, out, err = run(*command)
+    assert code == 2 and not out and contents(folder) == before
+    last = err.strip().splitlines()[-1]
+    assert "exists already" in last and all(Path(name).name in last for name in there)
+
+
+def test_force_replaces_exactly_the_set(run: Run, folder: Path) -> None:
+    assert run("model.onnx", "-o", "s.onnx", "--quantize", "fp16", *QUICK)[0] == 0
+    told = json.loads((folder / "s.report.json").read_text())
+    assert set(told["files"]) == {n for n in contents(folder) if n.startswith("s.") and n != "s.report.json"}
+    assert all(outputs.digest(folder / name) == digest for name, digest in told["files"].items())
+    (folder / "s.notes.txt").write_text("mine")
+    before = contents(folder)
+    code, _, err = run("model.onnx", "-o", "s.onnx", "--force", *QUICK)
+    assert code == 0, err
+    after = contents(folder)
+    assert set(before) - set(after) == {"s.fp16.onnx"}, "the file in fewer bits was made of the older model"
+    assert after["s.notes.txt"] == b"mine"
+
+
+def test_an_applied_model_keeps_no_report_of_another(run: Run, folder: Path) -> None:
+    assert run("model.onnx", "-o", "s.onnx", *QUICK)[0] == 0
+    assert run("plan", "model.onnx", "-o", "p.json", "--flops", "0.8", *ROWS)[0] == 0
+    assert run("apply", "model.onnx", "p.json", "-o", "s.onnx", "-q")[0] == 2
+    code, _, err = run("apply", "model.onnx", "p.json", "-o", "s.onnx", "--force", "-q")
+    assert code == 0, err
+    assert [n for n in contents(folder) if n.startswith("s.")] == ["s.onnx"]
+
+
+def test_a_plan_under_the_name_of_its_output_stays(run: Run, folder: Path) -> None:
+    assert run("plan", "model.onnx", "-o", "s.plan.json", "--flops", "0.6", *ROWS)[0] == 0
+    for force in ([], ["--force"]):
+        code, _, err = run("apply", "model.onnx", "s.plan.json", "-o", "s.onnx", "-q", *force)
+        assert code == 0, err
+        assert {n for n in contents(folder) if n.startswith("s.")} == {"s.onnx", "s.plan.json", "s.plan.safetensors"}
+
+
+@pytest.mark.parametrize("damage", ["another's", "missing", "none told", "old and another's", "old and none told"])
+def test_tensors_of_another_plan_are_refused(run: Run, folder: Path, damage: str) -> None:
+    for name, share in (("a", "0.5"), ("b", "0.8")):
+        assert run("plan", "model.onnx", "-o", f"{name}.json", "--flops", share, *ROWS)[0] == 0
+    told = json.loads((folder / "a.json").read_text())
+    assert told["tensors"] > 0
+    if "old" in damage:
+        del told["tensors_sha256"]
+    if "none told" in damage:
+        told["tensors"] = 0
+    if damage == "old and another's":
+        told["tensors"] += 1
+    (folder / "a.json").write_text(json.dumps(told))
+    if damage == "another's":
+        (folder / "a.safetensors").write_bytes((folder / "b.safetensors").read_bytes())
+    elif damage == "missing":
+        (folder / "a.safetensors").unlink()
+    code, _, err = run("apply", "model.onnx", "a.json", "-o", "o.onnx", "-q")
+    assert code == 3 and "a.json" in err and not (folder / "o.onnx").exists()
+
+
+# ---- tokenizer and configuration
+
+
+def test_another_models_companions_are_said_and_stay_unless_forced(
+    run: Run, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "out").mkdir()
+    (folder / "out" / "config.json").write_text('{"model": "another"}')
+    (folder / "out" / "vocab.txt").write_text("another's")
+    with caplog.at_level(logging.WARNING):
+        assert run("model.onnx", "-o", "out/s.onnx", *QUICK)[0] == 0
+    assert "out/config.json differs from config.json and stays" in caplog.text
+    assert "out/vocab.txt is not from" in caplog.text
+    told = json.loads((folder / "out" / "s.report.json").read_text())
+    assert any("out/config.json differs" in line for line in told["warnings"])
+    assert json.loads((folder / "out" / "config.json").read_text()) == {"model": "another"}
+    code, _, err = run("model.onnx", "-o", "out/s.onnx", "--force", *QUICK)
+    assert code == 0, err
+    assert json.loads((folder / "out" / "config.json").read_text()) == {"model": "first"}
+    assert (folder / "out" / "vocab.txt").read_text() == "another's"
+    caplog.clear()
+    assert run("model.onnx", "-o", "out/t.onnx", *QUICK)[0] == 0
+    assert "config.json" not in caplog.text, "the same companion is no news"
+
+
+# ---- two runs, dead runs, interrupts
+
+
+def test_the_second_of_two_runs_ends_at_once(run: Run, folder: Path) -> None:
+    with outputs.files(folder / "s.onnx", force=True):
+        code, _, err = run("model.onnx", "-o", "s.onnx", *QUICK)
+        assert code == 2 and "s.onnx" in err and "writes it already" in err
+        assert run("model.onnx", "-o", "t.onnx", *QUICK)[0] == 0
+    assert not (folder / "s.onnx").exists() and (folder / "t.onnx").exists()
+
+
+def test_a_sweep_does_not_write_its_page_over_a_report(run: Run, folder: Path) -> None:
+    page = "sw/model.flops-0.8.report.html"
+    code, _, err = run("sweep", "model.onnx", "-o", "sw", "--flops", "0.8", "--report", page, "--no-latency", *ROWS)
+    assert code == 2 and "under another option" in err and not (folder / "sw").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_an_interrupted_run_says_what_it_left(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    from onnxprune.report import html
+
+    rendered, calls = html.render, []
+
+    def interrupted(*arguments: Any) -> str:
+        calls.append(arguments)
+        if len(calls) == 2:
+            os.kill(os.getpid(), number)
+        return rendered(*arguments)
+
+    monkeypatch.setattr(html, "render", interrupted)
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    ended, out, err = run("sweep", "model.onnx", "-o", "sw", "--flops", "0.8,0.6", "--no-latency", *ROWS)
+    assert ended == code and not out and len(err.strip().splitlines()) == 1
+    assert "written before that: sw/model.flops-0.8.onnx and 5 files with it" in err
+    assert "what was measured is kept in sw/model.scores.json" in err
+    assert not [n for n in contents(folder) if "0.6" in n or ".onnxprune" in n]
+    assert len([n for n in contents(folder) if "flops-0.8" in n]) == 5
+    assert handlers == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    calls[:] = [()]
+    ended, _, err = run("model.onnx", "-o", "s.onnx", *QUICK)
+    assert ended == code and "interrupted; nothing was written; what was measured is kept" in err
+    assert not [n for n in contents(folder) if n.startswith("s.")]
+
+
+def test_a_signal_that_is_ignored_stays_ignored(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        from onnxprune.report import html
+
+        rendered = html.render
+
+        def hung_up(*arguments: Any) -> str:
+            os.kill(os.getpid(), signal.SIGHUP)
+            return rendered(*arguments)
+
+        monkeypatch.setattr(html, "render", hung_up)
+        assert run("model.onnx", "-o", "s.onnx", *QUICK)[0] == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# ---- export, and Python
+
+
+def test_an_export_does_not_take_the_report_of_another_model(
+    run: Run, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run("model.onnx", "-o", "s.onnx", *QUICK)[0] == 0
+    assert run("export", "s.onnx", "--target", "server", "-o", "x", "-q")[0] == 0
+    assert json.loads((folder / "x" / "report.json").read_text())["dense_bytes"] > 0
+    onnx.save(mlp(12), folder / "s.onnx")
+    code, _, err = run("export", "s.onnx", "--target", "server", "-o", "x", "--force", "-q")
+    assert code == 0, err
+    assert json.loads((folder / "x" / "report.json").read_text())["dense_bytes"] == 0
+    assert "s.report.json" in caplog.text and "another model" in caplog.text
+
+
+def test_saving_from_python_asks_too(folder: Path) -> None:
+    result = onnxprune.prune("model.onnx", flops=0.6, calibration="rows.jsonl", measure_latency=False, compensate=False)
+    assert result.files == ()
+    (folder / "s.report.json").write_text("of another model")
+    for target in ("model.onnx", "rows.jsonl", "config.json"):
+        with pytest.raises(UsageError, match="overwrite the input"):
+            result.save(target, force=True)
+    with pytest.raises(UsageError, match=r"s\.report\.json: exists already"):
+        result.save("s.onnx")
+    assert result.save("s.onnx", force=True) == [Path("s.onnx")]
+    assert not (folder / "s.report.json").exists()
