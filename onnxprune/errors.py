@@ -132,6 +132,11 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if named and text else text or type(error).__name__
 
 
+def _typed(error: BaseException) -> str:
+    name, text = type(error).__name__, said(error)
+    return text if text.startswith(name) else f"{name}: {text}"
+
+
 def one_line(text: str, most: int = 300) -> str:
     """Text of others on one line: without control characters, which could move a console's cursor, and not too long."""
     flat = " ".join(text.split())
@@ -172,6 +177,6 @@ def explained(error: BaseException) -> OnnxPruneError:
     if isinstance(error, RecursionError):
         return LimitError("something in the model or the data is nested too deeply; --traceback says where")
     return OnnxPruneError(
-        f"a fault of onnxprune, or an input it did not expect ({type(error).__name__}: {said(error)}); --traceback "
+        f"a fault of onnxprune, or an input it did not expect ({_typed(error)}); --traceback "
         "says where: please report it"
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from onnxprune.cli.options import MODEL, Bar, Pairs, logs, reads, talk
+from onnxprune.cli.options import MODEL, MOST, OUTSIDE, Bar, Pairs, logs, reads, size, talk
 
 _TARGETS = ("android", "ios", "web", "qnn", "server")
 
@@ -27,14 +27,15 @@ _TARGETS = ("android", "ios", "web", "qnn", "server")
 @click.option("--eval", "evaluation", metavar="ROWS", help="Rows to measure every step on.")
 @click.option("--dense", type=click.Path(path_type=Path), help="The dense original, if the report does not name it.")
 @click.option("--vocab", type=click.Path(path_type=Path), metavar="TEXTS", help="Keep the tokens these lines use.")
-@click.option("--shape", type=Pairs(int), default={}, help="Sizes where the target fixes them, by the graph's names.")
+@click.option("--shape", type=Pairs(size), default={}, help="Sizes where the target fixes them, by the graph's names.")
 @click.option("--bench", is_flag=True, help="android: add scripts that measure on a phone.")
 @click.option("--web-runtime", type=click.Path(path_type=Path), help="web: folder with onnxruntime-web's files.")
 @click.option("--metric", multiple=True, help="Task metric; guessed.")
 @click.option("--columns", type=Pairs(str), help="Rename columns: text=sentence1,label=gold.")
 @click.option("--pairs", type=click.Choice(["joint", "separate"]), help="Two texts as one input, or as two; guessed.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json or a folder.")
-@click.option("--max-length", type=int, help="The most tokens of a row.")
+@click.option("--max-length", type=click.IntRange(1, MOST), help="The most tokens of a row.")
+@OUTSIDE
 @click.option("--force", is_flag=True, help="Replace what an earlier export wrote there; other files stay.")
 @talk
 def export(
@@ -49,7 +50,11 @@ def export(
     logs(verbose)
     file = models.find(model)
     folder = output or file.with_name(f"{file.stem}.{target}")
-    reading = {name: value for name in ("columns", "pairs", "tokenizer", "max_length") if (value := kwargs.pop(name))}
+    reading = {
+        name: value
+        for name in ("columns", "pairs", "tokenizer", "max_length", "allow_outside")
+        if (value := kwargs.pop(name))
+    }
     with Bar(quiet or as_json):
         made = run(file, target, folder, metric=metric or None, reads=reads(), **kwargs, **reading)
     if as_json:

@@ -16,6 +16,8 @@ from onnxprune.cli.boundary import guarded
 from onnxprune.cli.export import export, import_bench
 from onnxprune.cli.options import (
     MODEL,
+    MOST,
+    OUTSIDE,
     Bar,
     Pairs,
     budgets,
@@ -29,6 +31,7 @@ from onnxprune.cli.options import (
     planning,
     reads,
     rewriting,
+    size,
     split,
     talk,
 )
@@ -159,7 +162,7 @@ def sweep(
     if bool(flops) == bool(latency):
         raise UsageError("give the budgets of one kind: --flops 0.9,0.75,0.6 or --latency 0.9,0.75,0.6")
     options = _options(kwargs)
-    asked = ("columns", "pairs", "tokenizer", "max_length", "calibration", "evaluation")
+    asked = ("columns", "pairs", "tokenizer", "max_length", "allow_outside", "calibration", "evaluation")
     common = {name: options.pop(name) for name in asked}
     common |= {
         "measure": not options.pop("no_latency"),
@@ -189,7 +192,7 @@ def sweep(
 
 @cli.command()
 @MODEL
-@click.option("--shape", type=Pairs(int), default={}, help="Where FLOPs are counted; default batch 1, else 128.")
+@click.option("--shape", type=Pairs(size), default={}, help="Where FLOPs are counted; default batch 1, else 128.")
 @click.option("--pins", is_flag=True, help="All pinned dimensions, not the most common reasons only.")
 @talk
 def inspect(model: Path, shape: dict[str, int], pins: bool, as_json: bool, quiet: bool, verbose: int) -> None:
@@ -225,7 +228,7 @@ def plan(model: Path, output: Path, force: bool, as_json: bool, quiet: bool, ver
 
     logs(verbose)
     options = _options(kwargs)
-    asked = {name: options.pop(name) for name in ("columns", "pairs", "tokenizer", "max_length")}
+    asked = {name: options.pop(name) for name in ("columns", "pairs", "tokenizer", "max_length", "allow_outside")}
     calibration = options.pop("calibration")
     limits = {kind: options.pop(kind) for kind in ("flops", "params", "size", "latency")}
     budget = verbs.budget_of(**limits, whole=verbs.needs_no_budget(options))
@@ -292,10 +295,12 @@ def apply_plan(
 @click.option("--columns", type=Pairs(str))
 @click.option("--pairs", type=click.Choice(["joint", "separate"]))
 @click.option("--tokenizer", type=click.Path(path_type=Path))
+@OUTSIDE
 @talk
 def validate(
     model: Path, pruned: Path, evaluation: str, metric: tuple[str, ...], ep: tuple[str, ...],
-    columns: dict[str, str] | None, pairs: Any, tokenizer: Path | None, as_json: bool, quiet: bool, verbose: int,
+    columns: dict[str, str] | None, pairs: Any, tokenizer: Path | None, allow_outside: bool, as_json: bool, quiet: bool,
+    verbose: int,
 ) -> None:  # fmt: skip
     """Compare PRUNED with MODEL on rows: task metric with its interval, and how far the outputs moved.
 
@@ -315,12 +320,13 @@ def validate(
     assert dense.path is not None
     rows = data.read(
         evaluation, dense.inputs, outputs=dense.outputs, folder=dense.folder, columns=columns, pairs=pairs,
-        tokenizer=tokenizer, vocab_size=vocabulary(dense),
+        tokenizer=tokenizer, vocab_size=vocabulary(dense), allow_outside=allow_outside,
     )  # fmt: skip
     file = shipped_files.find(pruned)
     own = shipped_files.own_rows(
-        file, dense.inputs, dense.folder, evaluation, len(rows), outputs=dense.outputs, columns=columns, pairs=pairs
-    )
+        file, dense.inputs, dense.folder, evaluation, len(rows), outputs=dense.outputs, columns=columns, pairs=pairs,
+        allow_outside=allow_outside,
+    )  # fmt: skip
     evidence = compare(dense.path, file, rows, providers=ep, metric=metric or None, rows=own)
     if as_json:
         click.echo(json.dumps(asdict(evidence)))
@@ -337,9 +343,9 @@ def validate(
 @click.option("--ep", default="cpu", show_default=True, callback=split, help="Execution providers.")
 @click.option("--batch", default="1", show_default=True, callback=ints, help="Batch sizes: 1,8.")
 @click.option("--seq", default="", callback=ints, help="Sequence lengths: 64,128,384.")
-@click.option("--shape", type=Pairs(int), default={}, help="Other dimensions, by the graph's names.")
+@click.option("--shape", type=Pairs(size), default={}, help="Other dimensions, by the graph's names.")
 @click.option("--threads", default="1", show_default=True, callback=ints, help="Inside an operator: 1,2.")
-@click.option("--runs", default=50, show_default=True, help="Pairs of runs at every shape.")
+@click.option("--runs", default=50, type=click.IntRange(1, MOST), show_default=True, help="Pairs of runs at a shape.")
 @click.option("--profile", is_flag=True, help="Also time by operator, in passes of their own.")
 @talk
 def bench(

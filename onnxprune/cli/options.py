@@ -39,12 +39,28 @@ def split(ctx: click.Context, param: click.Parameter, value: Any) -> tuple[str, 
     return tuple(piece.strip() for v in values for piece in v.split(",") if piece.strip())
 
 
+MOST_THREADS = 1024
+"""Past some ten thousand the libraries below crash instead of saying no."""
+MOST = 2**31 - 1
+"""Of a dimension, and of whatever is counted."""
+
+
+def size(text: str) -> int:
+    """A size of a dimension: a whole number from 1 on."""
+    if not 1 <= (number := int(text)) <= MOST:
+        raise ValueError(text)
+    return number
+
+
 def ints(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
-    """Comma-separated whole numbers."""
+    """Comma-separated whole numbers from 1 on."""
     try:
-        return tuple(int(v) for v in (value or "").split(",") if v.strip())
+        found = tuple(size(v) for v in (value or "").split(",") if v.strip())
     except ValueError:
-        raise click.BadParameter(f"{value!r} is not a list of numbers") from None
+        raise click.BadParameter(f"{value!r} is not a list of numbers from 1 on") from None
+    if param.name == "threads" and any(count > MOST_THREADS for count in found):
+        raise click.BadParameter(f"{value!r}: {MOST_THREADS} threads are the most")
+    return found
 
 
 def decays(ctx: click.Context, param: click.Parameter, value: str) -> tuple[float, float]:
@@ -83,6 +99,11 @@ def budgets(command: Any) -> Any:
     return command
 
 
+OUTSIDE = click.option(
+    "--allow-outside", is_flag=True, help="Read images and sounds that lie outside of the rows' folder, too."
+)
+
+
 def calibration(command: Any) -> Any:
     """What rows to learn from, and how they are read."""
     for option in (
@@ -101,7 +122,8 @@ def calibration(command: Any) -> Any:
         click.option(
             "--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json or a folder, if not beside the model."
         ),
-        click.option("--max-length", type=int, help="The most tokens of a row."),
+        click.option("--max-length", type=click.IntRange(1, MOST), help="The most tokens of a row."),
+        OUTSIDE,
     ):
         command = option(command)
     return command
@@ -144,7 +166,13 @@ def planning(command: Any) -> Any:
             show_default=True,
             help="How --sparsity chooses zeros: admm, sparsegpt, wanda, magnitude, seven, seven-dyn, platon.",
         ),
-        click.option("--finetune", default=0, metavar="STEPS", help="Tune sparse weights with their masks; no labels."),
+        click.option(
+            "--finetune",
+            default=0,
+            type=click.IntRange(0, MOST),
+            metavar="STEPS",
+            help="Tune sparse weights with their masks; no labels.",
+        ),
         click.option(
             "--snip-threshold",
             type=float,
@@ -166,13 +194,25 @@ def planning(command: Any) -> Any:
         click.option("--include", multiple=True, callback=split, help="Only units or nodes that match (glob)."),
         click.option("--exclude", multiple=True, callback=split, help="Not the units or nodes that match (glob)."),
         click.option(
-            "--shape", type=Pairs(int), default={}, help="Where FLOPs are counted: batch_size=1,sequence_length=128."
+            "--shape", type=Pairs(size), default={}, help="Where FLOPs are counted: batch_size=1,sequence_length=128."
         ),
-        click.option("--rows", default=512, show_default=True, help="The most calibration rows read."),
+        click.option(
+            "--rows",
+            default=512,
+            type=click.IntRange(1, MOST),
+            show_default=True,
+            help="The most calibration rows read.",
+        ),
         click.option("--device", default="auto", show_default=True, help="Where scoring runs: auto, cpu, cuda."),
-        click.option("--seed", default=0, show_default=True, help="Of every draw."),
-        click.option("--threads", default=0, help="Of scoring; 0 for all cores."),
-        click.option("--latency-threads", default=1, show_default=True, help="Of the sessions that are timed."),
+        click.option("--seed", default=0, type=click.IntRange(0, MOST), show_default=True, help="Of every draw."),
+        click.option("--threads", default=0, type=click.IntRange(0, MOST_THREADS), help="Of scoring; 0 for all cores."),
+        click.option(
+            "--latency-threads",
+            default=1,
+            type=click.IntRange(1, MOST_THREADS),
+            show_default=True,
+            help="Of the sessions that are timed.",
+        ),
         click.option(
             "--latency-table",
             type=click.Path(exists=True, dir_okay=False, resolve_path=True),

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from onnxprune.cli.options import MODEL, Bar, Pairs, ints, logs, reads, split, talk
+from onnxprune.cli.options import MODEL, Bar, Pairs, ints, logs, reads, size, split, talk
 
 
 @click.command()
@@ -16,7 +16,7 @@ from onnxprune.cli.options import MODEL, Bar, Pairs, ints, logs, reads, split, t
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="table.json to write.")
 @click.option("--micro", type=click.Path(path_type=Path), help="Folder to make, with what measures elsewhere.")
 @click.option("--ep", default="cpu", show_default=True, callback=split, help="Execution providers.")
-@click.option("--shape", type=Pairs(int), multiple=True, help="Where to measure; may be given several times.")
+@click.option("--shape", type=Pairs(size), multiple=True, help="Where to measure; may be given several times.")
 @click.option("--threads", default="1", show_default=True, callback=ints, help="Threads inside one operator: 1,2.")
 @click.option("--units", default="heads,neurons,blocks", show_default=True, callback=split, help="What may be cut.")
 @click.option("--force", is_flag=True, help="Replace a table, or what an earlier run wrote in the folder.")

@@ -140,6 +140,8 @@ def _key(command: click.Command, name: str) -> str:
 
 def _written(file: Path, key: str, value: Any, param: click.Parameter) -> list[str]:
     """A value as it is typed: several where the option may be given several times."""
+    if (isinstance(value, Mapping | list | tuple) and not value) or "\0" in str(value):
+        raise UsageError(f"{file}: {key}: {value!r:.60} is no value")
     if isinstance(value, Mapping):
         return [",".join(f"{name}={held}" for name, held in value.items())]
     if isinstance(value, list | tuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import wave
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +14,13 @@ from numpy.typing import NDArray
 
 from onnxprune.data.model_info import Graph, Job, Part, Spec, describe
 from onnxprune.data.optional_packages import package
+from onnxprune.data.outside import within
 from onnxprune.data.sources import Row
-from onnxprune.errors import DataError
+from onnxprune.errors import DataError, said
 
 Array = NDArray[Any]
+MOST_SAMPLES = 1 << 28
+"""Of a sound: four hours and a half at 16 kHz. A few kilobytes of a lossless format can hold more."""
 RATE = 16000  # Hz; of practically every speech model
 
 
@@ -37,14 +41,16 @@ def encode_audio(rows: Sequence[Row], job: Job) -> list[list[Part]]:
             f"audio rows need one audio input; the graph takes {job.graph.listing}: give rows of its own inputs"
         )
     config = job.files.json("preprocessor_config.json")
-    rate = int(config.get("sampling_rate") or RATE)
+    rate = config.get("sampling_rate") or RATE
+    if type(rate) is not int or rate < 1:
+        raise DataError(f"preprocessor_config.json: sampling_rate is {rate!r:.40}: copy the file again from the model")
     if not config:
         job.say(f"audio: taken as it is at {RATE} Hz (no preprocessor_config.json beside the model)")
     extractor = _extractor(spec, job) if len(spec.shape) == 3 and spec.shape[1] != 1 else None
     normalize = bool(config.get("do_normalize"))
     parts = []
     for row in rows:
-        samples = _at_rate(row, rate)
+        samples = _at_rate(row, rate, outside=job.allow_outside)
         if extractor is not None:
             features = extractor(samples, sampling_rate=rate, return_tensors="np")
             parts.append([Part({spec.name: np.asarray(features[spec.name]).astype(spec.dtype)})])
@@ -73,12 +79,14 @@ def _extractor(spec: Spec, job: Job) -> Any:
         )
     transformers = package("transformers", f"{path}: audio features are made")
     try:
-        return transformers.AutoFeatureExtractor.from_pretrained(str(path.parent), local_files_only=True)
+        return transformers.AutoFeatureExtractor.from_pretrained(
+            str(path.parent), local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # whatever an extractor class makes of damaged or foreign files
         raise DataError(f"{path}: cannot be loaded: {error}: give rows of {spec.name}") from error
 
 
-def _at_rate(row: Row, rate: int) -> Array:
+def _at_rate(row: Row, rate: int, *, outside: bool) -> Array:
     """The row's samples as float32, in -1..1, mono.
 
     Raises:
@@ -90,9 +98,7 @@ def _at_rate(row: Row, rate: int) -> Array:
         own = value.get("sampling_rate")
         value = next((value[key] for key in ("array", "bytes", "path") if value.get(key) is not None), None)
     if isinstance(value, str | Path):
-        path = row.folder / value
-        if not path.is_file():
-            raise DataError(f"{row.source}: no file {path}: paths are relative to the file of the rows")
+        path = within(value, row.folder, row.source, allowed=outside)
         samples, own = _decode(path.read_bytes(), f"{row.source}: {path}")
     elif isinstance(value, bytes):
         samples, own = _decode(value, row.source)
@@ -116,12 +122,17 @@ def _decode(data: bytes, where: str) -> tuple[Array, int]:
         with wave.open(io.BytesIO(data)) as file:
             samples = _pcm(file.readframes(file.getnframes()), file.getsampwidth())
             return samples.reshape(-1, file.getnchannels()).mean(axis=1), file.getframerate()
-    except (wave.Error, EOFError, ValueError) as error:
+    except (wave.Error, EOFError, ValueError, ZeroDivisionError, struct.error) as error:
         soundfile = package("soundfile", f"{where}: not PCM audio in a .wav file ({error}); other formats are read")
     try:
+        told = soundfile.info(io.BytesIO(data))
+        if told.frames * told.channels > MOST_SAMPLES:
+            raise DataError(f"{where}: {told.frames:,} samples; {MOST_SAMPLES:,} are the most")
         samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-    except RuntimeError as error:
-        raise DataError(f"{where}: cannot be read as audio: {error}") from error
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise whatever damaged bytes make them
+        raise DataError(f"{where}: cannot be read as audio: {said(error)}") from error
     return samples.mean(axis=1), int(rate)
 
 

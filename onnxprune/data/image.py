@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 
 from onnxprune.data.model_info import Graph, Job, Part, Spec, describe
 from onnxprune.data.optional_packages import package
+from onnxprune.data.outside import within
 from onnxprune.data.preprocess import Preprocess, plain, read_preprocess
 from onnxprune.data.sources import Row
-from onnxprune.errors import DataError
+from onnxprune.errors import DataError, reading, said
 
 Array = NDArray[Any]
 
@@ -56,7 +58,7 @@ def encode_images(rows: Sequence[Row], job: Job) -> list[list[Part]]:
         raise DataError(f"the graph's image input {describe(spec)} is not of rank 4: give rows of its own inputs")
     layout = Layout.of(spec)
     prepare = preparation(spec, layout, job)
-    return [[_part(row, spec, layout, prepare)] for row in rows]
+    return [[_part(row, spec, layout, prepare, outside=job.allow_outside)] for row in rows]
 
 
 def preparation(spec: Spec, layout: Layout, job: Job) -> Preprocess:
@@ -78,9 +80,10 @@ def preparation(spec: Spec, layout: Layout, job: Job) -> Preprocess:
     return plain(layout.height, layout.width, layout.channels or 3, scale=not integers)
 
 
-def _part(row: Row, spec: Spec, layout: Layout, prepare: Preprocess) -> Part:
-    image = open_image(row, "image")
-    pixels = prepare.pixels(image)
+def _part(row: Row, spec: Spec, layout: Layout, prepare: Preprocess, *, outside: bool) -> Part:
+    image = open_image(row, "image", outside=outside)
+    with reading(f"{row.source}: the image cannot be prepared", DataError):
+        pixels = prepare.pixels(image)
     if layout.last:
         pixels = pixels.transpose(1, 2, 0)
     wanted, got = (layout.height, layout.width), pixels.shape[:2] if layout.last else pixels.shape[1:]
@@ -91,7 +94,7 @@ def _part(row: Row, spec: Spec, layout: Layout, prepare: Preprocess) -> Part:
         )
     label = None
     if row.fields.get("mask") is not None:
-        mask = open_image(row, "mask")
+        mask = open_image(row, "mask", outside=outside)
         if mask.size != image.size:
             raise DataError(
                 f"{row.source}: the mask is {mask.size} and the image {image.size} pixels large: make them equal"
@@ -103,28 +106,45 @@ def _part(row: Row, spec: Spec, layout: Layout, prepare: Preprocess) -> Part:
     return Part({spec.name: pixels[None].astype(spec.dtype)}, label)
 
 
-def open_image(row: Row, field: str) -> Any:
-    """A PIL image: of a path relative to the row's file, of bytes, of an 8-bit array, or as it is."""
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+"""What is decoded: `sources.IMAGE_SUFFIXES`. Others run interpreters or have decoders that few have looked at."""
+MOST_PIXELS = 100_000_000
+"""Of an image: a few kilobytes can hold billions."""
+
+
+def open_image(row: Row, field: str, *, outside: bool = False) -> Any:
+    """A PIL image: of a path relative to the row's file, of bytes, of an 8-bit array, or as it is.
+
+    Args:
+        outside: whether a path may lead out of the folder of the rows.
+
+    Raises:
+        DataError: there is none, it is of no known format, or has too many pixels.
+    """
     pil = package("PIL.Image", f"{row.source}: images are read")
     transpose = package("PIL.ImageOps", f"{row.source}: images are read").exif_transpose
     value = row.need(field)
     if isinstance(value, Mapping):  # how Parquet files of the datasets library hold an image
         value = value.get("bytes") or value.get("path")
     try:
-        if isinstance(value, str | Path):
-            path = row.folder / value
-            if not path.is_file():
-                raise DataError(f"{row.source}: no file {path}: paths are relative to the file of the rows")
-            image = pil.open(path)
-        elif isinstance(value, bytes):
-            image = pil.open(io.BytesIO(value))
+        if isinstance(value, str | Path | bytes):
+            if not isinstance(value, bytes):
+                value = within(value, row.folder, row.source, allowed=outside).read_bytes()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", pil.DecompressionBombWarning)  # our own limit follows
+                image = pil.open(io.BytesIO(value), formats=FORMATS)
         elif isinstance(value, pil.Image):
             image = value
         else:
             image = pil.fromarray(np.asarray(value, np.uint8) if isinstance(value, list) else value)
+        if not 0 < image.width * image.height <= MOST_PIXELS:
+            told = f"{image.width} x {image.height} pixels; 1 to {MOST_PIXELS // 1_000_000} million are read"
+            raise DataError(f"{row.source}: field {field!r} has {told}")
         image.load()
-    except (OSError, ValueError, TypeError, OverflowError, AttributeError, pil.DecompressionBombError) as error:
-        raise DataError(f"{row.source}: field {field!r} cannot be read as an image: {error}") from error
+    except DataError:
+        raise
+    except Exception as error:  # decoders raise whatever damaged bytes make them
+        raise DataError(f"{row.source}: field {field!r} cannot be read as an image: {said(error)}") from error
     if image.mode.startswith(("I", "F")) and field == "image":
         raise DataError(f"{row.source}: the image has {image.mode} pixels: convert it to 8 bits a channel")
     return transpose(image)

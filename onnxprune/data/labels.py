@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from onnxprune.data.model_info import Job
+from onnxprune.errors import DataError, one_line
 
+_LARGEST = 2.0**53
+"""Of a label: what a float tells from its neighbours."""
 IGNORED = -100  # the label of a token that does not count, as in torch's cross entropy
 
 
@@ -32,8 +35,9 @@ def resolve(raw: Sequence[Any], job: Job, *, folders: bool = False) -> list[Any]
     """
     labels = [_plain(label) for label in raw]
     present = [label for label in labels if label is not None]
-    if lists := sum(isinstance(old, list | tuple) and new is None for old, new in zip(raw, labels, strict=True)):
-        job.say(f"labels: {lists} lists that do not hold numbers are ignored")
+    odd = (isinstance(old, list | tuple | Mapping) and new is None for old, new in zip(raw, labels, strict=True))
+    if lists := sum(odd):
+        job.say(f"labels: {lists} lists or objects that do not hold numbers are ignored")
     if not present:
         return labels
     if all(isinstance(label, int) and label == -1 for label in present):
@@ -59,12 +63,16 @@ def _plain(label: Any) -> Any:
     if isinstance(label, list | tuple):
         array = np.asarray(label) if _rectangular(label) else None
         return array if array is not None and array.dtype.kind in "biuf" else None
+    if isinstance(label, Mapping):
+        return None
     if isinstance(label, bool | np.bool_):
         return int(label)
     if hasattr(label, "detach"):
         label = label.detach().cpu().numpy()
     if isinstance(label, np.generic) or (isinstance(label, np.ndarray) and label.ndim == 0):
         label = label.item()
+    if isinstance(label, int | float) and not math.isnan(label) and abs(label) > _LARGEST:
+        raise DataError(f"a label is {one_line(str(label), 40)}: give class numbers or scores")
     return None if isinstance(label, float) and math.isnan(label) else label
 
 

@@ -176,6 +176,7 @@ class Job:
         tokenizer: a tokenizer.json or a folder that has one, in place of the one beside the model.
         pairs: how a text pair is fed, or None to guess.
         max_length: the most tokens of a row, or None for the model's own limit.
+        allow_outside: files that rows name may lie outside the folder of the rows.
     """
 
     graph: Graph
@@ -184,6 +185,7 @@ class Job:
     pairs: Pairs | None = None
     max_length: int | None = None
     seed: int = 0
+    allow_outside: bool = False
     notes: list[str] = field(default_factory=list)
 
     def say(self, note: str) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.data.optional_packages import package
-from onnxprune.errors import DataError
+from onnxprune.errors import DataError, said
 
 Array = NDArray[Any]
 
@@ -129,14 +129,16 @@ def read_preprocess(config: Mapping[str, Any], path: Path, channels: int) -> Pre
         return Preprocess(channels, processor=_own_processor(path, name or ", ".join(odd)))
     try:
         return _steps(config, family, channels)
-    except (TypeError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: cannot be understood ({error!r}): copy it again from the model") from error
+    except (TypeError, ValueError, LookupError, OverflowError) as error:
+        raise DataError(f"{path}: cannot be understood ({said(error)}): copy it again from the model") from error
 
 
 def _own_processor(path: Path, name: str) -> Any:
     transformers = package("transformers", f"{path}: the image processor {name} is run")
     try:
-        return transformers.AutoImageProcessor.from_pretrained(str(path.parent), local_files_only=True)
+        return transformers.AutoImageProcessor.from_pretrained(
+            str(path.parent), local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # whatever a processor class makes of damaged or foreign files
         raise DataError(f"{path}: {name} cannot be loaded: {error}: give rows of pixel values") from error
 
@@ -146,12 +148,7 @@ def _steps(config: Mapping[str, Any], family: str, channels: int) -> Preprocess:
         value = config.get(step)
         return default if value is None else bool(value)
 
-    mean, std = (
-        np.asarray(config.get(key) or default, np.float64).reshape(-1, 1, 1)[:channels]
-        for key, default in (("image_mean", [0.5]), ("image_std", [0.5]))
-    )
-    if len(mean) not in (1, channels) or len(std) not in (1, channels):
-        raise ValueError(f"image_mean has {len(mean)} values for {channels} channels")
+    mean, std = (_by_channel(config, key, channels) for key in ("image_mean", "image_std"))
     size = (
         _size(config.get("size"), family in SHORTEST) if wanted("do_resize", config.get("size") is not None) else None
     )
@@ -164,12 +161,17 @@ def _steps(config: Mapping[str, Any], family: str, channels: int) -> Preprocess:
             size, crop = ("shortest", larger, larger), exact
     normalize = wanted("do_normalize", config.get("image_mean") is not None)
     resample = config.get("resample")
+    if resample is not None and (type(resample) is not int or resample not in range(6)):
+        raise ValueError(f"resample {resample!r} is no filter")
+    scale = config.get("rescale_factor", 1 / 255)
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < np.inf:
+        raise ValueError(f"rescale_factor {scale!r}")
     return Preprocess(
         channels=channels,
         size=size,
         resample=(BICUBIC if family in BICUBIC_BY_DEFAULT else BILINEAR) if resample is None else int(resample),
         crop=None if crop is None else crop[1:],
-        scale=float(config.get("rescale_factor") or 1 / 255) if wanted("do_rescale", True) else None,
+        scale=float(scale) if wanted("do_rescale", True) else None,
         mean=mean if normalize else None,
         std=std if normalize else None,
         flip=wanted("do_flip_channel_order", False),
@@ -177,12 +179,34 @@ def _steps(config: Mapping[str, Any], family: str, channels: int) -> Preprocess:
     )
 
 
+LARGEST = 16384
+"""Of a prepared image's edges."""
+
+
+def _by_channel(config: Mapping[str, Any], key: str, channels: int) -> Array:
+    """A mean or a deviation: float64 (channels, 1, 1), or (1, 1, 1) of a single number for all."""
+    told = config.get(key)
+    values = np.asarray(0.5 if told is None else told, np.float64)
+    found = values.reshape(-1, 1, 1)[:channels]
+    if values.ndim > 1 or len(found) not in ((channels,) if values.ndim else (1,)) or not np.isfinite(found).all():
+        raise ValueError(f"{key} has {values.size} values for {channels} channels")
+    if key == "image_std" and not (found > 0).all():
+        raise ValueError(f"{key} is not above 0")
+    return found
+
+
 def _size(size: Any, shortest: bool) -> tuple[str, int, int]:
     """A number, {"height", "width"} or {"shortest_edge"}."""
     if isinstance(size, Mapping):
         if size.get("shortest_edge") is not None and size.get("longest_edge") is None:
-            return "shortest", int(size["shortest_edge"]), int(size["shortest_edge"])
-        return "exact", int(size["height"]), int(size["width"])
+            return "shortest", _edge(size["shortest_edge"]), _edge(size["shortest_edge"])
+        return "exact", _edge(size["height"]), _edge(size["width"])
     if isinstance(size, list | tuple):
-        return "exact", int(size[0]), int(size[1])
-    return ("shortest" if shortest else "exact"), int(size), int(size)
+        return "exact", _edge(size[0]), _edge(size[1])
+    return ("shortest" if shortest else "exact"), _edge(size), _edge(size)
+
+
+def _edge(value: Any) -> int:
+    if isinstance(value, bool) or not 1 <= int(value) <= LARGEST:
+        raise ValueError(f"an edge of {value!r} pixels; 1 to {LARGEST} are possible")
+    return int(value)

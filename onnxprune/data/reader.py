@@ -17,7 +17,7 @@ from onnxprune.data.model_info import Files, Graph, Job, Pairs, Part, Spec
 from onnxprune.data.random_rows import invent
 from onnxprune.data.sources import Row, open_rows, parsed
 from onnxprune.data.text import encode_questions, encode_text, encode_tokens
-from onnxprune.errors import DataError, UsageError
+from onnxprune.errors import DataError, UsageError, reading
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ def read(
     limit: int | None = None,
     seed: int = 0,
     vocab_size: int | None = None,
+    allow_outside: bool = False,
 ) -> Dataset:
     """Read calibration or evaluation rows as feeds for a graph.
 
@@ -74,6 +75,7 @@ def read(
         limit: the most rows: the first ones (of a folder of images, drawn by seed); of "random", how many (64).
         seed: for whatever is drawn.
         vocab_size: token ids must be below it; None for config.json's.
+        allow_outside: images and sounds that rows name may lie outside the folder of the rows.
 
     Raises:
         DataError: the rows cannot be read or do not fit the graph; names file, row and field.
@@ -87,7 +89,16 @@ def read(
         pairs=pairs,
         max_length=max_length,
         seed=seed,
+        allow_outside=allow_outside,
     )
+    name = source if isinstance(source, str | Path) else type(source).__name__
+    with reading(f"{name}: the rows cannot be read", DataError):
+        return _read(source, job, columns, limit, vocab_size)
+
+
+def _read(
+    source: Any, job: Job, columns: Mapping[str, str] | None, limit: int | None, vocab_size: int | None
+) -> Dataset:
     vocabulary = vocab_size if vocab_size is not None else job.files.setting("vocab_size")
     if isinstance(source, str) and source == "random":
         rows, parts, kind = *invent(job, 64 if limit is None else limit, vocabulary), "random"

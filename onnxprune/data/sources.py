@@ -14,8 +14,12 @@ import numpy as np
 
 from onnxprune.data.model_info import Graph, Job
 from onnxprune.data.optional_packages import package
-from onnxprune.errors import DataError, UsageError
+from onnxprune.data.outside import read_arrays
+from onnxprune.documents import read_text
+from onnxprune.errors import DataError, OnnxPruneError, UsageError, said
 
+LONGEST = 64_000_000
+"""Characters of a row in a file of lines."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
@@ -26,12 +30,12 @@ class Row:
     Attributes:
         source: "file:row", for messages: the line in text files, else counted from 1.
         fields: name -> value.
-        folder: what relative paths in it are relative to.
+        folder: what relative paths in it are relative to; None where rows are no file's, and paths are the caller's.
     """
 
     source: str
     fields: Mapping[str, Any]
-    folder: Path
+    folder: Path | None
 
     def need(self, field: str) -> Any:
         """The value of a field.
@@ -99,31 +103,38 @@ def parsed(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return value
     return value
 
 
 def _json_lines(path: Path, graph: Graph) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
+        number = 0
+        while line := lines.readline(LONGEST + 1):
+            number += 1
+            where = f"{path}:{number}"
+            if len(line) > LONGEST:
+                raise DataError(
+                    f"{where}: a line of more than {LONGEST // 1_000_000} MB: rows are read up to that length"
+                )
             if not line.strip():
                 continue
-            where = f"{path}:{number}"
             try:
                 fields = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{where}: not JSON: {error}: put one object on each line{_hint(line)}") from error
+            except (ValueError, RecursionError) as error:
+                told = said(error)
+                raise DataError(f"{where}: not JSON: {told}: put one object on each line{_hint(line)}") from error
             yield Row(where, _object(fields, where), path.parent)
 
 
 def _json_list(path: Path, graph: Graph) -> Iterator[Row]:
-    text = path.read_text(encoding="utf-8-sig")
+    text = read_text(path, DataError)
     try:
         rows = json.loads(text) if text.strip() else []
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         hint = "one object on each line goes into a .jsonl file" if "Extra data" in str(error) else "mend the file"
-        raise DataError(f"{path}: not JSON: {error}: {hint}") from error
+        raise DataError(f"{path}: not JSON: {said(error)}: {hint}") from error
     if not isinstance(rows, list):
         raise DataError(f"{path}: holds a JSON {type(rows).__name__}, not a list of rows: write [{{...}}, {{...}}]")
     for number, fields in enumerate(rows, 1):
@@ -190,19 +201,19 @@ def _parquet(path: Path, graph: Graph) -> Iterator[Row]:
 
 
 def _npz(path: Path, graph: Graph) -> Iterator[Row]:
-    import zipfile
-
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+        arrays = read_arrays(path)
+    except OnnxPruneError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy each raise their own
+        told = said(error)
         raise DataError(
-            f"{path}: cannot be read as .npz: {error}: write it with numpy.savez, without objects"
+            f"{path}: cannot be read as .npz: {told}: write it with numpy.savez, without objects"
         ) from error
     return _columnar(arrays, str(path), path.parent, graph)
 
 
-def _columnar(columns: Mapping[str, Any], where: str, folder: Path, graph: Graph) -> Iterator[Row]:
+def _columnar(columns: Mapping[str, Any], where: str, folder: Path | None, graph: Graph) -> Iterator[Row]:
     """Columns with a leading row axis; an input without a batch axis is the same for all rows."""
     common = {name: column for name, column in columns.items() if name in graph.shared}
     ours = {name: column for name, column in columns.items() if name not in common}
@@ -238,7 +249,7 @@ def _python(source: Any, graph: Graph) -> Iterator[Row]:
     """Feeds or rows from Python: an iterable of mappings, columns, or an ORT CalibrationDataReader."""
     name = type(source).__name__
     if isinstance(source, Mapping):
-        yield from _columnar(source, name, Path(), graph)
+        yield from _columnar(source, name, None, graph)
         return
     items: Iterable[Any]
     if hasattr(source, "get_next"):
@@ -248,7 +259,7 @@ def _python(source: Any, graph: Graph) -> Iterator[Row]:
     else:
         raise UsageError(f"rows of type {name}: give a path, an iterable of dicts, or a CalibrationDataReader")
     for number, fields in enumerate(items, 1):
-        yield from _unbatched(Row(f"{name}:{number}", _object(fields, f"{name}:{number}"), Path()), graph)
+        yield from _unbatched(Row(f"{name}:{number}", _object(fields, f"{name}:{number}"), None), graph)
 
 
 def _unbatched(row: Row, graph: Graph) -> Iterator[Row]:

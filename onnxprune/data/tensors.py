@@ -49,6 +49,10 @@ def _wrong_shape(array: Array, spec: Spec, where: str, graph: Graph) -> DataErro
     return DataError(f"{where}: field {spec.name!r} has shape {shape_text(array.shape)}; expected is {expected}")
 
 
+_NARROW = ("bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
+"""Numbers that numpy takes for bytes."""
+
+
 def as_array(value: Any, spec: Spec, where: str) -> Array:
     """A value as an array of the input's dtype, never changing a number (floats are rounded to the dtype)."""
     dtype = np.dtype(spec.dtype)
@@ -62,7 +66,7 @@ def as_array(value: Any, spec: Spec, where: str) -> Array:
         ) from error
     if array.size == 0 and array.dtype.kind == "f":
         return array.astype(dtype)  # an empty JSON list has no type of its own
-    if array.dtype.kind not in "biufV":
+    if array.dtype.kind not in "biufV" or (array.dtype.kind == "V" and array.dtype.name not in _NARROW):
         raise DataError(
             f"{where}: field {spec.name!r} holds {array.dtype.name} values, not numbers; expected is {describe(spec)}"
         )

@@ -137,7 +137,9 @@ def _converted(folder: Path, job: Job) -> Any:
     """A tokenizer of which only the slow files exist, in its fast form if it has one."""
     transformers = package("transformers", f"{folder}: has no tokenizer.json, and the other tokenizer files are read")
     try:
-        slow: Any = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        slow: Any = transformers.AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # whatever a tokenizer class makes of damaged or foreign files
         raise DataError(f"{folder}: the tokenizer cannot be read: {error}: name another with --tokenizer") from error
     job.say(f"tokenizer: {folder} ({type(slow).__name__})")

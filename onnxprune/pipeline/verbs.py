@@ -61,6 +61,7 @@ def prune(
     pairs: Any = None,
     tokenizer: str | os.PathLike[str] | None = None,
     max_length: int | None = None,
+    allow_outside: bool = False,
     progress: Progress | None = None,
     reads: Sequence[str | os.PathLike[str]] = (),
     **options: Any,
@@ -89,6 +90,7 @@ def prune(
     """
     target, file = Path(output) if output is not None else None, models.find(source)
     asked = {"columns": columns, "pairs": pairs, "tokenizer": tokenizer, "max_length": max_length}
+    asked["allow_outside"] = allow_outside
     common: dict[str, Any] = {"providers": providers, "metric": metric, "measure": measure_latency}
     common |= {"quantize": quantize, "progress": progress, "scores": target.parent if target else None, **asked}
     options.setdefault("provider", _first(providers))

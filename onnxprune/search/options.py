@@ -20,6 +20,10 @@ MASKS = ("seven", "seven-dyn", "platon")
 """Scores of single weights that `--solver` may name: they choose the mask, least squares the weights."""
 
 
+MOST_THREADS = 1024
+"""Past some ten thousand the libraries below crash instead of saying no."""
+
+
 @dataclass(frozen=True)
 class Options:
     """Everything that decides what a plan looks like; with the data, a run can be repeated from it.
@@ -111,8 +115,14 @@ class Options:
             raise UsageError(
                 f"a budget of {self.budget.kind} is not known; give --flops, --params, --size or --latency"
             )
-        if self.latency_threads < 1:
+        if not 1 <= self.latency_threads <= MOST_THREADS:
             raise UsageError(f"--latency-threads {self.latency_threads}: give the number of threads to time with")
+        if not 0 <= self.threads <= MOST_THREADS:
+            raise UsageError(f"--threads {self.threads}: give a number up to {MOST_THREADS}, or 0 for all cores")
+        if not 0 <= self.seed < 2**31:
+            raise UsageError(f"--seed {self.seed}: give a number from 0 to {2**31 - 1}")
+        if any(size < 1 for size in self.shape.values()):
+            raise UsageError(f"--shape {','.join(f'{k}={v}' for k, v in self.shape.items())}: sizes are 1 or more")
         if self.device not in ("auto", "cpu", "cuda"):
             raise UsageError(f"--device {self.device}: choose from auto, cpu, cuda")
 
