@@ -54,7 +54,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         LimitError: together they are larger than `MOST_BYTES`.
     """
     if not zipfile.is_zipfile(path):
-        raise DataError(f"{path}: no .npz archive: write it with numpy.savez, without objects")
+        raise DataError(f"{path}: cannot be read as .npz: no such archive: write it with numpy.savez, without objects")
     with zipfile.ZipFile(path) as archive:
         total = 0
         for member in archive.infolist():
@@ -82,7 +82,7 @@ def _claimed(stream: Any) -> tuple[int, int]:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(stream)
     if dtype.hasobject:
-        raise DataError("an array of objects, which may run code when it is read: write numbers")
+        raise ValueError("an array of objects, which may run code when it is read")
     if any(size < 0 for size in shape):
-        raise DataError(f"an array of shape {list(shape)}")
+        raise ValueError(f"an array of shape {list(shape)}")
     return math.prod(shape) * dtype.itemsize, stream.tell()

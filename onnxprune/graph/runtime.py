@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from onnxprune.documents import utf8
 from onnxprune.errors import CheckError, DataError, ModelError, OnnxPruneError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -209,7 +210,7 @@ def session(
         options.profile_file_prefix = os.fspath(profile)
     for name in names:
         _add_provider(options, name, (provider_options or {}).get(name, {}))
-    label = "the serialised model" if isinstance(model, bytes) else os.fspath(model)
+    label = "the serialised model" if isinstance(model, bytes) else utf8(os.fspath(model))
     try:
         opened = ort.InferenceSession(model if isinstance(model, bytes) else label, options)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
