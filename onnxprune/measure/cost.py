@@ -164,10 +164,10 @@ class Costs:
 
     @cached_property
     def _showing(self) -> tuple[dict[int, set[str]], dict[int, set[str]]]:
-        """(nodes that are counted, weights) by the atoms that their dimensions show."""
+        """(nodes that are counted, additions where a linear map may be; weights) by the atoms that they show."""
         nodes: dict[int, set[str]] = defaultdict(set)
         weights: dict[int, set[str]] = defaultdict(set)
-        for name in self._counted:
+        for name in (*self._counted, *(b.add for b in self.structure.branches)):
             node = self._nodes[name]
             for value in (*node.inputs, *node.outputs):
                 for layout in self.structure.layouts.get(value.name or "", ()) if value is not None else ():
@@ -183,19 +183,30 @@ class Costs:
         """(nodes, weights) that change with the numbers of some groups' units, or leave with their branches."""
         key = tuple(g.id for g in groups)
         if key not in self._scopes:
-            branches = {g.branch for g in groups if g.branch}
-            gone = set().union(*(self._gone([b]) for b in branches)) if branches else set()
-            adds = {self.structure.branch(b).add for b in branches}
+            branches = [self.structure.branch(b) for b in {g.branch for g in groups if g.branch}]
+            gone = self._may_leave(branches)
             shown, held = self._showing
-            nodes = gone.union(adds, *(shown[g.atom] for g in groups))
-            inside = {w for w, readers in self._readers_of.items() if gone and readers <= gone}
+            nodes = gone.union((b.add for b in branches), *(shown[g.atom] for g in groups))
+            inside = {w for w, readers in self._readers_of.items() if readers & gone}
             weights = inside.union(*(held[g.atom] for g in groups)) & self.model.graph.initializers.keys()
-            self._scopes[key] = frozenset(nodes), frozenset(weights)
+            self._scopes[key] = nodes, frozenset(weights)
         return self._scopes[key]
 
-    def touching(self, group: Group) -> frozenset[str]:
-        """The nodes and weights whose cost changes with a group: two groups whose cost is not a sum share one."""
-        return frozenset().union(*self._around([group]))
+    def _may_leave(self, branches: Sequence[Branch]) -> frozenset[str]:
+        """The nodes that leave with some branches, whichever others left before: what several share goes last."""
+        every = self._gone([b.id for b in self.structure.branches]) if branches else frozenset()
+        stack, found = [n for b in branches for n in b.nodes], set()
+        while stack:
+            name = stack.pop()
+            if name in every and name not in found:
+                found.add(name)
+                stack.extend(p.name or "" for v in reads(self._nodes[name]) if v is not None and (p := v.producer()))
+        return frozenset(found)
+
+    def touching(self, group: Group) -> tuple[frozenset[str], frozenset[str]]:
+        """(nodes and weights whose cost changes with a group's width, those that change if its branch leaves, too)."""
+        shown, held = self._showing
+        return frozenset(shown[group.atom] | held[group.atom]), frozenset().union(*self._around([group]))
 
     @cached_property
     def _users(self) -> dict[ir.Value, list[str]]:

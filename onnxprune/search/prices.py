@@ -45,6 +45,7 @@ class Prices:
         self._totals: dict[tuple[int, ...], float] = {}
         self._parts: dict[tuple[object, ...], Array] = {}
         self._kept: dict[tuple[str, int], tuple[int, ...]] = {}
+        self._neighbours: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[str, ...]]] = {}
 
     def plan(self, counts: Counts) -> Plan:
         """A plan that keeps so many units, whichever they are."""
@@ -69,7 +70,8 @@ class Prices:
     def levels(self, members: Sequence[str], counts: Counts, levels: Sequence[int]) -> Array:
         """The total at each of some counts of one site, or of several alike, everything else as in `counts`."""
         now = tuple(counts[m] for m in members)
-        key = (tuple(members), tuple(levels), *(counts[n] for n in self._near(tuple(members))))
+        wide, beside = self._near(tuple(members))
+        key = (tuple(members), tuple(levels), *(counts[n] for n in wide), *(min(counts[n], 1) for n in beside))
         if key not in self._parts:
             self._parts[key] = self._measured(members, counts, levels)
         own = (tuple(members), now, *key[2:])
@@ -98,7 +100,7 @@ class Prices:
             return False  # by the table modules add up; the file is measured
         half = {name: site.rows * max(site.group.shape[-1] // 2, 1) for name, site in self.sites.items()}
         for name in self.sites:
-            if not self._near((name,)):
+            if not self._near((name,))[0]:
                 continue
             ends = [half[name], self.whole[name]]
             dear, cheap = (np.ptp(self.levels([name], counts, ends)) for counts in (self.whole, half))
@@ -122,13 +124,18 @@ class Prices:
     def _part(self, members: Sequence[str], counts: Counts) -> float:
         return self.costs.part(self.kind, [self.sites[m].group for m in members], self.plan(counts))
 
-    def _near(self, members: tuple[str, ...]) -> tuple[str, ...]:
-        """The other sites that share a counted node or a weight, or a branch, with some."""
-        own = frozenset().union(*(self._touched[m] for m in members))
-        return tuple(n for n, touched in self._touched.items() if n not in members and touched & own)
+    def _near(self, members: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """(other sites whose width is in what is counted around some, those of which only whether they are there)."""
+        if members not in self._neighbours:
+            own = frozenset().union(*(self._touched[m][1] for m in members))
+            others = {n: touched for n, touched in self._touched.items() if n not in members}
+            wide = tuple(n for n, (shown, _) in others.items() if shown & own)
+            beside = tuple(n for n, (_, all_) in others.items() if all_ & own and n not in wide)
+            self._neighbours[members] = wide, beside
+        return self._neighbours[members]
 
     @cached_property
-    def _touched(self) -> dict[str, frozenset[str]]:
+    def _touched(self) -> dict[str, tuple[frozenset[str], frozenset[str]]]:
         return {name: self.costs.touching(site.group) for name, site in self.sites.items()}
 
     def _first_units(self, site: Site, count: int) -> tuple[int, ...]:

@@ -41,13 +41,13 @@ def coupled(modules: Sequence[Module], budget: float, prices: Prices) -> dict[st
             closest=prices.total(least),
         )
     found = min(_on_the_way(modules, budget, prices, whole, least), key=lambda a: _worth(modules, prices, a))
-    found = fill(modules, found, budget, prices)
+    # Exchanged before it is filled: what was filled at once, by the next best rise, is in the way of better ones.
     for _ in range(ROUNDS):
         better = fill(modules, _exchanged(modules, budget, prices, found), budget, prices)
         if _worth(modules, prices, better) >= _worth(modules, prices, found):
             break
         found = better
-    return found
+    return fill(modules, found, budget, prices)
 
 
 def _worth(modules: Sequence[Module], prices: Prices, allocation: Allocation) -> tuple[float, float]:

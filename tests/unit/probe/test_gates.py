@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from graphs import written
 from plans import Subject, choose, distance
 from zoo import ZooModel
 
@@ -125,3 +126,37 @@ def test_a_gate_on_activations_is_a_product(zoo: Build, tmp_path: Path) -> None:
     other = Plan(subject.structure.digest, {group.id: choose(group.shape, 5, rng)})
     assert distance(subject.written(plan, feeds), subject.gated(plan, feeds)) < 1e-5
     assert distance(subject.gated(other, feeds), subject.gated(plan, feeds)) > 1e-4
+
+
+def test_hooks_at_one_use_all_act_in_their_order(bert: tuple[Subject, dict[str, np.ndarray]]) -> None:
+    """A stream that gets an intercept, and a map in the place of the branch that is added to it: one use, both act."""
+    subject, feeds = bert
+    branch = next(b for b in subject.structure.branches if b.id == "ffn.0")
+    skip = next(n for n in subject.model.graph if n.name == branch.add).inputs[1 - branch.operand]
+    assert skip is not None and skip.name is not None
+    rng = np.random.default_rng(0)
+    shift, matrix = (rng.normal(size=shape).astype(np.float32) for shape in ((32,), (33, 32)))
+    rest = np.zeros(1, dtype=np.float32)
+    plan = Plan(
+        subject.structure.digest, drop=(branch.id,), intercepts={skip.name: shift}, maps={branch.id: matrix},
+        rests={branch.id: rest},
+    )  # fmt: skip
+    gated = subject.gates.gated(plan)
+    x = torch.randn(2, 3, 32)
+    moved = x + torch.from_numpy(shift)
+    expected = moved + moved @ torch.from_numpy(matrix[1:]) + torch.from_numpy(matrix[0])
+    torch.testing.assert_close(gated.edit[branch.add, 1 - branch.operand](x), expected, rtol=1e-4, atol=1e-4)
+    assert distance(subject.written(plan, feeds), subject.gated(plan, feeds)) < 1e-5
+
+
+def test_both_operands_of_one_node_are_gated(tmp_path: Path) -> None:
+    """A value that one node reads twice has two uses, each with its hook."""
+    text = """
+    <ir_version: 10, opset_import: ["" : 20]>
+    square (float[N, 4] x) => (float[N, 4] y) { a = Relu(x)  y = Mul(a, a) }
+    """
+    interpreter = Subject.load(written(tmp_path, text, {})).interpreter
+    node = next(n.name or "" for n in interpreter.graph if n.op_type == "Mul")
+    x = np.full((1, 4), 3.0, np.float32)
+    edit = {(node, 0): lambda t: t * 2, (node, 1): lambda t: t + 1, ("", 0): lambda t: -t}
+    np.testing.assert_array_equal(interpreter.run({"x": x}, edit=edit)["y"].numpy(), np.full((1, 4), -24.0))

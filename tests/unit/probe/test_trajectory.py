@@ -68,6 +68,30 @@ def test_linearised_is_the_trajectory_to_first_order(zoo: Callable[..., ZooModel
     assert abs(ratio.mean() - 1.0) < 0.12
 
 
+def test_a_trajectory_by_hand(zoo: Callable[..., ZooModel]) -> None:
+    """Batches of different sizes: a mean over rows, of pairs of tokens and of outputs at the temperature."""
+    model = zoo("bert", "torchscript", "eager")
+    rows, sites, structure = subject(model.path, [model.sample(1, tokens=4 + i % 2, seed=i) for i in range(5)])
+    site = next(s for s in sites if s.group.kind == "heads")
+    gate = np.eye(site.group.size)[:1]
+    measured = exact(rows, [site], structure, {site.id: gate}, temperature=4.0)[site.id]
+    graph, run = rows.interpreter.graph, rows.interpreter.run
+    ends = trajectory.later(graph, boundaries(graph, structure), structure, site)
+    assert len(ends) == 3 and len(rows.batches) == 2
+    manifold = output = 0.0
+    for batch in rows.batches:
+        names = ["logits", *(e.value for e in ends)]
+        dense = run(batch.feeds, outputs=names)
+        moved = run(batch.feeds, outputs=names, edit=trajectory.gate_edit(site, torch.from_numpy(gate[0])))
+        for end in ends:
+            f, g = (torch.nn.functional.normalize(x[end.value].flatten(0, 1).double(), dim=-1) for x in (dense, moved))
+            manifold += len(batch) * float((f @ f.T - g @ g.T).square().mean())
+        p, q = ((x["logits"].double() / 4.0).log_softmax(-1) for x in (dense, moved))
+        output += float(torch.nn.functional.kl_div(q, p, log_target=True, reduction="sum"))
+    np.testing.assert_allclose(measured.manifold, [manifold / 5], rtol=1e-3)
+    np.testing.assert_allclose(measured.output, [output / 5], rtol=1e-4)
+
+
 def test_copies_at_once_are_copies_one_by_one(zoo: Callable[..., ZooModel], monkeypatch: pytest.MonkeyPatch) -> None:
     for family in ("bert", "gpt2", "resnet"):
         rows, sites, structure = of_zoo(zoo(family, "torchscript", "eager"), 4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from onnxprune.probe.gates import Gates
 from onnxprune.probe.interpreter import Interpreter
 from onnxprune.probe.second_moments import Gram
 from onnxprune.search import damage_table as damage
-from onnxprune.search.damage_table import Refitter, damage_table
+from onnxprune.search.damage_table import Refitter, _row, bends, damage_table, spread
 
 
 @pytest.mark.parametrize("name", ["bert-torchscript-sdpa", "swin-torchscript-sdpa", "gpt2-torchscript-eager"])
@@ -81,3 +81,72 @@ def test_few_bytes_may_wait_in_a_gram(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(second_moments, "WAITING", 16 * 8 * 4)
     np.testing.assert_allclose(summed().matrix, expected, rtol=1e-5)
     assert max(waiting) == 1
+
+
+# -- curves --------------------------------------------------------------------------------------------------------
+
+
+def test_between_levels_a_curve_never_rises_with_more_units_kept() -> None:
+    """Noise may say that fewer units do less harm: whoever believed it would cut for nothing."""
+    counts, damages = spread([0, 4, 8, 16], np.array([0.9, 0.2, 0.5, -0.1]), 4)
+    np.testing.assert_array_equal(counts, [0, 4, 8, 12, 16])
+    np.testing.assert_allclose(damages, [0.9, 0.2, 0.2, 0.1, 0.0])
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        levels = np.sort(random.choice(64, 7, replace=False))
+        _, damages = spread(levels.tolist(), random.normal(size=7), 3)
+        assert (np.diff(damages) <= 0).all() and damages.min() >= 0
+
+
+def test_a_curve_is_a_straight_line_between_what_was_measured() -> None:
+    counts, damages = spread([1, 5, 6, 10], np.array([8.0, 4.0, 3.0, 0.0]), 2)
+    np.testing.assert_array_equal(counts, [1, 3, 5, 6, 7, 9, 10])  # what was measured stays, on the grid or not
+    np.testing.assert_allclose(damages, [8.0, 6.0, 4.0, 3.0, 2.25, 0.75, 0.0])
+
+
+def test_nothing_kept_stands_for_itself() -> None:
+    """A branch that is gone leaves a constant behind, which may be better than few units: no line leads there."""
+    counts, damages = spread([0, 8, 16], np.array([5.0, 1.0, 0.0]), 4)
+    np.testing.assert_array_equal(counts, [0, 8, 12, 16])
+    np.testing.assert_allclose(damages, [5.0, 1.0, 0.5, 0.0])
+
+
+def planted(living: int, size: int) -> tuple[Ranking, Callable[[Sequence[int]], np.ndarray], list[int]]:
+    """A site of which some units live: its curve, and what was asked of it."""
+    asked: list[int] = []
+
+    def measured(counts: Sequence[int]) -> np.ndarray:
+        asked.extend(counts)
+        return np.array([((living - k) / living) ** 2 if k < living else 0.0 for k in counts])
+
+    return Ranking("m", tuple(range(size)), tuple([1.0] * living + [0.0] * (size - living))), measured, asked
+
+
+@pytest.mark.parametrize("step", [1, 4])
+@pytest.mark.parametrize(("living", "size"), [(20, 64), (37, 64), (250, 1024), (700, 1024), (1000, 1024)])
+def test_where_the_last_dead_unit_is_gone_is_a_level(living: int, size: int, step: int) -> None:
+    """With scores that say it, and with scores that do not: by bisection then, where the curve turns steep."""
+    ranking, measured, asked = planted(living, size)
+    given = sorted({max(step, round(size * s / step) * step) for s in np.linspace(0, 1, 13)[1:] ** 1.6} | {size})
+    knee = -(-living // step) * step
+    row = _row(given, measured, step, ranking)
+    assert knee in row.levels and set(given) <= set(row.levels)
+    assert row.damage[row.levels.index(knee)] == 0
+    assert sorted(asked) == list(row.levels), "every level is measured once"
+    asked.clear()
+    blind = _row(given, measured, step, Ranking("m", ranking.order, ()))
+    assert sorted(asked) == list(blind.levels) and len(asked) < len(given) + 2 * np.log2(size)
+    counts, fine = spread(blind.levels, blind.damage, step)
+    assert np.abs(fine - np.array([max(living - k, 0) / living for k in counts]) ** 2).max() < 0.02
+
+
+def test_a_curve_bends_where_it_turns_steep() -> None:
+    """Between the two intervals of which the first is more than eight times as steep, and nowhere else."""
+    assert bends([8, 32, 64], [1.0, 0.0, 0.0], 4) == [20]
+    assert bends([8, 32, 64], [1.0, 0.0, 0.0], 16) == [16]
+    assert bends([8, 12, 64], [1.0, 0.0, 0.0], 4) == []  # no level lies between
+    assert bends([0, 8, 64], [1.0, 0.0, 0.0], 4) == []  # nothing kept is no part of the curve
+    assert bends([8, 32, 64, 96], [1.0, 0.5, 5e-4, 0.0], 4) == [48]
+    assert bends([8, 32, 64, 96], [1.0, 5e-4, 4e-4, 4e-4], 4) == [20]  # the fall to the next is worth no bend
+    assert bends([10, 20, 30], [0.85, 0.05, -0.05], 1) == [15]  # noise below nothing is nothing
+    assert bends([10, 20, 30], [0.85, 0.1, 0.0], 1) == []

@@ -123,3 +123,14 @@ def test_bad_tables_are_refused() -> None:
         Module("empty", ())
     with pytest.raises(BudgetError):
         knapsack([[1.0]], [[1.0]], math.nan)
+
+
+def test_what_rounding_leaves_is_spent() -> None:
+    """Two levels in one cell of the grid, of which the better is too dear: the other one, not the cheapest."""
+    assert knapsack([[0.0, 1.0, 1.4]], [[3.0, 2.0, 1.0]], 1.2, resolution=1) == [1]
+
+
+def test_of_levels_that_damage_alike_the_widest_that_fits_is_taken() -> None:
+    module = Module("m", (Level(1, 1.0, 0.5), Level(2, 2.0, 0.5), Level(3, 3.0, 0.5), Level(4, 4.0, 0.0)))
+    assert knapsack([[x.cost for x in module.levels]], [[x.damage for x in module.levels]], 3.5) == [0]
+    assert allocate([module], 3.5) == {"m": 2}
