@@ -25,6 +25,8 @@ from onnxprune.graph.values import constant, dims
 
 _ROUNDS = 5
 """Times that targets are written and folded: what becomes a number makes others numbers. Most graphs take two."""
+_STATED = "onnxprune.stated"
+"""Where a value's shape stands as the file has it."""
 _SMALL = 2048
 """Bytes up to which an initializer may be a shape operand; larger ones are hidden from shape inference."""
 
@@ -104,10 +106,14 @@ def stamp(model: ir.Model) -> ir.Model:
 
 
 def _drop_stated_names(model: ir.Model) -> None:
-    """Forget the names that the file gives to dimensions of inner values: who wrote them may have guessed."""
+    """Set aside the names that the file gives to dimensions of inner values: who wrote them may have guessed.
+
+    Where nothing else is known of a dimension, they are what the analysis goes by.
+    """
     for node in model.graph.all_nodes():
         for value in node.outputs:
             if value.shape is not None and not (value.is_graph_output() and node.graph is model.graph):
+                value.meta.setdefault(_STATED, value.shape)
                 value.shape = ir.Shape([d if isinstance(d, int) else None for d in value.shape])
 
 
@@ -144,8 +150,12 @@ def infer(model: ir.Model, *, assuming: bool = True) -> ir.Model:
         for value in node.outputs:
             found = known.get(value.name)
             if found is None or not found.HasField("tensor_type"):
+                if assuming and None in (dims(value) or ()):
+                    value.shape = _filled(value.shape, value.meta.get(_STATED))
                 continue
             shape = _merged(dims(value), _shape(found.tensor_type), declared)
+            if assuming:
+                shape = _filled(shape, value.meta.get(_STATED))
             if value.name in fixed:
                 value.meta["onnxprune.shape"] = shape
             else:
@@ -189,6 +199,15 @@ def _merged(before: tuple[int | str | None, ...] | None, found: ir.Shape | None,
         better = not isinstance(name, int) and name not in declared and (isinstance(old, int) or old in declared)
         merged.append(old if better else name)
     return ir.Shape(merged)
+
+
+def _filled(shape: ir.Shape | None, stated: ir.Shape | None) -> ir.Shape | None:
+    """A shape with what the file states of it where nothing else is known."""
+    if stated is None or shape is None or len(shape) != len(stated):
+        return shape if shape is not None else stated
+    return ir.Shape(
+        [s if not isinstance(d, int) and d.value is None else d for d, s in zip(shape, stated, strict=True)]
+    )
 
 
 def split_shared_vectors(model: ir.Model) -> None:

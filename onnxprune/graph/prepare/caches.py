@@ -8,6 +8,8 @@ together with the repetition. Indices that still name everything are taken out a
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
+
 import numpy as np
 import onnx_ir as ir
 
@@ -20,7 +22,11 @@ _PRODUCTS = ("MatMul", "FusedMatMul")
 
 
 def index_caches(model: ir.Model) -> None:
-    """Put an index of all heads between a cache and each product that reads it."""
+    """Put an index of all heads between a cache and each product that reads it.
+
+    Queries get one too where they are cut out of what keys are cut out of, head by head (GPT-NeoX's projection).
+    """
+    given = _before([v for v in model.graph.outputs if _is_cache(v)])
     for node in list(model.graph):
         if node.op_type not in _PRODUCTS or any(v is None or v.const_value is not None for v in node.inputs[:2]):
             continue
@@ -30,7 +36,7 @@ def index_caches(model: ir.Model) -> None:
             known = dims(value) or ()
             axis = len(known) - 3
             several = axis >= 1 and isinstance(known[axis], int) and known[axis] != 1
-            if value is not None and several and _of_interface(value):
+            if value is not None and several and _of_interface(value, known[axis], given):
                 reader, operand, heads = _up(node, place, axis)
                 source = reader.inputs[operand]
                 assert source is not None
@@ -56,21 +62,24 @@ def _is_number(value: ir.Value | None) -> bool:
     return value is not None and value.const_value is not None and value.const_value.size == 1
 
 
-def _of_interface(value: ir.Value) -> bool:
-    """Whether a value is, or is laid out from, a tensor that the graph takes or gives: no product lies between."""
-    pending, seen = [value], {value}
+def _of_interface(value: ir.Value, heads: int | str | None, given: Set[ir.Value]) -> bool:
+    """Whether a value is laid out from a tensor that the graph takes or gives, or both from one that has its heads."""
+    return any(_is_cache(v) or (v in given and heads in (dims(v) or ())[:-1]) for v in _before([value]))
+
+
+def _before(values: Sequence[ir.Value]) -> set[ir.Value]:
+    """Values, and those of their type that they are made of; no product lies between."""
+    pending, seen = list(values), set(values)
     while pending:
-        now = pending.pop()
-        if _is_cache(now):
-            return True
-        producer = now.producer()
+        value = pending.pop()
+        producer = value.producer()
         operator = ops.lookup(producer) if producer is not None else None
         if producer is None or operator is None or operator.macs is not None or producer.op_type in _NUMBERS:
             continue
         found = [v for v in producer.inputs if v is not None and v.dtype == value.dtype and v not in seen]
         seen.update(found)
         pending += found
-    return False
+    return seen
 
 
 _NUMBERS = ("Softmax", "Shape", "Size")

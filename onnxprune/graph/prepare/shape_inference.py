@@ -101,6 +101,7 @@ def _inference() -> Any:
             skips = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
             self.dispatcher_ |= dict.fromkeys(skips, self._skip_norm)
             self.dispatcher_["Flatten"] = self._flatten
+            self.dispatcher_["Attention"] = self._attention
             self.dispatcher_["Resize"] = self._resize
             self.dispatcher_["Equal"] = partial(exact_shapes.equal, self)
             bounded = {"Div": exact_shapes.quotient, "Squeeze": exact_shapes.squeeze, "If": exact_shapes.choice}
@@ -213,6 +214,26 @@ def _inference() -> Any:
             kind = self.known_vi_[node.input[0]].type.tensor_type.elem_type
             for output in node.output[:1] if outputs is None else outputs:
                 self.known_vi_[output].CopyFrom(vi(output, kind, library.get_shape_from_sympy_shape(shape)))
+
+        def _attention(self, node: Any) -> None:
+            """Of the standard's own: heads on an axis, or beside one another in the last one."""
+            if node.domain == "com.microsoft":
+                self._infer_Attention(node)
+                return
+            q, k, v = (self._get_sympy_shape(node, i) for i in range(3))
+            counts = {a.name: a.i for a in node.attribute}
+            if len(q) == 3:
+                heads, groups = counts["q_num_heads"], counts["kv_num_heads"]
+                self._write(node, [q[0], q[1], v[2] // groups * heads])
+                k, v = ([x[0], groups, x[1], x[2] // groups] for x in (k, v))
+            else:
+                self._write(node, [*q[:3], v[3]])
+            past = self._get_sympy_shape(node, 4)[2] if len(node.input) > 4 and node.input[4] else 0
+            for output, x in zip(node.output[1:3], (k, v), strict=False):
+                if output:
+                    total = [x[0], x[1], past + x[2], x[3]]
+                    self._update_computed_dims(total)
+                    self._write(node, total, outputs=[output])
 
         def _flatten(self, node: Any) -> None:
             """A matrix: dimensions up to `axis` by those from it on, names multiplied out."""

@@ -269,7 +269,7 @@ def _kinds(graph: ir.Graph, layouts: dict[str, tuple[Layout, ...]], free: set[in
         heads |= (left & right & _atoms(node.outputs[0], layouts)) - pairs if batched is None else batched - pairs
         heads |= _fused_heads(node, layouts)
     inner = _inner(layouts)
-    normed = {a for node in graph if narrows(node) for a in _atoms(node.inputs[0], layouts)}
+    normed = {a for node in graph if narrows(node) for a in _last_axis(node.inputs[0], layouts)}
     kinds = {}
     for atom in free:
         if atom in normed:
@@ -287,6 +287,12 @@ def _kinds(graph: ir.Graph, layouts: dict[str, tuple[Layout, ...]], free: set[in
 def _atoms(value: ir.Value | None, layouts: Mapping[str, tuple[Layout, ...]]) -> set[int]:
     found = layouts.get(value.name or "", ()) if value is not None else ()
     return {a for layout in found for a in atoms_of(layout)}
+
+
+def _last_axis(value: ir.Value | None, layouts: Mapping[str, tuple[Layout, ...]]) -> set[int]:
+    """What a norm narrows; beside it may lie heads that are normed one by one."""
+    found = layouts.get(value.name or "", ()) if value is not None else ()
+    return atoms_of(found[-1]) if found else set()
 
 
 def _batched(node: ir.Node, layouts: Mapping[str, tuple[Layout, ...]]) -> set[int] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import onnx_ir as ir
 
@@ -18,7 +18,7 @@ def find_branches(
     """Every residual branch that holds a weight, in graph order."""
     nodes = list(graph)
     index = {node: i for i, node in enumerate(nodes)}
-    ancestors = _ancestors(nodes, index)
+    ancestors, handing = _ancestors(nodes, index), _handing(nodes)
     found = []
     counters: dict[str, int] = defaultdict(int)
     for add in nodes:
@@ -28,7 +28,7 @@ def find_branches(
             continue
         for operand in (0, 1):
             sources = (add.inputs[1 - operand], *_parallel(add))
-            region = next((r for s in sources if (r := _region(nodes, index, ancestors, add, operand, s))), [])
+            region = next((r for s in sources if (r := _region(nodes, index, ancestors, handing, add, operand, s))), [])
             if region:
                 inside = {n.name for n in region}
                 kind = "attention" if any(_is_attention(n) for n in region) else "block"
@@ -77,6 +77,17 @@ def _ancestors(nodes: Sequence[ir.Node], index: Mapping[ir.Node, int]) -> list[i
     return masks
 
 
+def _handing(nodes: Sequence[ir.Node]) -> set[ir.Node]:
+    """Nodes whose results the graph gives, after steps that cost nothing at most: keys and values on their way out."""
+    found: set[ir.Node] = set()
+    for node in reversed(nodes):
+        users = [user for value in node.outputs for user, _ in value.uses()]
+        stated = any(value.is_graph_output() for value in node.outputs)
+        if (users or stated) and found.issuperset(users) and not _costs(node) and not adds(node):
+            found.add(node)
+    return found
+
+
 def _parallel(add: ir.Node) -> list[ir.Value]:
     """What else goes into a sum of several: in x + (f(x) + g(x)), the x that the inner sum is added to."""
     found: list[ir.Value] = []
@@ -94,6 +105,7 @@ def _region(
     nodes: Sequence[ir.Node],
     index: Mapping[ir.Node, int],
     ancestors: Sequence[int],
+    handing: Set[ir.Node],
     add: ir.Node,
     operand: int,
     skip: ir.Value | None,
@@ -114,7 +126,7 @@ def _region(
             for v in node.inputs
         ):
             inside[node] = None
-    given: set[ir.Node] = set()
+    given = {n for n in handing if not ancestors[index[n]] >> index[add] & 1}
     for node in reversed(list(inside)):
         users = [u for v in node.outputs for u, i in v.uses() if u not in inside and not (u is add and i == operand)]
         stated = any(value.is_graph_output() for value in node.outputs)
@@ -122,7 +134,7 @@ def _region(
             # What others read too stays when the branch goes: a norm before attention and an FFN side by side. Behind
             # a product that others read, f would be no function of x but of what was made of it; keys and values that
             # the graph gives are computed as before.
-            if given.issuperset(users):
+            if stated or not given.isdisjoint(users):
                 given.add(node)
             elif _costs(node):
                 return []

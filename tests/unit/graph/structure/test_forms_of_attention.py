@@ -305,3 +305,65 @@ def test_costs_where_a_size_depends_on_data(tmp_path: Path) -> None:
     )
     subject = Subject.load(written(tmp_path, text, {"w": (8, 16)}))
     assert Costs(subject.model, subject.structure, {"N": 7}).macs() == 7 * 8 * 16
+
+
+def test_heads_that_are_normed_one_by_one_are_heads(tmp_path: Path) -> None:
+    """Qwen3: an RMS norm of each query and key head, along their dimensions."""
+    text = """<ir_version: 11, opset_import: ["" : 23]>
+    normed (float[N, T, 8] x, float[8, 24] w, float[4] s0, float[4] s1, float[8, 8] o) => (float[N, T, 8] y) {
+        packed = MatMul(x, w)
+        q0, k0, v0 = Split<axis = 2, num_outputs = 3>(packed)
+        shape = Constant<value_ints = [0, 0, 2, 4]>()
+        q1 = Reshape(q0, shape)
+        k1 = Reshape(k0, shape)
+        v1 = Reshape(v0, shape)
+        q2 = RMSNormalization(q1, s0)
+        k2 = RMSNormalization(k1, s1)
+        q = Transpose<perm = [0, 2, 1, 3]>(q2)
+        k = Transpose<perm = [0, 2, 3, 1]>(k2)
+        v = Transpose<perm = [0, 2, 1, 3]>(v1)
+        s = MatMul(q, k)
+        p = Softmax(s)
+        a = MatMul(p, v)
+        t = Transpose<perm = [0, 2, 1, 3]>(a)
+        back = Constant<value_ints = [0, 0, 8]>()
+        flat = Reshape(t, back)
+        y = MatMul(flat, o)
+    }"""
+    shapes = {"w": (8, 24), "s0": (4,), "s1": (4,), "o": (8, 8)}
+    subject = Subject.load(written(tmp_path, text, shapes))
+    assert sizes(subject) == {"heads": [(2,)], "head_dims": [(2, 4)]}
+    agreed(subject, {"x": floats(2, 5, 8)})
+
+
+def test_a_cache_keeps_its_heads_and_attention_does_without_some(tmp_path: Path) -> None:
+    """GPT-NeoX: queries, keys and values of a head side by side; keys are turned anew beside the ones handed on."""
+    text = (
+        HEAD
+        + """
+    cached (float[N, T, 8] x, float[N, 2, P, 4] past, float[8, 24] w, float[8, 8] o)
+        => (float[N, T, 8] y, float[N, 2, T, 4] key, float[N, 2, S, 4] value) {
+        packed = MatMul(x, w)
+        shape = Constant<value_ints = [0, 0, 2, 12]>()
+        parts = Reshape(packed, shape)
+        q0, k0, v0 = Split<axis = 3>(parts)
+        q = Transpose<perm = [0, 2, 1, 3]>(q0)
+        key = Transpose<perm = [0, 2, 1, 3]>(k0)
+        kt = Transpose<perm = [0, 2, 3, 1]>(k0)
+        v = Transpose<perm = [0, 2, 1, 3]>(v0)
+        value = Concat<axis = 2>(past, v)
+        s = MatMul(q, kt)
+        p = Softmax(s)
+        g = Concat<axis = 3>(p, p)
+        a = MatMul(g, value)
+        t = Transpose<perm = [0, 2, 1, 3]>(a)
+        back = Constant<value_ints = [0, 0, 8]>()
+        flat = Reshape(t, back)
+        f = MatMul(flat, o)
+        y = Add(x, f)
+    }"""
+    )
+    subject = Subject.load(written(tmp_path, text, {"w": (8, 24), "o": (8, 8)}))
+    assert sizes(subject) == {"heads": [(2,)]}
+    assert [b.kind for b in subject.structure.branches] == ["attention"]
+    agreed(subject, {"x": floats(2, 5, 8), "past": floats(2, 2, 5, 4)})
