@@ -78,7 +78,7 @@ def _report(file: Path, prune: click.Command) -> dict[str, Any]:
         )
     if budget.kind not in _AMOUNTS:
         raise DataError(f"{file}: recipe.options.budget: {budget.kind!r:.40} is no kind of budget")
-    if not (budget.relative and budget.value == 1):
+    if not options.get("max_drop") and not (budget.relative and budget.value == 1):
         options[budget.kind] = _amount(budget)
     options["no_compensate"] = not options.pop("compensate", True)
     options["round_to"] = options.get("round_to") or "auto"

@@ -63,6 +63,7 @@ class Accuracy:
         higher_is_better: false for perplexity.
         reason: why this metric.
         level: the probability that the interval holds the true drop.
+        distinct: how many of the rows are no copies of others.
     """
 
     metric: str
@@ -74,6 +75,7 @@ class Accuracy:
     higher_is_better: bool = True
     reason: str = ""
     level: float = 0.95
+    distinct: int = 0
 
 
 @dataclass(frozen=True)
@@ -246,6 +248,20 @@ def compare(
     )  # fmt: skip
 
 
+def unchanged(
+    teacher: Teacher, *, metric: str | Sequence[str] | None = None, seed: int = 0, level: float = 0.95
+) -> tuple[Accuracy, ...]:
+    """What these rows show of a model whose answers are all the dense one's: the narrowest their intervals can be.
+
+    Only of metrics that count answers; of others, changes by degrees tell more than none at all.
+    """
+    tallies = [_Tally(teacher, chosen) for chosen in _metrics(teacher, metric)]
+    for batch, expected in teacher.batches():
+        for tally in tallies:
+            tally.add(batch, expected, expected)
+    return tuple(tally.result(seed, level) for tally in tallies if tally.counts_answers)
+
+
 def _sources(rows: Dataset, batch: Batch) -> list[str]:
     return [rows.examples[i].source for i in batch.index]
 
@@ -303,13 +319,20 @@ class _Tally:
         dense, pruned = self._rows(self.dense), self._rows(self.pruned)
         metric = self.metric
         both = metric.value(dense), metric.value(pruned)
-        interval = metric.interval(dense, pruned, groups=self._groups(), level=level, seed=seed)
+        groups = self._groups()
+        interval = metric.interval(dense, pruned, groups=groups, level=level, seed=seed)
         drop = metric.drop(*both)
         few = few_rows(metric, len(dense), drop, interval, _FAR)
         self.doubts = (*label_doubts(metric, dense), *([few] if few else ()))
         return Accuracy(
-            metric.name, *both, drop, len(dense), interval, metric.higher_is_better, metric.reason, level
+            metric.name, *both, drop, len(dense), interval, metric.higher_is_better, metric.reason, level,
+            len(dense) if groups is None else len(np.unique(groups)),
         )  # fmt: skip
+
+    @property
+    def counts_answers(self) -> bool:
+        """Whether its rows are right or wrong."""
+        return self.metric.counts_answers(self._rows(self.dense))
 
     def _groups(self) -> Array | None:
         """Which rows are copies of each other; None where none are."""

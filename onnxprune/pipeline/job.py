@@ -33,6 +33,7 @@ from onnxprune.graph.structure.analyze import analyze
 from onnxprune.measure import latency
 from onnxprune.measure.cost import Costs
 from onnxprune.measure.dense_file import examine
+from onnxprune.measure.drop_search import DropSearch
 from onnxprune.measure.equivalence import Equivalence
 from onnxprune.measure.validation import Evidence, Teacher, compare
 from onnxprune.pipeline import output_files, report_facts
@@ -98,13 +99,15 @@ class Job:
 
     Attributes:
         learn: rows that decide; None without calibration.
-        judge: rows for the report, which decide nothing; None without any.
+        judge: rows for the report, which decide nothing but the size under a largest drop; None without any.
         providers, metric: of validation and timing.
         measure: whether to time the models.
         quantize: a scheme of `precision`, for a second file in fewer bits; None for none.
         sources: where the rows come from and how they are read, by the command line's names: what repeats the run.
         said: what is to be warned of in the dense file.
         debug_bundle: where to write what reproduces a failed check; None for nowhere.
+        level: of the intervals of drops.
+        drop_search: how the size was found, where the evaluation rows chose it.
     """
 
     dense: Model
@@ -121,6 +124,8 @@ class Job:
     sources: Mapping[str, Any] = field(default_factory=dict)
     said: tuple[str, ...] = ()
     debug_bundle: Place | None = None
+    level: float = 0.95
+    drop_search: DropSearch | None = None
 
     @classmethod
     def open(
@@ -235,7 +240,7 @@ class Job:
         if self.teacher is None:
             return None
         with self.clock.stage("validate"):
-            return compare(self.teacher, file, metric=self.metric, seed=self.options.seed)
+            return compare(self.teacher, file, metric=self.metric, seed=self.options.seed, level=self.level)
 
     @cached_property
     def teacher(self) -> Teacher | None:
@@ -332,7 +337,12 @@ class Job:
         broken = (*report_facts.emptied(self.structure, plan), *(evidence.broken if evidence else ()))
         return reports.Report(
             model=reports.ModelInfo(str(self.dense.path), self.dense.digest, self.dense.opset, str(place)),
-            budget=reports.Budget(budget.kind, budget.value, after / before if budget.relative else after, unit),
+            budget=(
+                reports.Budget(budget.kind, budget.value, after / before if budget.relative else after, unit)
+                if self.drop_search is None
+                else report_facts.drop_budget(self.drop_search)
+            ),
+            drop_search=self.drop_search,
             flops=reports.Flops(2 * costs.macs(), 2 * costs.macs(plan), by_op, costs.bindings),
             params=reports.Change(costs.params(), costs.params(plan)),
             size_bytes=reports.Change(models.size(self.dense.path), models.size(file)),
@@ -345,6 +355,7 @@ class Job:
                     "metric": self.metric,
                     "no_latency": not self.measure,
                     "quantize": self.quantize,
+                    "max_drop": self.drop_search and self.drop_search.limit,
                 },
                 "method": self.planner.method,
                 "versions": report_facts.versions(),
@@ -360,7 +371,7 @@ class Job:
             warnings=(
                 *broken,
                 *(evidence.warnings if evidence else ()),
-                *report_facts.warnings_of(self.learn, self.judge),
+                *report_facts.warnings_of(self.learn, self.judge, self.drop_search),
                 *([landing.said] if landing and landing.said else ()),
             ),
             broken=broken,

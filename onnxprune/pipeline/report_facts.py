@@ -14,6 +14,7 @@ from onnxprune.data import Dataset, overlap, row_doubts
 from onnxprune.graph.model import relatives
 from onnxprune.graph.plan import Plan, Structure
 from onnxprune.measure.cost import Costs
+from onnxprune.measure.drop_search import DropSearch
 from onnxprune.search.planner import Planner
 
 ACCELERATED = {"2:4": ("TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")}
@@ -55,7 +56,14 @@ def emptied(structure: Structure, plan: Plan) -> tuple[str, ...]:
     return (f"all {blocks} blocks are gone: what is left is the embedding and the head. Keep more",)
 
 
-def warnings_of(learn: Dataset | None, judge: Dataset | None) -> tuple[str, ...]:
+def drop_budget(found: DropSearch) -> report.Budget:
+    """A largest drop as the budget it is: its limit, and the most that the drop may be."""
+    return report.Budget("max_drop", 100 * found.chosen.allowed, 100 * found.chosen.bound, "points")
+
+
+def warnings_of(
+    learn: Dataset | None, judge: Dataset | None, searched: DropSearch | None = None
+) -> tuple[str, ...]:  # fmt: skip
     """What a reader should know of the rows."""
     said = []
     if learn is None:
@@ -72,6 +80,11 @@ def warnings_of(learn: Dataset | None, judge: Dataset | None) -> tuple[str, ...]
     elif judge.labels is None:
         said.append(
             "the evaluation rows have no labels: the dense model is the teacher, and agreement with it is reported"
+        )
+    if searched is not None:
+        said.append(
+            f"the evaluation rows chose the size, in {len(searched.tries)} tries: their interval is corrected for them "
+            f"(to {searched.level:.2%} each), the drop itself may be a lucky one"
         )
     if learn is not None and judge is not None and (shared := overlap(learn, judge)):
         said.append(shared)

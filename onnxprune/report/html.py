@@ -74,6 +74,7 @@ def _header(report: Report) -> Markup:
             *(tag("p", f"Broken: {line}", class_="broken", role="alert") for line in report.broken),
             tag("p", text.budget(report.budget), class_="lead"),
             tag("p", text.landing(report.landing)) if report.landing is not None else None,
+            tag("p", text.drop_search(report.drop_search)) if report.drop_search is not None else None,
             tag("div", *_figures(report), class_="figures"),
         ]
     )
@@ -195,8 +196,9 @@ def _accuracy_note(report: Report) -> str:
     if held is None:
         return "No evaluation rows were given, so no accuracy was measured."
     why = f" ({held.reason})" if held.reason else ""
+    decided = "nothing" if report.drop_search is None else f"the size among {len(report.drop_search.tries)}, by it"
     return (
-        f"{text.metric_title(held.metric)}{why} of both files on the same {held.rows:,} rows, which decided nothing. "
+        f"{text.metric_title(held.metric)}{why} of both files on the same {held.rows:,} rows, which decided {decided}. "
         f"Intervals are paired, at {text.level([held])}, and leave room for what so few rows cannot show."
     )
 

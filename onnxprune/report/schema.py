@@ -16,6 +16,7 @@ from onnxprune.documents import built, read_object, utf8
 from onnxprune.errors import DataError, one_line
 from onnxprune.export.precision import Step
 from onnxprune.measure.drift import Drift
+from onnxprune.measure.drop_search import DropSearch
 from onnxprune.measure.equivalence import Equivalence
 from onnxprune.measure.latency import LatencyRow
 from onnxprune.measure.tables.landing import Landing
@@ -148,6 +149,7 @@ class Report:
         drift: outputs against the dense model's.
         latency: dense against pruned, interleaved; empty if it was not measured.
         landing: how a latency budget was met; None for other budgets.
+        drop_search: how the evaluation rows chose the size, where the budget is a largest drop.
         sparsity: zeros inside matrices, if any.
         steps: pruning alone, fewer bits alone, both together; empty without --quantize.
         files: name -> SHA-256 of every file that was written with it.
@@ -171,6 +173,7 @@ class Report:
     drift: Drift | None = None
     latency: tuple[LatencyRow, ...] = ()
     landing: Landing | None = None
+    drop_search: DropSearch | None = None
     sparsity: Sparsity | None = None
     steps: tuple[Step, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)

@@ -41,6 +41,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
     view.drift(report.drift)
     if report.latency:
         view.table(view.latency(report.latency))
+    if report.drop_search is not None:
+        view.line(text.drop_search(report.drop_search))
     if report.landing is not None:
         view.line(text.landing(report.landing))
     if report.steps:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import DataError
-from onnxprune.measure.metrics.intervals import Family, drop_interval
+from onnxprune.measure.metrics.intervals import ANSWERS, DECISIONS, HITS, Family, drop_interval
 from onnxprune.measure.metrics.values import Value
 
 Array = NDArray[Any]
@@ -57,6 +57,11 @@ class Metric:
     def drop(self, dense: float, pruned: float) -> float:
         """How much worse the pruned model is, in the metric's own unit; negative where it is better."""
         return dense - pruned if self.higher_is_better else pruned - dense
+
+    def counts_answers(self, rows: Array) -> bool:
+        """Whether a row is right or wrong, with little or nothing in between."""
+        single = self.name == "agreement" and bool((rows[:, 1] == 1).all())
+        return single or self.family in (ANSWERS, DECISIONS, HITS)
 
     def interval(
         self, dense: Array, pruned: Array, *, groups: Array | None = None, level: float = 0.95, seed: int = 0
