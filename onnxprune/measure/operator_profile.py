@@ -101,8 +101,8 @@ def profiled_macs(
 ) -> dict[str, int]:
     """Multiply-accumulates of one forward pass by operator type, from the shapes that ONNX Runtime reports.
 
-    Counted: MatMul and Gemm in all their fused and quantized forms, convolutions, Einsum, and attention operators
-    (their two products over the full query × key rectangle, causal or not; fused projections included).
+    Counted: MatMul and Gemm in all their fused and quantized forms, convolutions, Einsum, recurrences, and attention
+    operators (their two products over the full query × key rectangle, causal or not; fused projections included).
 
     Args:
         model: a file or a serialised model.
@@ -119,6 +119,12 @@ def profiled_macs(
         elif count := _COUNTS.get(call.op):
             totals[call.op] += count(call.inputs, call.outputs)
     return dict(totals)
+
+
+def counted(call: Call) -> int:
+    """Multiply-accumulates of one call; 0 for what runs no products, and for an Einsum, whose equation is not there."""
+    count = _COUNTS.get(call.op)
+    return count(call.inputs, call.outputs) if count is not None else 0
 
 
 def _call(event: Mapping[str, object]) -> Call:
@@ -188,6 +194,11 @@ def _grouped_attention(inputs: tuple[Shape, ...], outputs: tuple[Shape, ...]) ->
     return 2 * math.prod(outputs[0]) * keys
 
 
+def _recurrence(inputs: tuple[Shape, ...], outputs: tuple[Shape, ...]) -> int:
+    """LSTM, GRU and RNN: every step of every row meets the weights of its inputs and of its state."""
+    return math.prod(inputs[0][:2]) * (math.prod(inputs[1]) + math.prod(inputs[2]))
+
+
 def _einsum(call: Call, equations: Mapping[str, str]) -> int:
     if call.node not in equations:
         raise UnsupportedError(f"Einsum node {call.node!r}: its MACs need its equation, which profiles do not hold")
@@ -231,4 +242,7 @@ _COUNTS: dict[str, Callable[[tuple[Shape, ...], tuple[Shape, ...]], int]] = {
     "MultiHeadAttention": _attention,
     "DecoderMaskedMultiHeadAttention": _attention,
     "GroupQueryAttention": _grouped_attention,
+    "LSTM": _recurrence,
+    "GRU": _recurrence,
+    "RNN": _recurrence,
 }

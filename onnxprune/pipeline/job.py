@@ -30,11 +30,12 @@ from onnxprune.graph.plan import Budget, Plan, Structure
 from onnxprune.graph.prepare import optional_inputs
 from onnxprune.graph.runtime import CPU, resolve_providers
 from onnxprune.graph.structure.analyze import analyze
-from onnxprune.measure import latency
+from onnxprune.measure import latency, uncounted
 from onnxprune.measure.cost import Costs
 from onnxprune.measure.dense_file import examine
 from onnxprune.measure.drop_search import DropSearch
 from onnxprune.measure.equivalence import Equivalence
+from onnxprune.measure.uncounted import Uncounted
 from onnxprune.measure.validation import Evidence, Teacher, compare
 from onnxprune.pipeline import output_files, report_facts
 from onnxprune.pipeline.debug_bundle import Place
@@ -248,6 +249,13 @@ class Job:
         assert self.dense.path is not None
         return None if self.judge is None else Teacher(self.dense.path, self.judge, providers=self.providers)
 
+    @cached_property
+    def uncounted(self) -> tuple[Uncounted, ...]:
+        """What the FLOPs leave out."""
+        rows = self.judge or self.learn
+        examples = [e.feeds for e in rows.examples[:8]] if rows is not None else []
+        return uncounted.find(self.dense, self.planner.costs.bindings, examples)
+
     def _measured(self, plan: Plan, budget: Budget, file: Path, place: Path) -> reports.Report:
         assert self.dense.path is not None
         rows = self.judge or self.learn
@@ -276,7 +284,8 @@ class Job:
         report = self._report(plan, budget, file, place, found, evidence, timed)
         return replace(
             report,
-            warnings=(*report.warnings, *self.said, *lacking),
+            uncounted=self.uncounted,
+            warnings=(*report.warnings, *self.said, *uncounted.said(self.uncounted), *lacking),
             sparsity=report_facts.sparsity_of(plan, zeros, self.planner.costs),
         )
 

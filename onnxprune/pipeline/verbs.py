@@ -6,6 +6,7 @@ report; `job.Job` holds what several budgets share.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from onnxprune.graph.model import Model
 from onnxprune.graph.outputs import Inputs, OutputSet
 from onnxprune.graph.plan import Budget, Plan, Structure
 from onnxprune.graph.structure.analyze import analyze
+from onnxprune.measure import uncounted
 from onnxprune.measure.cost import Costs, default_bindings
 from onnxprune.measure.dense_file import examine
 from onnxprune.measure.equivalence import Equivalence
@@ -38,6 +40,8 @@ from onnxprune.search import units_then_zeros
 from onnxprune.search.options import Options
 from onnxprune.search.planner import Planner
 from onnxprune.search.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 
 def prune(
@@ -204,8 +208,11 @@ def make_plan(
             limit=options.rows,
             **asked,
         ).distinct()
-    examine(dense, learn)
-    planner = Planner(dense, structure, options, learn, shape_of(dense, options.shape, learn), progress=progress)
+    said, bindings = examine(dense, learn), shape_of(dense, options.shape, learn)
+    examples = [e.feeds for e in learn.examples[:8]] if learn is not None else []
+    for line in (*said, *uncounted.said(uncounted.find(dense, bindings, examples))):
+        logger.warning("%s", line)
+    planner = Planner(dense, structure, options, learn, bindings, progress=progress)
     plan = units_then_zeros.carry_out(planner, options.budget)
     return plan if planner.landing is None else replace(plan, notes={"latency": asdict(planner.landing)})
 

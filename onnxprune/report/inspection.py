@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import asdict
 from typing import Any
 
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Structure
+from onnxprune.measure import uncounted
 from onnxprune.measure.cost import Costs
 
 
@@ -32,11 +34,13 @@ def survey(dense: Model, structure: Structure, costs: Costs) -> dict[str, Any]:
     ]
     pins = [{"size": p.size, "count": p.count, "where": p.where, "reasons": list(p.reasons)} for p in structure.pins]
     tables = embeddings(dense)
+    left_out = uncounted.find(dense, costs.bindings)
     return {
         "embeddings": {"parameters": tables, "share": tables / costs.params() if costs.params() else 0.0},
         "model": str(dense.path), "sha256": dense.digest, "opset": dense.opset,
         "macs": total, "params": costs.params(), "shape": costs.bindings, "macs_by_op": costs.by_op(),
         "groups": groups, "branches": branches, "pins": pins,
+        "uncounted": [asdict(u) for u in left_out], "warnings": list(uncounted.said(left_out)),
     }  # fmt: skip
 
 
@@ -63,6 +67,8 @@ def print_survey(found: dict[str, Any], *, everything: bool = False) -> None:
         f"{found['macs'] / 1e9:.3f} GMAC at {shape or 'its fixed shape'}, {found['params'] / 1e6:.2f} M parameters, "
         f"{found['embeddings']['share']:.0%} of them in embedding tables\n"
     )
+    for warning in found["warnings"]:
+        console.print(f"{warning}\n", style="yellow", markup=False)
     table = Table(title="Units that can be cut", title_justify="left")
     for name in ("kind", "layers", "units a layer", "share of the FLOPs", "first read by"):
         table.add_column(name)

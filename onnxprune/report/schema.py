@@ -20,6 +20,7 @@ from onnxprune.measure.drop_search import DropSearch
 from onnxprune.measure.equivalence import Equivalence
 from onnxprune.measure.latency import LatencyRow
 from onnxprune.measure.tables.landing import Landing
+from onnxprune.measure.uncounted import Uncounted
 from onnxprune.measure.validation import Accuracy
 
 SCHEMA_VERSION = 2
@@ -151,6 +152,7 @@ class Report:
         landing: how a latency budget was met; None for other budgets.
         drop_search: how the evaluation rows chose the size, where the budget is a largest drop.
         sparsity: zeros inside matrices, if any.
+        uncounted: what the FLOPs leave out: control flow and unknown operators that run products.
         steps: pruning alone, fewer bits alone, both together; empty without --quantize.
         files: name -> SHA-256 of every file that was written with it.
         warnings: what the user must know; first of all what `broken` says.
@@ -176,6 +178,7 @@ class Report:
     drop_search: DropSearch | None = None
     sparsity: Sparsity | None = None
     steps: tuple[Step, ...] = ()
+    uncounted: tuple[Uncounted, ...] = ()
     files: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
