@@ -11,6 +11,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import hypothesis
@@ -120,7 +121,8 @@ def _kept(folder: Path, make: Callable[[Path], None]) -> Path:
         making = Path(tempfile.mkdtemp(dir=folder.parent))
         try:
             make(making)
-            making.rename(folder)
+            with suppress(OSError):  # another process was first
+                making.rename(folder)
         finally:
             shutil.rmtree(making, ignore_errors=True)
     return folder

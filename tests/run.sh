@@ -7,5 +7,7 @@ ruff check .
 ruff format --check .
 mypy
 lint-imports
-[ $# -gt 0 ] || set -- -m "not slow and not bench"
+# Models of tests are small: a process a core, each with one thread, takes half the time of one process with all.
+export OMP_NUM_THREADS=1
+[ $# -gt 0 ] || set -- -m "not slow and not bench" -n auto --dist worksteal
 python -m pytest "$@"
