@@ -285,7 +285,13 @@ class Job:
         return replace(
             report,
             uncounted=self.uncounted,
-            warnings=(*report.warnings, *self.said, *uncounted.said(self.uncounted), *lacking),
+            warnings=(
+                *report.warnings,
+                *self.said,
+                *(f"speed-up: {row.said}" for row in timed if row.said),
+                *uncounted.said(self.uncounted),
+                *lacking,
+            ),
             sparsity=report_facts.sparsity_of(plan, zeros, self.planner.costs),
         )
 

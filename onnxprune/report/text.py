@@ -120,9 +120,10 @@ def drop(accuracy: Accuracy) -> str:
 
 
 def speedup(row: LatencyRow) -> str:
-    """The only wording of a speed-up: the median ratio of neighbouring runs and its 95% interval."""
+    """The only wording of a speed-up: the median ratio of neighbouring runs and its 95% interval, and of which time."""
     low, high = row.speedup_interval
-    return f"{row.speedup:.2f}× [{low:.2f}, {high:.2f}]"
+    of = "" if row.clock == "wall" else " of processor time"
+    return f"{row.speedup:.2f}× [{low:.2f}, {high:.2f}]{of}"
 
 
 def verdict(row: LatencyRow) -> str:

@@ -14,6 +14,7 @@ from onnxprune.graph.example_feeds import fitted, synthesize
 from onnxprune.graph.model import InputSpec
 from onnxprune.measure import latency
 from onnxprune.measure.latency import bench, graph_inputs
+from onnxprune.report import text
 
 MODEL = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -32,12 +33,13 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 0
+        self.waited = 0
 
     def perf_counter_ns(self) -> int:
         return self.now
 
     def process_time_ns(self) -> int:
-        return 2 * self.now
+        return 2 * (self.now - self.waited)
 
 
 class Session:
@@ -110,6 +112,26 @@ def test_a_machine_of_two_speeds_does_not_move_the_ratio(monkeypatch: pytest.Mon
     row, _ = measure(dense.tolist(), pruned.tolist(), monkeypatch, warmup=40)
     assert row.speedup == 2
     assert row.speedup_interval == (2, 2)
+
+
+def test_a_speed_up_that_processor_time_denies_is_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other programs had the cores while the dense model ran."""
+    dense = Session.run
+
+    def interrupted(self: Session, outputs: Any, feeds: Any) -> list[np.ndarray]:
+        before = self.clock.now
+        found = dense(self, outputs, feeds)
+        self.clock.waited += round((self.clock.now - before) * (1 - 1 / 5)) if self.name == "d" else 0
+        return found
+
+    monkeypatch.setattr(Session, "run", interrupted)
+    row, _ = measure([10], [1], monkeypatch)
+    assert (row.clock, row.speedup, row.speedup_interval) == ("processor", 2, (2, 2))
+    assert "10.00×" in row.said
+    assert text.speedup(row) == "2.00× [2.00, 2.00] of processor time"
+    monkeypatch.setattr(Session, "run", dense)
+    row, _ = measure([10], [1], monkeypatch)
+    assert (row.clock, row.speedup, row.said) == ("wall", 10, "")
 
 
 def test_a_provider_that_takes_nothing_is_refused() -> None:
