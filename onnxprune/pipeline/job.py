@@ -31,6 +31,7 @@ from onnxprune.graph.prepare import optional_inputs
 from onnxprune.graph.runtime import CPU, resolve_providers
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.measure import latency, uncounted
+from onnxprune.measure.continuations import continued
 from onnxprune.measure.cost import Costs
 from onnxprune.measure.dense_file import examine
 from onnxprune.measure.drop_search import DropSearch
@@ -266,6 +267,7 @@ class Job:
                 if rows is None
                 else [b.feeds for b in rows.take(CHECK_ROWS, 0).batches(max_rows=16)]
             )
+            feeds += continued(self.dense, feeds)
             found, lacking = prove(
                 self.dense, self.structure, plan, file, feeds, self.options.to_json(), self.debug_bundle
             )

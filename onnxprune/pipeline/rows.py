@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from onnxprune import data
 from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
+from onnxprune.graph.dimensions import evaluate
 from onnxprune.graph.model import Model
 from onnxprune.measure.cost import default_bindings
 from onnxprune.search.options import Options
@@ -51,11 +53,22 @@ def shape_of(dense: Model, shape: Mapping[str, int], rows: Dataset | None) -> di
     if unknown:
         raise UsageError(f"--shape {unknown[0]}: the graph's dimensions are {', '.join(sorted(known)) or 'all fixed'}")
     found = {**(rows.mean_shape(dense.inputs) if rows is not None else {}), **shape}
-    found = default_bindings(dense, found)
+    found = default_bindings(dense, _summed(found, shape, known))
     missing = sorted(known - found.keys())
     if missing:
         raise UsageError(
             f"the size of {', '.join(missing)} is not known without calibration rows; "
             f"state it with --shape {missing[0]}=128"
         )
+    return found
+
+
+def _summed(sizes: Mapping[str, int], stated: Mapping[str, int], names: Iterable[str]) -> dict[str, int]:
+    """Sizes in which dimensions that are named by a sum of others (a past and what is new) follow what was stated."""
+    found = dict(sizes)
+    parts = {name: size for name, size in sizes.items() if name.isidentifier()}
+    for name in names:
+        if name not in stated and not name.isidentifier():
+            with suppress(KeyError):
+                found[name] = evaluate(name, parts)
     return found

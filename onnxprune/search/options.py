@@ -121,7 +121,7 @@ class Options:
             raise UsageError(f"--threads {self.threads}: give a number up to {MOST_THREADS}, or 0 for all cores")
         if not 0 <= self.seed < 2**31:
             raise UsageError(f"--seed {self.seed}: give a number from 0 to {2**31 - 1}")
-        if any(size < 1 for size in self.shape.values()):
+        if any(size < ("past" not in name) for name, size in self.shape.items()):  # a cache may be empty
             raise UsageError(f"--shape {','.join(f'{k}={v}' for k, v in self.shape.items())}: sizes are 1 or more")
         if self.device not in ("auto", "cpu", "cuda"):
             raise UsageError(f"--device {self.device}: choose from auto, cpu, cuda")

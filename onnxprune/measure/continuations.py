@@ -1,0 +1,72 @@
+"""A decoder one step further: what it takes behind the keys and values that it gave itself.
+
+Rows start from an empty cache. A graph that is right there may still be wrong behind a past, so that the written file
+is checked a step further too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from onnxprune.errors import OnnxPruneError
+from onnxprune.graph import runtime
+from onnxprune.graph.model import InputSpec, Model
+
+_PAST = re.compile(r"past(_key_values?|_key|_value)?", re.IGNORECASE)
+
+
+def caches(dense: Model) -> dict[str, str]:
+    """Input -> the output that continues it: past_key_values.0.key -> present.0.key; empty where one has none."""
+    given = {_key(spec): spec.name for spec in dense.outputs if _is_cache(spec) and "present" in spec.name.lower()}
+    taken = {spec.name: _key(spec) for spec in dense.inputs if _is_cache(spec) and "past" in spec.name.lower()}
+    found = {name: given[key] for name, key in taken.items() if key in given}
+    return found if len(found) == len(taken) else {}
+
+
+def _is_cache(spec: InputSpec) -> bool:
+    return spec.dtype.kind == "f" and len(spec.shape) >= 4
+
+
+def _key(spec: InputSpec) -> str:
+    """What is left of a cache's name without the word for its time."""
+    return _PAST.sub("", re.sub("present(_key_values?)?", "", spec.name, flags=re.IGNORECASE)).strip("._")
+
+
+def continued(dense: Model, feeds: Sequence[runtime.Feeds], most: int = 2) -> list[runtime.Feeds]:
+    """Some batches again, each with a token more behind the caches that the dense file writes for it.
+
+    The token is the row's last one. Nothing where the graph has no caches, or takes something that this does not know.
+    """
+    pairs = caches(dense)
+    if not pairs or dense.path is None:
+        return []
+    try:
+        session = runtime.session(dense.path)
+        steps = [_step(dense, batch, runtime.run(session, batch), pairs) for batch in feeds[:most]]
+    except OnnxPruneError:  # the dense file cannot be run so: the rows themselves are what is checked
+        return []
+    return [step for step in steps if step is not None]
+
+
+def _step(
+    dense: Model, feeds: runtime.Feeds, outputs: Mapping[str, np.ndarray], pairs: Mapping[str, str]
+) -> runtime.Feeds | None:
+    found: dict[str, np.ndarray] = {}
+    for spec in dense.inputs:
+        value, role = np.asarray(feeds[spec.name]), spec.name.removeprefix("decoder_")
+        if spec.name in pairs:
+            found[spec.name] = outputs[pairs[spec.name]]
+        elif role == "input_ids":
+            found[spec.name] = value[:, -1:]
+        elif role == "attention_mask" and value.ndim == 2:
+            found[spec.name] = np.concatenate([value, np.ones_like(value[:, -1:])], 1)
+        elif role in ("position_ids", "cache_position"):
+            found[spec.name] = value[..., -1:] + 1
+        elif any(isinstance(dim, str) for dim in spec.shape[1:]) and "encoder" not in spec.name:
+            return None
+        else:
+            found[spec.name] = value
+    return found
