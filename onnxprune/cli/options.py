@@ -85,6 +85,13 @@ def rounding(ctx: click.Context, param: click.Parameter, value: str) -> int | No
 MODEL = click.argument("model", type=click.Path(path_type=Path))
 
 
+def memory(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Bytes of 8GB."""
+    from onnxprune.measure.memory import parse
+
+    return None if value is None else parse(value)
+
+
 def budgets(command: Any) -> Any:
     """The budgets, of which one is given."""
     for kind, what in (
@@ -206,6 +213,12 @@ def planning(command: Any) -> Any:
         click.option("--device", default="auto", show_default=True, help="Where scoring runs: auto, cpu, cuda."),
         click.option("--seed", default=0, type=click.IntRange(0, MOST), show_default=True, help="Of every draw."),
         click.option("--threads", default=0, type=click.IntRange(0, MOST_THREADS), help="Of scoring; 0 for all cores."),
+        click.option(
+            "--max-memory",
+            metavar="SIZE",
+            callback=memory,
+            help="Plan batches for this much (8GB), and refuse rows that take more; default: what is free.",
+        ),
         click.option(
             "--latency-threads",
             default=1,

@@ -8,6 +8,18 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
+_UNREADABLE = (SyntaxError, LookupError, ValueError, TypeError, ArithmeticError, RecursionError, MemoryError)
+"""What a name that is no expression makes of reading it: names in a file may be anything."""
+_MOST_DIGITS = 64
+
+
+def _power(base: Any, exponent: Any) -> Any:
+    """base ** exponent, where that is a size: a name in a file may ask for a number without end."""
+    if abs(exponent) > _MOST_DIGITS or abs(base) > 1 << _MOST_DIGITS:
+        raise KeyError(f"{base}**{exponent}")
+    return base**exponent
+
+
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "floor": math.floor,
     "ceiling": math.ceil,
@@ -25,7 +37,7 @@ _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Div: lambda a, b: Fraction(a) / Fraction(b),
     ast.FloorDiv: lambda a, b: a // b,
     ast.Mod: lambda a, b: a % b,
-    ast.Pow: lambda a, b: a**b,
+    ast.Pow: _power,
 }
 
 
@@ -50,7 +62,7 @@ def monomial(dimension: int | str) -> Monomial | None:
 
     try:
         return visit(ast.parse(dimension, mode="eval").body)
-    except (SyntaxError, ValueError):
+    except _UNREADABLE:
         return None
 
 
@@ -99,7 +111,7 @@ def evaluate(dimension: int | str, bindings: Mapping[str, int], unknown: Callabl
 
     try:
         return int(visit(ast.parse(dimension, mode="eval").body))
-    except (SyntaxError, KeyError):
+    except _UNREADABLE:
         if unknown is None:
             raise KeyError(dimension) from None
         return unknown(dimension)

@@ -362,14 +362,20 @@ LEVEL_MACS = 9e10
 """Multiply-accumulates of the dense model that a level may cost: there are some hundred of them."""
 
 
-def tokens_at_once(costs: Costs, most: int = 4096) -> int:
-    """How many tokens (`data.Example.tokens`) a batch may have for all its activations to fit in memory."""
+def tokens_at_once(costs: Costs, most: int = 4096, memory: int | None = None) -> int:
+    """How many tokens (`data.Example.tokens`) a batch may have for all its activations to fit in memory.
+
+    Args:
+        most: tokens, however much memory there is.
+        memory: bytes that may be used in all, of which a quarter goes to one batch's activations; None for any.
+    """
+    bound = ACTIVATIONS if memory is None else min(ACTIVATIONS, memory / 4)
     total = 0
     for node in costs.model.graph:
         for value in node.outputs:
             with contextlib.suppress(UnsupportedError, UsageError):
                 total += 4 * math.prod(costs.dense_shape(value))
-    return int(min(max(ACTIVATIONS * _tokens(costs) / max(total, 1), 1), most))
+    return int(min(max(bound * _tokens(costs) / max(total, 1), 1), most))
 
 
 def tokens_to_measure(costs: Costs) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.data.row_doubts import row_doubts
-from onnxprune.errors import CheckError, DataError
+from onnxprune.errors import CheckError, DataError, reading
 from onnxprune.graph import runtime
 from onnxprune.graph.finite import require
 from onnxprune.measure.drift import Drift, DriftTally
@@ -312,7 +312,9 @@ class _Tally:
         elif not self.metric.teacher:
             labels = [self.dataset.examples[i].label for i in batch.index]
         for outputs, store in ((expected, self.dense), (found, self.pruned)):
-            for position, row in zip(batch.index, self.metric.observe(outputs, labels, batch.real), strict=True):
+            with reading(f"metric {self.metric.name}: the rows' labels do not fit it", DataError):
+                observed = self.metric.observe(outputs, labels, batch.real)
+            for position, row in zip(batch.index, observed, strict=True):
                 store[position] = row
 
     def result(self, seed: int, level: float) -> Accuracy:

@@ -42,7 +42,7 @@ from onnxprune.pipeline import output_files, report_facts
 from onnxprune.pipeline.debug_bundle import Place
 from onnxprune.pipeline.late import kept
 from onnxprune.pipeline.proof import prove
-from onnxprune.pipeline.rows import read_rows, shape_of
+from onnxprune.pipeline.rows import read_rows, require_memory, shape_of
 from onnxprune.refit.solvers.linalg import numpy_on_one_thread
 from onnxprune.refit.sparsify import zeros_in
 from onnxprune.report import html
@@ -159,6 +159,7 @@ class Job:
             options = settled(options, structure)
         with clock.stage("read"):
             learn, judge = read_rows(dense, calibration, evaluation, options, **asked)
+        require_memory(dense, options, learn, judge)
         with clock.stage("examine"):
             said = (*examine(dense, learn or judge, providers), *report_facts.left_behind(dense.path))
         bindings = shape_of(dense, options.shape, learn or judge)

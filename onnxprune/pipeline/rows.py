@@ -7,10 +7,11 @@ from contextlib import suppress
 from typing import Any
 
 from onnxprune import data
-from onnxprune.data import Dataset
+from onnxprune.data import Dataset, Example
 from onnxprune.errors import UsageError
 from onnxprune.graph.dimensions import evaluate
 from onnxprune.graph.model import Model
+from onnxprune.measure import memory
 from onnxprune.measure.cost import default_bindings
 from onnxprune.search.options import Options
 
@@ -34,6 +35,33 @@ def read_rows(
         return learn, None
     parts = learn.split({"learn": 0.8, "report": 0.2}, options.seed)
     return parts["learn"], parts["report"]
+
+
+def require_memory(dense: Model, options: Options, *rows: Dataset | None) -> None:
+    """Refuse rows (without any: the stated shape) whose forward pass takes more memory than may be used.
+
+    Raises:
+        LimitError: with the figures.
+    """
+    weights = any(dataset is not None for dataset in rows)
+    for dataset in rows:
+        if dataset is not None and dataset.examples:
+            largest = max(dataset.examples, key=lambda e: sum(a.size for a in e.feeds.values()))
+            memory.require(dense, _sizes(dense, largest), options.max_memory, largest.source, weights=weights)
+    if not weights:
+        sizes = default_bindings(dense, dict(options.shape))
+        memory.require(dense, sizes, options.max_memory, "the model at the stated shape", weights=False)
+
+
+def _sizes(dense: Model, example: Example) -> dict[str, int]:
+    """What a row makes of the graph's symbolic dimensions."""
+    return {
+        dim: example.feeds[spec.name].shape[axis]
+        for spec in dense.inputs
+        if spec.name in example.feeds
+        for axis, dim in enumerate(spec.shape)
+        if isinstance(dim, str)
+    }
 
 
 def vocabulary(dense: Model) -> int | None:

@@ -32,7 +32,7 @@ from onnxprune.pipeline.debug_bundle import Place
 from onnxprune.pipeline.job import Job, Result
 from onnxprune.pipeline.max_drop import smallest_within
 from onnxprune.pipeline.proof import prove
-from onnxprune.pipeline.rows import shape_of, vocabulary
+from onnxprune.pipeline.rows import require_memory, shape_of, vocabulary
 from onnxprune.probe.gates import Gates
 from onnxprune.probe.interpreter import Interpreter
 from onnxprune.refit.sparsify import zeros_in
@@ -208,6 +208,7 @@ def make_plan(
             limit=options.rows,
             **asked,
         ).distinct()
+    require_memory(dense, options, learn)
     said, bindings = examine(dense, learn), shape_of(dense, options.shape, learn)
     examples = [e.feeds for e in learn.examples[:8]] if learn is not None else []
     for line in (*said, *uncounted.said(uncounted.find(dense, bindings, examples))):

@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.errors import UnsupportedError
+from onnxprune.errors import LimitError, OnnxPruneError, UnsupportedError, out_of_memory, reading, said
 from onnxprune.graph import ops
 from onnxprune.graph.single_nodes import Foreign, reads
 
@@ -96,8 +96,11 @@ class Interpreter:
                 arguments = _on_one_device(arguments)
             try:
                 result = step.call(*arguments)
-            except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:
-                raise UnsupportedError(f"{_describe(step.node)} cannot be computed in torch: {error}") from error
+            except OnnxPruneError:
+                raise
+            except Exception as error:  # whatever operands that no operator takes make of torch
+                kind = LimitError if out_of_memory(error) else UnsupportedError
+                raise kind(f"{_describe(step.node)} cannot be computed in torch: {said(error)}") from error
             for name, tensor in zip(
                 step.outputs, result if isinstance(result, (tuple, list)) else (result,), strict=False
             ):
@@ -163,10 +166,14 @@ class Interpreter:
                         last[value.name] = i
                 if _has_states(node):
                     last[ops.states_of(node)] = i
-            steps = [
-                self._step(node, [n for n, at in last.items() if at == i and n not in wanted])
-                for i, node in enumerate(nodes)
-            ]
+            done: dict[int, list[str]] = {}
+            for name, at in last.items():
+                if name not in wanted:
+                    done.setdefault(at, []).append(name)
+            steps = []
+            for i, node in enumerate(nodes):
+                with reading(f"{_describe(node)} cannot be computed", UnsupportedError):
+                    steps.append(self._step(node, done.get(i, [])))
             read = {name for step in steps for name in step.inputs if name is not None} | set(wanted)
             self._schedules[key] = steps, frozenset(n for n in read if n in self.graph.initializers and n not in feeds)
         return self._schedules[key]
@@ -201,6 +208,8 @@ class Interpreter:
             loaded = torch.from_numpy(np.array(tensor.numpy()).astype(np.float32)).to(torch.bfloat16)
         else:
             array = tensor.numpy()
+            if array.dtype.kind not in "biufc":
+                raise UnsupportedError(f"tensor {name}: elements of type {tensor.dtype.name} are not computed with")
             loaded = torch.from_numpy(array if array.flags.writeable and array.flags.c_contiguous else array.copy())
         return self.place(loaded)
 
@@ -208,11 +217,10 @@ class Interpreter:
         """An array or tensor as a tensor on the interpreter's device; shapes stay on the CPU."""
         import torch
 
-        tensor = (
-            torch.from_numpy(np.ascontiguousarray(tensor).reshape(np.shape(tensor)))
-            if isinstance(tensor, np.ndarray)
-            else tensor
-        )
+        if isinstance(tensor, np.ndarray):
+            if tensor.dtype.kind not in "biufc":
+                raise UnsupportedError(f"an input of {tensor.dtype.name} values is not computed with: give numbers")
+            tensor = torch.from_numpy(np.ascontiguousarray(tensor).reshape(np.shape(tensor)))
         small = tensor.dim() <= 1 and not tensor.is_floating_point()
         return tensor if small or self.device == "cpu" else tensor.to(self.device)
 

@@ -58,6 +58,7 @@ class Options:
         keep_unread: compute positions that no output reads, too (`rewrite.drop_unread`). Budgets count them either way.
         provider: what a latency budget is about, and whose fast widths `round_to` means.
         latency_threads: of the sessions that are timed.
+        max_memory: bytes that a forward pass may take, by which batches are planned, too; None for what there is.
         latency_table: a file of speed.table, measured elsewhere; None to measure here where the budget is a latency.
     """
 
@@ -90,6 +91,7 @@ class Options:
     provider: str = "cpu"
     latency_threads: int = 1
     latency_table: str | None = None
+    max_memory: int | None = None
 
     def __post_init__(self) -> None:
         if self.sparsity is not None and self.method in SOLVERS and self.method not in METHODS:

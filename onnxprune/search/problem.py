@@ -68,7 +68,7 @@ class Problem:
         self.calibration = calibration
         self.first = Plan(model.digest)
         if calibration is not None:
-            sizes = tokens_at_once(self.costs), tokens_to_measure(self.costs)
+            sizes = tokens_at_once(self.costs, memory=options.max_memory), tokens_to_measure(self.costs)
             split = Split.of(self.interpreter, calibration, options, *sizes, short)
             self.fit, self.held, self.table, self.select = split.fit, split.held, split.table, split.select
 

@@ -15,7 +15,7 @@ import onnx_ir.passes.common as passes
 
 from onnxprune.graph.prepare import recurrences
 from onnxprune.graph.prepare.constant_operands import write_targets
-from onnxprune.graph.prepare.fold_limit import small
+from onnxprune.graph.prepare.fold_limit import refuse_large, small
 from onnxprune.graph.prepare.inference_mode import settle
 from onnxprune.graph.prepare.optional_inputs import copied, set_aside
 from onnxprune.graph.prepare.shape_inference import infer_proto
@@ -65,6 +65,7 @@ def normalise(model: ir.Model) -> ir.Model:
     recurrences.leave_out_zeros(model)
     passes.RemoveUnusedNodesPass()(model)
     infer(model)
+    refuse_large(model)
     split_shared_vectors(model)
     _unique_names(model)
     return stamp(model)

@@ -7,8 +7,13 @@ from typing import Any
 
 import onnx_ir as ir
 
+from onnxprune.errors import LimitError
+from onnxprune.graph.values import dims
+
 MOST_VALUES = 1 << 24
 """Of a node's outputs: 64 MB of floats."""
+MOST_BYTES = 1 << 30
+"""Of a constant that stays a node's."""
 _READ = 1024
 """Values of an operand up to which it may say the size of a result."""
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
@@ -28,6 +33,33 @@ def small(node: ir.Node, version: int) -> bool | None:
         return None
     sizes = _sizes(node, version)
     return False if sizes is None or any(size > MOST_VALUES for size in sizes) else None
+
+
+def refuse_large(model: ir.Model) -> None:
+    """Refuse constants that nodes make out of little: they would be made anew in every run, large as they are.
+
+    Raises:
+        LimitError: one takes more than `MOST_BYTES`.
+    """
+    constants: set[ir.Value] = set(model.graph.initializers.values())
+    constants -= set(model.graph.inputs)
+    for node in model.graph:
+        given = [v for v in node.inputs if v is not None]
+        if (
+            not given
+            or any(v not in constants for v in given)
+            or any(a.type in _GRAPHS for a in node.attributes.values())
+        ):
+            continue
+        constants.update(node.outputs)
+        for value in node.outputs:
+            found = dims(value) or ()
+            size = math.prod(d for d in found if isinstance(d, int)) * (value.dtype.itemsize if value.dtype else 1)
+            if all(isinstance(d, int) for d in found) and size > MOST_BYTES:
+                raise LimitError(
+                    f"node {node.name} ({node.op_type}) makes a constant of {size / 1e9:.1f} GB; "
+                    f"{MOST_BYTES / 1e9:.1f} GB are the most"
+                )
 
 
 def _sizes(node: ir.Node, version: int) -> list[int] | None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.errors import UnsupportedError, reading
 from onnxprune.graph import ops
 from onnxprune.graph.axes import DYNAMIC, Layout, Solver, atoms_of, symbol_size
 from onnxprune.graph.dimensions import evaluate
@@ -31,6 +32,11 @@ def analyze(model: Model, *, hidden: bool = False) -> Structure:
     Args:
         hidden: norms do not keep the channels they normalise: the width of the stream is units too ("hidden").
     """
+    with reading(f"{model.path or 'the graph'}: cannot be analysed", UnsupportedError):
+        return _analyze(model, hidden)
+
+
+def _analyze(model: Model, hidden: bool) -> Structure:
     ties = Ties(model.graph, hidden=hidden)
     for node in model.graph:
         ties.add(node)
@@ -71,7 +77,9 @@ class Ties:
         elif any(self._known(v) is None and not _is_shape_operand(v) for v in values):
             why = f"the shape around {node.op_type} {node.name} is not known"
         else:
-            (narrow_axes if self.hidden and narrows(node) else operator.axes)(node, self)
+            where = f"node {node.name} ({node.op_type}, opset {node.version}): not formed as its operator asks"
+            with reading(where, UnsupportedError):
+                (narrow_axes if self.hidden and narrows(node) else operator.axes)(node, self)
             return
         for value in values:
             self.pin(value, None, why)
@@ -174,7 +182,7 @@ def _first_free(expression: str, known: dict[str, int]) -> str | None:
 
     try:
         tree = ast.parse(expression, mode="eval")
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     called = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
     return next(

@@ -1,0 +1,82 @@
+"""What a graph takes, and the refusal of what cannot fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import perceptron
+import pytest
+from onnx import helper, numpy_helper
+
+from onnxprune.errors import LimitError, UsageError
+from onnxprune.graph import model as models
+from onnxprune.graph.dimensions import evaluate
+from onnxprune.measure import memory
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    perceptron.write(tmp_path / "model.onnx")
+    perceptron.write_rows(tmp_path / "rows.jsonl")
+    return tmp_path
+
+
+def test_the_most_that_values_take_at_one_time(folder: Path) -> None:
+    found = memory.footprint(models.load(folder / "model.onnx"), {"batch": 1000})
+    # The stream, and two values of the hidden width: what is added, and the sum.
+    assert found.activations == 1000 * 4 * (8 + 16 + 16)
+    assert found.weights == 4 * (2 * (8 * 16 * 2 + 16) + 8 * 3 + 3)
+
+
+@pytest.mark.parametrize(("text", "size"), [("8GB", 8 * 10**9), ("500mb", 5 * 10**8), ("1.5G", 15 * 10**8), ("7", 7)])
+def test_amounts(text: str, size: int) -> None:
+    assert memory.parse(text) == size
+    for wrong in ("", "x", "-1GB", "0", "8PB", "1e9", "9" * 40):
+        with pytest.raises(UsageError):
+            memory.parse(wrong)
+
+
+def test_rows_that_cannot_fit_are_refused_with_the_figure(
+    folder: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    args = ["--flops", "0.6", "--calib", folder / "rows.jsonl", "--no-latency", "--threads", 1]
+    code, _, err = run(folder / "model.onnx", "-o", folder / "o.onnx", *args, "--max-memory", "2KB")
+    assert code == 4 and "KB of memory" in err and "--max-memory" in err and "rows.jsonl:1" in err
+    assert not list(folder.glob("o.*"))
+    code, _, err = run(folder / "model.onnx", "-o", folder / "o.onnx", *args, "--max-memory", "1GB", "-q")
+    assert code == 0, err
+    assert json.loads((folder / "o.report.json").read_text())["recipe"]["options"]["max_memory"] == 10**9
+
+
+def test_inputs_of_a_fixed_size_that_no_machine_has(folder: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    model = perceptron.perceptron()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2**40
+    perceptron.write(folder / "model.onnx", model)
+    code, _, err = run(folder / "model.onnx", "-o", folder / "o.onnx", "--flops", "0.6", "--no-latency")
+    assert code in (3, 4) and "GB" in err
+
+
+def test_a_constant_that_every_run_would_make_anew(folder: Path) -> None:
+    model = perceptron.perceptron()
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1000, 1000, 1000]), "sizes"))
+    nodes: list[onnx.NodeProto] = [
+        helper.make_node("ConstantOfShape", ["sizes"], ["large"]),
+        helper.make_node("ReduceMax", ["large"], ["most"], keepdims=0),
+        helper.make_node("Add", ["x", "most"], ["moved"]),
+        *model.graph.node,
+    ]
+    nodes[3].input[0] = "moved"
+    model.graph.ClearField("node")
+    model.graph.node.extend(nodes)
+    with pytest.raises(LimitError, match=r"constant of 4\.0 GB"):
+        models.load(perceptron.write(folder / "model.onnx", model))
+
+
+@pytest.mark.parametrize("name", ["9**9**9", "((" * 5000, "a\0b", "1/0", "x.y", "[1]", "-" * 5000 + "1", "f(1)"])
+def test_names_of_dimensions_may_be_anything(name: str) -> None:
+    with pytest.raises(KeyError):
+        evaluate(name, {})
