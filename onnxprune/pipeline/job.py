@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnxprune import report as reports
 from onnxprune import rewrite
 from onnxprune.data import Dataset
-from onnxprune.errors import BudgetError, CheckError, UsageError
+from onnxprune.errors import BudgetError, CheckError
 from onnxprune.export.precision import Step, measure_steps
 from onnxprune.export.precision.apply import scheme_of
 from onnxprune.graph import model as models
@@ -36,6 +36,7 @@ from onnxprune.measure.cost import Costs
 from onnxprune.measure.dense_file import examine
 from onnxprune.measure.drop_search import DropSearch
 from onnxprune.measure.equivalence import Equivalence
+from onnxprune.measure.metrics import require_known
 from onnxprune.measure.uncounted import Uncounted
 from onnxprune.measure.validation import Evidence, Teacher, compare
 from onnxprune.pipeline import output_files, report_facts
@@ -152,6 +153,9 @@ class Job:
         """
         clock = Clock()
         resolve_providers(providers)  # what is not there is said before anything is measured
+        require_known(metric)
+        if quantize is not None:
+            scheme_of(quantize)
         with clock.stage("load"):
             dense = models.load(source)
         with clock.stage("analyze"):
@@ -199,7 +203,7 @@ class Job:
         report = replace(report, flops=replace(report.flops, unread=2 * unread))
         stem = out.first.removesuffix(".onnx")
         lacking = [said] if (said := optional_inputs.changes(pruned)) else []
-        with kept("no file in fewer bits", lacking, but=(UsageError,)):
+        with kept("no file in fewer bits", lacking):
             report = replace(report, steps=self._fewer_bits(file, out.folder / f"{stem}.{self.quantize}.onnx"))
         plan.save(out.folder / f"{stem}.plan.json")
         add_companions(self.dense.path.parent, out)
@@ -274,7 +278,7 @@ class Job:
             )
             zeros = zeros_in(file, self.dense, self.structure, plan)
         evidence = None
-        with kept("accuracy and drift are not known", lacking, but=(CheckError, UsageError)):
+        with kept("accuracy and drift are not known", lacking, but=(CheckError,)):
             evidence = self.evidence(file)
         timed: list[latency.LatencyRow] = []
         if self.measure:

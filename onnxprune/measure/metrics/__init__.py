@@ -8,8 +8,8 @@ choose    which metric fits the labels and outputs, and why
 
 from __future__ import annotations
 
-from onnxprune.measure.metrics.choose import NAMES, choose_metric
+from onnxprune.measure.metrics.choose import NAMES, choose_metric, require_known
 from onnxprune.measure.metrics.observe import IGNORED, VOID, Metric
 from onnxprune.measure.metrics.values import bootstrap_interval
 
-__all__ = ["IGNORED", "NAMES", "VOID", "Metric", "bootstrap_interval", "choose_metric"]
+__all__ = ["IGNORED", "NAMES", "VOID", "Metric", "bootstrap_interval", "choose_metric", "require_known"]

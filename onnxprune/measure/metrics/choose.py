@@ -121,6 +121,17 @@ _LABEL_FREE = ("agreement", "cosine", "teacher_spearman", "perplexity")
 _NEEDS_CLASSES = ("top5", "token_f1", "token_accuracy", "perplexity", "miou", "agreement")
 
 
+def require_known(names: str | Sequence[str] | None) -> None:
+    """Refuse names that are none; before any work, where they were asked for.
+
+    Raises:
+        UsageError: names the first, and all that there are.
+    """
+    for name in (names,) if isinstance(names, str) else names or ():
+        if name not in _BUILDERS:
+            raise UsageError(f"metric {name!r} is unknown; choose from {', '.join(NAMES)}")
+
+
 def choose_metric(
     divergence: Divergence,
     samples: Mapping[str, np.ndarray],
@@ -145,8 +156,7 @@ def choose_metric(
         DataError: the metric needs labels and some rows have none.
     """
     fit = _Fit(divergence, samples, labels)
-    if name is not None and name not in _BUILDERS:
-        raise UsageError(f"metric {name!r} is unknown; choose from {', '.join(NAMES)}")
+    require_known(name)
     chosen, reason = (name, "as asked") if name is not None else _guess(fit, pairs, causal)
     if chosen not in _LABEL_FREE and (labels is None or len(fit.labels) < len(labels)):
         raise DataError(f"metric {chosen} needs a label in every row, and some have none")

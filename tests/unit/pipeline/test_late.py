@@ -10,7 +10,8 @@ import pytest
 from graphs import written
 
 import onnxprune
-from onnxprune.errors import CheckError
+from onnxprune.errors import CheckError, UsageError
+from onnxprune.graph import model as models
 from onnxprune.measure import latency
 from onnxprune.pipeline import job
 from onnxprune.report import Report, html
@@ -77,3 +78,20 @@ def test_a_check_that_fails_writes_nothing(model: Path, monkeypatch: pytest.Monk
     with pytest.raises(CheckError):
         _prune(model, measure_latency=False)
     assert not model.with_name("small.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"), [({"metric": "acuracy"}, "metric 'acuracy'"), ({"quantize": "int3"}, "int3")]
+)
+def test_a_name_that_is_none_is_refused_before_any_work(
+    model: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, str], named: str
+) -> None:
+    monkeypatch.setattr(models, "load", _fails)
+    with pytest.raises(UsageError, match=named):
+        _prune(model, **asked)
+
+
+def test_a_metric_that_the_rows_cannot_serve_costs_the_figure_alone(model: Path) -> None:
+    report = _prune(model, metric="accuracy", measure_latency=False)  # these rows have no labels
+    assert report.accuracy is None
+    assert [w for w in report.warnings if w.startswith("accuracy and drift are not known: ")]
