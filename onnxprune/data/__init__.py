@@ -5,6 +5,7 @@
     filled_inputs   what only the graph wants (position_ids, empty past_key_values, ...)
     labels    class names and numbers as labels
     dataset   Example, Batch, Dataset
+    row_axis  where rows stand in inputs and outputs
     more_rows  more rows out of few
     row_doubts  what rows cannot tell
     reader    read(): the above, in that order
@@ -18,6 +19,7 @@ from __future__ import annotations
 from onnxprune.data.dataset import Batch, Dataset, Example
 from onnxprune.data.more_rows import variants
 from onnxprune.data.reader import read
+from onnxprune.data.row_axis import output_axes, rows_first
 from onnxprune.data.row_doubts import overlap, row_doubts
 
-__all__ = ["Batch", "Dataset", "Example", "overlap", "read", "row_doubts", "variants"]
+__all__ = ["Batch", "Dataset", "Example", "output_axes", "overlap", "read", "row_doubts", "rows_first", "variants"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -70,6 +70,7 @@ class Dataset:
         description: what was read and every guess that was made, for the user.
         shared: graph inputs that have no batch axis and are fed once per batch (`use_cache_branch`).
         max_batch: the most rows a batch may have (1 where the graph fixes its batch size), or None.
+        inside: graph inputs whose rows are not on the first axis -> their axis.
         copies: how many rows were left out, because they feed what another one feeds.
     """
 
@@ -79,6 +80,7 @@ class Dataset:
     shared: frozenset[str] = frozenset()
     max_batch: int | None = None
     copies: int = 0
+    inside: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -194,7 +196,8 @@ class Dataset:
                 if not isinstance(dim, str) or dim in sizes or spec.name not in self.examples[0].feeds:
                     continue
                 total = sum(example.feeds[spec.name].shape[axis] for example in self.examples)
-                sizes[dim] = 1 if axis == 0 and spec.name not in self.shared else -(-total // len(self.examples))
+                counts_rows = axis == self._row_axis(spec.name) and spec.name not in self.shared
+                sizes[dim] = 1 if counts_rows else -(-total // len(self.examples))
         return sizes
 
     def _units(self) -> list[list[int]]:
@@ -214,17 +217,28 @@ class Dataset:
     def subset(self, positions: Sequence[int]) -> Dataset:
         return replace(self, examples=tuple(self.examples[p] for p in positions))
 
+    def _row_axis(self, name: str) -> int:
+        return self.inside.get(name, 0)
+
+    def _without_rows(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        axis = self._row_axis(name)
+        return (*shape[:axis], *shape[axis + 1 :])
+
     def _shapes(self, example: Example) -> tuple[Any, ...]:
         """What examples of one batch must have in common: all shapes, and the values of shared inputs."""
         return tuple(
-            (name, array.shape, array.tobytes()) if name in self.shared else (name, array.shape[1:])
+            (name, array.shape, array.tobytes())
+            if name in self.shared
+            else (name, self._without_rows(name, array.shape))
             for name, array in sorted(example.feeds.items())
         )
 
     def _stack(self, positions: Sequence[int]) -> Batch:
         rows = [self.examples[p] for p in positions]
         feeds = {
-            name: array if name in self.shared else np.concatenate([row.feeds[name] for row in rows])
+            name: array
+            if name in self.shared
+            else np.concatenate([row.feeds[name] for row in rows], self._row_axis(name))
             for name, array in rows[0].feeds.items()
         }
         real = None

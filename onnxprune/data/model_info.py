@@ -45,6 +45,16 @@ def describe(spec: Spec) -> str:
     return f"{spec.name} ({np.dtype(spec.dtype).name} {shape_text(spec.shape)})"
 
 
+def _main(inputs: Sequence[Spec]) -> Spec:
+    """The input that rows are counted by."""
+    return next((spec for spec in inputs if len(spec.shape) > 1), inputs[0])
+
+
+def batch_of(inputs: Sequence[Spec]) -> int | str | None:
+    """How many rows there are at once: a number, a name, or None."""
+    return _main(inputs).shape[0] if inputs and _main(inputs).shape else None
+
+
 @dataclass(frozen=True, eq=False)
 class Graph:
     """The inputs and outputs of a graph as a reader of rows sees them.
@@ -54,12 +64,14 @@ class Graph:
         outputs: names.
         shared: inputs without a batch axis.
         max_batch: 1 where the graph fixes its batch size, else None.
+        inside: inputs whose rows are not on the first axis (states: [layers, batch, width]) -> their axis.
     """
 
     inputs: tuple[Spec, ...]
     outputs: tuple[str, ...]
     shared: frozenset[str]
     max_batch: int | None
+    inside: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, inputs: Sequence[Spec], outputs: Sequence[Spec | str] | None) -> Graph:
@@ -70,8 +82,14 @@ class Graph:
         """
         if not inputs:
             raise DataError("the graph has no inputs: there is nothing to feed")
-        main = next((spec for spec in inputs if len(spec.shape) > 1), inputs[0])
+        main = _main(inputs)
         first = {spec.name: spec.shape[0] if spec.shape else 0 for spec in inputs}
+        rows = first[main.name]
+        inside = {
+            spec.name: spec.shape.index(rows)
+            for spec in inputs
+            if isinstance(rows, str) and rows in spec.shape[1:] and rows != first[spec.name]
+        }
         for spec in inputs:  # one symbolic axis is the batch's or, as cache_position's, the sequence's
             if len(spec.shape) == 1 and spec.shape[0] not in (None, first[main.name]):
                 first[spec.name] = 0
@@ -81,9 +99,13 @@ class Graph:
                 f"the graph's input {describe(main)} has a fixed batch of {first[main.name]} rows, and calibration "
                 "goes row by row: export the model with a dynamic batch axis, or with a batch of 1"
             )
-        shared = {name for name, dim in first.items() if (isinstance(dim, int) if free else dim != 1)}
+        shared = {name for name, dim in first.items() if (isinstance(dim, int) if free else dim != 1)} - inside.keys()
         names = tuple(out if isinstance(out, str) else out.name for out in outputs or ())
-        return cls(tuple(inputs), names, frozenset(shared), None if free else 1)
+        return cls(tuple(inputs), names, frozenset(shared), None if free else 1, inside)
+
+    def row_axis(self, name: str) -> int:
+        """The axis on which an input's rows stand."""
+        return self.inside.get(name, 0)
 
     @cached_property
     def by_name(self) -> Mapping[str, Spec]:

@@ -8,6 +8,7 @@ alone would be shorter than what the model is for: some rows are joined, so that
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
+from dataclasses import replace
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def variants(dataset: Dataset, count: int, seed: int) -> Dataset:
         else:
             runs, source = _part(first, rows[i], random), f"part of {first.source}"
         made.append(Example(_row(runs, counted), source=source))
-    return Dataset(tuple(made), dataset.kind, dataset.description, dataset.shared, dataset.max_batch)
+    return replace(dataset, examples=tuple(made), copies=0)
 
 
 def _part(example: Example, pieces: Sequence[Piece], random: np.random.Generator) -> list[Run]:

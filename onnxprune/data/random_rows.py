@@ -44,7 +44,7 @@ def _shape(spec: Spec, sizes: dict[str, int], job: Job) -> tuple[int, ...]:
     for axis, dim in enumerate(spec.shape):
         if isinstance(dim, int):
             shape.append(dim)
-        elif axis == 0 and spec.name not in job.graph.shared:
+        elif axis == job.graph.row_axis(spec.name) and spec.name not in job.graph.shared:
             shape.append(1)
         else:
             size = _open_size(spec, axis, job)

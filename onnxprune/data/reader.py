@@ -114,7 +114,7 @@ def _read(
         for example, label in zip(examples, labels, strict=True)
     )
     said = job.notes if kind == "random" else [f"rows: {len(rows)} of {kind} from {name}", *job.notes]
-    return Dataset(labelled, kind, tuple(said), job.graph.shared, job.graph.max_batch)
+    return Dataset(labelled, kind, tuple(said), job.graph.shared, job.graph.max_batch, inside=job.graph.inside)
 
 
 def _check_options(pairs: str | None, max_length: int | None, limit: int | None) -> None:

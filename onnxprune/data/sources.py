@@ -220,6 +220,7 @@ def _columnar(columns: Mapping[str, Any], where: str, folder: Path | None, graph
     for name, column in ours.items():
         if isinstance(column, str) or not hasattr(column, "__len__") or np.ndim(column) == 0:
             raise DataError(f"{where}: {name!r} is a single value; a leading row axis is expected")
+    ours = {name: _row_first(column, name, graph) for name, column in ours.items()}
     lengths = {name: len(column) for name, column in ours.items()}
     if len(set(lengths.values())) > 1:
         listing = ", ".join(f"{name} {length}" for name, length in lengths.items())
@@ -227,6 +228,16 @@ def _columnar(columns: Mapping[str, Any], where: str, folder: Path | None, graph
     for index in range(next(iter(lengths.values()), 0)):
         fields = {name: column[index] for name, column in ours.items()}
         yield Row(f"{where}:{index + 1}", common | fields, folder)
+
+
+def _row_first(column: Any, name: str, graph: Graph) -> Any:
+    """A column that stacks its rows on the axis where the graph has them, with that axis first."""
+    axis = graph.inside.get(name)
+    if axis is None or not hasattr(column, "shape") or len(column.shape) != len(graph.by_name[name].shape):
+        return column
+    before = graph.by_name[name].shape[:axis]
+    stacked = all(not isinstance(d, int) or d == size for d, size in zip(before, column.shape, strict=False))
+    return np.moveaxis(np.asarray(column), axis, 0) if stacked else column
 
 
 def _image_folder(path: Path, job: Job, limit: int | None) -> Iterator[Row]:
@@ -272,7 +283,7 @@ def _unbatched(row: Row, graph: Graph) -> Iterator[Row]:
         and hasattr(value, "shape")
         and len(value.shape) == len(graph.by_name[name].shape)
     }
-    sizes = {value.shape[0] for value in batched.values()}
+    sizes = {value.shape[graph.row_axis(name)] for name, value in batched.items()}
     if len(sizes) != 1 or sizes == {1}:
         yield row
         return
@@ -281,7 +292,10 @@ def _unbatched(row: Row, graph: Graph) -> Iterator[Row]:
         name: row.fields[name] for name in ("label", "labels") if name in row.fields and np.ndim(row.fields[name]) > 0
     }
     for index in range(size):
-        one = {name: value[index : index + 1] for name, value in batched.items()}
+        one = {
+            name: value[(*[slice(None)] * graph.row_axis(name), slice(index, index + 1))]
+            for name, value in batched.items()
+        }
         one |= {name: value[index] for name, value in labels.items() if len(value) == size}
         yield Row(f"{row.source}[{index}]", {**row.fields, **one}, row.folder)
 

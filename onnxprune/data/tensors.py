@@ -31,21 +31,30 @@ def as_feed(value: Any, spec: Spec, where: str, graph: Graph) -> Array:
         DataError: the value is ragged, not a number, does not fit the dtype, or has another rank or size.
     """
     array = as_array(value, spec, where)
-    one = spec.shape if spec.name in graph.shared else spec.shape[1:]
+    axis = graph.row_axis(spec.name)
+    one = _one(spec, graph)
     if spec.name not in graph.shared and array.ndim == len(one):
-        array = array[None]
+        array = np.expand_dims(array, axis)
     elif array.ndim != len(spec.shape):
         raise _wrong_shape(array, spec, where, graph)
-    wanted = spec.shape if spec.name in graph.shared else (1, *one)
+    wanted = spec.shape if spec.name in graph.shared else (*one[:axis], 1, *one[axis:])
     if any(isinstance(dim, int) and dim != size for dim, size in zip(wanted, array.shape, strict=True)):
         raise _wrong_shape(array, spec, where, graph)
     return array
 
 
+def _one(spec: Spec, graph: Graph) -> tuple[int | str | None, ...]:
+    """The shape of one row's value."""
+    axis = graph.row_axis(spec.name)
+    return spec.shape if spec.name in graph.shared else (*spec.shape[:axis], *spec.shape[axis + 1 :])
+
+
 def _wrong_shape(array: Array, spec: Spec, where: str, graph: Graph) -> DataError:
     expected = shape_text(spec.shape)
     if spec.name not in graph.shared:
-        expected = f"{shape_text(spec.shape[1:])} (one example of {expected}), or the same with a leading 1"
+        axis = graph.row_axis(spec.name)
+        where_1 = "a leading 1" if axis == 0 else f"a 1 on axis {axis}"
+        expected = f"{shape_text(_one(spec, graph))} (one example of {expected}), or the same with {where_1}"
     return DataError(f"{where}: field {spec.name!r} has shape {shape_text(array.shape)}; expected is {expected}")
 
 

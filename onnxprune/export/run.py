@@ -258,7 +258,7 @@ def _agreement(teacher: Teacher, file: Path, rows: Dataset) -> Equivalence:
     session = runtime.session(file)
     apart, scale, where = 0.0, 0.0, ""
     for batch, expected in teacher.batches():
-        found = aligned_outputs(session, rows, batch.index, expected)
+        found = aligned_outputs(session, rows, batch.index, expected, teacher.axes)
         for name, should in expected.items():
             distance = max_distance(found[name], should)
             where = name if distance >= apart else where

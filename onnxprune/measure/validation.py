@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.data.row_axis import output_axes, rows_first
 from onnxprune.data.row_doubts import row_doubts
 from onnxprune.errors import CheckError, DataError, reading
 from onnxprune.graph import runtime
 from onnxprune.graph.finite import require
+from onnxprune.graph.model import InputSpec
 from onnxprune.measure.drift import Drift, DriftTally
 from onnxprune.measure.equivalence import Equivalence, equivalence
 from onnxprune.measure.label_doubts import few_rows, label_doubts
@@ -130,7 +132,18 @@ class Teacher:
     @cached_property
     def samples(self) -> dict[str, list[Array]]:
         """All outputs on a few batches."""
-        return runtime.evaluate(self._session, islice(self._batches(), _SAMPLE_BATCHES))
+        found: dict[str, list[Array]] = {}
+        for batch in islice(self._batches(), _SAMPLE_BATCHES):
+            for name, value in rows_first(runtime.run(self._session, batch.feeds), len(batch), self.axes).items():
+                found.setdefault(name, []).append(value)
+        return found
+
+    @cached_property
+    def axes(self) -> Mapping[str, int]:
+        """Outputs whose rows are not on the first axis -> their axis."""
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        named = [InputSpec(i.name, np.dtype(np.float32), tuple(i.shape)) for i in inputs]
+        return output_axes(named, {o.name: tuple(o.shape) for o in outputs})
 
     @cached_property
     def divergence(self) -> measures.Divergence:
@@ -165,6 +178,7 @@ class Teacher:
             outputs = self._kept.get(number)
             if outputs is None:
                 outputs = runtime.run(self._session, batch.feeds, self.divergence.outputs)
+                outputs = rows_first(outputs, len(batch), self.axes)
                 require(outputs, "the dense model", _sources(self.dataset, batch))
                 size = sum(value.nbytes for value in outputs.values())
                 if size <= self._room:
@@ -230,8 +244,9 @@ def compare(
     for batch, expected in teacher.batches():
         if rows is None:
             found = runtime.run(session, batch.feeds, teacher.divergence.outputs)
+            found = rows_first(found, len(batch), teacher.axes)
         else:
-            found = aligned_outputs(session, rows, batch.index, expected)
+            found = aligned_outputs(session, rows, batch.index, expected, teacher.axes)
         require(found, "the pruned model", _sources(teacher.dataset, batch), CheckError)
         drift.add(expected, found, batch.real)
         for tally in tallies:
@@ -266,12 +281,18 @@ def _sources(rows: Dataset, batch: Batch) -> list[str]:
     return [rows.examples[i].source for i in batch.index]
 
 
-def aligned_outputs(session: runtime.Session, rows: Dataset, index: Array, expected: Outputs) -> Outputs:
-    """Outputs for rows that were read for this file, one by one, without what only padding added."""
+def aligned_outputs(
+    session: runtime.Session, rows: Dataset, index: Array, expected: Outputs, axes: Mapping[str, int]
+) -> Outputs:
+    """Outputs for rows that were read for this file, one by one, without what only padding added.
+
+    Args:
+        axes: outputs whose rows are not on the first axis -> their axis.
+    """
     gathered: dict[str, list[Array]] = {name: [] for name in expected}
     for position in index:
         example = rows.examples[position]
-        for name, value in runtime.run(session, example.feeds, list(expected)).items():
+        for name, value in rows_first(runtime.run(session, example.feeds, list(expected)), 1, axes).items():
             gathered[name].append(
                 _unpadded(value, expected[name].shape[1:], example.real, f"{name} of {example.source}")
             )

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.data import Batch, Dataset
+from onnxprune.data import Batch, Dataset, output_axes, rows_first
 from onnxprune.errors import UnsupportedError
 from onnxprune.graph.finite import require
+from onnxprune.graph.model import spec
 from onnxprune.graph.plan import Structure
 from onnxprune.graph.structure.reading_matrices import Matrix
 from onnxprune.graph.structure.sites import Site
+from onnxprune.graph.values import dims
 from onnxprune.probe.divergence import Divergence, Kind, choose
 from onnxprune.probe.gates import Gated
 from onnxprune.probe.interpreter import Interpreter, Usage
@@ -71,18 +73,28 @@ class Rows:
     def outputs(self) -> list[dict[str, Any]]:
         """The dense model's outputs that count, batch by batch."""
         wanted = self.divergence.outputs
-        found = [forward(self.interpreter, batch.feeds, wanted) for batch in self.batches]
+        found = [self.by_row(batch, forward(self.interpreter, batch.feeds, wanted)) for batch in self.batches]
         for batch, outputs in zip(self.batches, found, strict=True):
             rows = [self.dataset.examples[i].source for i in batch.index]
             require({k: _array(v) for k, v in outputs.items()}, "the dense model", rows)
         return found
 
     @cached_property
+    def _axes(self) -> Mapping[str, int]:
+        graph = self.interpreter.graph
+        inputs = [spec(v) for v in graph.inputs if v.name not in graph.initializers]
+        return output_axes(inputs, {v.name or "": dims(v) or () for v in graph.outputs})
+
+    def by_row(self, batch: Batch, outputs: Mapping[str, Any]) -> dict[str, Any]:
+        """A batch's outputs with its rows on the first axis."""
+        return rows_first(outputs, len(batch), self._axes)
+
+    @cached_property
     def divergence(self) -> Divergence:
         """How far outputs are from the dense ones; chosen by what they are, on some batches."""
         if self.given is not None:
             return self.given
-        samples = [forward(self.interpreter, b.feeds) for b in self.batches[:8]]
+        samples = [self.by_row(b, forward(self.interpreter, b.feeds)) for b in self.batches[:8]]
         names = [v.name or "" for v in self.interpreter.graph.outputs]
         return choose({n: [_array(found[n]) for found in samples] for n in names})
 
@@ -123,6 +135,7 @@ class Evaluator:
 
         real = self.rows.batches[batch].real
         mask = None if real is None else torch.from_numpy(real)
+        found = self.rows.by_row(self.rows.batches[batch], found)
         return np.asarray(self.rows.divergence(self.rows.outputs[batch], found, mask).double().cpu().numpy())
 
 

@@ -240,6 +240,7 @@ class _Distance:
         divergence = self.rows.divergence
         names = list(dict.fromkeys([*divergence.outputs, *(b.value for b in self.ends)]))
         found = self.rows.interpreter.run(start, outputs=names, edit=edit)
+        found |= self.rows.by_row(self.rows.batches[self.batch], {n: found[n] for n in divergence.outputs})
         manifold = torch.zeros(())
         for end in self.ends:
             features = end.features(found[end.value], self.tokens[end.value])

@@ -58,6 +58,7 @@ def finetune(
         weights = {**gated.weights, **{n: w * state.kept[n] for n, w in shown.items()}}
         found = rows.interpreter.run(batch.feeds, outputs=rows.divergence.outputs, weights=weights, edit=gated.edit)
         real = None if batch.real is None else torch.from_numpy(batch.real)
+        found = rows.by_row(batch, found)
         rows.divergence(rows.outputs[i], found, real).mean().backward()
         for name, hidden in state.weights.items():
             slope = shown[name].grad if shown[name].grad is not None else torch.zeros_like(hidden)
