@@ -167,4 +167,7 @@ def _expectation(expected: Any) -> str:
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     if expected in names:
         return names[expected]
-    return "a list" if typing.get_origin(expected) is tuple else "an object"
+    if typing.get_origin(expected) is not tuple:
+        return "an object"
+    arguments = typing.get_args(expected)
+    return "a list" if arguments[-1] is ... else f"a list of {len(arguments)}"

@@ -239,6 +239,8 @@ class Plan:
                 raise UsageError(
                     f"{name}: keeps {len(units)} units of {group.size}; at least one must stay, none out of range"
                 )
+            if len(set(units)) < len(units):
+                raise UsageError(f"{name}: a unit is named twice; every one is kept or not")
             kept = np.zeros(group.size, dtype=bool)
             kept[list(units)] = True
             kept = kept.reshape(group.shape)
@@ -307,7 +309,7 @@ class Plan:
             raise InputError(f"{path}: not a plan: schema_version is {version!r:.40}")
         if version > SCHEMA:
             raise InputError(f"{path}: written by a newer version (schema {version}); update onnxprune")
-        held: Written = built(Written, data, f"{path}: not a plan")
+        held: Written = built(Written, data, f"{path}: not a plan: plan")
         kinds = tensors_of(path, held)
         return cls(
             held.digest,

@@ -36,7 +36,7 @@ def test_every_context_keeps_as_many() -> None:
         Plan("abc", {"heads.0": (0, 4, 5)}).masks(structure((2, 3)))
 
 
-@pytest.mark.parametrize("units", [(), (4,), (-1,)])
+@pytest.mark.parametrize("units", [(), (4,), (-1,), (0, 0, 1)])
 def test_units_that_are_not_there(units: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match=r"heads\.0"):
         Plan("abc", {"heads.0": units}).masks(structure())
