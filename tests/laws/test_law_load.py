@@ -42,7 +42,7 @@ def test_an_export_computes_what_it_did(zoo: Build, variant: tuple[str, exports.
 
 
 SQUEEZED = """<ir_version: 8, opset_import: ["" : 15]>
-g (float[B, 2, L] x, float[4, 2, 3] w, float[4, 5] v) => (float y)
+g (float[B, 2, L] x, float[4, 2, 3] w, float[4, 4] v) => (float y)
 <int64 last = {-1}, int64 one = {1}> {
   c = Conv<strides = [8]>(x, w)
   s = Shape(c)
@@ -112,13 +112,59 @@ g (float[A, 6] x, float[C, 6] m) => (float[D] y)
 """A slice whose end may lie behind the dimension that it cuts."""
 
 
-WEIGHTS = {"w": (4, 2, 3), "v": (4, 5)}
+LOOPED = """<ir_version: 8, opset_import: ["" : 15]>
+g (float[B, 4] x, float[4, 4] u, float[4, 4] v) => (float[B, 4] y) {
+  s = Shape(x)
+  zero = Constant<value = int64 {0}>()
+  times = Gather<axis = 0>(s, zero)
+  yes = Constant<value = bool {1}>()
+  h = MatMul(x, u)
+  y = Loop(times, yes, h) <body = turn (int64 i, bool go, float[B, 4] a) => (bool on, float[B, 4] b) {
+    on = Identity(go)
+    m = MatMul(a, v)
+    b = Tanh(m)
+  }>
+}"""
+"""A body that runs as often as there are rows, with a matrix from outside."""
+
+SCANNED = """<ir_version: 8, opset_import: ["" : 15]>
+g (float[T, 4] x, float[4, 4] u, float[4, 4] v) => (float[4] last, float[T, 4] y) {
+  h = MatMul(x, u)
+  zero = Constant<value = int64[1] {0}>()
+  first = Constant<value = int64 {0}>()
+  start = Gather<axis = 0>(v, first)
+  last, y = Scan<num_scan_inputs = 1, body = step (float[4] a, float[4] r) => (float[4] b, float[4] out) {
+    sum = Add(a, r)
+    b = Tanh(sum)
+    out = Identity(b)
+  }>(start, h)
+}"""
+
+CHOSEN = """<ir_version: 8, opset_import: ["" : 15]>
+g (float[B, 4] x, float[4, 4] u, float[4, 4] v) => (float[B, 4] y) {
+  s = Shape(x)
+  zero = Constant<value = int64 {0}>()
+  two = Constant<value = int64 {2}>()
+  n = Gather<axis = 0>(s, zero)
+  few = Less(n, two)
+  h = MatMul(x, u)
+  y = If(few) <
+    then_branch = a () => (float[B, 4] p) { q = MatMul(h, v)  p = Tanh(q) },
+    else_branch = b () => (float[B, 4] r) { q2 = MatMul(h, v)  r = Neg(q2) }
+  >
+}"""
+"""One matrix for both ways, as merged decoders have it."""
+
+WEIGHTS = {"w": (4, 2, 3), "u": (4, 4), "v": (4, 4)}
 ANY = (1, 3)
 CASES: dict[str, tuple[str, list[dict[str, tuple[int, ...]]]]] = {
     "squeezed": (SQUEEZED, [{"x": (2, 2, n)} for n in (5, 8, 30)]),
     "two ways": (TWO_WAYS, [{"x": (2, 2, n)} for n in (5, 8, 40, 64)]),
     "met": (MET, [{"x": (a, n, 6), "m": (c, m, 6)} for a in ANY for c in ANY for n in ANY for m in ANY]),
     "expanded": (EXPANDED, [{"x": (a, 6), "m": (c, 6)} for a in ANY for c in ANY]),
+    "looped": (LOOPED, [{"x": (n, 4)} for n in (1, 2, 3)]),
+    "scanned": (SCANNED, [{"x": (n, 4)} for n in (1, 2, 3)]),
+    "chosen": (CHOSEN, [{"x": (n, 4)} for n in (1, 2, 3)]),
     "sliced": (SLICED, [{"x": (a, 6), "m": (c, 6)} for a in (1, 3) for c in (1, 2, 4)]),
 }
 

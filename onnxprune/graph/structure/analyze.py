@@ -8,7 +8,7 @@ writes and another reads.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -21,7 +21,7 @@ from onnxprune.graph.model import Model
 from onnxprune.graph.ops.normalize import narrow_axes, narrows
 from onnxprune.graph.ops.recurrent import RECURRENCE
 from onnxprune.graph.plan import Group, Pin, Reader, Structure
-from onnxprune.graph.single_nodes import reads
+from onnxprune.graph.single_nodes import bodies, reads
 from onnxprune.graph.structure.branches import find_branches
 from onnxprune.graph.values import dims
 
@@ -72,7 +72,9 @@ class Ties:
         """State a node's constraints; pin what it touches where it, or a shape, is unknown."""
         operator = ops.lookup(node)
         values = [v for v in (*reads(node), *node.outputs) if v is not None and v.name]
-        if operator is None:
+        if bodies(node):
+            why = _BODY.format(node.op_type, node.name)
+        elif operator is None:
             why = f"{node.op_type} ({node.domain or 'ai.onnx'}, opset {node.version}) is not known" + _hint(node)
         elif any(self._known(v) is None and not _is_shape_operand(v) for v in values):
             why = f"the shape around {node.op_type} {node.name} is not known"
@@ -380,4 +382,20 @@ def _pins(ties: Ties, layouts: dict[str, tuple[Layout, ...]]) -> tuple[Pin, ...]
         size = ties.solver.sizes[atom]
         if 1 < size < DYNAMIC and where.get(atom) in weights:
             merged[size, tuple(reasons)].append(where[atom])
+    for node in ties.graph:
+        for body in bodies(node):
+            for name, shape in _matrices_inside(body):
+                for size in {size for size in shape if size > 1}:
+                    merged[size, (_BODY.format(node.op_type, node.name),)].append(name)
     return tuple(Pin(size, why, names[0], len(names)) for (size, why), names in merged.items())
+
+
+_BODY = "{} {} holds graphs of its own, which run or not as data decide, and is not cut"
+
+
+def _matrices_inside(body: ir.Graph) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every matrix that belongs to a graph within a node, or to one within that."""
+    for graph in (body, *(g for node in body.all_nodes() for g in bodies(node))):
+        for value in graph.initializers.values():
+            if value.const_value is not None and len(value.const_value.shape) > 1:
+                yield value.name or "", tuple(value.const_value.shape.numpy())

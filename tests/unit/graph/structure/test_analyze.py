@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from graphs import agreed, written
 from plans import Subject, distance, in_runtime
@@ -193,3 +194,23 @@ def test_a_side_tensor_does_not_tie_the_heads_of_all_layers(zoo: Build, family: 
     assert added
     whole = subject.rewritten(Plan(subject.structure.digest)).graph
     assert not added & {n.name for n in whole}, "what was made for each reader stays in the graph"
+
+
+def test_matrices_inside_control_flow_are_named_with_why_they_stay(tmp_path: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 15]>
+    g (float[B, 6] x, bool first) => (float[B, 6] y) {
+        y = If(first) <
+            then_branch = a () => (float[B, 6] p) {
+                m = Constant<value = float[2, 6] {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}>()
+                t = Transpose(m)
+                n = MatMul(x, t)
+                p = MatMul(n, m)
+            },
+            else_branch = b () => (float[B, 6] q) { q = Neg(x) }
+        >
+    }"""
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx.parser.parse_model(text), path)
+    pins = Subject.load(path).structure.pins
+    assert {pin.size for pin in pins} == {2, 6}
+    assert all("holds graphs of its own" in why for pin in pins for why in pin.reasons)
