@@ -7,7 +7,8 @@ in constants that are added to scores and in scores that come out, so it is refu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from onnxprune.graph import ops
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_BLOCK = 1 << 24
+_BLOCK = 1 << 22
 """Numbers that are looked at in one go."""
 _NORMS = ("BatchNormalization", "InstanceNormalization", "GroupNormalization", "LayerNormalization")
 """Operators whose constants are weights though they run no products."""
@@ -42,7 +43,7 @@ def check_weights(graph: ir.Graph) -> None:
         weight = any(_is_weight(node) for node, _ in readers)
         if tensor.size < 2 and not weight:
             continue
-        nans, infinities, first = _count(tensor.numpy())
+        nans, infinities, first = _count(tensor)
         if not nans and not (infinities and weight):
             continue
         where = f", read by node {readers[0][0].name} ({readers[0][0].op_type})" if readers else ""
@@ -60,20 +61,34 @@ def _is_weight(node: ir.Node) -> bool:
     return node.op_type in _NORMS or (operator is not None and operator.macs is not None)
 
 
-def _count(array: np.ndarray) -> tuple[int, int, int]:
-    """(NaNs, infinities, position of the first of either) of an array, block by block."""
-    flat = np.ravel(array)
-    nans, infinities, first = 0, 0, -1
-    for start in range(0, flat.size, _BLOCK):
-        block = flat[start : start + _BLOCK]
-        if block.dtype.kind != "f":  # bfloat16 and the 8-bit types, which come from another package
-            block = block.astype(np.float32)
+def _count(tensor: ir.TensorProtocol) -> tuple[int, int, int]:
+    """(NaNs, infinities, position of the first of either) of a tensor, block by block."""
+    nans, infinities, first, start = 0, 0, -1, 0
+    for found in _blocks(tensor):
+        block = found if found.dtype.kind == "f" else found.astype(np.float32)  # bfloat16 and the 8-bit types
         bad = ~np.isfinite(block)
         if bad.any():
             missing = int(np.isnan(block).sum())
             nans, infinities = nans + missing, infinities + int(bad.sum()) - missing
             first = start + int(np.argmax(bad)) if first < 0 else first
+        start += block.size
     return nans, infinities, first
+
+
+def _blocks(tensor: ir.TensorProtocol) -> Iterator[np.ndarray]:
+    """A tensor's numbers in order; those beside the model are read from their file, so that none of them stay."""
+    import onnx_ir as ir
+
+    if isinstance(tensor, ir.ExternalTensor):
+        kind = np.dtype(tensor.dtype.numpy()).newbyteorder("<")
+        with Path(tensor.path).open("rb") as file:
+            file.seek(tensor.offset or 0)
+            for start in range(0, tensor.size, _BLOCK):
+                yield np.frombuffer(file.read(min(_BLOCK, tensor.size - start) * kind.itemsize), kind)
+        return
+    flat = np.ravel(tensor.numpy())
+    for start in range(0, flat.size, _BLOCK):
+        yield flat[start : start + _BLOCK]
 
 
 def unusable(values: Any) -> str | None:

@@ -55,6 +55,13 @@ def test_weights_that_are_not_finite_are_named_with_their_initializer(tmp_path: 
         examine(dense, _rows(dense))
 
 
+def test_weights_beside_the_model_are_read_there(tmp_path: Path) -> None:
+    _dense(tmp_path, a=np.nan)
+    onnx.save(onnx.load(tmp_path / "model.onnx"), tmp_path / "model.onnx", save_as_external_data=True, size_threshold=0)
+    with pytest.raises(ModelError, match=r"weight a .* holds 1 NaN among 48 numbers, first at \[2, 3\]"):
+        examine(models.load(tmp_path / "model.onnx"))
+
+
 def test_a_mask_may_be_made_of_infinity(tmp_path: Path) -> None:
     hidden = np.array([-np.inf, 0, 0], np.float32)
     dense = _dense(tmp_path, "m = Add(z, hidden)  y = Softmax(m)", hidden=hidden)
