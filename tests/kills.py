@@ -83,11 +83,16 @@ def inputs(folder: Path) -> None:
     (folder / "out").mkdir()
     for name, width in (("model", 16), ("other", 24)):
         onnx.save(mlp(width), folder / "in" / f"{name}.onnx")
-    rng = np.random.default_rng(0)
-    rows = [{"x": rng.standard_normal(8).round(3).tolist(), "label": int(rng.integers(3))} for _ in range(24)]
-    (folder / "in" / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows(folder / "in" / "rows.jsonl")
     (folder / "in" / "config.json").write_text('{"model": "ours"}')
     (folder / "out" / "config.json").write_text('{"model": "another"}')
+
+
+def rows(file: Path) -> None:
+    """Two dozen of them, for `mlp`."""
+    rng = np.random.default_rng(0)
+    made = [{"x": rng.standard_normal(8).round(3).tolist(), "label": int(rng.integers(3))} for _ in range(24)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in made))
 
 
 def mlp(width: int) -> onnx.ModelProto:

@@ -48,6 +48,7 @@ def opened(
     quantize: str | None = None,
     force: bool = False,
     writes_plan: bool = True,
+    told: set[str] | None = None,
 ) -> Iterator[OutputSet]:
     """The set of files of one pruned model, with what its folder has of other models said.
 
@@ -56,6 +57,7 @@ def opened(
         source: the dense model's file.
         writes_plan: whether a plan and a report are written. Where they are not, one that is read stays (a plan that
             was made under the output's name), and older ones go.
+        told: what other sets of the same run have said already.
     """
     if target is None:
         with outputs.unnamed(f"{source.stem}.pruned.onnx") as out:
@@ -68,8 +70,11 @@ def opened(
         names = [name for name in names if name.endswith(".data") or inputs.clash(target.parent / name) is None]
     with outputs.files(target, names, inputs=inputs, force=force) as out:
         for line in companions.differences(source.parent, target.parent, force=force):
-            logger.warning("%s", line)
             out.said.append(line)
+            if told is None or line not in told:
+                logger.warning("%s", line)
+        if told is not None:
+            told.update(out.said)
         yield out
 
 

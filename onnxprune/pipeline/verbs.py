@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +148,8 @@ def sweep(
     inputs = _inputs(file, calibration, evaluation, common.get("tokenizer"), options, reads)
     targets = [None if folder is None else Path(folder) / f"{file.stem}.{kind}-{b.value:g}.onnx" for b in asked]
     with ExitStack() as stack:
-        quantize = common.get("quantize")
-        outs = [
-            stack.enter_context(output_files.opened(target, file, inputs, quantize=quantize, force=force))
-            for target in targets
-        ]
+        opened = partial(output_files.opened, quantize=common.get("quantize"), force=force, told=set())
+        outs = [stack.enter_context(opened(target, file, inputs)) for target in targets]
         job = Job.open(source, Options(asked[0], **options), calibration, evaluation, **common)
         return [job.run(budget, out) for budget, out in zip(asked, outs, strict=True)]
 

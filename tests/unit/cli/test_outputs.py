@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 import pytest
 import yaml
-from kills import mlp
+from kills import mlp, rows
 
 import onnxprune
 from onnxprune.errors import UsageError
@@ -32,8 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     onnx.save(mlp(16), place / "model.onnx")
     proto = mlp(16)
     onnx.save(proto, place / "parted.onnx", save_as_external_data=True, location="parted.bin", size_threshold=0)
-    rows = [{"x": [((7 * i + 3 * j) % 11) / 5 - 1 for j in range(8)], "label": i % 3} for i in range(24)]
-    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows(place / "rows.jsonl")
     (place / "thesis.txt").write_text("ten years of work")
     (place / "config.json").write_text('{"model": "first"}')
     monkeypatch.chdir(place)
@@ -224,6 +223,17 @@ def test_another_models_companions_are_said_and_stay_unless_forced(
     caplog.clear()
     assert run("model.onnx", "-o", "out/t.onnx", *QUICK)[0] == 0
     assert "config.json" not in caplog.text, "the same companion is no news"
+
+
+def test_a_sweep_says_it_once(run: Run, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "sw").mkdir()
+    (folder / "sw" / "config.json").write_text('{"model": "another"}')
+    code, _, err = run("sweep", "model.onnx", "-o", "sw", "--flops", "0.8,0.6", "--no-latency", *ROWS)
+    assert code == 0, err
+    assert caplog.text.count("sw/config.json differs") == 1
+    for share in ("0.8", "0.6"):
+        told = json.loads((folder / "sw" / f"model.flops-{share}.report.json").read_text())
+        assert any("sw/config.json differs" in line for line in told["warnings"])
 
 
 # ---- two runs, dead runs, interrupts
