@@ -9,8 +9,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from decoders import DEAD_HEADS, DEAD_IN_GROUPS, GROUPS, HEADS, VOCABULARY, decoder, feeds_of, generated
-from plans import Subject, distance, random_plan
+from plans import Subject, distance, in_runtime, random_plan
 
+import onnxprune
 from onnxprune.graph import model as models
 from onnxprune.graph.plan import Plan
 
@@ -86,6 +87,22 @@ def test_the_heads_of_a_repeated_cache_are_read_from_the_cache(
     found = [names for n in rewritten.graph if (names := _read_of_an_output(n)) is not None]
     assert found == ([] if read is None else [read, read])
     assert sum(n.op_type == "Expand" for n in rewritten.graph) < sum(n.op_type == "Expand" for n in subject.model.graph)
+
+
+def test_a_budget_finds_dead_query_heads_in_every_group(store: Path) -> None:
+    """The operator wants equally many of each group; which they are may differ."""
+    path = decoder("genai", store)
+    shape = {"sequence_length": 8, "past_sequence_length": 4, "total_sequence_length": 12}
+    result = onnxprune.prune(
+        path, flops=0.95, shape=shape, units=("heads",), round_to=1, compensate=False, measure_latency=False
+    )
+    kept = {u for units in result.plan.keep.values() for u in units}
+    assert len(result.plan.keep) == 1
+    (name,) = result.plan.keep
+    dead = DEAD_IN_GROUPS[int(name.removeprefix("heads."))]
+    assert kept == {2 * group + 1 - unit for group, unit in enumerate(dead)}
+    feeds = feeds_of(path, np.random.default_rng(3).integers(3, VOCABULARY, (1, 5)))
+    assert distance(in_runtime(result.model, feeds), in_runtime(path, feeds)) < 1e-5
 
 
 def _read_of_an_output(node: ir.Node) -> list[int] | None:
