@@ -12,9 +12,8 @@ from onnxprune.graph.structure.sites import Site, levels
 from onnxprune.refit.linear_stand_ins import StandIn, stand_ins
 from onnxprune.score import METHODS
 from onnxprune.score.mixture import parse
+from onnxprune.search.allocate import ALLOCATIONS
 from onnxprune.search.allocate.choices import Allocation, Level, Module, alike, merged
-from onnxprune.search.allocate.coupled import coupled
-from onnxprune.search.allocate.knapsack import allocate
 from onnxprune.search.allocate.swaps import swaps
 from onnxprune.search.damage_table import Row, damage_table, spread
 from onnxprune.search.prices import MAPPED, Array, Prices
@@ -41,10 +40,8 @@ def searched(problem: Problem, stage: Stage, budget: float, scores: Scores) -> d
         shared = alike(modules, kinds) if problem.options.uniform else {m.id: [m] for m in modules}
         tied = [merged(name, members) for name, members in shared.items()]
         asked = _Asked(problem, shared)
-        if problem.prices.coupled:
-            chosen = coupled(tied, budget, asked)
-        else:
-            chosen = allocate(tied, budget - fixed_cost(problem.prices))
+        fixed = None if problem.prices.coupled else fixed_cost(problem.prices)
+        chosen = ALLOCATIONS[problem.options.search](tied, budget, asked, fixed)
 
         def evaluate(allocation: Allocation) -> np.ndarray:
             return problem.table.per_row(problem.gates.gated(stage.thinned(problem.sites, asked.counts(allocation))))

@@ -13,6 +13,7 @@ from onnxprune.refit.solvers.patterns import parse as parse_pattern
 from onnxprune.score import METHODS
 from onnxprune.score.mixture import parse
 from onnxprune.score.seven import ALPHA
+from onnxprune.search.allocate import ALLOCATIONS
 
 UNITS = ("heads", "neurons", "blocks", "channels", "query_heads", "head_dims", "hidden")
 
@@ -108,8 +109,8 @@ class Options:
         if not all(0 <= a < 1 for a in self.alpha):
             raise UsageError(f"--alpha {','.join(map(str, self.alpha))}: give numbers from 0 to below 1, as 0.8,0.8")
         self._check_sparsity()
-        if self.search not in ("table", "rank"):
-            raise UsageError(f"--search {self.search}: choose from table, rank")
+        if self.search not in (*ALLOCATIONS, "rank"):
+            raise UsageError(f"--search {self.search}: choose from {', '.join(ALLOCATIONS)}, rank")
         self._check_units()
         if self.round_to is not None and self.round_to < 1:
             raise UsageError(f"--round-to {self.round_to}: give a positive number, or auto")

@@ -79,7 +79,7 @@ def scored(problem: Problem, plan: Plan, scores: Scores) -> Stage:
         lasting = _lasts(problem, plan)
         known = scores.rankings if lasting and scores.rankings.keys() == {s.id for s in problem.sites} else {}
         method = parse("magnitude" if known else problem.method, configured(options.alpha))
-        mending = options.compensate or options.search == "table"
+        mending = options.compensate or options.search != "rank"
         read = [s for s in problem.sites if s.matrices]
         met = [s for s in problem.sites if not s.matrices]
         statistics = collect(

@@ -16,6 +16,7 @@ import numpy as np
 from onnxprune.errors import BudgetError
 from onnxprune.search.allocate.choices import Allocation, Module, Prices, damage_of
 from onnxprune.search.allocate.fill import fill, widest_first
+from onnxprune.search.allocate.knapsack import allocate
 
 EXHAUSTIVE = 2048
 """Allocations that are all tried."""
@@ -48,6 +49,11 @@ def coupled(modules: Sequence[Module], budget: float, prices: Prices) -> dict[st
             break
         found = better
     return fill(modules, found, budget, prices)
+
+
+def tabled(modules: Sequence[Module], budget: float, prices: Prices, fixed: float | None) -> dict[str, int]:
+    """The least damage by the table: a knapsack where costs add up above `fixed`, by exact prices where they do not."""
+    return coupled(modules, budget, prices) if fixed is None else allocate(modules, budget - fixed)
 
 
 def _worth(modules: Sequence[Module], prices: Prices, allocation: Allocation) -> tuple[float, float]:
