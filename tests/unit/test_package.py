@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+
+import onnxprune
 
 PROGRAM = """
 import importlib, pkgutil, types
@@ -18,3 +21,27 @@ def test_no_module_takes_the_place_of_a_public_name() -> None:
     """A module that is imported becomes an attribute of its package: it must not be called like a function of it."""
     found = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_there_once_and_described() -> None:
+    """`__all__` is the whole surface: each name resolves, and `import *` gives no other."""
+    assert onnxprune.__all__ == sorted(set(onnxprune.__all__))
+    for name in onnxprune.__all__:
+        assert getattr(onnxprune, name).__doc__, name
+    scope: dict[str, object] = {}
+    exec("from onnxprune import *", scope)
+    assert set(onnxprune.__all__) == set(scope) - {"__builtins__"}
+
+
+def test_the_rooms_are_those_that_the_readme_names() -> None:
+    """The README's picture and CONTRIBUTING's are of the tree that is there."""
+    root = Path(__file__).resolve().parents[2]
+    rooms = {p.parent.name for p in (root / "onnxprune").glob("*/__init__.py")}
+    layout = (root / "README.md").read_text(encoding="utf-8").split("## Layout")[1]
+    house = (root / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for room in rooms:
+        assert f" {room} " in layout, room
+        assert f"  {room}/ " in house, room
+    for word in house.replace("`", " ").replace("(", " ").replace(")", " ").replace(",", " ").split():
+        if word.endswith(".py") and "/" in word and "NAME" not in word:
+            assert (root / word).exists() or (root / "onnxprune" / word).exists(), word
