@@ -62,7 +62,7 @@ class Gates:
                 if weight.shape[reader.weight_axis] != len(kept):  # one axis for the inputs of every group
                     _compose(edit, (reader.node, reader.input), self._spread(reader, masks))
                     continue
-                weights[reader.weight] = weight * _along(kept, reader.weight_axis, weight)
+                weights[reader.weight] = weight * along(kept, reader.weight_axis, weight)
         for name, vector in plan.intercepts.items():
             for usage in self.usages[name]:
                 _compose(edit, usage, _add(self._like(vector)))
@@ -156,7 +156,7 @@ class Gates:
                 axis = home[atom]
                 index = torch.from_numpy(_indices(layouts[axis], atom, sizes, x.shape[axis])).to(x.device)
                 places.append(index.reshape([-1 if i == axis else 1 for i in range(x.dim()) if i != reader.axis]))
-            mask = kept[tuple(places)].movedim(-1, reader.axis) if places else _along(kept, reader.axis, x)
+            mask = kept[tuple(places)].movedim(-1, reader.axis) if places else along(kept, reader.axis, x)
             return x * mask.to(x.dtype)
 
         return multiply
@@ -221,7 +221,8 @@ def _compose(edit: dict[Usage, Callable[[Any], Any]], usage: Usage, then: Callab
     edit[usage] = then if first is None else lambda x: then(first(x))
 
 
-def _along(vector: Any, axis: int, tensor: Any) -> Any:
+def along(vector: Any, axis: int, tensor: Any) -> Any:
+    """A vector in the type of a tensor, shaped to meet one of its axes."""
     return vector.to(tensor.dtype).reshape([-1 if i == axis else 1 for i in range(tensor.dim())])
 
 

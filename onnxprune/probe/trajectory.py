@@ -25,6 +25,7 @@ from onnxprune.graph.plan import Structure
 from onnxprune.graph.structure.sites import Site
 from onnxprune.probe.divergence import Kind
 from onnxprune.probe.forward import Rows, apart, by_sample
+from onnxprune.probe.gates import along
 from onnxprune.probe.gauss_newton import output_probes, signs
 from onnxprune.probe.interpreter import Usage
 
@@ -218,7 +219,7 @@ def _gate(units: np.ndarray, axis: int, gate: Any) -> Callable[[Any], Any]:
 
     def edit(x: Any) -> Any:
         rows = torch.where(owned, gate[index], torch.ones((), device=gate.device))
-        return x * rows.to(x.dtype).reshape([-1 if i == axis else 1 for i in range(x.dim())])
+        return x * along(rows, axis, x)
 
     return edit
 

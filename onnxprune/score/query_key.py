@@ -18,6 +18,7 @@ from onnxprune.graph.structure.sites import Site
 from onnxprune.probe.forward import NOTHING, Rows, record
 from onnxprune.probe.gates import Gated, places
 from onnxprune.probe.interpreter import Usage
+from onnxprune.score.base import ranking
 
 
 def pair_rankings(
@@ -81,8 +82,7 @@ def _ranking(site: Site, sides: Mapping[Usage, _Side]) -> Ranking:
     for row, form in enumerate(forms):
         order, added = _greedy((form + form.T) / 2)
         scores[row, order] = np.maximum.accumulate(added)
-    flat = scores.reshape(-1)
-    return Ranking(site.id, tuple(int(u) for u in np.argsort(-flat, kind="stable")), tuple(map(float, flat)))
+    return ranking(site, scores.reshape(-1))
 
 
 def _greedy(form: np.ndarray) -> tuple[list[int], list[float]]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from onnxprune.graph.ops.base import Change, Constraints, Sizes, attribute, opaque, register
 from onnxprune.graph.ops.elementwise import torch_dtype
-from onnxprune.graph.ops.layout import integers, written
+from onnxprune.graph.ops.layout import integers, number, written
 from onnxprune.graph.values import dims
 
 
@@ -106,8 +106,7 @@ def _constant_of_shape_resize(node: Any, s: Sizes) -> Change:
     (result,) = node.outputs
     sizes = written(node.inputs[0]) or []
     numbers = ((axis, size) for axis, size in enumerate(sizes) if size is not None and s.changed(result, axis))
-    ratios = ((axis, size, s.ratio(result, axis)) for axis, size in numbers)
-    return Change(elements={0: {axis: size * kept // total for axis, size, (kept, total) in ratios}})
+    return Change(elements={0: {axis: number(s, result, axis, size) for axis, size in numbers}})
 
 
 register({"ConstantOfShape": _constant_of_shape}, axes=_constant_of_shape_axes, resize=_constant_of_shape_resize)

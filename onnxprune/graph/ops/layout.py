@@ -65,7 +65,7 @@ def factor_of(piece: Any) -> Any:
     return producer.inputs[0] if producer.inputs[0].const_value is not None else None
 
 
-def _number(s: Sizes, value: Any, axis: int, old: int) -> int:
+def number(s: Sizes, value: Any, axis: int, old: int) -> int:
     """The number that stands for a dimension after the cut: its size, or its share of a constant factor."""
     kept, total = s.ratio(value, axis)
     return old * kept // total
@@ -83,7 +83,7 @@ def _reshape_resize(node: Any, s: Sizes) -> Change:
     (result,) = node.outputs
     target = written(node.inputs[1]) or []
     new = {
-        axis: _number(s, result, axis, size)
+        axis: number(s, result, axis, size)
         for axis, size in enumerate(target)
         if size and size > 0 and s.changed(result, axis)
     }
@@ -329,7 +329,7 @@ def _expand_resize(node: Any, s: Sizes) -> Change:
     target = written(node.inputs[1]) or []
     lead = len(s.shape(result)) - len(target)
     numbers = ((i, size) for i, size in enumerate(target) if size and size > 1)
-    new = {i: _number(s, result, i + lead, size) for i, size in numbers if s.changed(result, i + lead)}
+    new = {i: number(s, result, i + lead, size) for i, size in numbers if s.changed(result, i + lead)}
     return Change(elements={1: new} if new else {})
 
 

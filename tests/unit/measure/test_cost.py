@@ -13,7 +13,8 @@ from zoo import ZooModel
 
 from onnxprune.errors import UsageError
 from onnxprune.graph.model import save
-from onnxprune.graph.plan import Plan
+from onnxprune.graph.plan import Plan, Tile
+from onnxprune.graph.structure.linear_layers import find_linears
 from onnxprune.measure.cost import LEVEL_TOKENS, Costs, default_bindings, tokens_to_measure
 
 Build = Callable[..., ZooModel]
@@ -93,3 +94,16 @@ def test_large_models_are_measured_on_fewer_tokens(zoo: Build, monkeypatch: pyte
     assert tokens_to_measure(costs) == 1000
     monkeypatch.setattr("onnxprune.measure.cost.LEVEL_MACS", 1.0)
     assert tokens_to_measure(costs) == LEVEL_TOKENS[0]
+
+
+def test_a_tile_costs_its_share_of_the_product(zoo: Build) -> None:
+    subject, costs = costs_of(zoo("bert", "torchscript", "eager"))
+    linear = next(x for x in find_linears(subject.model.graph, subject.structure) if x.matrix.reader.input == 0)
+    inputs, outputs = subject.interpreter.weight(linear.weight).shape
+    node = linear.matrix.reader.node
+    half = Tile(0, outputs, 0, inputs // 2)
+    plan = Plan(subject.structure.digest, tiles={linear.weight: (half,)})
+    assert half.area == inputs * outputs // 2
+    assert costs.by_node(plan)[node] == costs.by_node()[node] // 2
+    assert costs.macs(plan) == costs.macs() - costs.by_node()[node] // 2
+    assert costs.params(plan) == costs.params() - inputs * outputs // 2

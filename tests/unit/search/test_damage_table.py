@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from onnxprune.data import Dataset, Example
 from onnxprune.graph.model import load
 from onnxprune.graph.plan import Plan, Ranking
 from onnxprune.graph.structure.analyze import analyze
-from onnxprune.graph.structure.sites import find_sites
+from onnxprune.graph.structure.sites import Site, find_sites
 from onnxprune.probe import second_moments
 from onnxprune.probe.batched_states import Copies
 from onnxprune.probe.forward import Evaluator, Rows, grams
@@ -62,6 +64,29 @@ def test_stacked_levels_are_the_levels(
     monkeypatch.setattr(damage, "FACTORS", 0)
     for key, found in table().items():
         np.testing.assert_array_equal(found, alone[key], "the table depends on what fits in memory")
+
+
+def test_a_weight_that_two_uses_share_is_left_alone() -> None:
+    """What one use would make of it is wrong for the other."""
+    random = np.random.default_rng(0)
+    x = torch.from_numpy(random.normal(size=(64, 4)) @ random.normal(size=(4, 4)))
+    gram = {usage: Gram() for usage in (("a", 0), ("b", 0))}
+    for found in gram.values():
+        found.add(x)
+
+    def matrix(node: str, name: str) -> SimpleNamespace:
+        reader = SimpleNamespace(node=node, input=0, weight=name)
+        return SimpleNamespace(
+            reader=reader, usage=(node, 0), units=np.arange(4), refits=True, weight=lambda a: a, restore=lambda a, _: a
+        )
+
+    def refitted(*names: str) -> set[str]:
+        matrices = tuple(matrix(node, name) for node, name in zip("ab", names, strict=True))
+        site = SimpleNamespace(id="s", group=SimpleNamespace(size=4), matrices=matrices)
+        return set(Refitter(lambda _: np.ones((4, 2)), gram)(cast(Site, site), [0, 1, 3]))
+
+    assert refitted("w", "v") == {"w", "v"}
+    assert refitted("w", "w") == set()
 
 
 def test_few_bytes_may_wait_in_a_gram(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +172,6 @@ def test_a_curve_bends_where_it_turns_steep() -> None:
     assert bends([8, 12, 64], [1.0, 0.0, 0.0], 4) == []  # no level lies between
     assert bends([0, 8, 64], [1.0, 0.0, 0.0], 4) == []  # nothing kept is no part of the curve
     assert bends([8, 32, 64, 96], [1.0, 0.5, 5e-4, 0.0], 4) == [48]
-    assert bends([8, 32, 64, 96], [1.0, 5e-4, 4e-4, 4e-4], 4) == [20]  # the fall to the next is worth no bend
+    assert bends([8, 32, 64, 96], [1.0, 5e-7, 4e-7, 4e-7], 4) == [20]  # the fall to the next is worth no bend
     assert bends([10, 20, 30], [0.85, 0.05, -0.05], 1) == [15]  # noise below nothing is nothing
     assert bends([10, 20, 30], [0.85, 0.1, 0.0], 1) == []

@@ -1,0 +1,35 @@
+"""What runs over rows tell: how much each token matters to the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from plans import Subject
+from zoo import ZooModel
+
+from onnxprune import data
+from onnxprune.graph.structure.sites import find_sites
+from onnxprune.probe.forward import Rows, sensitivities
+
+
+def test_the_token_that_is_read_is_the_one_that_matters(zoo: Callable[..., ZooModel]) -> None:
+    """A classifier that reads one token: in its last layer no other counts; weights have mean one over all tokens."""
+    model = zoo("bert", "torchscript", "eager")
+    subject = Subject.load(model.path)
+    rows = data.read(
+        [model.sample(1, tokens=4 + i % 2, seed=i) for i in range(6)],
+        subject.model.inputs, outputs=subject.model.outputs,
+    )  # fmt: skip
+    sites = [s for s in find_sites(subject.model.graph, subject.structure) if s.group.kind == "neurons"]
+    matrices = [m for s in sites for m in s.matrices]
+    found = sensitivities(Rows(subject.interpreter, rows), matrices, subject.gates.usages)
+    first, last = (found[sites[i].matrices[0].reader.node] for i in (0, -2))
+    assert len(found) == len(matrices)
+    for parts in found.values():
+        assert float(torch.cat(parts).mean()) == pytest.approx(1.0, rel=1e-4)
+    assert all((part > 0).all() for part in first)
+    for part, tokens in zip(last, (4, 5), strict=True):
+        read = part.reshape(3, tokens)
+        assert (read[:, 0] > 0).all() and not read[:, 1:].any()

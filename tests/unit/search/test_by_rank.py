@@ -1,0 +1,41 @@
+"""The search by rank: kinds that share nothing but the budget."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+import pytest
+
+from onnxprune.graph.plan import Ranking
+from onnxprune.graph.structure.sites import Site
+from onnxprune.search.by_rank import _spent
+
+
+def site(name: str, kind: str, *, branch: bool = True) -> Site:
+    group = SimpleNamespace(kind=kind)
+    return cast(Site, SimpleNamespace(id=name, group=group, matrices=(1,), branch="b" if branch else None))
+
+
+def spent(scores: dict[str, np.ndarray], kinds: dict[str, str], room: float, **options: bool) -> dict[str, int]:
+    sites = [site(name, kinds[name], **options) for name in scores]
+    rankings = {n: Ranking(n, tuple(np.argsort(-s).tolist()), tuple(s.tolist())) for n, s in scores.items()}
+    return _spent(sites, rankings, dict.fromkeys(scores, 1.0), lambda s: 1, room)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e6])
+def test_a_kinds_scores_are_shares_of_their_sum(scale: float) -> None:
+    """The unit of one kind's scores says nothing about another kind."""
+    heads, neurons = np.array([5.0, 3.0, 1.0, 1.0]), np.array([4.0, 3.0, 2.0, 1.0])
+    kinds = {"h": "heads", "n": "neurons"}
+    assert spent({"h": scale * heads, "n": neurons}, kinds, 4) == {"h": 2, "n": 2}
+    third = {"h": scale * heads, "n": neurons, "c": neurons / scale}
+    assert spent(third, kinds | {"c": "channels"}, 6) == {"h": 2, "n": 2, "c": 2}
+
+
+def test_within_a_kind_scores_are_compared_as_they_are() -> None:
+    scores = {"a": np.array([9.0, 8.0, 7.0]), "b": np.array([6.0, 1.0, 0.5])}
+    assert spent(scores, {"a": "heads", "b": "heads"}, 4) == {"a": 3, "b": 1}
+    assert spent(scores, {"a": "heads", "b": "heads"}, 3) == {"a": 3, "b": 0}
+    assert spent(scores, {"a": "heads", "b": "heads"}, 3, branch=False) == {"a": 2, "b": 1}
