@@ -18,6 +18,8 @@ A message says what happened, where (file, row, node, operator, opset) and what 
 from __future__ import annotations
 
 import errno
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -114,7 +116,7 @@ def reading(what: str, kind: type[OnnxPruneError] = InputError) -> Iterator[None
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error, of whatever library, is about memory that could not be had."""
-    return isinstance(error, MemoryError) or any(
+    return isinstance(error, MemoryError | SystemError) or any(  # extensions that are refused memory raise the latter
         sign in str(error) for sign in ("allocate memory", "bad_alloc", "bad allocation", "CUDA out of memory")
     )
 
@@ -165,10 +167,14 @@ def explained(error: BaseException) -> OnnxPruneError:
     """Whatever reached the outermost boundary as an error that tells what happened, where, and what to do."""
     if isinstance(error, OnnxPruneError):
         return error
+    if (number := re.search(r"\(os error (\d+)\)", str(error))) is not None:  # as libraries in Rust say it
+        error = OSError(int(number[1]), os.strerror(int(number[1])))
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return UsageError("a path holds a null character: correct its name")
     if isinstance(error, OSError):
         where = " -> ".join(one_line(str(f)) for f in (error.filename, error.filename2) if f is not None)
         advice = _ADVICE.get(error.errno or 0, "check the disk and the permissions")
-        return OutputError(f"{where or 'a file'}: {said(error)}; {advice}")
+        return OutputError(f"{where or 'the output'}: {said(error)}; {advice}")
     if out_of_memory(error):
         return LimitError(
             f"out of memory ({said(error)}): give fewer or shorter rows (--rows, --max-length), a smaller --shape, or "

@@ -201,6 +201,10 @@ def _held(base: Path, hidden: Path, names: Sequence[str], made: Sequence[Path]) 
         place = hidden / "new"
         place.mkdir()
         yield place
+    except OSError as error:
+        if error.filename is None:  # a full disk is told of no file
+            error.filename = str(base.joinpath(*names[:1]))
+        raise
     finally:
         with interrupts.uninterrupted():
             _let_go(held)

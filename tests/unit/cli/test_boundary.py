@@ -38,6 +38,8 @@ def raising(error: BaseException) -> Callable[[], None]:
         (MemoryError(), 4, "out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 4, "memory"),
         (RecursionError("maximum recursion depth exceeded"), 4, "too deeply"),
+        (RuntimeError("Error while serializing: I/O error: No space left (os error 28)"), 6, "free some space"),
+        (ValueError("embedded null byte"), 2, "null"),
         (KeyError("w1"), 1, "report it"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (UnicodeEncodeError("ascii", "→", 0, 1, "ordinal not in range"), 1, "ordinal"),
