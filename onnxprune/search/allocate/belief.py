@@ -18,6 +18,9 @@ Array = npt.NDArray[np.float64]
 PRIOR = (0.5, 1.0)
 """Standard deviations of the two factors before any measurement."""
 
+STEP = 1e-6
+"""Of the largest step: what is no step."""
+
 NOISE = 1.0
 """Of a measured change about the linear prediction, in typical steps of the table."""
 
@@ -70,7 +73,10 @@ def _root(covariance: Array) -> Array:
 
 
 def _typical(tables: Sequence[Array]) -> float:
-    """The median size of a step between neighbouring levels, of those that are steps at all."""
+    """The median size of a step between neighbouring levels, of those that are steps at all.
+
+    Levels that damage alike differ by hints of what scores say; such steps would make every measurement look exact.
+    """
     steps = np.concatenate([np.abs(np.diff(np.sort(table))) for table in tables])
-    steps = steps[steps > 0]
+    steps = steps[steps > STEP * steps.max(initial=0.0)]
     return float(np.median(steps)) if len(steps) else 1.0

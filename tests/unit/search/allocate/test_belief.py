@@ -61,3 +61,13 @@ def test_flat_single_forbidden_and_negative_damages_are_finite(levels: list[floa
     belief.observe([(1, 0, 1)], 0.7)
     for table in (belief.mean(), belief.sample(np.random.default_rng(0))):
         assert all(np.isfinite(values).all() for values in table)
+
+
+def test_hints_between_equal_damages_are_no_steps() -> None:
+    """Where most levels damage alike, but for a hint, measurements are not taken for more exact than they are."""
+    table = [np.concatenate([np.linspace(1.0, 0.1, 4), 1e-11 * np.arange(40)[::-1]]) for _ in range(6)]
+    belief = Belief(table)
+    assert belief.step == pytest.approx(0.3, rel=0.1)
+    for i in range(20):
+        belief.observe([(i % 6, 0, 3), ((i + 1) % 6, 3, 0)], 0.01)
+    assert np.isfinite(belief.sample(np.random.default_rng(0))[0]).all()
