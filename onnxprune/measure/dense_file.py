@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 ROWS = 16
 """How many rows are run before anything else."""
+TOKENS = 4096
+"""Of a batch of them."""
 _OWN = 10
 """How many times the tolerance a row's outputs may move with its batch before it is said: kernels sum in other orders
 for other shapes."""
@@ -55,7 +57,7 @@ def examine(dense: Model, rows: Dataset | None = None, providers: Sequence[str] 
     opened = runtime.session(dense.path)
     said: list[str] = []
     few = Dataset((), "") if rows is None else rows.take(ROWS, 0)
-    for batch in few.batches(max_rows=ROWS):
+    for batch in few.batches(max_rows=ROWS, max_tokens=TOKENS):
         outputs = runtime.run(opened, batch.feeds)
         _finite(dense, batch.feeds, outputs, [few.examples[i].source for i in batch.index])
         again = runtime.run(opened, batch.feeds)

@@ -23,6 +23,7 @@ from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.model import Model
 from onnxprune.graph.outputs import Inputs, OutputSet
 from onnxprune.graph.plan import Budget, Plan, Structure
+from onnxprune.graph.prepare import optional_inputs
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.measure import uncounted
 from onnxprune.measure.cost import Costs, default_bindings
@@ -246,7 +247,7 @@ def _apply(
     dense = models.load(source)
     structure = analyze(dense, hidden=any(name.startswith("hidden.") for name in plan.keep))
     assert dense.path is not None
-    examine(dense)
+    said = list(examine(dense))
     feeds = synthesize(dense.inputs, dims=dict.fromkeys(_open(dense), 8))
     if plan.digest == dense.digest:
         plan = Gates(structure, Interpreter(dense.graph)).complete(plan, feeds)
@@ -254,7 +255,9 @@ def _apply(
     if not keep_unread:
         rewrite.drop_unread(pruned)
     file = models.save(pruned, out.folder / out.first)[0]
-    found, _ = prove(dense, structure, plan, file, [feeds], {}, bundle)
+    found, more = prove(dense, structure, plan, file, [feeds], {}, bundle)
+    for line in (*said, *more, *filter(None, [optional_inputs.changes(pruned)])):
+        logger.warning("%s", line)
     zeros_in(file, dense, structure, plan)
     add_companions(dense.path.parent, out)
     return found
