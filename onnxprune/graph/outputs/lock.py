@@ -23,7 +23,7 @@ SUFFIX = ".onnxprune"
 INSIDE = f".folder{SUFFIX}"
 """The one in a folder of which every file is written."""
 _LOCK = "lock"
-_OURS = {_LOCK, "new", "old", "current", "current.next", "link", "journal.json", "journal.json.part"}
+_OURS = {_LOCK, "new", "old", "current", "current.next", "link", "links", "journal.json", "journal.json.part"}
 """What such a folder may hold."""
 
 

@@ -6,7 +6,7 @@ file while `current` means `old`, then, by one rename, to the new one. After tha
 Whoever opens a name finds the old set or the new one, never some of each; a name that one of them lacks is a link to
 nothing while that one counts.
 
-    .NAME.onnxprune/   new/…  old/… (hard links)  current -> old | new   journal.json   lock
+    .NAME.onnxprune/   new/…  old/… (hard links)  links/…  current -> old | new   journal.json   lock
     NAME -> .NAME.onnxprune/current/NAME
 
 A set of one file is renamed. Where there are no links (FAT, Windows without the right to make them), the journal alone
@@ -164,10 +164,14 @@ def _write_journal(folder: Path, changes: Sequence[Change], linked: bool) -> Non
 
 def _through_links(folder: Path, changes: Sequence[Change]) -> None:
     """Every name a link to the old file, then, at one instant, to the new one."""
-    base = folder.parent
-    for change in changes:
+    base, links = folder.parent, folder / "links"
+    links.mkdir()
+    (links / folder.name).symlink_to("..", target_is_directory=True)  # they lead to the same from here
+    # Names that only the new set has are links to nothing until it counts: as shortly as can be.
+    for change in sorted(changes, key=lambda c: c.old is None):
         _folder_for(base, change.name)
-        link = folder / "link"
+        link = links / change.name
+        link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(_text(folder, change.name))
         link.replace(base / change.name)
     for place in {(base / change.name).parent for change in changes}:
@@ -187,7 +191,7 @@ def _counts(folder: Path) -> bool:
 def _finish(folder: Path, changes: Sequence[Change]) -> None:
     """New files in the links' places. A name that is no link of ours any more holds what came after: it stays."""
     base = folder.parent
-    for change in changes:
+    for change in sorted(changes, key=lambda c: c.new):
         if _is_ours(folder, change.name):
             if change.new:
                 (folder / "new" / change.name).replace(base / change.name)
