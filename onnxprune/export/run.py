@@ -30,6 +30,7 @@ from onnxprune.graph.outputs import Inputs
 from onnxprune.measure import latency
 from onnxprune.measure.equivalence import Equivalence, max_distance
 from onnxprune.measure.validation import Teacher, aligned_outputs, compare
+from onnxprune.rewrite.cleanup import sweep
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ class _Job:
             model, trimmed = vocabulary.trim(model, self.source.parent, Path(vocab), companions)
         file = self.source
         if trimmed is not None:
-            file = models.save(model.ir, companions / "model.onnx")[0]
+            file = models.save(sweep(model.clone().ir), companions / "model.onnx")[0]
         shop = Workshop(
             model, file, companions, self.folder, self.scratch, self.asked, self._reader(model, companions), dense
         )
