@@ -44,7 +44,11 @@ def conv(torch: Any, node: Any, x: Any, w: Any, b: Any = None) -> Any:
 
 
 def conv_axes(node: Any, c: Constraints) -> None:
-    """Channels in are read, channels out are written; of groups, whole ones and the channels they write can go."""
+    """Channels in are read, channels out are written.
+
+    Of groups, whole ones can go, and of what each reads the same channels in all (the weight shows one group's for
+    all), and of what each writes as many.
+    """
     x, w = node.inputs[:2]
     (result,) = node.outputs
     groups = attribute(node, "group", 1)
@@ -62,7 +66,9 @@ def conv_axes(node: Any, c: Constraints) -> None:
     group = c.fresh(groups)
     c.flat([c.dims(x)[1]], [group, c.dims(w)[1]])
     c.flat([c.dims(w)[0]], [group, c.fresh(c.sizes(w)[0] // groups)])
-    c.hold(c.dims(w)[1], "channels inside the groups of a convolution")
+    if c.sizes(w)[1] > 1:
+        c.reads(node, 0, 1)
+        c.reads(node, 1, 1)
 
 
 def conv_macs(node: Any, s: Sizes) -> int:
@@ -71,8 +77,8 @@ def conv_macs(node: Any, s: Sizes) -> int:
 
 
 def conv_resize(node: Any, s: Sizes) -> Change:
-    """Whole groups go, so that the channels within one tell how many are left."""
-    if attribute(node, "group", 1) > 1 and s.changed(node.inputs[0], 1):
+    """How many groups are left, by the channels within one."""
+    if attribute(node, "group", 1) > 1:
         return Change(attributes={"group": s.shape(node.inputs[0])[1] // s.shape(node.inputs[1])[1]})
     return Change()
 
@@ -130,7 +136,9 @@ def _conv_transpose_axes(node: Any, c: Constraints) -> None:
     c.same(c.dims(x)[1], c.dims(w)[0])
     c.flat([c.dims(x)[1]], [group, inner])
     c.flat([c.dims(result)[1]], [group, c.dims(w)[1]])
-    c.hold(inner, "channels inside the groups of a convolution")
+    if c.sizes(x)[1] > groups:
+        c.reads(node, 0, 1)
+        c.reads(node, 1, 0)
 
 
 def _conv_transpose_macs(node: Any, s: Sizes) -> int:
@@ -138,10 +146,9 @@ def _conv_transpose_macs(node: Any, s: Sizes) -> int:
 
 
 def _conv_transpose_resize(node: Any, s: Sizes) -> Change:
-    groups = attribute(node, "group", 1)
-    if groups == 1 or not s.changed(node.inputs[0], 1):
+    if attribute(node, "group", 1) == 1:
         return Change()
-    return Change(attributes={"group": groups * s.shape(node.inputs[0])[1] // len(s.kept(node.inputs[0], 1))})
+    return Change(attributes={"group": s.shape(node.outputs[0])[1] // s.shape(node.inputs[1])[1]})
 
 
 register(

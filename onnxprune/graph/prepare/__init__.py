@@ -212,12 +212,12 @@ def _filled(shape: ir.Shape | None, stated: ir.Shape | None) -> ir.Shape | None:
 
 
 def split_shared_vectors(model: ir.Model) -> None:
-    """Give every use of an initializer of rank <= 1 its own copy.
+    """Give every use of an initializer that is a vector its own copy, whatever its rank ([C, 1, 1]: PReLU's slopes).
 
     Exporters store equal vectors once, so that equal biases of different layers look tied; only matrices really tie.
     """
     for value in list(model.graph.initializers.values()):
-        if value.const_value is None or len(value.const_value.shape) > 1:
+        if value.const_value is None or sum(size != 1 for size in value.const_value.shape.numpy()) > 1:
             continue
         uses = list(value.uses())
         # An output of the graph is a reader, too, and the value keeps its name there.

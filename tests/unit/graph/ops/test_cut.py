@@ -167,10 +167,15 @@ def convolution() -> Iterator[Case]:
     yield Case("Conv", [image, normal(4, 6, 3, 3), normal(4)], {"pads": [1, 1, 1, 1]}, free=(2, 4, 6))
     yield Case("Conv", [image, normal(6, 1, 3, 3), normal(6)], {"group": 6}, free=(2, 6), label="depthwise")
     yield Case("Conv", [image, normal(18, 1, 3, 3)], {"group": 6}, free=(2, 3, 6), label="multiplied")
-    yield Case("Conv", [normal(2, 12, 7), normal(20, 3, 3)], {"group": 4}, free=(2, 4, 5), label="grouped")
+    yield Case("Conv", [normal(2, 12, 7), normal(20, 3, 3)], {"group": 4}, free=(2, 3, 4, 5), label="grouped")
+    yield Case("Conv", [normal(2, 4, 5, 6, 4), normal(6, 4, 3, 3, 2), normal(6)], free=(2, 4, 6), label="volume")
     yield Case("ConvTranspose", [image, normal(6, 4, 3, 3), normal(4)], {"strides": [2, 2]}, free=(2, 4, 6))
     yield Case(
-        "ConvTranspose", [normal(2, 12, 5), normal(12, 5, 3), normal(20)], {"group": 4}, free=(2, 4, 5), label="grouped"
+        "ConvTranspose",
+        [normal(2, 12, 5), normal(12, 5, 3), normal(20)],
+        {"group": 4},
+        free=(2, 3, 4, 5),
+        label="grouped",
     )
     yield Case(
         "FusedConv",
