@@ -80,9 +80,10 @@ def test_dead_units_leave_unnoticed(tmp_path: Path, name: str, method: str) -> N
     live = costs.macs(plan) / costs.macs()
     rng = np.random.default_rng(1)
     rows = [{"x": rng.standard_normal((1, *shape[1:])).astype(np.float32)} for _ in range(12)]
+    sizes = dict.fromkeys({"n", "t", "h", "w", "d"} & names(subject), 6)
     result = onnxprune.prune(
         path, flops=live + 0.02, calibration=rows, method=method, round_to=1, compensate=False,
-        units=(site.group.kind,), include=(site.id,), measure_latency=False, shape=dict.fromkeys({"n", "t", "h", "w", "d"} & names(subject), 6),
+        units=(site.group.kind,), include=(site.id,), measure_latency=False, shape=sizes,
     )  # fmt: skip
     assert set(alive) <= set(result.plan.keep[site.id])
     feeds = {"x": rng.standard_normal(shape).astype(np.float32)}

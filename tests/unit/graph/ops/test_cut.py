@@ -170,13 +170,8 @@ def convolution() -> Iterator[Case]:
     yield Case("Conv", [normal(2, 12, 7), normal(20, 3, 3)], {"group": 4}, free=(2, 3, 4, 5), label="grouped")
     yield Case("Conv", [normal(2, 4, 5, 6, 4), normal(6, 4, 3, 3, 2), normal(6)], free=(2, 4, 6), label="volume")
     yield Case("ConvTranspose", [image, normal(6, 4, 3, 3), normal(4)], {"strides": [2, 2]}, free=(2, 4, 6))
-    yield Case(
-        "ConvTranspose",
-        [normal(2, 12, 5), normal(12, 5, 3), normal(20)],
-        {"group": 4},
-        free=(2, 3, 4, 5),
-        label="grouped",
-    )
+    parts = [normal(2, 12, 5), normal(12, 5, 3), normal(20)]
+    yield Case("ConvTranspose", parts, {"group": 4}, free=(2, 3, 4, 5), label="grouped")
     yield Case(
         "FusedConv",
         [image, normal(4, 6, 3, 3), normal(4), normal(2, 4, 3, 3)],
