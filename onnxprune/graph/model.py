@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import ModelError, UnsupportedError, reading
 from onnxprune.graph import intake, prepare
-from onnxprune.graph.prepare import caches, optional_inputs, shared_biases
+from onnxprune.graph.prepare import caches, older_opsets, optional_inputs, shared_biases
 
 read = intake.read
 """The file as it is, checked for what a damaged or hostile one lacks."""
@@ -48,11 +48,13 @@ class Model:
         ir: the graph; every initializer of rank <= 1 has one reader, every node and value a unique name.
         path: the file it was read from.
         digest: sha256 of that file and its external data, in hex; plans are bound to it.
+        said: what was done to the graph that its user may not expect.
     """
 
     ir: ir.Model
     path: Path | None
     digest: str
+    said: tuple[str, ...] = ()
 
     @property
     def graph(self) -> onnx_ir.Graph:
@@ -78,7 +80,7 @@ class Model:
 
     def clone(self) -> Model:
         """A copy whose graph can be mutated; weights are shared."""
-        return Model(prepare.stamp(self.ir.clone()), self.path, self.digest)
+        return Model(prepare.stamp(self.ir.clone()), self.path, self.digest, self.said)
 
 
 def find(path: str | os.PathLike[str]) -> Path:
@@ -142,21 +144,25 @@ def load(path: str | os.PathLike[str]) -> Model:
 
     Raises:
         ModelError: missing, truncated, not ONNX, or its external data is missing.
-        UnsupportedError: an opset outside 11–26, or a form that cannot be rewritten.
+        UnsupportedError: an opset outside 7–26, or one before 11 that cannot be converted.
     """
     file = find(path)
     model = read(file)
     version = model.opset_imports.get("", 0)
-    if version not in OPSETS:
+    if version not in OPSETS and version not in range(older_opsets.OLDEST, OPSETS[0]):
         raise UnsupportedError(
-            f"{file}: opset {version} of the default domain; {OPSETS[0]} to {OPSETS[-1]} are supported"
+            f"{file}: opset {version} of the default domain; {older_opsets.OLDEST} to {OPSETS[-1]} are supported"
         )
     digest = _digest(file, model)
+    said: tuple[str, ...] = ()
+    if version < OPSETS[0]:
+        model = older_opsets.converted(model, file)
+        said = (f"opset {version} was brought to {older_opsets.TARGET} by onnx's converter; what is written has that",)
     with reading(f"{file}: the graph cannot be understood", ModelError):
         prepare.normalise(model)
         shared_biases.index_sides(model)
         caches.index_caches(model)
-    return Model(model, file, digest)
+    return Model(model, file, digest, said)
 
 
 def save(model: ir.Model, path: str | os.PathLike[str]) -> list[Path]:

@@ -165,7 +165,7 @@ class Job:
             learn, judge = read_rows(dense, calibration, evaluation, options, **asked)
         require_memory(dense, options, learn, judge)
         with clock.stage("examine"):
-            said = (*examine(dense, learn or judge, providers), *report_facts.left_behind(dense.path))
+            said = (*dense.said, *examine(dense, learn or judge, providers), *report_facts.left_behind(dense.path))
         bindings = shape_of(dense, options.shape, learn or judge)
         assert dense.path is not None
         kept = None if scores is None else scores / f"{dense.path.stem}.scores.json"
