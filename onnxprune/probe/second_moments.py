@@ -43,7 +43,7 @@ class Gram:
         self._waiting = []
         with torch.inference_mode():  # what was summed first may be an inference tensor
             values = [torch.cat(p) for p in zip(*parts, strict=True)]
-            weight = None if weights[0] is None else torch.cat(weights)[:, None]
+            weight = None if weights[0] is None else torch.cat(weights)[:, None].to(values[0].dtype)
             self._count += float(len(values[0]) if weight is None else weight.sum(dtype=torch.float64))
             found = self._products(values, values if weight is None else [v * weight for v in values])
             sums = self._sums or [f.new_zeros(f.shape, dtype=torch.float64) for f in found]

@@ -16,7 +16,7 @@ from onnxprune.graph.structure.sites import find_sites
 from onnxprune.measure.cost import Costs
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]> main '
-GRAPHS = {
+GRAPHS: dict[str, tuple[str, dict[str, tuple[int, ...]], tuple[int, ...], set[int]]] = {
     "transposed": (
         "(float[n,4,h,w] x) => (float[n,4,oh,ow] y) { a = Conv<pads=[1,1,1,1]>(x, w1) b = Relu(a) "
         "c = ConvTranspose<strides=[2,2]>(b, w2) d = Relu(c) y = Conv(d, w3) }",
