@@ -372,8 +372,8 @@ def bench(
 
     logs(verbose)
     found = benchmark.measure(
-        models.find(model),
-        models.find(pruned),
+        models.find_sound(model),
+        models.find_sound(pruned),
         providers=ep,
         batch=batch,
         sequence=seq,

@@ -33,7 +33,7 @@ def find(path: Path) -> Path:
                 f"{manifest}: names {one_line(str(named), 60)}, which is no file of its folder: export again"
             )
         return path / named
-    return path if path.suffix == ".ort" and path.is_file() else models.find(path)
+    return path if path.suffix == ".ort" and path.is_file() else models.find_sound(path)
 
 
 def own_rows(

@@ -136,6 +136,17 @@ def relatives(file: Path) -> list[Path]:
     ]
 
 
+def find_sound(path: str | os.PathLike[str]) -> Path:
+    """As `find`, for a file that a session opens as it is: `read` has nothing against it.
+
+    Raises:
+        ModelError, UnsupportedError, LimitError: as `find` and `read`.
+    """
+    file = find(path)
+    read(file)
+    return file
+
+
 def load(path: str | os.PathLike[str]) -> Model:
     """Read and normalise a model.
 

@@ -120,6 +120,31 @@ def test_tensors_share_bytes_whole_or_not_at_all(folder: Path) -> None:
         models.read(perceptron.write(folder / "model.onnx", model))
 
 
+@pytest.mark.parametrize("command", ["inspect", "prune", "plan", "apply", "validate", "bench", "profile", "export"])
+def test_every_command_refuses_data_outside(
+    folder: Path, command: str, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    (folder.parent / "w.bin").write_bytes(outside(folder, "../w.bin"))
+    rows = perceptron.write_rows(folder / "rows.jsonl")
+    model, good, new = folder / "model.onnx", perceptron.write(folder / "good.onnx"), folder / "new.onnx"
+    plan = folder / "p.json"
+    plan.write_text('{"schema_version": 1, "digest": "a", "keep": {}, "drop": [], "tensors": 0}')
+    arguments: dict[str, list[object]] = {
+        "inspect": [model],
+        "prune": [model, "-o", new, "--flops", "0.6"],
+        "plan": [model, "-o", folder / "q.json", "--flops", "0.6"],
+        "apply": [model, plan, "-o", new],
+        "validate": [good, model, "--eval", rows],
+        "bench": [good, model],
+        "profile": [model, "-o", folder / "t.json"],
+        "export": [model, "--target", "server", "-o", folder / "x"],
+    }
+    before = set(folder.iterdir())
+    code, _, err = run(command, *arguments[command])
+    assert code == 3 and "outside the model's folder" in err, err
+    assert set(folder.iterdir()) == before
+
+
 def tensor(change: Callable[[TensorProto], object]) -> Change:
     return lambda model: change(model.graph.initializer[0])
 
