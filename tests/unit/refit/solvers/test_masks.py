@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxprune.refit.solvers import NM, SOLVERS, Blocks, Library, Pattern, Tiles, admm, on_support, sparsegpt
+from onnxprune.refit.solvers import NM, SOLVERS, Blocks, Library, Pattern, Tiles, admm, on_support, sparsegpt, support
 from onnxprune.refit.solvers.linalg import Array, Bools, damped
 
 seeds = st.integers(0, 2**32 - 1)
@@ -50,6 +50,17 @@ def test_iterative_support_solution_agrees_with_the_direct_one(seed: int) -> Non
     signal = float(np.sum(weight * (gram @ weight)))
     assert abs(output_error(direct) - output_error(iterated)) <= 1e-6 * signal
     assert not iterated[~mask].any()
+
+
+def test_iterations_start_where_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the weights' own units, whatever the inputs' scales are: with no step made, that is the result."""
+    weight, gram = problem(4)
+    mask = np.random.default_rng(0).random(weight.shape) < 0.5
+    monkeypatch.setattr(support, "MAX_ITERATIONS", 0)
+    start = on_support(weight, gram, mask)
+    np.testing.assert_allclose(on_support(weight, gram, mask, start=start, max_direct_flops=0.0), start)
+    first = on_support(weight, gram, mask, max_direct_flops=0.0)
+    np.testing.assert_allclose(first, np.where(mask, weight, 0.0))
 
 
 def test_dead_inputs_keep_their_weights_where_the_mask_does() -> None:
