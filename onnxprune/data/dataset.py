@@ -72,6 +72,7 @@ class Dataset:
         max_batch: the most rows a batch may have (1 where the graph fixes its batch size), or None.
         inside: graph inputs whose rows are not on the first axis -> their axis.
         copies: how many rows were left out, because they feed what another one feeds.
+        asked: metrics that were asked for, which say how outputs on these rows are to be read.
     """
 
     examples: tuple[Example, ...]
@@ -81,6 +82,7 @@ class Dataset:
     max_batch: int | None = None
     copies: int = 0
     inside: Mapping[str, int] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -99,7 +101,7 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all feeds and labels, in order: the key of whatever is cached for these rows."""
+        """SHA-256 of all feeds and labels, in order, and of `asked`: the key of whatever is cached for these rows."""
         digest = hashlib.sha256()
         for example in self.examples:
             for name in sorted(example.feeds):
@@ -108,6 +110,8 @@ class Dataset:
                 digest.update(array.tobytes())
             label = example.label
             digest.update(label.tobytes() if isinstance(label, np.ndarray) else repr(label).encode())
+        if self.asked:
+            digest.update(repr(self.asked).encode())
         return digest.hexdigest()
 
     @cached_property
@@ -122,6 +126,10 @@ class Dataset:
                 digest.update(f"{name}:{array.dtype}:{array.shape}:".encode())
                 digest.update(np.ascontiguousarray(array).tobytes())
         return digest.digest()
+
+    def read_by(self, metric: str | Sequence[str] | None) -> Dataset:
+        """The same rows, on which outputs are read as a metric reads them, or several."""
+        return replace(self, asked=(metric,) if isinstance(metric, str) else tuple(metric or ()))
 
     def distinct(self) -> Dataset:
         """Every row once: copies tell nothing new, and one that is learnt from must not judge."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from numbers import Integral
 from typing import Any
+
+from onnxprune.errors import UsageError
 
 _UNREADABLE = (SyntaxError, LookupError, ValueError, TypeError, ArithmeticError, RecursionError, MemoryError)
 """What a name that is no expression makes of reading it: names in a file may be anything."""
@@ -115,3 +118,27 @@ def evaluate(dimension: int | str, bindings: Mapping[str, int], unknown: Callabl
         if unknown is None:
             raise KeyError(dimension) from None
         return unknown(dimension)
+
+
+_MOST = 1 << 28
+"""Elements of one input: what no machine would run a model on is a slip of the hand."""
+
+
+def require_sizes(bindings: Mapping[str, Any], shapes: Mapping[str, Sequence[int | str | None]]) -> None:
+    """Refuse what is no size of a dimension.
+
+    Args:
+        bindings: dimension -> size.
+        shapes: of the graph's inputs.
+
+    Raises:
+        UsageError: a size that is no whole number from 1 on, or an input that would have more than 2^28 elements.
+    """
+    for name, size in bindings.items():
+        if not isinstance(size, Integral) or size < 1:
+            raise UsageError(f"--shape {name}={size}: a dimension's size is a whole number from 1 on")
+    for name, shape in shapes.items():
+        elements = math.prod(bindings.get(dim, 1) if isinstance(dim, str) else (dim or 1) for dim in shape)
+        if elements > _MOST:
+            told = ",".join(f"{dim}={bindings[dim]}" for dim in shape if isinstance(dim, str) and dim in bindings)
+            raise UsageError(f"--shape {told}: input {name} would have {elements:.3g} elements; give smaller sizes")

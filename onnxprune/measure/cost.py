@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.graph import ops, prepare
 from onnxprune.graph.axes import Layout, Mask, atoms_of, kept_ratio
-from onnxprune.graph.dimensions import evaluate
+from onnxprune.graph.dimensions import evaluate, require_sizes
 from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.model import Model
 from onnxprune.graph.model import size as size_of_file
@@ -400,6 +400,7 @@ def default_bindings(model: Model, shape: Mapping[str, int]) -> dict[str, int]:
     for spec in model.inputs:
         if spec.shape and isinstance(spec.shape[0], str):
             bindings.setdefault(spec.shape[0], 1)
+    require_sizes(bindings, {spec.name: spec.shape for spec in model.inputs})
     return bindings
 
 

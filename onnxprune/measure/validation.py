@@ -148,7 +148,7 @@ class Teacher:
     @cached_property
     def divergence(self) -> measures.Divergence:
         """How the outputs are compared."""
-        return self._given or measures.choose(self.samples)
+        return self._given or measures.choose_for(self.dataset, self.samples)
 
     @cached_property
     def causal(self) -> bool:
@@ -221,7 +221,7 @@ def validate(
         UnsupportedError: no output can be compared.
         CheckError: the provider takes none of the nodes.
     """
-    teacher = Teacher(dense, dataset, providers=providers, threads=threads)
+    teacher = Teacher(dense, dataset.read_by(metric), providers=providers, threads=threads)
     return compare(teacher, pruned, metric=metric, seed=seed, rows=rows, progress=progress)
 
 

@@ -162,7 +162,9 @@ class Job:
             structure = analyze(dense, hidden="hidden" in options.units)
             options = settled(options, structure)
         with clock.stage("read"):
-            learn, judge = read_rows(dense, calibration, evaluation, options, **asked)
+            learn, judge = (
+                rows and rows.read_by(metric) for rows in read_rows(dense, calibration, evaluation, options, **asked)
+            )
         require_memory(dense, options, learn, judge)
         with clock.stage("examine"):
             said = (*dense.said, *examine(dense, learn or judge, providers), *report_facts.left_behind(dense.path))

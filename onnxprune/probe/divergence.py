@@ -20,11 +20,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onnxprune.errors import UnsupportedError
+from onnxprune.probe.output_kinds import BY_SHAPE, against_scores, decided
+
+if TYPE_CHECKING:
+    from onnxprune.data import Dataset
 
 Array = Any
 """A numpy array or a torch tensor."""
@@ -150,13 +154,13 @@ def softened(divergence: Divergence, temperature: float) -> Divergence:
 
 
 def choose(
-    samples: Mapping[str, Sequence[np.ndarray] | np.ndarray], kinds: Mapping[str, Kind] | None = None
+    samples: Mapping[str, Sequence[np.ndarray] | np.ndarray], kinds: Mapping[str, tuple[Kind, str]] | None = None
 ) -> Divergence:
     """Pick the measure of every output from the teacher's values on some rows.
 
     Args:
         samples: by output name, one array [rows, …] or one per batch; all outputs of the graph, in its order.
-        kinds: measures decided elsewhere, by output name.
+        kinds: measures decided elsewhere, with the reason, by output name.
 
     Raises:
         UnsupportedError: no floating-point output.
@@ -167,7 +171,9 @@ def choose(
     measures: dict[str, Measure] = {}
     for name, arrays in held.items():
         if name in asked:
-            measures[name] = Measure(name, asked[name], scale=_mean_square(arrays), reason="as asked")
+            kind, reason = asked[name]
+            single = kind is Kind.KL and arrays[0].ndim == 2
+            measures[name] = Measure(name, kind, scale=_mean_square(arrays), reason=reason, single=single)
         elif arrays[0].dtype.kind != "f" and "float" not in arrays[0].dtype.name:
             excluded[name] = "not floating point"
         elif not sum(a.size for a in arrays):
@@ -181,6 +187,13 @@ def choose(
     if not measures:
         raise UnsupportedError(f"no output can be compared: {'; '.join(f'{n}: {r}' for n, r in excluded.items())}")
     return Divergence(tuple(measures.values()), tuple(excluded.items()))
+
+
+def choose_for(dataset: Dataset, samples: Mapping[str, Sequence[np.ndarray] | np.ndarray]) -> Divergence:
+    """The same, where labels and `--metric` have their say of what the outputs are."""
+    first = choose(samples)
+    kinds = decided(first, samples, dataset)
+    return choose(samples, kinds) if kinds else first
 
 
 def _batches(values: Sequence[np.ndarray] | np.ndarray) -> list[np.ndarray]:
@@ -202,9 +215,12 @@ def _measure(name: str, arrays: Sequence[np.ndarray]) -> Measure:
         return Measure(name, Kind.KL, reason="class scores by name", single=rank == 2 and not span, positional=span)
     if width > 1 and _unit_norm(arrays):
         return Measure(name, Kind.COSINE, reason="rows of norm 1")
-    if width > 1 and not _FEATURES.search(name) and _looks_like_scores(rank, width):
-        return Measure(name, Kind.KL, reason=f"class scores by shape: rank {rank}, {width} wide", single=rank == 2)
     reason = "a single score" if width == 1 else "values"
+    if width > 1 and not _FEATURES.search(name) and _looks_like_scores(rank, width):
+        against = against_scores(arrays) if rank == 2 else None
+        if against is None:
+            return Measure(name, Kind.KL, reason=f"{BY_SHAPE}: rank {rank}, {width} wide", single=rank == 2)
+        reason = against
     return Measure(name, Kind.MSE, scale=_mean_square(arrays), reason=reason)
 
 

@@ -20,7 +20,7 @@ from onnxprune.graph.plan import Structure
 from onnxprune.graph.structure.reading_matrices import Matrix
 from onnxprune.graph.structure.sites import Site
 from onnxprune.graph.values import dims
-from onnxprune.probe.divergence import Divergence, Kind, choose
+from onnxprune.probe.divergence import Divergence, Kind, choose_for
 from onnxprune.probe.gates import Gated
 from onnxprune.probe.interpreter import Interpreter, Usage
 from onnxprune.probe.second_moments import Gram
@@ -96,7 +96,7 @@ class Rows:
             return self.given
         samples = [self.by_row(b, forward(self.interpreter, b.feeds)) for b in self.batches[:8]]
         names = [v.name or "" for v in self.interpreter.graph.outputs]
-        return choose({n: [_array(found[n]) for found in samples] for n in names})
+        return choose_for(self.dataset, {n: [_array(found[n]) for found in samples] for n in names})
 
 
 def _array(tensor: Any) -> np.ndarray:

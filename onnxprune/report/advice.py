@@ -9,7 +9,7 @@ from pathlib import PurePath
 from onnxprune.report import text
 from onnxprune.report.schema import Report
 
-_TEACHER_METRICS = ("agreement", "cosine", "teacher_spearman")
+_TEACHER_METRICS = ("agreement", "cosine", "teacher_spearman", "explained_variance")
 _WIDE = 0.02
 """An interval wider than this (two points) says little about a loss of one."""
 _LARGE = 0.02

@@ -31,6 +31,8 @@ _TITLES = {
     "agreement": "Agreement with the dense model",
     "cosine": "Cosine to the dense model",
     "teacher_spearman": "Rank correlation with the dense model",
+    "explained_variance": "Variance of the dense outputs explained",
+    "r2": "R²",
 }
 
 _BUDGETS = {

@@ -40,6 +40,11 @@ class _Fit:
         return self.samples[self.first.output].ndim
 
     @property
+    def regressed(self) -> bool:
+        """Whether the first output is a row's own few values, no vector of features."""
+        return self.first.kind is Kind.MSE and self.rank == 2 and self.width > 1 and self.width % 64 != 0
+
+    @property
     def label_rank(self) -> int:
         return np.ndim(self.labels[0]) if self.labels else -1
 
@@ -99,6 +104,15 @@ def _teacher_spearman(fit: _Fit) -> Metric:
     )
 
 
+def _explained(fit: _Fit) -> Metric:
+    observed = observe.distances(fit.first.output)
+    return Metric("explained_variance", observed, values.explained, intervals.EXPLAINED, teacher=True)
+
+
+def _r2(fit: _Fit) -> Metric:
+    return Metric("r2", observe.distances(fit.first.output), values.explained, intervals.EXPLAINED)
+
+
 _BUILDERS: dict[str, Callable[[_Fit], Metric]] = {
     "accuracy": _decisions("accuracy", values.accuracy, intervals.ANSWERS),
     "f1": _decisions("f1", values.f1, intervals.DECISIONS),
@@ -115,9 +129,11 @@ _BUILDERS: dict[str, Callable[[_Fit], Metric]] = {
     "agreement": _agreement,
     "cosine": _cosine,
     "teacher_spearman": _teacher_spearman,
+    "explained_variance": _explained,
+    "r2": _r2,
 }
 NAMES = tuple(_BUILDERS)
-_LABEL_FREE = ("agreement", "cosine", "teacher_spearman", "perplexity")
+_LABEL_FREE = ("agreement", "cosine", "teacher_spearman", "perplexity", "explained_variance")
 _NEEDS_CLASSES = ("top5", "token_f1", "token_accuracy", "perplexity", "miou", "agreement")
 
 
@@ -181,6 +197,8 @@ def _guess(fit: _Fit, pairs: bool, causal: bool) -> tuple[str, str]:
         return "perplexity", "a causal language model: each row's next tokens are its labels"
     if fit.scores:
         return "agreement", f"{said}: decisions are compared with the dense model's"
+    if fit.regressed:
+        return "explained_variance", f"{said}: values ({fit.first.reason}) are compared with the dense model's"
     if fit.width > 1:
         return "cosine", f"{said}: vectors are compared with the dense model's"
     return "teacher_spearman", f"{said}: scores are ranked against the dense model's"
@@ -199,6 +217,8 @@ def _guess_labelled(fit: _Fit) -> tuple[str, str] | None:
         if fit.width >= VOCABULARY:
             return "perplexity", "token labels from a vocabulary"
         return "token_f1", f"token labels, {fit.width} classes, class 0 outside"
+    if not fit.scores and fit.rank == 2 and fit.label_rank == 1 and len(fit.labels[0]) == fit.width:
+        return "r2", f"labels of {fit.width} numbers, as many as the output's"
     if fit.scores and fit.rank == 4 and fit.label_rank == 2:
         return "miou", f"label maps, {fit.width} classes"
     return None

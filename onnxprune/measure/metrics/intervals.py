@@ -261,6 +261,18 @@ def _worst_overlap(dense: Array, pruned: Array) -> list[tuple[Array, Array]]:
     return [(np.concatenate([union, union]), np.concatenate([0 * union, union]))]
 
 
+def _residual(rows: Array) -> Array:
+    return np.asarray(rows[:, 0], np.float64)
+
+
+def _worst_residual(dense: Array, pruned: Array) -> list[tuple[Array, Array]]:
+    """The row farthest from the mean, met before and missed by twice as much after."""
+    target = dense[:, 2:]
+    apart = np.square(target - target.mean(0)).sum(1)
+    far = dense[apart.argmax()]
+    return [(np.concatenate([[0.0], far[1:]]), np.concatenate([[4 * apart.max()], far[1:]]))]
+
+
 def _worst_hits(dense: Array, pruned: Array) -> list[tuple[Array, Array]]:
     return [(np.ones(dense.shape[1]), np.zeros(dense.shape[1]))]
 
@@ -291,3 +303,5 @@ COUNTS = Family(_count_loss, _worst_counts)
 """(true positive, false positive, false negative)."""
 OVERLAPS = Family(_overlap_loss, _worst_overlap)
 """[intersections of every class, unions of every class]."""
+EXPLAINED = Family(_residual, _worst_residual)
+"""(squared distance, squared norm of the target, target …)."""

@@ -283,6 +283,22 @@ def teacher_scores(output: str) -> Observe:
     return observe
 
 
+def distances(output: str) -> Observe:
+    """(squared distance, squared norm of the target, target …) of an output and its label, or the teacher's output."""
+
+    def observe(outputs: Outputs, labels: Any, real: Array | None) -> Array:
+        scores = outputs[output].astype(np.float64)
+        scores = scores.reshape(len(scores), -1)
+        target = np.asarray(labels[output] if isinstance(labels, Mapping) else list(labels), np.float64)
+        target = target.reshape(len(target), -1)
+        if target.shape != scores.shape:
+            raise DataError(f"labels of {target.shape[1]} numbers for an output of {scores.shape[1]}")
+        apart, size = (np.square(side).sum(1) for side in (scores - target, target))
+        return np.concatenate([apart[:, None], size[:, None], target], 1)
+
+    return observe
+
+
 def _per_row(values: Array, real: Array | None) -> Array:
     """[rows, positions…] -> (sum over real positions, how many)."""
     flat = values.reshape(len(values), -1)

@@ -104,6 +104,14 @@ def mean_iou(rows: Array, weights: Array) -> Array:
     return _divided(_divided(intersection, union).sum(1), (union > 0).sum(1))
 
 
+@Value
+def explained(rows: Array, weights: Array) -> Array:
+    """1 − residual / variance over rows, of rows (squared distance, squared norm of the target, target …)."""
+    residual, squares = weights @ rows[:, 0], weights @ rows[:, 1]
+    spread = squares - np.square(weights @ rows[:, 2:]).sum(1) / weights.sum(1)
+    return np.asarray(np.where(spread > 1e-12 * squares, 1 - _divided(residual, spread), 0.0))
+
+
 def _divided(above: Array, below: Array) -> Array:
     """A quotient; 0 where there is nothing to divide by."""
     return np.asarray(np.divide(above, below, out=np.zeros(np.shape(above)), where=np.asarray(below) > 0))

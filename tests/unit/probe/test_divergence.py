@@ -96,7 +96,8 @@ def test_nothing_to_compare() -> None:
 
 
 def test_kinds_can_be_given() -> None:
-    chosen = choose({"output": normal(4, 1000), "hidden_states": normal(4, 8)}, {"output": Kind.MSE})
+    chosen = choose({"output": normal(4, 1000), "hidden_states": normal(4, 8)}, {"output": (Kind.MSE, "told")})
+    assert chosen.measures[0].reason == "told"
     assert [(m.output, m.kind) for m in chosen.measures] == [("output", Kind.MSE), ("hidden_states", Kind.MSE)]
 
 
