@@ -96,7 +96,7 @@ def drop_interval(
         low = -_drawn(
             family, lambda p, d, w: -drop(d, p, w), pruned, dense, members, tail, seed, further=not teacher
         )  # fmt: skip
-    return min(low, here), max(high, here)
+    return min(low, here) + 0.0, max(high, here)  # no minus before nothing
 
 
 def rows_to_show(limit: float, tail: float) -> int:
