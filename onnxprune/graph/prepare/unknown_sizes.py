@@ -68,7 +68,8 @@ def left_open(model: ir.Model) -> Iterator[None]:
     try:
         for value in values:
             declared = value.meta[_DECLARED]
-            value.shape = ir.Shape([None if _open(d) else d for d in declared])
+            # A mark such as "?" is the file's own name, and its interface; no size is a number below 1.
+            value.shape = ir.Shape([None if isinstance(d, int) and _open(d) else d for d in declared])
         yield
     finally:
         for value, shape in named:
