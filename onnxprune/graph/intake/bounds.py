@@ -22,12 +22,22 @@ def check(model: ir.Model, file: Path) -> None:
     """Refuse a graph that grows without bound.
 
     Raises:
-        ModelError: a function calls itself.
+        ModelError: a function calls itself, or a value is read that nothing makes.
         LimitError: too many nodes once its functions are written out, or a loop that never ends.
     """
     nodes = _unfolded(model, file)
     if nodes > MOST_NODES:
         raise LimitError(f"{file}: {nodes:,} nodes once its functions are written out; {MOST_NODES:,} are the most")
+    for node in model.graph:
+        for value in node.inputs:
+            if (
+                value is not None
+                and value.producer() is None
+                and not value.is_graph_input()
+                and not value.is_initializer()
+            ):
+                told = one_line(value.name or "", 60)
+                raise ModelError(f"{file}: node {one_line(node.name or '', 60)} reads {told}, which nothing makes")
     for node in _all(model):
         if node.op_type == "Loop" and node.domain in ("", "ai.onnx"):
             _check_loop(node, file)

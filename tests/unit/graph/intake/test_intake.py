@@ -184,6 +184,7 @@ DAMAGED: dict[str, Change] = {
     "one name twice": lambda m: m.graph.initializer.append(m.graph.initializer[0]),
     "a cycle": lambda m: m.graph.node[0].input.__setitem__(0, "stream_1"),
     "a node that reads itself": lambda m: m.graph.node[4].input.__setitem__(0, "stream_0"),
+    "a value of nobody": lambda m: m.graph.node[0].input.__setitem__(0, "nowhere"),
     "no operator": lambda m: setattr(m.graph.node[2], "op_type", ""),
     "an attribute twice": lambda m: m.graph.node[10].attribute.extend([helper.make_attribute("transB", 0)] * 2),
     "a reference": lambda m: m.graph.node[10].attribute.append(REFERENCE),
