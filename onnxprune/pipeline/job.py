@@ -43,6 +43,7 @@ from onnxprune.pipeline import output_files, report_facts
 from onnxprune.pipeline.debug_bundle import Place
 from onnxprune.pipeline.late import kept
 from onnxprune.pipeline.proof import prove
+from onnxprune.pipeline.result import Result
 from onnxprune.pipeline.rows import read_rows, require_memory, shape_of
 from onnxprune.refit.solvers.linalg import numpy_on_one_thread
 from onnxprune.refit.sparsify import zeros_in
@@ -62,38 +63,6 @@ UNITS = {"flops": "MAC", "params": "parameters", "size": "bytes", "latency": "ms
 CHECK_ROWS = 64
 CALIBRATION_ROWS = 128
 """Rows that the ranges of 8-bit activations are taken from."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run gives.
-
-    Attributes:
-        model: the pruned graph.
-        plan: what was cut, with refit weights.
-        report: everything measured.
-        files: what was written; empty until `save`, if `prune` was not given an output.
-    """
-
-    model: ir.Model
-    plan: Plan
-    report: reports.Report
-    files: tuple[Path, ...] = ()
-
-    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> list[Path]:
-        """Write the model (weights beside it where they do not fit in one file).
-
-        With `force`, an older model of that name goes with its plan and its report, which are not this one's.
-
-        Raises:
-            UsageError: there is one and `force` is off, or the name is that of something the run read.
-        """
-        target, sources = Path(path), self.report.recipe.get("sources", {})
-        read = [sources.get(name) for name in ("calibration", "evaluation")]
-        inputs = output_files.inputs_of(Path(self.report.model.path), *read, tokenizer=sources.get("tokenizer"))
-        with output_files.opened(target, Path(self.report.model.path), inputs, force=force) as out:
-            models.save(self.model, out.folder / target.name)
-            return out.commit()
 
 
 @dataclass(eq=False)

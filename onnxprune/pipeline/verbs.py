@@ -31,9 +31,10 @@ from onnxprune.measure.dense_file import examine
 from onnxprune.measure.equivalence import Equivalence
 from onnxprune.pipeline import output_files
 from onnxprune.pipeline.debug_bundle import Place
-from onnxprune.pipeline.job import Job, Result
+from onnxprune.pipeline.job import Job
 from onnxprune.pipeline.max_drop import smallest_within
 from onnxprune.pipeline.proof import prove
+from onnxprune.pipeline.result import Result
 from onnxprune.pipeline.rows import require_memory, shape_of, vocabulary
 from onnxprune.probe.gates import Gates
 from onnxprune.probe.interpreter import Interpreter
