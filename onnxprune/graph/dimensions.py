@@ -124,6 +124,11 @@ _MOST = 1 << 28
 """Elements of one input: what no machine would run a model on is a slip of the hand."""
 
 
+def least(name: str) -> int:
+    """The smallest size of a dimension: a cache may be empty."""
+    return 0 if "past" in name else 1
+
+
 def require_sizes(bindings: Mapping[str, Any], shapes: Mapping[str, Sequence[int | str | None]]) -> None:
     """Refuse what is no size of a dimension.
 
@@ -132,13 +137,13 @@ def require_sizes(bindings: Mapping[str, Any], shapes: Mapping[str, Sequence[int
         shapes: of the graph's inputs.
 
     Raises:
-        UsageError: a size that is no whole number from 1 on, or an input that would have more than 2^28 elements.
+        UsageError: a size that is no whole number, or too small, or an input that would have more than 2^28 elements.
     """
     for name, size in bindings.items():
-        if not isinstance(size, Integral) or size < 1:
-            raise UsageError(f"--shape {name}={size}: a dimension's size is a whole number from 1 on")
+        if not isinstance(size, Integral) or size < least(name):
+            raise UsageError(f"--shape {name}={size}: a dimension's size is a whole number from {least(name)} on")
     for name, shape in shapes.items():
         elements = math.prod(bindings.get(dim, 1) if isinstance(dim, str) else (dim or 1) for dim in shape)
-        if elements > _MOST:
-            told = ",".join(f"{dim}={bindings[dim]}" for dim in shape if isinstance(dim, str) and dim in bindings)
+        told = ",".join(f"{dim}={bindings[dim]}" for dim in shape if isinstance(dim, str) and dim in bindings)
+        if told and elements > _MOST:  # what the graph fixes itself is a matter of memory
             raise UsageError(f"--shape {told}: input {name} would have {elements:.3g} elements; give smaller sizes")

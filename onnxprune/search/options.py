@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from onnxprune.errors import UsageError
+from onnxprune.graph.dimensions import require_sizes
 from onnxprune.graph.plan import Budget
 from onnxprune.refit.solvers import SOLVERS
 from onnxprune.refit.solvers.patterns import parse as parse_pattern
@@ -124,8 +125,7 @@ class Options:
             raise UsageError(f"--threads {self.threads}: give a number up to {MOST_THREADS}, or 0 for all cores")
         if not 0 <= self.seed < 2**31:
             raise UsageError(f"--seed {self.seed}: give a number from 0 to {2**31 - 1}")
-        if any(size < ("past" not in name) for name, size in self.shape.items()):  # a cache may be empty
-            raise UsageError(f"--shape {','.join(f'{k}={v}' for k, v in self.shape.items())}: sizes are 1 or more")
+        require_sizes(self.shape, {})
         if self.device not in ("auto", "cpu", "cuda"):
             raise UsageError(f"--device {self.device}: choose from auto, cpu, cuda")
 

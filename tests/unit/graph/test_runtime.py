@@ -121,7 +121,7 @@ def test_threads_spinning_and_dims_reach_the_session(linear: Path) -> None:
 
 
 def test_optimization_level(linear: Path) -> None:
-    with pytest.raises(UsageError, match="none, basic, extended, all"):
+    with pytest.raises(UsageError, match="none, basic, extended, layout, all"):
         runtime.session(linear, optimization="O3")
 
 
