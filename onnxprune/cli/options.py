@@ -87,7 +87,7 @@ MODEL = click.argument("model", type=click.Path(path_type=Path))
 
 def memory(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     """Bytes of 8GB."""
-    from onnxprune.measure.memory import parse
+    from onnxprune.graph.memory import parse
 
     return None if value is None else parse(value)
 
@@ -217,7 +217,8 @@ def planning(command: Any) -> Any:
             "--max-memory",
             metavar="SIZE",
             callback=memory,
-            help="Plan batches for this much (8GB), and refuse rows that take more; default: what is free.",
+            help="What the process may hold (8GB): batches are planned by it, models of more than a quarter of it are "
+            "read and run in parts, and what cannot fit is refused; default: what the machine has, and has free.",
         ),
         click.option(
             "--latency-threads",

@@ -19,8 +19,9 @@ import onnx_ir
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError, UnsupportedError, reading
-from onnxprune.graph import intake, prepare
+from onnxprune.graph import intake, memory, prepare
 from onnxprune.graph.prepare import caches, older_opsets, optional_inputs, shared_biases
+from onnxprune.graph.stored import Taken
 
 read = intake.read
 """The file as it is, checked for what a damaged or hostile one lacks."""
@@ -28,7 +29,8 @@ OPSETS = range(11, 27)
 _DECODER = re.compile(r"decoder(_model)?(_with_past)?(_model)?(_merged)?(?P<rest>.*)")
 """How exporters name the graphs of one decoder; `rest` tells apart what was made of each ("_quantized")."""
 _EMBED_LIMIT = 1_900_000_000
-"""Bytes of weights that still fit in one protobuf file (the format's limit is 2 GiB)."""
+"""Bytes of weights that still fit in one protobuf file (the format's limit is 2 GiB); writing one takes four times its
+size of memory, so that it is less where less memory is stated."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> list[Path]:
 
 def _save(model: ir.Model, path: Path) -> list[Path]:
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    if size <= _EMBED_LIMIT:
+    if size <= (min(_EMBED_LIMIT, memory.share()) if memory.stated() else _EMBED_LIMIT):
         _internalise(model)
         ir.save(model, path)
         return [path]
@@ -219,9 +221,9 @@ def _external(model: ir.Model) -> list[ir.ExternalTensor]:
 
 
 def _internalise(model: ir.Model) -> None:
-    """Bring external weights into memory, so that the file written stands alone."""
+    """Bring weights that are read from elsewhere into memory, so that the file written stands alone."""
     for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
+        if isinstance(value.const_value, (ir.ExternalTensor, Taken)):
             value.const_value = ir.Tensor(
                 value.const_value.numpy().copy(), name=value.name, dtype=value.const_value.dtype
             )

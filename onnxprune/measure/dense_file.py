@@ -15,7 +15,7 @@ import numpy as np
 
 from onnxprune.data import Batch, Dataset
 from onnxprune.errors import ModelError, OnnxPruneError, UnsupportedError
-from onnxprune.graph import runtime
+from onnxprune.graph import runtime, segments
 from onnxprune.graph.example_feeds import fitted
 from onnxprune.graph.finite import check_weights, first_unusable, require
 from onnxprune.graph.model import InputSpec, Model
@@ -54,7 +54,7 @@ def examine(dense: Model, rows: Dataset | None = None, providers: Sequence[str] 
         return ()
     if set(runtime.resolve_providers(providers)) - {runtime.CPU}:
         runtime.placed(runtime.session(dense.path, providers), "the dense model")
-    opened = runtime.session(dense.path)
+    opened = segments.opened(dense.path)
     said: list[str] = []
     few = Dataset((), "") if rows is None else rows.take(ROWS, 0)
     for batch in few.batches(max_rows=ROWS, max_tokens=TOKENS):
@@ -120,7 +120,7 @@ def shapes_to_check(dense: Model, feeds: Sequence[runtime.Feeds]) -> list[runtim
     extra = [*_other_batches(dense.inputs, made), *_other_lengths(dense.inputs, made)]
     if not extra or dense.path is None:
         return made
-    opened = runtime.session(dense.path)
+    opened = segments.opened(dense.path)
 
     def runs(one: runtime.Feeds) -> bool:
         try:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import CheckError
-from onnxprune.graph import runtime
+from onnxprune.graph import runtime, segments
 from onnxprune.graph.finite import require
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Plan, Structure
@@ -90,7 +90,7 @@ def equivalence(
         CheckError: the difference is above the tolerance, an output has another shape, more than 1% of an integer
             output differs, or there is nothing to compare with: NaN is expected, or no finite number.
     """
-    session = runtime.session(file, providers, threads=threads, optimization=optimization)
+    session = segments.opened(file, providers, threads=threads, optimization=optimization)
     apart: dict[str, float] = {}
     scale: dict[str, float] = {}
     flips: dict[str, list[int]] = {}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnxprune.data.row_axis import output_axes, rows_first
 from onnxprune.data.row_doubts import row_doubts
 from onnxprune.errors import CheckError, DataError, reading
-from onnxprune.graph import runtime
+from onnxprune.graph import runtime, segments
 from onnxprune.graph.finite import require
 from onnxprune.graph.model import InputSpec
 from onnxprune.measure.drift import Drift, DriftTally
@@ -122,7 +122,7 @@ class Teacher:
         if not len(dataset):
             raise DataError("there are no rows to evaluate on")
         self.dataset, self.providers, self.threads = dataset, tuple(providers), threads
-        self._session = runtime.session(model, providers, threads=threads)
+        self._session = segments.opened(model, providers, threads=threads)
         runtime.placed(self._session, "the dense model")
         self._limits = max_rows, max_tokens
         self._kept: dict[int, Outputs] = {}
@@ -236,7 +236,7 @@ def compare(
     level: float = 0.95,
 ) -> Evidence:
     """`validate` with a teacher that is kept between several pruned models; `level` is that of the intervals."""
-    session = runtime.session(pruned, teacher.providers, threads=teacher.threads)
+    session = segments.opened(pruned, teacher.providers, threads=teacher.threads)
     coverage = runtime.placed(session, "the pruned model")
     tallies = [_Tally(teacher, chosen) for chosen in _metrics(teacher, metric)]
     drift = DriftTally(teacher.divergence, teacher.samples)

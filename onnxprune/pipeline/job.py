@@ -20,8 +20,8 @@ from onnxprune.data import Dataset
 from onnxprune.errors import BudgetError, CheckError
 from onnxprune.export.precision import Step, measure_steps
 from onnxprune.export.precision.apply import scheme_of
+from onnxprune.graph import memory, outputs, runtime
 from onnxprune.graph import model as models
-from onnxprune.graph import outputs, runtime
 from onnxprune.graph.companions import add_companions
 from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.model import Model
@@ -59,6 +59,11 @@ logger = logging.getLogger(__name__)
 
 UNITS = {"flops": "MAC", "params": "parameters", "size": "bytes", "latency": "ms"}
 """Of budgets that state an amount."""
+
+_ALIKE = (
+    "refits took all tokens for equally important: what each weighs takes gradients, for which --max-memory would have "
+    "to be four times the weights"
+)
 
 CHECK_ROWS = 64
 CALIBRATION_ROWS = 128
@@ -141,6 +146,8 @@ class Job:
         assert dense.path is not None
         kept = None if scores is None else scores / f"{dense.path.stem}.scores.json"
         planner = Planner(dense, structure, options, learn, bindings, clock, progress, kept)
+        if learn is not None and options.token_weight and planner.interpreter.streams:
+            said = (*said, _ALIKE)
         sources = {"calibration": _path(calibration), "evaluation": _path(evaluation), **asked}
         return cls(
             dense, structure, planner, options, learn, judge, clock, tuple(providers), metric, measure, quantize,
@@ -163,6 +170,7 @@ class Job:
     def finish(self, plan: Plan, budget: Budget, out: OutputSet) -> Result:
         """From a plan to files: written to a staging place, checked and measured there, and only then named."""
         assert self.dense.path is not None
+        self.planner.interpreter.release()
         with self.clock.stage("rewrite"):
             pruned = rewrite.apply(self.dense, self.structure, plan)
             written = Costs(replace(self.dense, ir=pruned), self.structure, self.planner.costs.bindings)
@@ -254,6 +262,7 @@ class Job:
         timed: list[latency.LatencyRow] = []
         if self.measure:
             with kept("no latency", lacking), self.clock.stage("latency"):
+                memory.require(models.size(self.dense.path) + models.size(file), "timing both models side by side")
                 examples = [e.feeds for e in rows.examples[:8]] if rows is not None else []
                 timed = latency.bench(
                     self.dense.path, file, providers=self.providers, dims=bindings, examples=examples,

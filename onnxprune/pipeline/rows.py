@@ -11,7 +11,7 @@ from onnxprune.data import Dataset, Example
 from onnxprune.errors import UsageError
 from onnxprune.graph.dimensions import evaluate
 from onnxprune.graph.model import Model
-from onnxprune.measure import memory
+from onnxprune.measure import footprint
 from onnxprune.measure.cost import default_bindings
 from onnxprune.search.options import Options
 
@@ -47,10 +47,10 @@ def require_memory(dense: Model, options: Options, *rows: Dataset | None) -> Non
     for dataset in rows:
         if dataset is not None and dataset.examples:
             largest = max(dataset.examples, key=lambda e: sum(a.size for a in e.feeds.values()))
-            memory.require(dense, _sizes(dense, largest), options.max_memory, largest.source, weights=weights)
+            footprint.require(dense, _sizes(dense, largest), largest.source, weights=weights)
     if not weights:
         sizes = default_bindings(dense, dict(options.shape))
-        memory.require(dense, sizes, options.max_memory, "the model at the stated shape", weights=False)
+        footprint.require(dense, sizes, "the model at the stated shape", weights=False)
 
 
 def _sizes(dense: Model, example: Example) -> dict[str, int]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from onnxprune import data, rewrite
 from onnxprune.errors import UsageError
+from onnxprune.graph import memory
 from onnxprune.graph import model as models
 from onnxprune.graph.companions import add_companions
 from onnxprune.graph.example_feeds import synthesize
@@ -107,7 +108,10 @@ def prune(
     budget = Budget("flops", 0.5) if max_drop is not None else budget_of(**given, whole=needs_no_budget(options))
     inputs = _inputs(file, calibration, evaluation, tokenizer, options, reads)
     bundle = None if debug_bundle is None else Place.of(debug_bundle, inputs + Inputs.of(target), force=force)
-    with output_files.opened(target, file, inputs, quantize=quantize, force=force) as out:
+    with (
+        memory.limited(options.get("max_memory")),
+        output_files.opened(target, file, inputs, quantize=quantize, force=force) as out,
+    ):
         job = Job.open(source, Options(budget, **options), calibration, evaluation, **common)
         if max_drop is not None:
             budget, plan = smallest_within(job, max_drop)
@@ -149,7 +153,7 @@ def sweep(
     file = models.find(source)
     inputs = _inputs(file, calibration, evaluation, common.get("tokenizer"), options, reads)
     targets = [None if folder is None else Path(folder) / f"{file.stem}.{kind}-{b.value:g}.onnx" for b in asked]
-    with ExitStack() as stack:
+    with memory.limited(options.get("max_memory")), ExitStack() as stack:
         opened = partial(output_files.opened, quantize=common.get("quantize"), force=force, told=set())
         outs = [stack.enter_context(opened(target, file, inputs)) for target in targets]
         job = Job.open(source, Options(asked[0], **options), calibration, evaluation, **common)
@@ -194,6 +198,17 @@ def make_plan(
     **asked: Any,
 ) -> Plan:
     """The plan alone: `apply` carries it out later, without data."""
+    with memory.limited(options.max_memory):
+        return _make_plan(source, calibration, options, progress, **asked)
+
+
+def _make_plan(
+    source: str | os.PathLike[str],
+    calibration: Any,
+    options: Options,
+    progress: Callable[..., None] | None,
+    **asked: Any,
+) -> Plan:
     dense = models.load(source)
     structure = analyze(dense, hidden="hidden" in options.units)
     learn = None

@@ -14,6 +14,7 @@ import numpy as np
 
 from onnxprune.data import Batch, Dataset, output_axes, rows_first
 from onnxprune.errors import UnsupportedError
+from onnxprune.graph import memory
 from onnxprune.graph.finite import require
 from onnxprune.graph.model import spec
 from onnxprune.graph.plan import Structure
@@ -23,7 +24,7 @@ from onnxprune.graph.values import dims
 from onnxprune.probe.divergence import Divergence, Kind, choose_for
 from onnxprune.probe.gates import Gated
 from onnxprune.probe.interpreter import Interpreter, Usage
-from onnxprune.probe.second_moments import Gram
+from onnxprune.probe.second_moments import Gram, Store
 
 NOTHING = Gated({}, {})
 
@@ -36,6 +37,29 @@ def forward(
 
     with torch.inference_mode():
         return interpreter.run(feeds, outputs=outputs, weights=state.weights, edit=state.edit)
+
+
+TOGETHER = 16
+"""Batches that go through a graph side by side, where its weights are read for each pass anew."""
+
+
+def side_by_side(interpreter: Interpreter, count: int) -> list[range]:
+    """Which of some batches run together: each alone where all weights are held, several where they are not."""
+    step = TOGETHER if interpreter.streams else 1
+    return [range(i, min(i + step, count)) for i in range(0, count, step)]
+
+
+def forward_all(
+    interpreter: Interpreter, batches: Sequence[Mapping[str, Any]], outputs: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """`forward` of the graph as it is on several batches, each weight read as seldom as can be."""
+    import torch
+
+    found: list[dict[str, Any]] = []
+    with torch.inference_mode():
+        for group in side_by_side(interpreter, len(batches)):
+            found += interpreter.run_all([batches[i] for i in group], outputs=outputs)
+    return found
 
 
 def fetch(
@@ -73,7 +97,8 @@ class Rows:
     def outputs(self) -> list[dict[str, Any]]:
         """The dense model's outputs that count, batch by batch."""
         wanted = self.divergence.outputs
-        found = [self.by_row(batch, forward(self.interpreter, batch.feeds, wanted)) for batch in self.batches]
+        run = forward_all(self.interpreter, [batch.feeds for batch in self.batches], wanted)
+        found = [self.by_row(batch, outputs) for batch, outputs in zip(self.batches, run, strict=True)]
         for batch, outputs in zip(self.batches, found, strict=True):
             rows = [self.dataset.examples[i].source for i in batch.index]
             require({k: _array(v) for k, v in outputs.items()}, "the dense model", rows)
@@ -94,7 +119,9 @@ class Rows:
         """How far outputs are from the dense ones; chosen by what they are, on some batches."""
         if self.given is not None:
             return self.given
-        samples = [self.by_row(b, forward(self.interpreter, b.feeds)) for b in self.batches[:8]]
+        first = self.batches[:8]
+        run = forward_all(self.interpreter, [b.feeds for b in first])
+        samples = [self.by_row(batch, outputs) for batch, outputs in zip(first, run, strict=True)]
         names = [v.name or "" for v in self.interpreter.graph.outputs]
         return choose_for(self.dataset, {n: [_array(found[n]) for found in samples] for n in names})
 
@@ -170,7 +197,7 @@ def record(
     state: Gated = NOTHING,
     states: Mapping[str, Observer] | None = None,
 ) -> None:
-    """One forward pass; each usage's function gets the tensor read there.
+    """One forward pass, node by node over all batches where weights are not held; functions get the tensor read there.
 
     Args:
         states: the same of states of recurrences (`ops.states_of`).
@@ -180,12 +207,18 @@ def record(
     nodes = {node for node, _ in usages}
     ends = [next((v.name for v in n.outputs if v.name), "") for n in rows.interpreter.graph if n.name in nodes]
     wanted = (*ends, *(states or {}))
-    for batch in rows.batches:
-        real = None if batch.real is None else torch.from_numpy(batch.real)
-        edit = {**state.edit, **{u: _observed(use, state.edit.get(u), real) for u, use in usages.items()}}
-        found = forward(rows.interpreter, batch.feeds, wanted, Gated(state.weights, edit))
-        for name, use in (states or {}).items():
-            use(found[name], None)
+    for group in side_by_side(rows.interpreter, len(rows.batches)):
+        batches = [rows.batches[i] for i in group]
+        edits = []
+        for batch in batches:
+            real = None if batch.real is None else torch.from_numpy(batch.real)
+            edits.append({**state.edit, **{u: _observed(use, state.edit.get(u), real) for u, use in usages.items()}})
+        feeds = [batch.feeds for batch in batches]
+        with torch.inference_mode():
+            found = rows.interpreter.run_all(feeds, outputs=wanted, weights=state.weights, edits=edits)
+        for values in found:
+            for name, use in (states or {}).items():
+                use(values[name], None)
 
 
 def _observed(use: Callable[[Any, Any], None], before: Callable[[Any], Any] | None, real: Any) -> Callable[[Any], Any]:
@@ -206,12 +239,22 @@ def grams(
 ) -> dict[Usage, Gram]:
     """Gram matrices of what every reader reads, in one forward pass; tokens weighted where weights are given."""
     found = {m.usage: Gram() for m in matrices}
+    store = Store(memory.share())
 
     def adder(matrix: Matrix) -> Callable[[Any, Any], None]:
         gram = found[matrix.usage]
         own = weights.get(matrix.reader.node) if weights is not None and matrix.states is None else None
         per_batch = iter(own) if own is not None else None
-        return lambda x, real: gram.add(matrix.rows(x, real), next(per_batch) if per_batch is not None else None)
+        left = len(rows.batches)
+
+        def add(x: Any, real: Any) -> None:
+            nonlocal left
+            gram.add(matrix.rows(x, real), next(per_batch) if per_batch is not None else None)
+            left -= 1
+            if not left:
+                gram.put_away(store)
+
+        return add
 
     recurrences = {m.states: adder(m) for m in matrices if m.states is not None}
     record(rows, {m.usage: adder(m) for m in matrices if m.states is None}, state, recurrences)

@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import UnsupportedError, UsageError
+from onnxprune.graph import ops
 from onnxprune.graph.axes import DYNAMIC, Layout, Mask, atoms_of, flat_mask, index_of
 from onnxprune.graph.ops.normalize import narrows
 from onnxprune.graph.plan import Branch, Plan, Reader, Structure
@@ -58,6 +59,9 @@ class Gates:
             else:
                 layout = self._layouts(reader)[reader.axis]
                 kept = torch.from_numpy(flat_mask(layout, masks, self.structure.sizes)).to(self.interpreter.device)
+                if self.interpreter.streams and not self._recurrent(reader):  # no copies of weights that are not held
+                    _compose(edit, (reader.node, reader.input), self._spread(reader, masks))
+                    continue
                 weight = weights[reader.weight] if reader.weight in weights else self.interpreter.weight(reader.weight)
                 if weight.shape[reader.weight_axis] != len(kept):  # one axis for the inputs of every group
                     _compose(edit, (reader.node, reader.input), self._spread(reader, masks))
@@ -129,6 +133,11 @@ class Gates:
                 f"{branch.id} (node {branch.add}): what it leaves behind depends on the input; it cannot be dropped"
             )
         return rest
+
+    def _recurrent(self, reader: Reader) -> bool:
+        """Whether a node may read a unit of its own, which no operand shows."""
+        operator = ops.lookup(self._operands[reader.node])
+        return operator is not None and operator.states
 
     def _layouts(self, reader: Reader) -> tuple[Layout, ...]:
         value = self._operands[reader.node].inputs[reader.input]

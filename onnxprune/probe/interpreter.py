@@ -7,15 +7,17 @@ and only the nodes between them and `outputs` run, so that a suffix starts from 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import LimitError, OnnxPruneError, UnsupportedError, out_of_memory, reading, said
-from onnxprune.graph import ops
+from onnxprune.graph import memory, ops
 from onnxprune.graph.single_nodes import Foreign, reads
 
 Usage = tuple[str, int]
@@ -34,6 +36,38 @@ class _Step:
     done: tuple[str, ...]  # values nobody reads after this step
 
 
+class Held:
+    """The tensors read last, as many as a number of bytes holds.
+
+    Args:
+        limit: bytes. A tensor that is larger alone is not kept.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.size = limit, 0
+        self._tensors: OrderedDict[str, Any] = OrderedDict()
+
+    def get(self, name: str) -> Any:
+        """A tensor, if it is still there."""
+        if name in self._tensors:
+            self._tensors.move_to_end(name)
+        return self._tensors.get(name)
+
+    def put(self, name: str, tensor: Any) -> Any:
+        """Keep a tensor, in the place of those that were not read for longest; returns it."""
+        size = _nbytes(tensor)
+        while self._tensors and self.size + size > self.limit:
+            self.size -= _nbytes(self._tensors.popitem(last=False)[1])
+        if size <= self.limit:
+            self._tensors[name] = tensor
+            self.size += size
+        return tensor
+
+
+def _nbytes(tensor: Any) -> int:
+    return int(tensor.numel() * tensor.element_size())
+
+
 class Interpreter:
     """Runs one graph.
 
@@ -47,7 +81,7 @@ class Interpreter:
         self.graph = graph
         self.device = device
         self.lender = lender
-        self._weights: dict[str, Any] = {}
+        self._held = Held(memory.share())
         self._schedules: dict[tuple[frozenset[str], tuple[str, ...]], tuple[list[_Step], frozenset[str]]] = {}
         self._live: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         self._producers = {v.name: n for n in graph for v in n.outputs if v.name}
@@ -77,53 +111,94 @@ class Interpreter:
                 UnsupportedError: an operator that neither torch nor ONNX Runtime computes; names node, type and opset.
             KeyError: a graph input that is needed and not fed.
         """
+        return self.run_all([feeds], outputs=outputs, weights=weights, edits=[edit or {}])[0]
 
+    def run_all(
+        self,
+        batches: Sequence[Mapping[str, Any]],
+        *,
+        outputs: Sequence[str] | None = None,
+        weights: Mapping[str, Any] | None = None,
+        edits: Sequence[Edit] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Several batches at once, node by node, so that each weight is read once for all of them.
+
+        Args:
+            batches: feeds of each, of the same names.
+            outputs, weights: as for `run`.
+            edits: of each batch.
+        """
         wanted = tuple(v.name or "" for v in self.graph.outputs) if outputs is None else tuple(outputs)
-        steps, initializers = self._schedule(frozenset(feeds), wanted)
+        steps, initializers = self._schedule(frozenset(batches[0]), wanted)
         override = weights or {}
-        values = {name: self.place(tensor) for name, tensor in feeds.items()}
-        for name in initializers:
-            values[name] = override[name] if name in override else self.weight(name)
-        hooks = edit or {}
+        known = [{name: self.place(tensor) for name, tensor in feeds.items()} for feeds in batches]
         for step in steps:
-            arguments = [None if name is None else values[name] for name in step.inputs]
-            if hooks:
-                arguments = [
-                    hooks[usage](x) if (usage := (step.node.name or "", i)) in hooks else x
-                    for i, x in enumerate(arguments)
-                ]
-            if self.device != "cpu":
-                arguments = _on_one_device(arguments)
-            try:
-                result = step.call(*arguments)
-            except OnnxPruneError:
-                raise
-            except Exception as error:  # whatever operands that no operator takes make of torch
-                kind = LimitError if out_of_memory(error) else UnsupportedError
-                raise kind(f"{_describe(step.node)} cannot be computed in torch: {said(error)}") from error
-            for name, tensor in zip(
-                step.outputs, result if isinstance(result, (tuple, list)) else (result,), strict=False
-            ):
-                values[name] = tensor
-            for name in step.done:
-                del values[name]
-        found = {name: values[name] for name in wanted}
-        for i, value in enumerate(self.graph.outputs):
-            if ("", i) in hooks and value.name in found:
-                found[value.name] = hooks["", i](found[value.name])
+            constants = {
+                name: override[name] if name in override else self.weight(name)
+                for name in step.inputs
+                if name in initializers
+            }
+            for i, values in enumerate(known):
+                self._take(step, values, constants, edits[i] if edits is not None else {})
+        found = []
+        for i, values in enumerate(known):
+            own = {n: self._found(n, values, override) for n in wanted}
+            hooks = edits[i] if edits is not None else {}
+            for j, value in enumerate(self.graph.outputs):
+                if ("", j) in hooks and value.name in own:
+                    own[value.name] = hooks["", j](own[value.name])
+            found.append(own)
         return found
 
+    def _found(self, name: str, values: Mapping[str, Any], override: Mapping[str, Any]) -> Any:
+        known = name in values or name not in self.graph.initializers
+        return values[name] if known else override[name] if name in override else self.weight(name)
+
+    def _take(self, step: _Step, values: dict[str, Any], constants: Mapping[str, Any], hooks: Edit) -> None:
+        """One node on one batch: its results come to the values, and what is read for the last time goes."""
+        arguments = [
+            None if name is None else constants[name] if name in constants else values[name] for name in step.inputs
+        ]
+        if hooks:
+            arguments = [
+                hooks[usage](x) if (usage := (step.node.name or "", i)) in hooks else x for i, x in enumerate(arguments)
+            ]
+        if self.device != "cpu":
+            arguments = _on_one_device(arguments)
+        try:
+            result = step.call(*arguments)
+        except OnnxPruneError:
+            raise
+        except Exception as error:  # whatever operands that no operator takes make of torch
+            kind = LimitError if out_of_memory(error) else UnsupportedError
+            raise kind(f"{_describe(step.node)} cannot be computed in torch: {said(error)}") from error
+        for name, tensor in zip(step.outputs, result if isinstance(result, (tuple, list)) else (result,), strict=False):
+            values[name] = tensor
+        for name in step.done:
+            values.pop(name, None)
+
+    @cached_property
+    def streams(self) -> bool:
+        """Whether the weights are more than may be held at once, so that passes over one batch read them anew."""
+        tensors = [v.const_value for v in self.graph.initializers.values() if v.const_value is not None]
+        return sum(t.nbytes for t in tensors) > self._held.limit
+
     def weight(self, name: str) -> Any:
-        """An initializer as a tensor (kept; it shares the model's memory on the CPU)."""
+        """An initializer as a tensor; the last ones read are kept (they share the model's memory on the CPU)."""
         if self.lender is not None and self._lent(self.lender, name):
             return self.lender.weight(name)
-        if name not in self._weights:
+        kept = self._held.get(name)
+        if kept is None:
             import torch
 
             # Kept for later runs that may need gradients, which tensors made in inference mode cannot enter.
             with torch.inference_mode(False):
-                self._weights[name] = self._load(name)
-        return self._weights[name]
+                kept = self._held.put(name, self._load(name))
+        return kept
+
+    def release(self) -> None:
+        """Let go of the weights that are kept; they are read anew when they are asked for."""
+        self._held = Held(self._held.limit)
 
     def needed(self, feeds: Iterable[str], outputs: Iterable[str]) -> list[ir.Node]:
         """The nodes between bound values and wanted ones, in order."""

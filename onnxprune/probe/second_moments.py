@@ -6,14 +6,68 @@ length are often small, and a sum of large matrices after each would take longer
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from onnxprune.errors import LimitError
 
 CHUNK = 4096
 """Tokens in one product."""
 WAITING = 2**24
 """The most bytes that wait to be multiplied: a scoring sums dozens of these at once."""
+
+
+class _Folder:
+    """A folder for temporary files, which goes with the last that refers to it."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="onnxprune-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+class Store:
+    """Arrays that are done with for now: the first of them stay in memory, the others go to files that are mapped
+    when they are read.
+
+    The files lie in a folder for temporary files, and go with the store.
+
+    Args:
+        limit: bytes that stay in memory.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.left = limit
+        self._folder: _Folder | None = None
+        self._count = 0
+
+    def keep(self, array: np.ndarray) -> Callable[[], np.ndarray]:
+        """Put an array away; what is returned gives it back."""
+        if array.nbytes <= self.left:
+            self.left -= array.nbytes
+            return lambda: array
+        if self._folder is None:
+            self._folder = _Folder()
+        self._count += 1
+        folder, file = self._folder, self._folder.path / f"{self._count}.npy"
+        free = shutil.disk_usage(folder.path).free
+        if free < 2 * array.nbytes:
+            raise LimitError(
+                f"{folder.path}: {free / 1e9:.1f} GB are free there, too few for the second moments that memory does "
+                "not hold; make room, name another folder in TMPDIR, or give --max-memory more"
+            )
+        np.save(file, array)
+
+        def read() -> np.ndarray:
+            assert folder is not None  # it lives as long as what is in it is asked for
+            return np.asarray(np.load(file, mmap_mode="c"))
+
+        return read
 
 
 class Gram:
@@ -23,6 +77,7 @@ class Gram:
         self._count = 0.0
         self._sums: list[Any] = []
         self._waiting: list[tuple[Any, tuple[Any, ...]]] = []
+        self._kept: list[Callable[[], np.ndarray]] = []
 
     def add(self, x: Any, weight: Any = None) -> None:
         """x [tokens, n]; weight [tokens] or None for ones, in every call or in none."""
@@ -57,8 +112,14 @@ class Gram:
 
     def sums(self) -> list[np.ndarray]:
         """What has been summed, in double precision."""
+        if self._kept:
+            return [read() for read in self._kept]
         self._flush()
         return [np.asarray(s.cpu().numpy()) for s in self._sums]
+
+    def put_away(self, store: Store) -> None:
+        """Let a store keep the sums: nothing is added any more."""
+        self._kept, self._sums = [store.keep(array) for array in self.sums()], []
 
     @property
     def count(self) -> float:

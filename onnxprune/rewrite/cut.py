@@ -12,8 +12,8 @@ from onnxprune.graph import ops
 from onnxprune.graph.axes import DYNAMIC, Mask, atoms_of, flat_mask, flat_order, kept_ratio
 from onnxprune.graph.ops.layout import factor_of
 from onnxprune.graph.plan import Plan, Structure
+from onnxprune.graph.stored import SMALL, Taken
 from onnxprune.graph.values import constant, dims
-from onnxprune.rewrite.weights import replace
 
 
 class Cut:
@@ -56,10 +56,13 @@ def units(model: ir.Model, structure: Structure, plan: Plan) -> None:
         layouts = structure.layouts.get(value.name or "", ())
         axes = [a for a, layout in enumerate(layouts) if atoms_of(layout) & (sizes.masks.keys() | orders.keys())]
         if axes and value.const_value is not None:
-            array = value.const_value.numpy()
-            for axis in axes:
-                array = array.take(flat_order(layouts[axis], sizes.masks, orders, structure.sizes), axis)
-            replace(value, array)
+            takes = [(flat_order(layouts[a], sizes.masks, orders, structure.sizes), a) for a in axes]
+            held = value.const_value
+            taken = Taken(held, takes, value.name)
+            value.const_value = (
+                taken if held.nbytes > SMALL else ir.Tensor(taken.numpy(), dtype=held.dtype, name=value.name)
+            )
+            value.shape = ir.Shape(taken.shape)
     for node, change in changes:
         carry_out(model, node, change)
     for node in model.graph:

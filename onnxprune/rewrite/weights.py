@@ -20,7 +20,9 @@ def replace(value: ir.Value, array: np.ndarray) -> None:
     """Give an initializer new contents, in its own element type."""
     assert value.const_value is not None
     dtype = value.const_value.dtype
-    value.const_value = ir.Tensor(np.ascontiguousarray(array).astype(dtype.numpy()), dtype=dtype, name=value.name)
+    value.const_value = ir.Tensor(
+        np.ascontiguousarray(array).astype(dtype.numpy(), copy=False), dtype=dtype, name=value.name
+    )
     value.shape = ir.Shape(array.shape)
 
 

@@ -60,7 +60,8 @@ class Options:
         keep_unread: compute positions that no output reads, too (`rewrite.drop_unread`). Budgets count them either way.
         provider: what a latency budget is about, and whose fast widths `round_to` means.
         latency_threads: of the sessions that are timed.
-        max_memory: bytes that a forward pass may take, by which batches are planned, too; None for what there is.
+        max_memory: bytes that the process may hold (graph.memory): batches are planned by it, models of more than a
+            quarter of it are read and run in parts, and what cannot fit is refused; None for what the machine has.
         latency_table: a file of speed.table, measured elsewhere; None to measure here where the budget is a latency.
     """
 

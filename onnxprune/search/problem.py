@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -10,22 +11,30 @@ import numpy as np
 
 from onnxprune.data import Dataset
 from onnxprune.errors import NothingToPruneError
+from onnxprune.graph import memory
 from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Plan, Structure
 from onnxprune.graph.structure.sites import Site, find_sites
-from onnxprune.measure.cost import tokens_at_once, tokens_to_measure
+from onnxprune.measure.cost import ACTIVATIONS, tokens_at_once, tokens_to_measure
 from onnxprune.measure.tables.fast_widths import step
 from onnxprune.probe.forward import Rows, Weights, sensitivities
 from onnxprune.probe.gates import Gates
 from onnxprune.probe.interpreter import Interpreter
 from onnxprune.probe.short_graph import brief
+from onnxprune.score import METHODS
+from onnxprune.score.mixture import parse
 from onnxprune.search.defaults import device_of, method_of, settled, why_nothing
 from onnxprune.search.latency_budget import costs_for, provider_of
 from onnxprune.search.options import Options
 from onnxprune.search.prices import Prices
 from onnxprune.search.progress import Clock, Progress
 from onnxprune.search.row_split import Split
+
+logger = logging.getLogger(__name__)
+
+GRADIENTS = frozenset({"gate_grad", "weight_score"})
+"""What a method may need (score.base.Statistics) that takes gradients: all weights are held until it is there."""
 
 
 class Problem:
@@ -63,6 +72,10 @@ class Problem:
             raise NothingToPruneError(why_nothing(structure, options))
         self.method = method_of(options, calibration)
         self.interpreter = Interpreter(model.graph, device_of(options.device))
+        if memory.stated() and parse(self.method, METHODS).needs & GRADIENTS:
+            weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+            what = f"--method {self.method} takes gradients, which hold all weights and activations: scoring"
+            memory.require(2 * weights + min(ACTIVATIONS, memory.limit() / 4), what)
         short, self.structure = brief(model, structure, self.interpreter)
         self.gates = Gates(self.structure, self.interpreter)
         self.calibration = calibration
@@ -95,6 +108,9 @@ class Problem:
         share = self.options.token_weight
         read = [m for s in self.sites for m in s.matrices]
         if not share or not read:
+            return None
+        if self.interpreter.streams:
+            logger.info("tokens count alike: what they weigh takes gradients, which need all weights in memory at once")
             return None
         found = sensitivities(rows, read, self.gates.usages, self.options.seed)
         return {node: [share * w + (1 - share) for w in parts] for node, parts in found.items()}

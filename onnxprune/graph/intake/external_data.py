@@ -16,6 +16,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError, one_line
+from onnxprune.graph.stored import Stored
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def place(model: ir.Model, file: Path, places: Mapping[str, Place]) -> None:
         if isinstance(tensor, ir.ExternalTensor):
             found = places[value.name or ""]
             linked = found.file != file.parent.resolve() / tensor.location
-            value.const_value = ir.ExternalTensor(
+            value.const_value = Stored(
                 found.file.name if linked else tensor.location,
                 found.start,
                 found.stop - found.start,

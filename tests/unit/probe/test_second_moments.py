@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxprune.probe import second_moments
-from onnxprune.probe.second_moments import Gram, Pairs
+from onnxprune.probe.second_moments import Gram, Pairs, Store
 
 cases = st.tuples(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 9), min_size=1, max_size=6), st.booleans())
 
@@ -37,3 +39,22 @@ def test_parts_sum_to_the_whole(case: tuple[int, list[int], bool], chunk: int) -
     np.testing.assert_allclose(gram.centred, (wx - w[:, None] * mean).T @ (x - mean), atol=1e-3)
     for got, expected in zip(pairs.sums(), (wx.T @ x, wx.sum(0), wx.T @ y, wy.sum(0), (wy * y).sum(0)), strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
+def test_sums_that_memory_does_not_hold_are_read_back_from_files() -> None:
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((20, 6)).astype(np.float32))
+    store = Store(6 * 6 * 8 + 6 * 8)
+    grams = [Gram() for _ in range(3)]
+    for gram in grams:
+        gram.add(x)
+        gram.put_away(store)
+    assert store.left == 0 and store._folder is not None
+    folder = store._folder.path
+    assert len(list(folder.iterdir())) == 4
+    for gram in grams:
+        np.testing.assert_allclose(gram.matrix, x.double().T @ x.double(), rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(gram.mean, x.double().mean(0), atol=1e-6)
+        assert gram.count == 20
+    del gram, grams, store
+    gc.collect()
+    assert not folder.exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,10 +13,14 @@ import perceptron
 import pytest
 from onnx import helper, numpy_helper
 
-from onnxprune.errors import LimitError, UsageError
+from onnxprune.errors import LimitError
+from onnxprune.graph import memory
 from onnxprune.graph import model as models
 from onnxprune.graph.dimensions import evaluate
-from onnxprune.measure import memory
+from onnxprune.graph.plan import Budget
+from onnxprune.measure import footprint
+from onnxprune.pipeline import job, verbs
+from onnxprune.search.options import Options
 
 
 @pytest.fixture
@@ -26,30 +31,54 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_most_that_values_take_at_one_time(folder: Path) -> None:
-    found = memory.footprint(models.load(folder / "model.onnx"), {"batch": 1000})
+    found = footprint.footprint(models.load(folder / "model.onnx"), {"batch": 1000})
     # The stream, and two values of the hidden width: what is added, and the sum.
     assert found.activations == 1000 * 4 * (8 + 16 + 16)
     assert found.weights == 4 * (2 * (8 * 16 * 2 + 16) + 8 * 3 + 3)
+    assert found.largest == 4 * 8 * 16
 
 
-@pytest.mark.parametrize(("text", "size"), [("8GB", 8 * 10**9), ("500mb", 5 * 10**8), ("1.5G", 15 * 10**8), ("7", 7)])
-def test_amounts(text: str, size: int) -> None:
-    assert memory.parse(text) == size
-    for wrong in ("", "x", "-1GB", "0", "8PB", "1e9", "9" * 40):
-        with pytest.raises(UsageError):
-            memory.parse(wrong)
+def test_of_weights_that_are_read_in_parts_a_part_counts(folder: Path) -> None:
+    model = models.load(folder / "model.onnx")
+    values, part = 4 * (8 + 16 + 16), 4 * 8 * 16
+    with memory.limited(values + part):
+        footprint.require(model, {"batch": 1}, "a row", weights=True)
+    with memory.limited(values + part - 1), pytest.raises(LimitError, match=r"a row \(batch=1\) takes 0\.7 KB"):
+        footprint.require(model, {"batch": 1}, "a row", weights=True)
 
 
 def test_rows_that_cannot_fit_are_refused_with_the_figure(
     folder: Path, run: Callable[..., tuple[int, str, str]]
 ) -> None:
     args = ["--flops", "0.6", "--calib", folder / "rows.jsonl", "--no-latency", "--threads", 1]
-    code, _, err = run(folder / "model.onnx", "-o", folder / "o.onnx", *args, "--max-memory", "2KB")
+    code, _, err = run(folder / "model.onnx", "-o", folder / "o.onnx", *args, "--max-memory", "500")
     assert code == 4 and "KB of memory" in err and "--max-memory" in err and "rows.jsonl:1" in err
-    assert not list(folder.glob("o.*"))
+    assert not list(folder.glob("o.*")) and not memory.stated()
     code, _, err = run(folder / "model.onnx", "-o", folder / "o.onnx", *args, "--max-memory", "1GB", "-q")
     assert code == 0, err
     assert json.loads((folder / "o.report.json").read_text())["recipe"]["options"]["max_memory"] == 10**9
+
+
+@pytest.mark.parametrize("verb", ["prune", "sweep", "make_plan"])
+def test_every_run_states_its_limit_and_leaves_none(folder: Path, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    seen = []
+
+    def refused(*_: object) -> None:
+        seen.append(memory.limit())
+        raise LimitError("enough")
+
+    monkeypatch.setattr(verbs, "require_memory", refused)
+    monkeypatch.setattr(job, "require_memory", refused)
+    model, rows = folder / "model.onnx", folder / "rows.jsonl"
+    asked: dict[str, Any] = {"max_memory": 10**9}
+    with pytest.raises(LimitError, match="enough"):
+        if verb == "prune":
+            verbs.prune(model, flops=0.6, calibration=rows, **asked)
+        elif verb == "sweep":
+            verbs.sweep(model, [0.6], calibration=rows, options=asked)
+        else:
+            verbs.make_plan(model, rows, Options(Budget("flops", 0.6), **asked))
+    assert seen == [10**9] and not memory.stated()
 
 
 def test_inputs_of_a_fixed_size_that_no_machine_has(folder: Path, run: Callable[..., tuple[int, str, str]]) -> None:

@@ -1,0 +1,117 @@
+"""How much memory a run may take, and what of it each kind of thing may hold.
+
+There is one limit: what was stated (`--max-memory`), for as long as that run lasts, or what the machine has. What is
+read again from a file when it is asked for (weights), or run in segments (sessions), keeps to a share of it; what
+cannot is refused with the figure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from pathlib import Path
+
+from onnxprune.errors import LimitError, UsageError
+
+USUAL = 8_000_000_000
+"""Bytes that a run plans with where none are stated and the machine does not tell: what a laptop has left."""
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_stated: ContextVar[int | None] = ContextVar("stated", default=None)
+
+
+def parse(text: str) -> int:
+    """Bytes of "8GB", "500MB" or a number of them.
+
+    Raises:
+        UsageError: it is none.
+    """
+    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE | re.ASCII)
+    size = int(float(found[1]) * _UNITS[found[2].upper()]) if found else 0
+    if size < 1:
+        raise UsageError(f"--max-memory {text}: give an amount such as 8GB or 500MB")
+    return size
+
+
+@contextmanager
+def limited(nbytes: int | None) -> Iterator[None]:
+    """State the limit of what is done inside; None for what the machine has."""
+    token = _stated.set(nbytes)
+    try:
+        yield
+    finally:
+        _stated.reset(token)
+
+
+def stated() -> bool:
+    """Whether the limit was asked for, so that what exceeds it is refused."""
+    return _stated.get() is not None
+
+
+def limit() -> int:
+    """Bytes that the process may hold. Unstated, it is the machine's, free or not: the same for every run there."""
+    return _stated.get() or _installed()
+
+
+def share() -> int:
+    """Bytes that weights may take in one place at a time: a model of this size or less is held whole.
+
+    There are two such places at most (the interpreter and a session, or the sessions of two models); the rest is for
+    libraries, activations and second moments.
+    """
+    return limit() // 4
+
+
+def available() -> int | None:
+    """Bytes that may be taken now: as stated, or what the machine and the control group have left; None if untold."""
+    if stated():
+        return limit()
+    return min((size for size in (_machine("MemAvailable"), _group_left()) if size is not None), default=None)
+
+
+def require(nbytes: float, what: str) -> None:
+    """Refuse what the limit cannot hold.
+
+    Raises:
+        LimitError: it would take more; names both figures.
+    """
+    if nbytes > limit():
+        known = f"--max-memory is {shown(limit())}" if stated() else f"there are {shown(limit())}"
+        raise LimitError(
+            f"{what} takes about {shown(nbytes)} of memory, and {known}; give --max-memory more, or less to do"
+        )
+
+
+def shown(nbytes: float) -> str:
+    """Bytes for people."""
+    unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB")) if nbytes >= u / 10), (1e3, "KB"))
+    return f"{nbytes / unit:.1f} {name}"
+
+
+@cache
+def _installed() -> int:
+    """Bytes that the machine, or the control group, gives this process in all."""
+    return min((size for size in (_machine("MemTotal"), _group("max")) if size is not None), default=USUAL)
+
+
+def _machine(entry: str) -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        told = next(line for line in lines if line.startswith(f"{entry}:"))
+        return int(told.split()[1]) * 1024
+    except (OSError, ValueError, StopIteration, IndexError):
+        return None
+
+
+def _group(entry: str) -> int | None:
+    try:
+        return int(Path(f"/sys/fs/cgroup/memory.{entry}").read_text(encoding="ascii"))
+    except (OSError, ValueError):  # no limit is the word "max"
+        return None
+
+
+def _group_left() -> int | None:
+    most, used = _group("max"), _group("current")
+    return None if most is None or used is None else max(most - used, 0)

@@ -1,0 +1,75 @@
+"""Weights that stay in their file: mapped each time they are read, and let go with the array.
+
+`onnx_ir.ExternalTensor` keeps its mapping, so that every weight that was ever looked at counts as the process's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+SMALL = 1 << 16
+"""Bytes up to which a tensor is kept: shape operands and biases are read over and over."""
+
+
+class Stored(ir.ExternalTensor):
+    """An external tensor whose large contents are never kept."""
+
+    __slots__ = ()
+
+    def numpy(self) -> np.ndarray:
+        """The contents, read-only; they are mapped as long as the array lives."""
+        if self.nbytes <= SMALL:
+            return np.asarray(super().numpy())
+        self._check_validity()
+        self._check_path_containment()
+        if self.dtype.bitwidth < 8:
+            return self._unpacked()
+        kind = np.dtype(self.dtype.numpy()).newbyteorder("<")
+        mapped = np.memmap(self.path, kind, "r", self.offset or 0, tuple(self.shape.numpy()))
+        return mapped.view(np.ndarray)
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        return np.asarray(self.numpy(), dtype=dtype)  # type: ignore[call-overload, no-any-return]
+
+    def tobytes(self) -> bytes:
+        """The contents as they lie in the file."""
+        self._check_path_containment()
+        with Path(self.path).open("rb") as stream:
+            stream.seek(self.offset or 0)
+            return stream.read(self.nbytes)
+
+    def _unpacked(self) -> np.ndarray:
+        """Elements of less than a byte, each in its own."""
+        array = np.asarray(super().numpy())
+        self._array = None
+        self.raw = None
+        return array
+
+
+class Taken(ir.LazyTensor):
+    """A tensor of some indices of another along some axes, in another order perhaps; made when it is read.
+
+    Args:
+        source: of what.
+        takes: (indices, axis) pairs, one after another.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, source: ir.TensorProtocol, takes: Sequence[tuple[np.ndarray, int]], name: str | None) -> None:
+        shape = list(source.shape.numpy())
+        for indices, axis in takes:
+            shape[axis] = len(indices)
+
+        def make() -> ir.Tensor[Any]:
+            array = source.numpy()
+            for indices, axis in takes:
+                array = array.take(indices, axis)
+            return ir.Tensor(np.ascontiguousarray(array), dtype=source.dtype, name=name)
+
+        super().__init__(make, source.dtype, ir.Shape(shape), name=name)

@@ -1,0 +1,37 @@
+"""What a limit of memory refuses."""
+
+from __future__ import annotations
+
+import pytest
+
+from onnxprune.errors import LimitError, UsageError
+from onnxprune.graph import memory
+
+
+def test_what_cannot_fit_is_refused_with_both_figures() -> None:
+    with memory.limited(2 * 10**9):
+        memory.require(2e9, "this")
+    with (
+        memory.limited(2 * 10**9),
+        pytest.raises(LimitError, match=r"about 2\.5 GB .* --max-memory is 2\.0 GB"),
+    ):
+        memory.require(2.5e9, "this")
+
+
+def test_a_limit_lasts_as_long_as_what_it_was_stated_for() -> None:
+    before = memory.limit()
+    assert not memory.stated() and before > 0
+    with pytest.raises(LimitError), memory.limited(1000):
+        assert memory.stated() and memory.limit() == memory.available() == 1000 and memory.share() == 250
+        with memory.limited(None):
+            assert memory.limit() == before
+        memory.require(1001, "this")
+    assert not memory.stated() and memory.limit() == before
+
+
+@pytest.mark.parametrize(("text", "size"), [("8GB", 8 * 10**9), ("500mb", 5 * 10**8), ("1.5G", 15 * 10**8), ("7", 7)])
+def test_amounts(text: str, size: int) -> None:
+    assert memory.parse(text) == size
+    for wrong in ("", "x", "-1GB", "0", "8PB", "1e9", "9" * 40):
+        with pytest.raises(UsageError):
+            memory.parse(wrong)

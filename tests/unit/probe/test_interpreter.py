@@ -1,0 +1,72 @@
+"""Weights are held within a limit, and batches go through a graph side by side."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from onnxprune.graph import memory
+from onnxprune.probe import forward
+from onnxprune.probe.interpreter import Held, Interpreter
+
+WIDTH, LAYERS = 8, 5
+ONE = WIDTH * WIDTH * 4
+
+
+def _graph() -> ir.Graph:
+    random = np.random.default_rng(0)
+    body = "".join(f"m{i} = MatMul(x{i}, w{i})\n x{i + 1} = Tanh(m{i})\n" for i in range(LAYERS))
+    model = ir.from_onnx_text(
+        f'<ir_version: 9, opset_import: ["" : 17]> g (float[n,{WIDTH}] x0) => (float[n,{WIDTH}] x{LAYERS}) {{ {body} }}'
+    )
+    for i in range(LAYERS):
+        array = random.standard_normal((WIDTH, WIDTH)).astype(np.float32)
+        value = ir.Value(name=f"w{i}", const_value=ir.Tensor(array, name=f"w{i}"))
+        for node in model.graph:
+            for place, read in enumerate(node.inputs):
+                if read is not None and read.name == f"w{i}":
+                    node.replace_input_with(place, value)
+        model.graph.register_initializer(value)
+    for i, node in enumerate(model.graph):
+        node.name, node.version = f"n{i}", 17
+    return model.graph
+
+
+def test_the_last_tensors_are_held_within_a_limit() -> None:
+    held = Held(100)
+    a, b, c = (torch.zeros(10) for _ in range(3))
+    held.put("a", a), held.put("b", b)
+    assert held.size == 80 and held.get("a") is a
+    held.put("c", c)
+    assert held.get("b") is None and held.get("a") is a and held.get("c") is c and held.size == 80
+    assert held.put("large", torch.zeros(100)).numel() == 100
+    assert held.get("large") is None and held.size <= 100
+
+
+def test_each_weight_is_read_once_a_pass_where_they_are_not_all_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    feeds = [{"x0": np.random.default_rng(i).standard_normal((3, WIDTH)).astype(np.float32)} for i in range(4)]
+    whole = Interpreter(_graph())
+    assert not whole.streams
+    expected = [forward.forward(whole, one) for one in feeds]
+    monkeypatch.setattr(memory, "share", lambda: 2 * ONE)
+    small, read, most = Interpreter(_graph()), Counter[str](), 0
+    load = small._load
+
+    def counted(name: str) -> Any:
+        nonlocal most
+        read[name] += 1
+        most = max(most, small._held.size)
+        return load(name)
+
+    monkeypatch.setattr(small, "_load", counted)
+    assert small.streams
+    found = forward.forward_all(small, feeds)
+    assert read == {f"w{i}": 1 for i in range(LAYERS)}
+    assert most <= 2 * ONE
+    for one, should in zip(found, expected, strict=True):
+        assert torch.equal(one[f"x{LAYERS}"], should[f"x{LAYERS}"])
