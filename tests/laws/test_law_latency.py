@@ -20,7 +20,8 @@ import onnxprune
 from onnxprune.errors import BudgetError, DataError
 from onnxprune.graph import model as models
 from onnxprune.graph import runtime
-from onnxprune.graph.plan import Budget, Plan
+from onnxprune.graph.model import Model
+from onnxprune.graph.plan import Budget, Plan, Structure
 from onnxprune.measure.cost import Costs
 from onnxprune.measure.operator_profile import profiled_macs
 from onnxprune.measure.tables import device_kit, source
@@ -32,6 +33,7 @@ from onnxprune.measure.tables.table import Entry, LatencyTable
 from onnxprune.pipeline import latency_table, verbs
 from onnxprune.report import terminal
 from onnxprune.search import latency_budget
+from onnxprune.search import planner as search_planner
 from onnxprune.search.options import Options
 from onnxprune.search.planner import Planner
 
@@ -218,12 +220,12 @@ def test_a_file_that_misses_is_corrected(zoo: Build, tmp_path: Path, monkeypatch
     made = planner(zoo("bert", "torchscript", "sdpa"), "0.93", tmp_path / "t.json")
     seen: list[float] = []
 
-    def timing(planner: Planner, plan: Plan, provider: str, threads: int) -> Timing:
-        ratio = 1.03 * planner.costs.total("latency", plan) / 20.0
+    def timing(model: Model, structure: Structure, costs: Costs, plan: Plan, *told: Any) -> Timing:
+        ratio = 1.03 * costs.total("latency", plan) / 20.0
         seen.append(ratio)
         return Timing(ratio, (ratio - 0.001, ratio + 0.001), 20.0)
 
-    monkeypatch.setattr(latency_budget, "timing", timing)
+    monkeypatch.setattr(search_planner, "timing", timing)
     monkeypatch.setattr(latency_budget, "why_not_here", lambda table: "")
     plan = made.plan(0.93 * 20)
     landing = made.landing

@@ -53,7 +53,12 @@ def coupled(modules: Sequence[Module], budget: float, prices: Prices) -> dict[st
 
 def tabled(modules: Sequence[Module], budget: float, prices: Prices, fixed: float | None) -> dict[str, int]:
     """The least damage by the table: a knapsack where costs add up above `fixed`, by exact prices where they do not."""
-    return coupled(modules, budget, prices) if fixed is None else allocate(modules, budget - fixed)
+    if fixed is None:
+        return coupled(modules, budget, prices)
+    found = allocate(modules, budget - fixed)
+    over = prices.total(found) - budget
+    # Sums of milliseconds, which are no whole numbers, may differ in their last digits.
+    return found if over <= 0 else allocate(modules, budget - fixed - 2 * over)
 
 
 def _worth(modules: Sequence[Module], prices: Prices, allocation: Allocation) -> tuple[float, float]:

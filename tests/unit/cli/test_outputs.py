@@ -255,7 +255,7 @@ def test_a_sweep_does_not_write_its_page_over_a_report(run: Run, folder: Path) -
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_an_interrupted_run_says_what_it_left(
-    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, number: int, code: int
 ) -> None:
     from onnxprune.report import html
 
@@ -268,6 +268,9 @@ def test_an_interrupted_run_says_what_it_left(
         return rendered(*arguments)
 
     monkeypatch.setattr(html, "render", interrupted)
+    # A shell starts what runs in the background with interrupts ignored, and then they stay so.
+    before = signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    request.addfinalizer(lambda: signal.signal(number, before))
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     ended, out, err = run("sweep", "model.onnx", "-o", "sw", "--flops", "0.8,0.6", "--no-latency", *ROWS)
     assert ended == code and not out and len(err.strip().splitlines()) == 1

