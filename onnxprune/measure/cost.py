@@ -5,7 +5,6 @@ Nothing is run, but where a shape depends on data: that one is seen in a run.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.errors import UnsupportedError, UsageError
+from onnxprune.errors import UnsupportedError
 from onnxprune.graph import ops, prepare
 from onnxprune.graph.axes import Layout, Mask, atoms_of, kept_ratio
 from onnxprune.graph.dimensions import evaluate, require_sizes
@@ -351,47 +350,6 @@ class _Sizes:
 
     def constant(self, value: ir.Value | None) -> np.ndarray | None:
         return None if value is None or value.const_value is None else value.const_value.numpy()
-
-
-ACTIVATIONS = 0.75e9
-"""Bytes that the activations of one batch may take when all are kept, as for gradients."""
-
-LEVEL_TOKENS = (512, 2048)
-"""Fewest and most tokens that a level of the damage table is measured on."""
-LEVEL_MACS = 9e10
-"""Multiply-accumulates of the dense model that a level may cost: there are some hundred of them."""
-
-
-def tokens_at_once(costs: Costs, most: int = 4096, memory: int | None = None) -> int:
-    """How many tokens (`data.Example.tokens`) a batch may have for all its activations to fit in memory.
-
-    Args:
-        most: tokens, however much memory there is.
-        memory: bytes that may be used in all, of which a quarter goes to one batch's activations; None for any.
-    """
-    bound = ACTIVATIONS if memory is None else min(ACTIVATIONS, memory / 4)
-    total = 0
-    for node in costs.model.graph:
-        for value in node.outputs:
-            with contextlib.suppress(UnsupportedError, UsageError):
-                total += 4 * math.prod(costs.dense_shape(value))
-    return int(min(max(bound * _tokens(costs) / max(total, 1), 1), most))
-
-
-def tokens_to_measure(costs: Costs) -> int:
-    """How many tokens say what a level of the damage table costs: the larger the model, the fewer it can be."""
-    fewest, most = LEVEL_TOKENS
-    return int(min(max(LEVEL_MACS * _tokens(costs) / max(costs.macs(), 1), fewest), most))
-
-
-def _tokens(costs: Costs) -> int:
-    """Tokens, or rows of anything else, at the shape where costs are counted."""
-    rows, tokens = 1, 1
-    for value in costs.model.graph.inputs:
-        shape = costs.dense_shape(value)
-        rows = shape[0] if shape else rows
-        tokens = max(tokens, shape[1]) if len(shape) == 2 and value.dtype and value.dtype.is_integer() else tokens
-    return rows * tokens
 
 
 def default_bindings(model: Model, shape: Mapping[str, int]) -> dict[str, int]:

@@ -16,7 +16,7 @@ from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Plan, Structure
 from onnxprune.graph.structure.sites import Site, find_sites
-from onnxprune.measure.cost import ACTIVATIONS, tokens_at_once, tokens_to_measure
+from onnxprune.measure.batch_sizes import ACTIVATIONS, tokens_at_once, tokens_to_measure
 from onnxprune.measure.tables.fast_widths import step
 from onnxprune.probe.forward import Rows, Weights, sensitivities
 from onnxprune.probe.gates import Gates

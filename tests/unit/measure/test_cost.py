@@ -15,7 +15,8 @@ from onnxprune.errors import UsageError
 from onnxprune.graph.model import save
 from onnxprune.graph.plan import Plan, Tile
 from onnxprune.graph.structure.linear_layers import find_linears
-from onnxprune.measure.cost import LEVEL_TOKENS, Costs, default_bindings, tokens_to_measure
+from onnxprune.measure.batch_sizes import LEVEL_TOKENS, tokens_to_measure
+from onnxprune.measure.cost import Costs, default_bindings
 
 Build = Callable[..., ZooModel]
 SHAPE = {"batch_size": 1, "sequence_length": 16}
@@ -90,9 +91,9 @@ def test_large_models_are_measured_on_fewer_tokens(zoo: Build, monkeypatch: pyte
     at = {"batch_size": 2, "sequence_length": 8}
     costs = Costs(subject.model, subject.structure, default_bindings(subject.model, at))
     assert tokens_to_measure(costs) == LEVEL_TOKENS[1]
-    monkeypatch.setattr("onnxprune.measure.cost.LEVEL_MACS", 1000 * costs.macs() / 16)
+    monkeypatch.setattr("onnxprune.measure.batch_sizes.LEVEL_MACS", 1000 * costs.macs() / 16)
     assert tokens_to_measure(costs) == 1000
-    monkeypatch.setattr("onnxprune.measure.cost.LEVEL_MACS", 1.0)
+    monkeypatch.setattr("onnxprune.measure.batch_sizes.LEVEL_MACS", 1.0)
     assert tokens_to_measure(costs) == LEVEL_TOKENS[0]
 
 
