@@ -249,7 +249,7 @@ def test_spectral_flow_divides_every_map_of_the_branch(zoo: Callable[..., ZooMod
     site = next(s for s in sites if s.group.kind == "neurons" and s.branch is not None)
     plain, spectral = flows(rows, [site], structure), flows(rows, [site], structure, spectral=True)
     name = site.matrices[0].reader.weight or ""
-    rows.interpreter._weights[name] = rows.interpreter.weight(name) * 3
+    rows.interpreter._held.put(name, rows.interpreter.weight(name) * 3)
     louder, same = flows(rows, [site], structure), flows(rows, [site], structure, spectral=True)
     np.testing.assert_allclose(louder[site.id].write, 3 * plain[site.id].write, rtol=1e-4)
     np.testing.assert_allclose(same[site.id].write, spectral[site.id].write, rtol=1e-3)
