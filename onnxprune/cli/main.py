@@ -146,6 +146,7 @@ def prune(
 @planning
 @rewriting
 @click.option("--report", type=click.Path(path_type=Path), help="HTML page with the curve.")
+@bundled
 @click.option("--force", is_flag=True, help="Replace outputs that exist.")
 @talk
 def sweep(
@@ -162,6 +163,8 @@ def sweep(
     if bool(flops) == bool(latency):
         raise UsageError("give the budgets of one kind: --flops 0.9,0.75,0.6 or --latency 0.9,0.75,0.6")
     options = _options(kwargs)
+    file = models.find(model)
+    bundle = bundle_beside(options.pop("debug_bundle"), (output or file.parent) / file.name)
     asked = ("columns", "pairs", "tokenizer", "max_length", "allow_outside", "calibration", "evaluation")
     common = {name: options.pop(name) for name in asked}
     common |= {
@@ -173,12 +176,12 @@ def sweep(
         page = None
         if report is not None:
             read = [common["calibration"], common["evaluation"], options.get("latency_table"), *reads()]
-            inputs = output_files.inputs_of(models.find(model), *read, tokenizer=common["tokenizer"])
+            inputs = output_files.inputs_of(file, *read, tokenizer=common["tokenizer"])
             page = stack.enter_context(outputs.files(report, inputs=inputs, force=force))
         with Bar(quiet or as_json) as bar:
             results = verbs.sweep(
                 model, flops or latency, output, kind="flops" if flops else "latency", force=force, options=options,
-                progress=bar, reads=reads(), **common,
+                progress=bar, reads=reads(), debug_bundle=bundle, **common,
             )  # fmt: skip
         reports = [r.report for r in results]
         if page is not None:

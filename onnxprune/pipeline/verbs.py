@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune import data, rewrite
-from onnxprune.errors import UsageError
+from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph import memory
 from onnxprune.graph import model as models
 from onnxprune.graph.companions import add_companions
 from onnxprune.graph.example_feeds import synthesize
+from onnxprune.graph.finite import check_weights
 from onnxprune.graph.model import Model
 from onnxprune.graph.outputs import Inputs, OutputSet
 from onnxprune.graph.plan import Budget, Plan, Structure
@@ -132,6 +133,7 @@ def sweep(
     calibration: Any = None,
     evaluation: Any = None,
     force: bool = False,
+    debug_bundle: str | os.PathLike[str] | None = None,
     options: Mapping[str, Any] | None = None,
     reads: Sequence[str | os.PathLike[str]] = (),
     **common: Any,
@@ -142,6 +144,7 @@ def sweep(
         budgets: of one kind, as for `prune`.
         folder: where NAME.BUDGET.onnx and its report go, each budget's when it is done; None writes nothing.
         force: replace older outputs.
+        debug_bundle: as for `prune`; of the first budget whose check fails.
         reads: further files that must stay as they are (a recipe).
         common: keyword arguments of `job.Job.open`.
     """
@@ -153,10 +156,12 @@ def sweep(
     file = models.find(source)
     inputs = _inputs(file, calibration, evaluation, common.get("tokenizer"), options, reads)
     targets = [None if folder is None else Path(folder) / f"{file.stem}.{kind}-{b.value:g}.onnx" for b in asked]
+    bundle = None if debug_bundle is None else Place.of(debug_bundle, inputs + Inputs.of(targets), force=force)
     with memory.limited(options.get("max_memory")), ExitStack() as stack:
         opened = partial(output_files.opened, quantize=common.get("quantize"), force=force, told=set())
         outs = [stack.enter_context(opened(target, file, inputs)) for target in targets]
         job = Job.open(source, Options(asked[0], **options), calibration, evaluation, **common)
+        job.debug_bundle = bundle
         return [job.run(budget, out) for budget, out in zip(asked, outs, strict=True)]
 
 
@@ -286,9 +291,14 @@ def _open(dense: Model) -> list[str]:
 def inspect(source: str | os.PathLike[str], shape: Mapping[str, int] | None = None) -> tuple[Model, Structure, Costs]:
     """What can be cut, what it costs, and what is pinned; needs no data and no torch.
 
-    Dimensions that are not stated count as 128, the batch as 1.
+    Dimensions that are not stated count as 128, the batch as 1. Weights that are not finite are said: a cut will be
+    refused for them.
     """
     dense = models.load(source)
+    try:
+        check_weights(dense.graph)
+    except ModelError as error:
+        logger.warning("%s", error)
     bindings = default_bindings(dense, dict(shape or {}))
     for name in _open(dense):
         bindings.setdefault(name, 128)

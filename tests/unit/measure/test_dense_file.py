@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
+import onnxprune
 from onnxprune import data
 from onnxprune.data import Dataset
 from onnxprune.errors import ModelError, UnsupportedError
@@ -60,6 +61,13 @@ def test_weights_beside_the_model_are_read_there(tmp_path: Path) -> None:
     onnx.save(onnx.load(tmp_path / "model.onnx"), tmp_path / "model.onnx", save_as_external_data=True, size_threshold=0)
     with pytest.raises(ModelError, match=r"weight a .* holds 1 NaN among 48 numbers, first at \[2, 3\]"):
         examine(models.load(tmp_path / "model.onnx"))
+
+
+def test_inspect_says_what_a_cut_will_refuse(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _dense(tmp_path, a=np.nan)
+    assert onnxprune.inspect(tmp_path / "model.onnx")[1].groups
+    assert "weight a [6, 8]" in caplog.text
+    assert "holds 1 NaN" in caplog.text
 
 
 def test_a_mask_may_be_made_of_infinity(tmp_path: Path) -> None:

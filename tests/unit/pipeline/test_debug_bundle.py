@@ -94,3 +94,13 @@ def test_a_sound_run_writes_no_bundle(model: Path, run: Callable[..., Any]) -> N
     code, _, err = run(model, *ASKED, "--force", "-o", model.with_name("other.onnx"), f"--debug-bundle={model}")
     assert code == 2
     assert "model.onnx" in err
+
+
+def test_a_sweep_leaves_one_beside_its_models(model: Path, spoiled: None, run: Callable[..., Any]) -> None:
+    rows, folder = model.with_name("rows.jsonl"), model.with_name("curve")
+    asked = ("--flops", "0.8,0.6", *ASKED[2:], "--calib", rows, "-o", folder, "--debug-bundle")
+    code, _, err = run("sweep", model, *asked)
+    assert code == 6
+    assert f"report it with {folder / 'model.debug.zip'}" in err
+    with zipfile.ZipFile(folder / "model.debug.zip") as bundle:
+        assert json.loads(bundle.read("check.json"))["first_difference"]["value"] == "s"
