@@ -228,6 +228,21 @@ def atoms_of(layout: Layout) -> set[int]:
     return found
 
 
+def repeated(layout: Layout) -> set[int]:
+    """Atoms that a product of a resolved layout holds more than once (a·a: the pairs of a square table, flattened).
+
+    A position then belongs to several of their indices at a time: it can be cut, but stands for no single unit.
+    """
+    found: set[int] = set()
+    for term in layout:
+        seen: set[int] = set()
+        for factor in term:
+            atoms = {factor} if isinstance(factor, int) else atoms_of(factor)
+            found |= (seen & atoms) | (set() if isinstance(factor, int) else repeated(factor))
+            seen |= atoms
+    return found
+
+
 def flat_mask(
     layout: Layout, masks: Mapping[int, Mask], sizes: Sequence[int], outer: tuple[int, ...] = ()
 ) -> np.ndarray:
@@ -314,7 +329,13 @@ def kept_ratio(layout: Layout, masks: Mapping[int, Mask], sizes: Sequence[int]) 
 
 
 def index_of(layout: Layout, atom: int, sizes: Sequence[int]) -> np.ndarray:
-    """Which index of `atom` each position of a dimension belongs to; -1 where it belongs to none. int64 [size]."""
+    """Which index of `atom` each position of a dimension belongs to; -1 where it belongs to none. int64 [size].
+
+    Raises:
+        ValueError: a product holds the atom more than once (`repeated`).
+    """
+    if atom in repeated(layout):
+        raise ValueError(f"layout {layout}: a position belongs to several indices of atom {atom}")
     parts = []
     for term in layout:
         found = np.full((1,), -1, dtype=np.int64)

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import UnsupportedError, reading
 from onnxprune.graph import ops
-from onnxprune.graph.axes import DYNAMIC, Layout, Solver, atoms_of, symbol_size
+from onnxprune.graph.axes import DYNAMIC, Layout, Solver, atoms_of, repeated, symbol_size
 from onnxprune.graph.dimensions import evaluate
 from onnxprune.graph.model import Model
 from onnxprune.graph.ops.normalize import narrow_axes, narrows
@@ -230,6 +230,9 @@ def _groups(graph: ir.Graph, ties: Ties, layouts: dict[str, tuple[Layout, ...]])
             readers[atom].append((position[node], reader))
             if products and not weighted and not recurrent:
                 pairs.add(atom)
+    squares = {a for found in layouts.values() for layout in found for a in repeated(layout)}
+    for atom in squares - dynamic:
+        ties.solver.pins.setdefault(atom, {})["a dimension holds it twice: pairs of it, flattened"] = None
     free = {a for a in readers if a not in ties.solver.pins and ties.solver.sizes[a] > 1}
     kinds = _kinds(graph, layouts, free, pairs)
     contexts = _contexts(graph, layouts, free)
@@ -238,7 +241,7 @@ def _groups(graph: ir.Graph, ties: Ties, layouts: dict[str, tuple[Layout, ...]])
     for atom in sorted(free, key=lambda a: min(p for p, _ in readers[a])):
         kind = kinds[atom]
         # A context that stays whole (heads that a cache keeps) still has its own choice at each of its indices.
-        context = tuple(c for c in contexts[atom] if 1 < ties.solver.sizes[c] < DYNAMIC)
+        context = tuple(c for c in contexts[atom] if 1 < ties.solver.sizes[c] < DYNAMIC and c not in squares)
         shape = (*(ties.solver.sizes[c] for c in context), ties.solver.sizes[atom])
         uses = tuple(dict.fromkeys(r for _, r in sorted(readers[atom], key=lambda pair: pair[0])))
         groups.append(

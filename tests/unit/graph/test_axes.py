@@ -21,6 +21,7 @@ from onnxprune.graph.axes import (
     flat_mask,
     index_of,
     kept_ratio,
+    repeated,
     symbol_size,
 )
 
@@ -178,7 +179,10 @@ def test_sizes_and_indices_agree_with_the_tensors(program: Program) -> None:
             layout = solver.resolve(dim)
             assert solver.size(layout) == size
             assert kept_ratio(layout, {}, solver.sizes) == (size, size)
-            for atom in atoms_of(layout):
+            for atom in repeated(layout):
+                with pytest.raises(ValueError, match="several indices"):
+                    index_of(layout, atom, solver.sizes)
+            for atom in atoms_of(layout) - repeated(layout):
                 index = index_of(layout, atom, solver.sizes)
                 assert index.shape == (size,)
                 assert set(index[index >= 0].tolist()) <= set(range(solver.sizes[atom]))
@@ -186,6 +190,23 @@ def test_sizes_and_indices_agree_with_the_tensors(program: Program) -> None:
                 kept = np.ones(solver.sizes[atom], dtype=bool)
                 kept[0] = False
                 np.testing.assert_array_equal(flat_mask(layout, {atom: Mask(kept)}, solver.sizes), index != 0)
+
+
+def test_pairs_of_one_dimension_flattened_hold_it_twice() -> None:
+    """A matrix beside its own transpose ties its two axes; its elements in a row are a·a."""
+    program = Program()
+    program.source([2, 1, 2])
+    program.transpose(0, (2, 1, 0))
+    program.reshape(0, (1, 1, 4))
+    program.concat([0, 1], 0)
+    solver = program.solver
+    pairs = solver.resolve(program.layouts[2][2])
+    (atom,) = atoms_of(pairs)
+    assert repeated(pairs) == {atom}
+    kept = flat_mask(pairs, {atom: Mask(np.array([False, True]))}, solver.sizes)
+    np.testing.assert_array_equal(kept, [False, False, False, True])
+    with pytest.raises(ValueError, match="several indices"):
+        index_of(pairs, atom, solver.sizes)
 
 
 def only(solver: Solver, layout: Layout) -> int:

@@ -214,3 +214,26 @@ def test_matrices_inside_control_flow_are_named_with_why_they_stay(tmp_path: Pat
     pins = Subject.load(path).structure.pins
     assert {pin.size for pin in pins} == {2, 6}
     assert all("holds graphs of its own" in why for pin in pins for why in pin.reasons)
+
+
+OUTER = """
+<ir_version: 9, opset_import: ["" : 17]>
+outer (float[N, 8] x, float[8, 4] up, float[16, 8] down) => (float[N, 8] y) {
+    h = MatMul(x, up)
+    last = Constant<value_ints = [2]>()
+    first = Constant<value_ints = [1]>()
+    column = Unsqueeze(h, last)
+    row = Unsqueeze(h, first)
+    table = Mul(column, row)
+    shape = Constant<value_ints = [-1, 16]>()
+    pairs = Reshape(table, shape)
+    y = MatMul(pairs, down)
+}
+"""
+
+
+def test_a_width_that_meets_itself_is_pinned(tmp_path: Path) -> None:
+    """Bilinear pooling: a row of the matrix that reads the table belongs to two units."""
+    subject = Subject.load(written(tmp_path, OUTER, {"up": (8, 4), "down": (16, 8)}))
+    assert subject.structure.groups == ()
+    assert any("twice" in why for pin in subject.structure.pins if pin.size == 4 for why in pin.reasons)
