@@ -1,10 +1,11 @@
-"""The main job from end to end, with nothing to download: train a small vision transformer, export it, prune it.
+"""The main job from the training on, with nothing to download: train a small vision transformer, export it, prune it.
 
 The data are scikit-learn's 1,797 handwritten digits (8×8 grey levels). The model is a ViT of 450,000 parameters. It is
 exported with optimum, as a user would, and goes through the command line: 60% of its FLOPs are kept.
 
     python examples/digits_vit.py                     # about a minute on two cores
     python examples/digits_vit.py --flops 0.4         # another budget; the trained model is kept
+    python examples/digits_vit.py --ship              # stores it for `onnxprune demo`, and prunes nothing
 
 Everything stays in examples/output/digits to play with: the model, the calibration and evaluation rows, the pruned
 model and its report.
@@ -110,11 +111,23 @@ def export(model: ViTForImageClassification, folder: Path) -> Path:
     return folder / "model.onnx"
 
 
+def ship(model: Path, target: Path) -> None:
+    """Writes a copy whose weights are stored in half precision: half the bytes in the repository and the package."""
+    import onnx_ir as ir
+
+    from onnxprune.export.precision.storage import store_half
+
+    held = ir.load(model)
+    store_half(held)
+    ir.save(held, target)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train, export and prune a small vision transformer.")
     parser.add_argument("--flops", default="0.6", help="the share of FLOPs to keep (default: 0.6)")
     parser.add_argument("--epochs", type=int, default=40, help="training epochs (default: 40)")
     parser.add_argument("--output", type=Path, default=ROOT / "examples" / "output" / "digits")
+    parser.add_argument("--ship", action="store_true", help="store the trained model for `onnxprune demo`, and stop")
     options = parser.parse_args()
 
     folder: Path = options.output
@@ -126,6 +139,9 @@ def main() -> None:
         trained = train(options.epochs)
         print(f"{accuracy(trained):.1%} of {HELD_OUT} held-out digits right after {time.perf_counter() - start:.0f} s.")
         export(trained, folder)
+    if options.ship:
+        ship(model, ROOT / "examples" / "digits" / "model.onnx")
+        return
     for name in ("digits.npz", "digits-dev.npz"):
         shutil.copy(ROOT / "calibration" / name, folder)
     command = ["onnxprune", model, "--flops", options.flops, "--calib", folder / "digits.npz"]

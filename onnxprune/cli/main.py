@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from onnxprune.cli.boundary import guarded
+from onnxprune.cli.demo import demo
 from onnxprune.cli.export import export, import_bench
 from onnxprune.cli.options import (
     MODEL,
@@ -63,12 +64,14 @@ def _options(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _threads(count: int) -> None:
-
     if count:
         os.environ["OMP_NUM_THREADS"] = str(count)
-        import torch
+        from onnxprune.probe.engine import has_torch
 
-        torch.set_num_threads(count)
+        if has_torch():
+            import torch
+
+            torch.set_num_threads(count)
 
 
 @cli.command()
@@ -391,6 +394,7 @@ def bench(
         measured.print_benchmark(found)
 
 
+cli.add_command(demo)
 cli.add_command(export)
 cli.add_command(profile)
 cli.add_command(run)

@@ -43,23 +43,18 @@ def _subgraphs(attribute: ir.Attr) -> list[ir.Graph]:
 
 
 class Foreign:
-    """One node as a model of its own; called with torch tensors in the order of `reads`."""
+    """One node as a model of its own; takes and gives numpy arrays, in the order of `reads` and of its outputs."""
 
     def __init__(self, node: ir.Node, opsets: dict[str, int]) -> None:
         self.node = node
         self.opsets = opsets
         self._sessions: dict[tuple[str, ...], Any] = {}
 
-    def __call__(self, *tensors: Any) -> tuple[Any, ...]:
-        import torch
-
+    def __call__(self, *arrays: np.ndarray | None) -> tuple[np.ndarray | None, ...]:
         names = [v.name or "" for v in reads(self.node) if v is not None]
-        arrays = [t.detach().cpu().numpy() for t in tensors if t is not None]
-        feeds = dict(zip(names, arrays, strict=True))
+        feeds = dict(zip(names, (a for a in arrays if a is not None), strict=True))
         found = runtime.run(self._session(feeds), feeds)
-        outputs = [found.get(v.name or "") for v in self.node.outputs]
-        device = next((t.device for t in tensors if t is not None), "cpu")
-        return tuple(None if o is None else torch.from_numpy(np.array(o)).to(device) for o in outputs)
+        return tuple(found.get(v.name or "") for v in self.node.outputs)
 
     def _session(self, feeds: dict[str, np.ndarray]) -> Any:
         import onnx

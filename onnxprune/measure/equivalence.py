@@ -16,6 +16,7 @@ from onnxprune.graph import runtime, segments
 from onnxprune.graph.finite import require
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Plan, Structure
+from onnxprune.probe.engine import to_numpy
 from onnxprune.probe.forward import NOTHING, forward
 from onnxprune.probe.gates import Gated, Gates
 from onnxprune.probe.interpreter import Interpreter
@@ -199,7 +200,7 @@ def _expected(
     """Every batch with what the interpreter gives for it, in single precision where it is narrower."""
     for feeds in rows:
         found = forward(interpreter, feeds, state=state)
-        yield dict(feeds), {k: v.float().numpy() if v.is_floating_point() else v.numpy() for k, v in found.items()}
+        yield dict(feeds), {k: to_numpy(v, single=True) for k, v in found.items()}
 
 
 def _kinds(dense: Model) -> set[str]:

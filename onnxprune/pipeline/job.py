@@ -45,6 +45,7 @@ from onnxprune.pipeline.late import kept
 from onnxprune.pipeline.proof import prove
 from onnxprune.pipeline.result import Result
 from onnxprune.pipeline.rows import read_rows, require_memory, shape_of
+from onnxprune.probe.engine import require_torch
 from onnxprune.refit.solvers.linalg import numpy_on_one_thread
 from onnxprune.refit.sparsify import zeros_in
 from onnxprune.report import html
@@ -127,6 +128,8 @@ class Job:
         """
         clock = Clock()
         resolve_providers(providers)  # what is not there is said before anything is measured
+        if calibration is not None:
+            require_torch("learning from rows (--calib)")
         require_known(metric)
         if quantize is not None:
             scheme_of(quantize)
@@ -184,7 +187,9 @@ class Job:
         lacking = [said] if (said := optional_inputs.changes(pruned)) else []
         with kept("no file in fewer bits", lacking):
             report = replace(report, steps=self._fewer_bits(file, out.folder / f"{stem}.{self.quantize}.onnx"))
-        plan.save(out.folder / f"{stem}.plan.json")
+        replace(plan, notes={**plan.notes, "shape": dict(self.planner.costs.bindings)}).save(
+            out.folder / f"{stem}.plan.json"
+        )
         add_companions(self.dense.path.parent, out)
         report = replace(report, warnings=(*report.warnings, *out.said))
         with kept("no page", lacking):

@@ -84,9 +84,9 @@ def shape_of(dense: Model, shape: Mapping[str, int], rows: Dataset | None) -> di
     found = default_bindings(dense, _summed(found, shape, known))
     missing = sorted(known - found.keys())
     if missing:
+        stated = ",".join(f"{name}=128" for name in missing)
         raise UsageError(
-            f"the size of {', '.join(missing)} is not known without calibration rows; "
-            f"state it with --shape {missing[0]}=128"
+            f"the size of {', '.join(missing)} is not known without calibration rows; state it: --shape {stated}"
         )
     return found
 

@@ -38,6 +38,7 @@ from onnxprune.pipeline.max_drop import smallest_within
 from onnxprune.pipeline.proof import prove
 from onnxprune.pipeline.result import Result
 from onnxprune.pipeline.rows import require_memory, shape_of, vocabulary
+from onnxprune.probe.engine import require_torch
 from onnxprune.probe.gates import Gates
 from onnxprune.probe.interpreter import Interpreter
 from onnxprune.refit.sparsify import zeros_in
@@ -47,6 +48,9 @@ from onnxprune.search.planner import Planner
 from onnxprune.search.progress import Progress
 
 logger = logging.getLogger(__name__)
+
+_LARGEST = 4096
+"""Size of a dimension that a plan may ask a check to run at."""
 
 
 def prune(
@@ -214,6 +218,8 @@ def _make_plan(
     progress: Callable[..., None] | None,
     **asked: Any,
 ) -> Plan:
+    if calibration is not None:
+        require_torch("learning from rows (--calib)")
     dense = models.load(source)
     structure = analyze(dense, hidden="hidden" in options.units)
     learn = None
@@ -235,7 +241,8 @@ def _make_plan(
         logger.warning("%s", line)
     planner = Planner(dense, structure, options, learn, bindings, progress=progress)
     plan = units_then_zeros.carry_out(planner, options.budget)
-    return plan if planner.landing is None else replace(plan, notes={"latency": asdict(planner.landing)})
+    landed = {} if planner.landing is None else {"latency": asdict(planner.landing)}
+    return replace(plan, notes={"shape": bindings, **landed})
 
 
 def apply(
@@ -269,7 +276,8 @@ def _apply(
     structure = analyze(dense, hidden=any(name.startswith("hidden.") for name in plan.keep))
     assert dense.path is not None
     said = list(examine(dense))
-    feeds = synthesize(dense.inputs, dims=dict.fromkeys(_open(dense), 8))
+    # Sizes that the graph takes are those at which the plan was priced; without them 8 is as good as any.
+    feeds = synthesize(dense.inputs, dims={**dict.fromkeys(_open(dense), 8), **_sizes(plan)})
     if plan.digest == dense.digest:
         plan = Gates(structure, Interpreter(dense.graph)).complete(plan, feeds)
     pruned = rewrite.apply(dense, structure, plan)
@@ -282,6 +290,13 @@ def _apply(
     zeros_in(file, dense, structure, plan)
     add_companions(dense.path.parent, out)
     return found
+
+
+def _sizes(plan: Plan) -> dict[str, int]:
+    """The shape that a plan's notes state: a file's, which may hold anything."""
+    noted = plan.notes.get("shape")
+    held = noted.items() if isinstance(noted, Mapping) else ()
+    return {str(name): size for name, size in held if isinstance(size, int) and 0 < size <= _LARGEST}
 
 
 def _open(dense: Model) -> list[str]:

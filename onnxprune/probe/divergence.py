@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnxprune.errors import UnsupportedError
+from onnxprune.probe.engine import namespace
 from onnxprune.probe.output_kinds import BY_SHAPE, against_scores, decided
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Measure:
         Returns:
             [rows], float64; never negative.
         """
-        xp = _namespace(teacher)
+        xp = namespace(teacher)
         teacher, student = _wide(xp, teacher), _wide(xp, student)
         if real is not None and xp is not np:
             real = xp.as_tensor(real, device=teacher.device)
@@ -258,15 +259,6 @@ def _unit_norm(arrays: Sequence[np.ndarray]) -> bool:
 def _mean_square(arrays: Sequence[np.ndarray]) -> float:
     total = sum(float(np.square(a, dtype=np.float64).sum()) for a in arrays)
     return total / max(sum(a.size for a in arrays), 1) or 1.0
-
-
-def _namespace(array: Array) -> Any:
-    """numpy, or torch if the array is its own (which it then has been imported for)."""
-    if isinstance(array, np.ndarray | np.generic):
-        return np
-    import torch
-
-    return torch
 
 
 def _wide(xp: Any, array: Array) -> Array:

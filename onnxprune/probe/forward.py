@@ -22,6 +22,7 @@ from onnxprune.graph.structure.reading_matrices import Matrix
 from onnxprune.graph.structure.sites import Site
 from onnxprune.graph.values import dims
 from onnxprune.probe.divergence import Divergence, Kind, choose_for
+from onnxprune.probe.engine import to_numpy
 from onnxprune.probe.gates import Gated
 from onnxprune.probe.interpreter import Interpreter, Usage
 from onnxprune.probe.second_moments import Gram, Store
@@ -33,9 +34,7 @@ def forward(
     interpreter: Interpreter, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None, state: Gated = NOTHING
 ) -> dict[str, Any]:
     """`Interpreter.run` of a gated state, where nothing is differentiated."""
-    import torch
-
-    with torch.inference_mode():
+    with interpreter.engine.forward():
         return interpreter.run(feeds, outputs=outputs, weights=state.weights, edit=state.edit)
 
 
@@ -53,10 +52,8 @@ def forward_all(
     interpreter: Interpreter, batches: Sequence[Mapping[str, Any]], outputs: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
     """`forward` of the graph as it is on several batches, each weight read as seldom as can be."""
-    import torch
-
     found: list[dict[str, Any]] = []
-    with torch.inference_mode():
+    with interpreter.engine.forward():
         for group in side_by_side(interpreter, len(batches)):
             found += interpreter.run_all([batches[i] for i in group], outputs=outputs)
     return found
@@ -127,7 +124,7 @@ class Rows:
 
 
 def _array(tensor: Any) -> np.ndarray:
-    return np.asarray((tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy())
+    return to_numpy(tensor, single=True)
 
 
 class Evaluator:

@@ -21,6 +21,7 @@ from onnxprune.graph.axes import DYNAMIC, Layout, Mask, atoms_of, flat_mask, ind
 from onnxprune.graph.ops.normalize import narrows
 from onnxprune.graph.plan import Branch, Plan, Reader, Structure
 from onnxprune.graph.single_nodes import reads
+from onnxprune.probe.engine import cast, namespace, to_numpy, wide
 from onnxprune.probe.interpreter import Interpreter, Usage
 
 
@@ -46,8 +47,6 @@ class Gates:
 
     def gated(self, plan: Plan) -> Gated:
         """The weights and hooks that stand for a plan."""
-        import torch
-
         weights = {name: self._tensor(array, name) for name, array in plan.weights.items()}
         edit: dict[Usage, Callable[[Any], Any]] = {}
         masks = plan.masks(self.structure)
@@ -58,7 +57,7 @@ class Gates:
                 _compose(edit, (reader.node, reader.input), gate)
             else:
                 layout = self._layouts(reader)[reader.axis]
-                kept = torch.from_numpy(flat_mask(layout, masks, self.structure.sizes)).to(self.interpreter.device)
+                kept = self._like(flat_mask(layout, masks, self.structure.sizes))
                 if self.interpreter.streams and not self._recurrent(reader):  # no copies of weights that are not held
                     _compose(edit, (reader.node, reader.input), self._spread(reader, masks))
                     continue
@@ -81,7 +80,7 @@ class Gates:
         """An initializer as a plan leaves it, in single precision unless the plan says otherwise."""
         if name in plan.weights:
             return plan.weights[name]
-        return np.asarray(self.interpreter.weight(name).float().cpu().numpy())
+        return np.asarray(to_numpy(self.interpreter.weight(name), single=True), dtype=np.float32)
 
     def complete(self, plan: Plan, feeds: Mapping[str, Any]) -> Plan:
         """The plan with what every dropped branch leaves behind, so that it can be applied without data.
@@ -121,7 +120,7 @@ class Gates:
 
     def _rest(self, branch: Branch, value: Any) -> np.ndarray:
         """A tensor that is constant along most axes, with those axes shrunk to 1."""
-        rest: np.ndarray = value.detach().float().cpu().numpy()
+        rest = to_numpy(value, single=True)
         fixed = [len(t) == 1 and len(t[0]) == 1 for t in self.structure.layouts[branch.value]]
         for axis in range(rest.ndim):
             first = rest.take([0], axis=axis)
@@ -150,23 +149,22 @@ class Gates:
         Where the units' context lies on other axes (each head its own dimensions), the mask spans those too; an axis
         may hold it together with a dimension known at run time only (batch·heads).
         """
-        import torch
-
         layouts, sizes = self._layouts(reader), self.structure.sizes
         own = atoms_of(layouts[reader.axis])
         needed = {c for a in own if a in masks for c in masks[a].context} - own
         home = {atom: axis for axis, layout in enumerate(layouts) for atom in atoms_of(layout)}
         outer = tuple(sorted((c for c in needed if c in home), key=home.__getitem__))
-        kept = torch.from_numpy(flat_mask(layouts[reader.axis], masks, sizes, outer)).to(self.interpreter.device)
+        kept = self._like(flat_mask(layouts[reader.axis], masks, sizes, outer))
 
         def multiply(x: Any) -> Any:
             places = []
             for atom in outer:
                 axis = home[atom]
-                index = torch.from_numpy(_indices(layouts[axis], atom, sizes, x.shape[axis])).to(x.device)
-                places.append(index.reshape([-1 if i == axis else 1 for i in range(x.dim()) if i != reader.axis]))
-            mask = kept[tuple(places)].movedim(-1, reader.axis) if places else along(kept, reader.axis, x)
-            return x * mask.to(x.dtype)
+                index = self._like(_indices(layouts[axis], atom, sizes, x.shape[axis]))
+                places.append(index.reshape([-1 if i == axis else 1 for i in range(x.ndim) if i != reader.axis]))
+            if not places:
+                return x * along(kept, reader.axis, x)
+            return x * cast(namespace(x).moveaxis(kept[tuple(places)], -1, reader.axis), x)
 
         return multiply
 
@@ -179,8 +177,6 @@ class Gates:
         Raises:
             UsageError: one channel alone is left out, whose value could not keep both mean and deviation.
         """
-        import torch
-
         kept = flat_mask(self._layouts(reader)[reader.axis], masks, self.structure.sizes)
         gone = int((~kept).sum())
         centred = self._operands[reader.node].op_type == "LayerNormalization"
@@ -193,24 +189,21 @@ class Gates:
                 signs[-1], signs[:-1] = 0.0, signs[:-1] * math.sqrt(gone / (gone - 1))
         pattern = np.zeros(len(kept))
         pattern[~kept] = signs
-        stay, wave = (torch.from_numpy(a).to(self.interpreter.device) for a in (kept, pattern))
+        stay, wave = self._like(kept), self._like(pattern)
 
         def fill(x: Any) -> Any:
-            wide = x[..., stay].float()
-            mean = wide.mean(-1, keepdim=True) if centred else wide.new_zeros(())
-            deviation = (wide - mean).square().mean(-1, keepdim=True).sqrt()
-            return torch.where(stay, x, (mean + deviation * wave).to(x.dtype))
+            seen, xp = wide(x[..., stay]), namespace(x)
+            mean = seen.mean(axis=-1, keepdims=True) if centred else 0.0
+            deviation = xp.sqrt(((seen - mean) ** 2).mean(axis=-1, keepdims=True))
+            return xp.where(stay, x, cast(mean + deviation * wave, x))
 
         return fill if gone else lambda x: x
 
     def _tensor(self, array: np.ndarray, name: str) -> Any:
-        return self._like(array).to(self.interpreter.weight(name).dtype)
+        return cast(self._like(array), self.interpreter.weight(name))
 
     def _like(self, array: Any) -> Any:
-        import torch
-
-        tensor = torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
-        return tensor.to(self.interpreter.device)
+        return self.interpreter.engine.array(array)
 
 
 def _usages(graph: ir.Graph) -> dict[str, list[Usage]]:
@@ -232,7 +225,7 @@ def _compose(edit: dict[Usage, Callable[[Any], Any]], usage: Usage, then: Callab
 
 def along(vector: Any, axis: int, tensor: Any) -> Any:
     """A vector in the type of a tensor, shaped to meet one of its axes."""
-    return vector.to(tensor.dtype).reshape([-1 if i == axis else 1 for i in range(tensor.dim())])
+    return cast(vector, tensor).reshape([-1 if i == axis else 1 for i in range(tensor.ndim)])
 
 
 def _indices(layout: Layout, atom: int, sizes: Sequence[int], length: int) -> np.ndarray:
@@ -259,15 +252,15 @@ def places(
 
 
 def _add(vector: Any) -> Callable[[Any], Any]:
-    return lambda x: x + vector.to(x.dtype)
+    return lambda x: x + cast(vector, x)
 
 
 def _mapped(matrix: Any) -> Callable[[Any], Any]:
-    return lambda x: x + (x @ matrix[1:].to(x.dtype) + matrix[0].to(x.dtype))
+    return lambda x: x + (x @ cast(matrix[1:], x) + cast(matrix[0], x))
 
 
 def _constantly(rest: Any) -> Callable[[Any], Any]:
-    return lambda x: rest.to(x.dtype).expand_as(x)
+    return lambda x: namespace(x).broadcast_to(cast(rest, x), x.shape)
 
 
 def _zero(x: Any) -> Any:

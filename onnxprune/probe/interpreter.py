@@ -1,8 +1,10 @@
-"""The torch interpreter: it runs a graph, or any part of it, with one hook.
+"""The interpreter: it runs a graph, or any part of it, with one hook.
 
 `edit` is called at node inputs and graph outputs. The identity gives the forward pass; a multiplication gates; a gate
 that requires a gradient gives Fisher scores; recording gives features and Gram matrices. `feeds` may bind any value,
 and only the nodes between them and `outputs` run, so that a suffix starts from cached tensors.
+
+It computes with torch, or without it node by node in ONNX Runtime, where nothing is differentiated (engine.py).
 """
 
 from __future__ import annotations
@@ -11,14 +13,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import LimitError, OnnxPruneError, UnsupportedError, out_of_memory, reading, said
 from onnxprune.graph import memory, ops
-from onnxprune.graph.single_nodes import Foreign, reads
+from onnxprune.graph.single_nodes import reads
+from onnxprune.probe.engine import engine_for
 
 Usage = tuple[str, int]
 """(node name, input index); a graph output is ("", its position)."""
@@ -65,7 +68,7 @@ class Held:
 
 
 def _nbytes(tensor: Any) -> int:
-    return int(tensor.numel() * tensor.element_size())
+    return int(tensor.nbytes)
 
 
 class Interpreter:
@@ -80,6 +83,7 @@ class Interpreter:
     def __init__(self, graph: ir.Graph, device: str = "cpu", lender: Interpreter | None = None) -> None:
         self.graph = graph
         self.device = device
+        self.engine = engine_for(device)
         self.lender = lender
         self._held = Held(memory.share())
         self._schedules: dict[tuple[frozenset[str], tuple[str, ...]], tuple[list[_Step], frozenset[str]]] = {}
@@ -171,7 +175,7 @@ class Interpreter:
             raise
         except Exception as error:  # whatever operands that no operator takes make of torch
             kind = LimitError if out_of_memory(error) else UnsupportedError
-            raise kind(f"{_describe(step.node)} cannot be computed in torch: {said(error)}") from error
+            raise kind(f"{_describe(step.node)} cannot be computed: {said(error)}") from error
         for name, tensor in zip(step.outputs, result if isinstance(result, (tuple, list)) else (result,), strict=False):
             values[name] = tensor
         for name in step.done:
@@ -189,10 +193,8 @@ class Interpreter:
             return self.lender.weight(name)
         kept = self._held.get(name)
         if kept is None:
-            import torch
-
             # Kept for later runs that may need gradients, which tensors made in inference mode cannot enter.
-            with torch.inference_mode(False):
+            with self.engine.lasting():
                 kept = self._held.put(name, self._load(name))
         return kept
 
@@ -256,48 +258,22 @@ class Interpreter:
     def _step(self, node: ir.Node, done: list[str]) -> _Step:
         inputs = tuple(None if v is None else v.name for v in reads(node))
         outputs = ((ops.states_of(node),) if _has_states(node) else ()) + tuple(v.name or "" for v in node.outputs)
-        return _Step(node, self._call(node), inputs, outputs, tuple(done))
-
-    def _call(self, node: ir.Node) -> Callable[..., Any]:
-        import torch
-
-        operator = ops.lookup(node)
-        if operator is None:
-            return Foreign(node, dict(self.graph.opset_imports))
-        run = operator.run
-        if isinstance(run, str):
-            found: Any = torch
-            for name in run.split("."):
-                found = getattr(found, name)
-            return cast(Callable[..., Any], found)
-        function = run
-        return lambda *xs: function(torch, node, *xs)
+        return _Step(node, self.engine.call(node, self.graph.opset_imports), inputs, outputs, tuple(done))
 
     def _load(self, name: str) -> Any:
-        import torch
-
         tensor = self.graph.initializers[name].const_value
         if tensor is None:
             raise KeyError(name)
-        if tensor.dtype == ir.DataType.BFLOAT16:
-            loaded = torch.from_numpy(np.array(tensor.numpy()).astype(np.float32)).to(torch.bfloat16)
-        else:
-            array = tensor.numpy()
-            if array.dtype.kind not in "biufc":
-                raise UnsupportedError(f"tensor {name}: elements of type {tensor.dtype.name} are not computed with")
-            loaded = torch.from_numpy(array if array.flags.writeable and array.flags.c_contiguous else array.copy())
-        return self.place(loaded)
+        return self.place(self.engine.load(tensor))
 
     def place(self, tensor: Any) -> Any:
         """An array or tensor as a tensor on the interpreter's device; shapes stay on the CPU."""
-        import torch
-
-        if isinstance(tensor, np.ndarray):
-            if tensor.dtype.kind not in "biufc":
-                raise UnsupportedError(f"an input of {tensor.dtype.name} values is not computed with: give numbers")
-            tensor = torch.from_numpy(np.ascontiguousarray(tensor).reshape(np.shape(tensor)))
-        small = tensor.dim() <= 1 and not tensor.is_floating_point()
-        return tensor if small or self.device == "cpu" else tensor.to(self.device)
+        if isinstance(tensor, np.ndarray) and tensor.dtype.kind not in "biufc":
+            raise UnsupportedError(f"an input of {tensor.dtype.name} values is not computed with: give numbers")
+        tensor = self.engine.array(tensor, place=False)
+        if self.device == "cpu" or (tensor.ndim <= 1 and not tensor.is_floating_point()):
+            return tensor
+        return self.engine.array(tensor)
 
 
 def _has_states(node: ir.Node) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
 from onnxprune.graph.plan import Structure
+from onnxprune.probe.engine import has_torch, require_torch
 from onnxprune.score import METHODS
 from onnxprune.score.mixture import parse
 from onnxprune.search.options import Options
@@ -47,6 +48,10 @@ def method_of(options: Options, calibration: Dataset | None) -> str:
 
 def device_of(wanted: str) -> str:
     """Where scoring runs, "cpu" or "cuda"."""
+    if not has_torch():
+        if wanted == "cuda":
+            require_torch("--device cuda")
+        return "cpu"
     import torch
 
     available = torch.cuda.is_available()

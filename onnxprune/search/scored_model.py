@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxprune.graph.plan import Plan, Ranking
 from onnxprune.graph.structure.sites import Site, even, kept_by
+from onnxprune.probe.engine import to_numpy
 from onnxprune.probe.forward import NOTHING
 from onnxprune.refit.linear_stand_ins import StandIn, with_stand_ins
 from onnxprune.score import METHODS, collect, configured, stepwise
@@ -74,7 +75,7 @@ def scored(problem: Problem, plan: Plan, scores: Scores) -> Stage:
 
         def weight(name: str) -> np.ndarray:
             tensor = gated.weights.get(name)
-            return problem.weight(name) if tensor is None else np.asarray(tensor.detach().cpu().numpy())
+            return problem.weight(name) if tensor is None else to_numpy(tensor)
 
         lasting = _lasts(problem, plan)
         known = scores.rankings if lasting and scores.rankings.keys() == {s.id for s in problem.sites} else {}

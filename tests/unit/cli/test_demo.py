@@ -1,0 +1,70 @@
+"""The built-in example: what it unpacks, and that it goes through `prune`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from onnxprune.errors import InputError, UsageError
+from onnxprune.pipeline import demo
+
+Run = Callable[..., tuple[int, str, str]]
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_the_model_is_small_and_does_its_task(tmp_path: Path) -> None:
+    assert (ROOT / "examples" / "digits" / "model.onnx").stat().st_size < 1_000_000
+    files = demo.unpack(tmp_path / "demo")
+    held = onnx.load(files.model)
+    assert {t.data_type for t in held.graph.initializer} <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
+    assert "Cast" not in {n.op_type for n in held.graph.node}
+    rows = np.load(files.judge)
+    session = ort.InferenceSession(str(files.model), providers=["CPUExecutionProvider"])
+    found = session.run(None, {"pixel_values": rows["pixel_values"]})[0].argmax(1)
+    assert (found == rows["label"]).mean() > 0.95
+
+
+def test_files_that_are_there_stay(tmp_path: Path) -> None:
+    first = demo.unpack(tmp_path)
+    before = first.model.stat().st_mtime_ns
+    first.learn.unlink()
+    assert demo.unpack(tmp_path) == first
+    assert first.learn.exists() and first.model.read_bytes()
+    first.model.write_bytes(b"another model")
+    with pytest.raises(UsageError, match="is not the demo's"):
+        demo.unpack(tmp_path)
+    assert first.model.read_bytes() == b"another model" and before
+
+
+def test_a_package_without_them_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(demo, "__file__", str(tmp_path / "onnxprune" / "pipeline" / "demo.py"))
+    with pytest.raises(InputError, match=r"lacks the demo's model\.onnx"):
+        demo.unpack(tmp_path / "demo")
+
+
+def test_the_wheel_carries_them() -> None:
+    import tomllib
+
+    carried = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]
+    for source, target in carried["wheel"]["force-include"].items():
+        assert (ROOT / source).is_file()
+        assert Path(target).parent == Path("onnxprune/demo")
+    assert {Path(t).name for t in carried["wheel"]["force-include"].values()} == {demo.MODEL, demo.LEARN, demo.JUDGE}
+
+
+def test_it_prunes_and_takes_options_of_prune(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    quick = ("--no-latency", "--no-compensate", "--search", "rank", "--method", "magnitude", "--rows", "64", "-q")
+    for _ in range(2):  # its own output may go
+        code, out, err = run("demo", "-o", folder, "--flops", "0.7", *quick)
+        assert code == 0, err
+    assert (
+        f"$ onnxprune {folder}/model.onnx --calib {folder}/digits.npz --eval {folder}/digits-dev.npz --flops 0.7" in err
+    )
+    assert out == ""
+    assert (folder / "model.pruned.report.html").exists()
