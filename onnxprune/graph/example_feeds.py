@@ -108,7 +108,11 @@ def _values(spec: InputSpec, shape: tuple[int, ...], examples: Sequence[Feeds], 
         return _of_rows(rows, shape).astype(spec.dtype)
     if spec.dtype.kind == "f":
         return rng.normal(0.0, 1.0, shape).astype(spec.dtype)
-    return rng.integers(0, _IDS if spec.dtype.kind != "b" else 1, shape).astype(spec.dtype)
+    if spec.dtype.kind == "b" or not shape or shape[-1] < 2:
+        return rng.integers(0, _IDS if spec.dtype.kind != "b" else 1, shape).astype(spec.dtype)
+    # Each row holds the same ids in an order of its own: what counts a token (BART's classifier reads at the one end
+    # token) finds as many in every row, and the special ones, which are the first of a vocabulary, are among them.
+    return rng.permuted(np.broadcast_to(np.arange(shape[-1]) % _IDS, shape), axis=-1).astype(spec.dtype)
 
 
 def _of_rows(rows: Sequence[Array], shape: tuple[int, ...]) -> Array:

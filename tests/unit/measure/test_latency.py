@@ -247,6 +247,13 @@ def test_values_are_ones_a_model_accepts() -> None:
     assert made["pixel_values"].std() > 0.1
 
 
+def test_made_up_rows_hold_as_many_of_every_token() -> None:
+    """A classifier that reads at the one end token of each row wants one in every row."""
+    made = synthesize([spec("input_ids", 4, 12)])["input_ids"]
+    assert all(sorted(row) == list(range(12)) for row in made)
+    assert len({tuple(row) for row in made}) == 4
+
+
 def test_rows_are_the_examples_own_at_the_size_that_is_timed() -> None:
     ids, mask = spec("input_ids", "batch", "tokens"), spec("attention_mask", "batch", "tokens")
     rows = ([101, 7, 8, 9, 102], [101, 5, 102], [101, 102])
