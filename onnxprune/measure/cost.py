@@ -23,10 +23,14 @@ from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.model import Model
 from onnxprune.graph.model import size as size_of_file
 from onnxprune.graph.plan import Branch, Group, Plan, Structure
+from onnxprune.graph.prepare import quantised_writing
+from onnxprune.graph.quantised import Quantised
 from onnxprune.graph.single_nodes import reads
 from onnxprune.graph.values import dims
 from onnxprune.probe.interpreter import Interpreter
 
+INTEGERS = ("UINT8", "INT8", "UINT4", "INT4", "UINT2", "INT2")
+"""Element types of weights beside those of floating point; wider integers are shapes and indices."""
 BYTES_OF_LENGTHS = 16
 """What a tensor's own shape and length take in a file."""
 
@@ -82,7 +86,7 @@ class Costs:
         return found
 
     def params(self, plan: Plan | None = None) -> int:
-        """Numbers in floating-point weights."""
+        """Numbers in weights: those of floating point, and the integers of 8 bits or fewer with their scales."""
         return _numbers(self._weights(plan))
 
     def bytes(self, plan: Plan | None = None) -> int:
@@ -103,7 +107,7 @@ class Costs:
     @cached_property
     def _frame(self) -> int:
         """Bytes of a file that is written that are no weights: nodes, names, shapes."""
-        clone = self.model.clone().ir
+        clone = quantised_writing.written(self.model.clone().ir)
         for value in clone.graph.initializers.values():
             if value.const_value is not None:
                 empty = np.zeros(0, dtype=np.float32)
@@ -247,8 +251,8 @@ class Costs:
 
     def _weights(
         self, plan: Plan | None, nodes: Collection[str] | None = None, only: Collection[str] | None = None
-    ) -> list[tuple[int, ir.DataType]]:
-        """(count, element type) of every initializer that stays, or of `only` some and the maps at some nodes."""
+    ) -> list[tuple[int, int]]:
+        """(numbers in weights, bytes) of every initializer that stays, or of `only` some and the maps at some nodes."""
         masks, gone = self._cut(plan)
         found = []
         for name in self.model.graph.initializers if only is None else only:
@@ -259,12 +263,16 @@ class Costs:
             sizes, layouts = tensor.shape.numpy(), self.structure.layouts.get(name, ())
             if masks and layouts:
                 sizes = tuple(kept_ratio(layout, masks, self.structure.sizes)[0] for layout in layouts)
+            if isinstance(tensor, Quantised):
+                found += [_counted(count, kind, weights=True) for count, kind in tensor.contents(sizes)]
+                continue
             tiles = plan.tiles.get(name) if plan is not None else None
-            found.append((math.prod(sizes) if tiles is None else sum(t.area for t in tiles), tensor.dtype))
+            found.append(_counted(math.prod(sizes) if tiles is None else sum(t.area for t in tiles), tensor.dtype))
         shapes = _Sizes(self, masks)
         for branch in self._mapped(plan, nodes):
             skip, value = self._ends(branch)
-            found.append((shapes.shape(skip)[-1] * shapes.shape(value)[-1], value.dtype or ir.DataType.FLOAT))
+            count = shapes.shape(skip)[-1] * shapes.shape(value)[-1]
+            found.append(_counted(count, value.dtype or ir.DataType.FLOAT))
         return found
 
     def _mapped(self, plan: Plan | None, at: Collection[str] | None = None) -> list[Branch]:
@@ -310,12 +318,18 @@ class Costs:
         return {n: tuple(x.shape) for n, x in Interpreter(self.model.graph).run(feeds, outputs=wanted).items()}
 
 
-def _numbers(weights: Sequence[tuple[int, ir.DataType]]) -> int:
-    return sum(count for count, kind in weights if kind.is_floating_point())
+def _counted(count: int, kind: ir.DataType, *, weights: bool = False) -> tuple[int, int]:
+    """(numbers in weights, bytes) of some elements."""
+    numbers = weights or kind.is_floating_point() or kind.name in INTEGERS
+    return (count if numbers else 0), math.ceil(count * kind.itemsize)
 
 
-def _bytes(weights: Sequence[tuple[int, ir.DataType]]) -> int:
-    return sum(math.ceil(count * kind.itemsize) for count, kind in weights)
+def _numbers(weights: Sequence[tuple[int, int]]) -> int:
+    return sum(count for count, _ in weights)
+
+
+def _bytes(weights: Sequence[tuple[int, int]]) -> int:
+    return sum(size for _, size in weights)
 
 
 class _Sizes:

@@ -16,6 +16,7 @@ from onnxprune.graph import runtime, segments
 from onnxprune.graph.finite import require
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Plan, Structure
+from onnxprune.graph.quantised import Quantised
 from onnxprune.probe.engine import to_numpy
 from onnxprune.probe.forward import NOTHING, forward
 from onnxprune.probe.gates import Gated, Gates
@@ -207,4 +208,5 @@ def _kinds(dense: Model) -> set[str]:
     """What makes a graph's numbers coarse: names of `TOLERANCE` and `_MOST`."""
     types = {v.dtype.name.lower() for v in dense.graph.initializers.values() if v.dtype is not None} & set(TOLERANCE)
     coarse = any(n.op_type in _QUANTIZED or n.op_type.startswith("QLinear") for n in dense.graph.all_nodes())
+    coarse |= any(isinstance(v.const_value, Quantised) for v in dense.graph.initializers.values())
     return types | ({"quantized"} if coarse else set())

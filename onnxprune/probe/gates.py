@@ -20,6 +20,7 @@ from onnxprune.graph import ops
 from onnxprune.graph.axes import DYNAMIC, Layout, Mask, atoms_of, flat_mask, index_of
 from onnxprune.graph.ops.normalize import narrows
 from onnxprune.graph.plan import Branch, Plan, Reader, Structure
+from onnxprune.graph.quantised import nearest
 from onnxprune.graph.single_nodes import reads
 from onnxprune.probe.engine import cast, namespace, to_numpy, wide
 from onnxprune.probe.interpreter import Interpreter, Usage
@@ -81,6 +82,10 @@ class Gates:
         if name in plan.weights:
             return plan.weights[name]
         return np.asarray(to_numpy(self.interpreter.weight(name), single=True), dtype=np.float32)
+
+    def writable(self, name: str, array: np.ndarray) -> np.ndarray:
+        """What an initializer can hold of some numbers: a quantised one has a grid."""
+        return nearest(self.interpreter.graph.initializers[name].const_value, array)
 
     def complete(self, plan: Plan, feeds: Mapping[str, Any]) -> Plan:
         """The plan with what every dropped branch leaves behind, so that it can be applied without data.

@@ -16,12 +16,14 @@ import numpy as np
 
 from onnxprune.graph.axes import flat_mask
 from onnxprune.graph.plan import Plan
-from onnxprune.graph.structure.linear_layers import Linear
+from onnxprune.graph.quantised import Quantised, nearest
+from onnxprune.graph.structure.linear_layers import Linear, result_of
 from onnxprune.probe.forward import Evaluator, Rows, Weights
 from onnxprune.probe.gates import Gates
 from onnxprune.refit.paired_runs import SideBySide
 from onnxprune.refit.solvers import INFINITE, Moments, error, fit_held_out
 from onnxprune.refit.solvers.chance import surely_lower
+from onnxprune.rewrite.weights import bias_of
 
 logger = logging.getLogger(__name__)
 
@@ -110,12 +112,14 @@ class _Sweep:
         if chosen.strength is None:
             return Step(linear.node, None, 1.0)
         intercept[columns] = chosen.bias
+        intercept = writable_intercept(linear, intercept)
         intercepts = {**self.plan.intercepts, linear.matrix.output: intercept.astype(np.float32)}
         self.plan = replace(self.plan, intercepts=intercepts)
         if chosen.strength == INFINITE:
             return Step(linear.node, BIAS, change)
         weight[np.ix_(rows, columns)] = chosen.weight
         restored = linear.matrix.restore(weight.astype(np.float32), array.shape)
+        restored = self.gates.writable(linear.weight, restored)
         self.plan = replace(self.plan, weights={**self.plan.weights, linear.weight: restored})
         return Step(linear.node, f"{chosen.strength:g}", change)
 
@@ -146,6 +150,15 @@ class _Sweep:
             return Step(linear.node, None, 1.0)
         self.plan = replace(self.plan, rests={**self.plan.rests, key: _like(fit.y_mean + after, rest)})
         return Step(linear.node, BIAS, found / before if before > 0 else 1.0)
+
+
+def writable_intercept(linear: Linear, intercept: np.ndarray) -> np.ndarray:
+    """What can be added to a product, where it goes into a bias that is quantised."""
+    bias = bias_of(result_of(linear.matrix.node))
+    if bias is None or not isinstance(bias.const_value, Quantised):
+        return intercept
+    held = bias.const_value.numpy().astype(np.float64)
+    return nearest(bias.const_value, held + intercept) - held
 
 
 def _like(vector: np.ndarray, rest: np.ndarray) -> np.ndarray:

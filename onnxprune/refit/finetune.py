@@ -66,7 +66,8 @@ def finetune(
         optimizer.step()
         if (step + 1) % REFRESH == 0 or step + 1 == steps:
             state.choose()
-            candidate = replace(plan, weights={**plan.weights, **state.sparse()})
+            masked = {n: gates.writable(n, w) for n, w in state.sparse().items()}
+            candidate = replace(plan, weights={**plan.weights, **masked})
             if (now := evaluator(gates.gated(candidate))) < value:
                 best, value = candidate, now
     logger.info("fine-tuning: divergence %.5f after %d steps", value, steps)

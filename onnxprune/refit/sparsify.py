@@ -19,10 +19,12 @@ from onnxprune.graph import model as models
 from onnxprune.graph.axes import flat_mask, flat_order
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Plan, Structure
+from onnxprune.graph.prepare import quantised_weights
 from onnxprune.graph.structure.linear_layers import Linear, find_linears
 from onnxprune.probe.forward import Rows, Walk
 from onnxprune.probe.gates import Gates
 from onnxprune.probe.second_moments import Gram
+from onnxprune.refit.compensate import writable_intercept
 from onnxprune.refit.paired_runs import SideBySide
 from onnxprune.refit.solvers import (
     INFINITE,
@@ -138,7 +140,8 @@ def sparsify(
         if mender is None:
             solved = solve(weight, None if walk is None else gram_of(gates, walk, plan, part).matrix)
             _check(part, solved, pattern)
-            plan = replace(plan, weights={**plan.weights, part.linear.weight: part.put(solved, array)})
+            solved = gates.writable(part.linear.weight, part.put(solved, array))
+            plan = replace(plan, weights={**plan.weights, part.linear.weight: solved})
         else:
             plan = mender.mend(plan, part, weight, array, solve)
             _check(part, part.take(plan.weights[part.linear.weight]), pattern)
@@ -193,13 +196,14 @@ class _Mender:
             goal = ridge(both, every, weight, strength).weight
             solved = on_support(goal, both.sxx, mask, damping=damping, start=solved)
             logger.debug("%s: ridge %g, damping %g", part.linear.weight, strength, damping)
-        bias = both.y_mean - both.x_mean @ solved
+        array = self.gates.writable(part.linear.weight, part.put(solved, array))
+        bias = both.y_mean - both.x_mean @ part.take(array)
         whole = np.zeros(part.linear.matrix.weight(array).shape[1], dtype=np.float32)
         whole[part.columns] = bias
         return replace(
             plan,
-            weights={**plan.weights, part.linear.weight: part.put(solved, array)},
-            intercepts={**plan.intercepts, part.linear.matrix.output: whole},
+            weights={**plan.weights, part.linear.weight: array},
+            intercepts={**plan.intercepts, part.linear.matrix.output: writable_intercept(part.linear, whole)},
         )
 
 
@@ -229,14 +233,16 @@ def zeros_in(file: Path, model: Model, structure: Structure, plan: Plan) -> floa
     """
     if not plan.sparsity:
         return None
-    graph = models.read(file).graph
+    whole = models.read(file)
+    quantised_weights.fold(whole)
+    graph = whole.graph
     zeros = count = 0
     for linear in find_linears(model.graph, structure):
         if linear.weight not in plan.sparsity:
             continue
         if linear.weight in plan.tiles:
-            kept, whole = _tiled(file, graph, structure, plan, linear)
-            zeros, count = zeros + whole - kept, count + whole
+            kept, size = _tiled(file, graph, structure, plan, linear)
+            zeros, count = zeros + size - kept, count + size
             continue
         written = graph.initializers.get(linear.weight)
         tensor = None if written is None else written.const_value

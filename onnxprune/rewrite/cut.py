@@ -12,7 +12,7 @@ from onnxprune.graph import ops
 from onnxprune.graph.axes import DYNAMIC, Mask, atoms_of, flat_mask, flat_order, kept_ratio
 from onnxprune.graph.ops.layout import factor_of
 from onnxprune.graph.plan import Plan, Structure
-from onnxprune.graph.stored import SMALL, Taken
+from onnxprune.graph.quantised import taken
 from onnxprune.graph.values import constant, dims
 
 
@@ -57,12 +57,8 @@ def units(model: ir.Model, structure: Structure, plan: Plan) -> None:
         axes = [a for a, layout in enumerate(layouts) if atoms_of(layout) & (sizes.masks.keys() | orders.keys())]
         if axes and value.const_value is not None:
             takes = [(flat_order(layouts[a], sizes.masks, orders, structure.sizes), a) for a in axes]
-            held = value.const_value
-            taken = Taken(held, takes, value.name)
-            value.const_value = (
-                taken if held.nbytes > SMALL else ir.Tensor(taken.numpy(), dtype=held.dtype, name=value.name)
-            )
-            value.shape = ir.Shape(taken.shape)
+            value.const_value = taken(value.const_value, takes, value.name)
+            value.shape = ir.Shape(value.const_value.shape.numpy())
     for node, change in changes:
         carry_out(model, node, change)
     for node in model.graph:

@@ -16,6 +16,7 @@ from onnxprune.errors import CheckError, UsageError
 from onnxprune.graph import ops
 from onnxprune.graph.ops.base import operand
 from onnxprune.graph.plan import Plan, Tile
+from onnxprune.graph.quantised import Quantised, taken
 from onnxprune.graph.values import constant, dims, hand_over
 
 _OURS = re.compile(r"_from\d+to\d+$")
@@ -23,7 +24,12 @@ _OURS = re.compile(r"_from\d+to\d+$")
 
 
 def divisible(node: ir.Node) -> bool:
-    """Whether a product with a weight can be written in tiles: a MatMul, or a Gemm with a vector for a bias or none."""
+    """Whether a product with a weight can be written in tiles: a MatMul, or a Gemm with a vector for a bias or none.
+
+    What shares a scale in blocks stays together.
+    """
+    if any(v is not None and isinstance(v.const_value, Quantised) and v.const_value.parts.block for v in node.inputs):
+        return False
     if node.op_type == "MatMul":
         return True
     bias = operand(node, 2)
@@ -66,15 +72,15 @@ def _split(
         span = (source, tile.start, tile.stop)
         if span not in ranges:
             ranges[span] = _slice(model, node, *span)
-        at = (slice(tile.start, tile.stop), slice(tile.first, tile.last))
-        block = np.ascontiguousarray(array[at[::-1] if flipped else at])
+        rows, columns = np.arange(tile.start, tile.stop), np.arange(tile.first, tile.last)
+        block = taken(held.const_value, [(rows, int(flipped)), (columns, 1 - flipped)], f"{name}_tile{i}")
         operands = [ranges[span], constant(model, block, f"{name}_tile{i}")]
         if bias is not None and bias.const_value is not None:
-            vector = bias.const_value.numpy()
-            vector = vector[tile.first : tile.last] if len(vector) > 1 else vector
-            operands.append(constant(model, np.ascontiguousarray(vector), f"{bias.name}_tile{i}"))
+            some = [(columns, 0)] if bias.const_value.size > 1 else []
+            operands.append(constant(model, taken(bias.const_value, some, bias.name), f"{bias.name}_tile{i}"))
         made.append(_node(node, node.op_type, operands, f"{node.name}_tile{i}", tile.last - tile.first))
         made[-1].attributes.update(node.attributes)
+        made[-1].meta.update(node.meta)
     if len(tiles) > 1:
         parts = [n.outputs[0] for n in made]
         made.append(_node(node, "Concat", parts, f"{node.name}_tiles", tiles[-1].last))

@@ -20,6 +20,7 @@ from onnxprune.graph import ops
 from onnxprune.graph.axes import atoms_of
 from onnxprune.graph.ops.index import gathered
 from onnxprune.graph.ops.layout import sliced
+from onnxprune.graph.quantised import taken
 from onnxprune.graph.structure.analyze import Ties
 from onnxprune.graph.values import constant, dims
 from onnxprune.rewrite import cleanup
@@ -182,7 +183,8 @@ class _Few:
     def _made(self, value: ir.Value, places: Places) -> ir.Value:
         name = f"{value.name}_at_{places.axis}_" + "_".join(str(i).replace("-", "m") for i in places.at)
         if value.const_value is not None:
-            return constant(self.model, value.const_value.numpy().take(places.at, places.axis), name)
+            some = taken(value.const_value, [(np.array(places.at), places.axis)], name)
+            return constant(self.model, some, name)
         node = self._pick(value, places, name)
         node.version = self.model.opset_imports.get("", 13)
         result = node.outputs[0]

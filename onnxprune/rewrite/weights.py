@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from onnxprune.graph.axes import flat_order
 from onnxprune.graph.plan import Plan, Structure
+from onnxprune.graph.quantised import Quantised
 from onnxprune.graph.values import constant
 
 
@@ -17,9 +18,12 @@ def weights(model: ir.Model, plan: Plan) -> None:
 
 
 def replace(value: ir.Value, array: np.ndarray) -> None:
-    """Give an initializer new contents, in its own element type."""
+    """Give an initializer new contents, in its own element type; of a quantised one, the nearest that it can have."""
     assert value.const_value is not None
     dtype = value.const_value.dtype
+    if isinstance(value.const_value, Quantised):
+        value.const_value = value.const_value.rounded(array)
+        return
     value.const_value = ir.Tensor(
         np.ascontiguousarray(array).astype(dtype.numpy(), copy=False), dtype=dtype, name=value.name
     )

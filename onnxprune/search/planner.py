@@ -16,7 +16,7 @@ from onnxprune.data import Dataset
 from onnxprune.errors import BudgetError
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Plan, Structure
-from onnxprune.graph.structure.linear_layers import find_linears
+from onnxprune.graph.structure.linear_layers import find_linears, result_of
 from onnxprune.measure.tables.costs import LatencyCosts
 from onnxprune.measure.tables.landing import Landing, Timing
 from onnxprune.refit.compensate import compensate
@@ -162,7 +162,7 @@ class Planner(Problem):
         added = [np.asarray(plan.rests[name]).size for name in plan.drop if name in plan.rests]
         if self.calibration is not None and self.options.compensate:
             for linear in find_linears(self.model.graph, self.structure):
-                if bias_of(linear.matrix.node.outputs[0]) is None:
+                if bias_of(result_of(linear.matrix.node)) is None:
                     added.append(self.weight(linear.weight).size // max(len(linear.matrix.units), 1))
         numbers = sum(added)
         return float(numbers if kind == "params" else 4 * numbers + NODE * len(added))

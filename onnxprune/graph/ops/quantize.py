@@ -24,6 +24,20 @@ def _spread(node: Any, x: Any, parameter: Any) -> Any:
     return parameter.reshape([-1 if i == axis else 1 for i in range(x.dim())])
 
 
+def _differentiated(torch: Any, x: Any) -> bool:
+    """Whether a gradient may be taken of what is made of x: rounding then passes it on as it is (straight through)."""
+    inside = torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return bool(torch.is_grad_enabled() and (x.requires_grad or inside))
+
+
+def _straight_through(torch: Any, x: Any, scale: Any, shift: Any, kind: Any) -> Any:
+    """What `_quantize` gives, as floating-point numbers through which a gradient flows where they are not clipped."""
+    info = torch.iinfo(kind)
+    y = x / scale
+    y = y + (torch.round(y) - y).detach()
+    return torch.clamp(y if shift is None else y + shift.to(y.dtype), info.min, info.max)
+
+
 def _saturated(torch: Any, x: Any, kind: Any) -> Any:
     """Rounded half to even and clipped to an integer type."""
     if kind.is_floating_point:
@@ -35,14 +49,17 @@ def _saturated(torch: Any, x: Any, kind: Any) -> Any:
 def _quantize(torch: Any, node: Any, x: Any, scale: Any, zero: Any = None) -> Any:
     code = attribute(node, "output_dtype", 0)
     kind = zero.dtype if zero is not None else torch_dtype(torch, code) if code else torch.uint8
-    y = torch.round(x / _spread(node, x, scale))
     shift = _spread(node, x, zero)
+    if _differentiated(torch, x) and not kind.is_floating_point:
+        return _straight_through(torch, x, _spread(node, x, scale), shift, kind)
+    y = torch.round(x / _spread(node, x, scale))
     return _saturated(torch, y if shift is None else y + shift.to(y.dtype), kind)
 
 
 def _dequantize(torch: Any, node: Any, x: Any, scale: Any, zero: Any = None) -> Any:
     code = attribute(node, "output_dtype", 0)
-    whole = x.to(torch.int64) if zero is None else x.to(torch.int64) - _spread(node, x, zero).to(torch.int64)
+    whole = x if x.is_floating_point() else x.to(torch.int64)
+    whole = whole if zero is None else whole - _spread(node, x, zero).to(whole.dtype)
     y = whole.to(torch.float32) * _spread(node, x, scale)
     return y.to(torch_dtype(torch, code) if code else scale.dtype)
 

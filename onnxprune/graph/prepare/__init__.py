@@ -13,7 +13,7 @@ from typing import Any
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from onnxprune.graph.prepare import recurrences
+from onnxprune.graph.prepare import quantised_weights, recurrences
 from onnxprune.graph.prepare.constant_operands import write_targets
 from onnxprune.graph.prepare.fold_limit import refuse_large, small
 from onnxprune.graph.prepare.inference_mode import settle
@@ -49,6 +49,7 @@ def normalise(model: ir.Model) -> ir.Model:
     _drop_stated_names(model)
     name_unknown(model)
     unfuse(model)
+    quantised_weights.fold(model)
     recurrences.fold_weights(model)
     # What can be a number is one before any shape is guessed from it.
     _fold(model)

@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxprune.errors import LimitError
+from onnxprune.graph.quantised import Quantised
 from onnxprune.graph.values import dims
 
 MOST_VALUES = 1 << 24
@@ -25,12 +26,17 @@ _GROWING = (
 
 
 def small(node: ir.Node, version: int) -> bool | None:
-    """False where a node's result would be large, as `should_fold` of onnxscript's optimizer; None: as it sees fit."""
+    """False where a node's result would be large, as `should_fold` of onnxscript's optimizer; None: as it sees fit.
+
+    What is made of a quantised weight stays a node, too.
+    """
     given = [v for v in node.inputs if v is not None]
     if any(v.const_value is None for v in given) or any(a.type in _GRAPHS for a in node.attributes.values()):
         return None
     if not node.inputs and node.op_type == "Constant":
         return None
+    if any(isinstance(v.const_value, Quantised) for v in given):
+        return False
     sizes = _sizes(node, version)
     return False if sizes is None or any(size > MOST_VALUES for size in sizes) else None
 

@@ -21,6 +21,7 @@ from onnxprune.graph.model import Model
 from onnxprune.graph.ops.normalize import narrow_axes, narrows
 from onnxprune.graph.ops.recurrent import RECURRENCE
 from onnxprune.graph.plan import Group, Pin, Reader, Structure
+from onnxprune.graph.quantised import Quantised
 from onnxprune.graph.single_nodes import bodies, reads
 from onnxprune.graph.structure.branches import find_branches
 from onnxprune.graph.values import dims
@@ -45,6 +46,8 @@ def _analyze(model: Model, hidden: bool) -> Structure:
             ties.pin(value, None, "an input of the graph")
     for value in model.graph.outputs:
         ties.pin(value, None, "an output of the graph")
+    for value in model.graph.initializers.values():
+        ties.keep_blocks(value)
     layouts = ties.layouts()
     groups = _groups(model.graph, ties, layouts)
     branches = find_branches(model.graph, layouts, groups)
@@ -124,6 +127,25 @@ class Ties:
         return self.solver.new(size)
 
     # ----------------------------------------------------------------------------------------------------------
+
+    def keep_blocks(self, value: ir.Value) -> None:
+        """State that of indices which share a scale as many of every block stay, or all of some blocks.
+
+        The latter where other sizes of blocks have no kernels, or slow ones.
+        """
+        tensor = value.const_value
+        if not isinstance(tensor, Quantised) or self._known(value) is None:
+            return
+        for axis, (layout, size) in enumerate(zip(self.dims(value), self.sizes(value), strict=True)):
+            block = tensor.block_along(axis)
+            if not block:
+                continue
+            if size % block:
+                self.solver.pin(layout, f"quantised in blocks of {block}, the last of which is smaller")
+                continue
+            blocks, inner = self.solver.new(size // block), self.solver.new(block)
+            self.solver.flat([layout], [blocks, inner], f"quantised in blocks of {block}")
+            self.solver.pin(inner if tensor.whole_blocks else blocks, f"quantised in blocks of {block}")
 
     def layouts(self) -> dict[str, tuple[Layout, ...]]:
         """Every value's dimensions, resolved."""

@@ -62,11 +62,27 @@ def find_linears(graph: ir.Graph, structure: Structure, widest: int = 8192) -> l
         product = product_of(node, reader)
         if product is None:
             continue
-        matrix = Matrix(reader, node, np.full(rows, -1), np.full(rows, -1), node.outputs[0].name or "", product)
+        matrix = Matrix(reader, node, np.full(rows, -1), np.full(rows, -1), result_of(node).name or "", product)
         source = node.inputs[0]
         assert source is not None
         found.append(Linear(matrix, source.name or "", closes.get(node.name or ""), inside.get(node.name or "")))
     return found
+
+
+def result_of(node: ir.Node) -> ir.Value:
+    """What a product gives to those who read it: where it is quantised, what it is afterwards.
+
+    A bias lies behind that, but for a Gemm's own; so does an intercept that is to be added to it.
+    """
+    value = node.outputs[0]
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        return value
+    for op_type in ("QuantizeLinear", "DequantizeLinear"):
+        uses = list(value.uses())
+        if len(uses) != 1 or uses[0][0].op_type != op_type or uses[0][1] != 0 or value.is_graph_output():
+            return node.outputs[0]
+        value = uses[0][0].outputs[0]
+    return value
 
 
 def _adds_only(graph: ir.Graph, branch: Branch) -> bool:
@@ -76,7 +92,15 @@ def _adds_only(graph: ir.Graph, branch: Branch) -> bool:
     value = nodes[branch.reader.node].outputs[0]
     while value.name != branch.value:
         users: Sequence[tuple[ir.Node, int]] = list(value.uses())
-        if len(users) != 1 or users[0][0].op_type not in ("Add", "Reshape", "Identity", "Dropout", "Cast"):
+        if len(users) != 1 or users[0][0].op_type not in (
+            "Add",
+            "Reshape",
+            "Identity",
+            "Dropout",
+            "Cast",
+            "QuantizeLinear",
+            "DequantizeLinear",
+        ):
             return False
         value = users[0][0].outputs[0]
     return True

@@ -1,0 +1,113 @@
+"""Quantised in, quantised out: the laws on graphs whose weights are integers.
+
+What is written is compared without fusions: ONNX Runtime's integer kernels move the dense file's outputs too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto
+from plans import Arrays, Subject, distance, random_plan
+from quantised_graphs import FORMS, convolutions, dequantized, mlp, plain
+
+from onnxprune.graph import model as models
+from onnxprune.graph.plan import Plan
+from onnxprune.graph.structure.linear_layers import find_linears
+from onnxprune.measure.cost import Costs
+from onnxprune.refit.compensate import writable_intercept
+
+BIASES = {"float": plain, "int32": dequantized(TensorProto.INT32), "uint8": dequantized(TensorProto.UINT8, zero=True)}
+WIDE = {TensorProto.INT64, TensorProto.BOOL}
+"""Element types of shapes and indices."""
+
+
+def run(file: Path, feeds: Arrays) -> Arrays:
+    """ONNX Runtime's outputs, the graph computed as it is written."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_outputs()]
+    return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+def feeds_for(file: Path, seed: int = 0) -> Arrays:
+    rng = np.random.default_rng(seed)
+    found = {}
+    for value in onnx.load(file).graph.input:
+        shape = [d.dim_value or 3 for d in value.type.tensor_type.shape.dim]
+        whole = value.type.tensor_type.elem_type == TensorProto.INT64
+        found[value.name] = rng.integers(0, 20, shape) if whole else rng.normal(size=shape).astype(np.float32)
+    return found
+
+
+def on_grid(subject: Subject, plan: Plan) -> Plan:
+    """The plan with weights and intercepts as refits give them: such as can be written."""
+    linears = {x.matrix.output: x for x in find_linears(subject.model.graph, subject.structure)}
+    return replace(
+        plan,
+        weights={n: subject.gates.writable(n, w) for n, w in plan.weights.items()},
+        intercepts={n: writable_intercept(linears[n], v) for n, v in plan.intercepts.items()},
+    )
+
+
+def operators(file: Path) -> Counter[str]:
+    return Counter(n.op_type for n in onnx.load(file).graph.node)
+
+
+def types(file: Path) -> Counter[int]:
+    return Counter(t.data_type for t in onnx.load(file).graph.initializer)
+
+
+def holds(file: Path, folder: Path, *, tolerance: float = 1e-4, seeds: int = 4) -> None:
+    """Laws 1, 3 and 4 on a file."""
+    subject, feeds = Subject.load(file), feeds_for(file)
+    assert subject.structure.groups, "nothing can be cut"
+    assert distance(subject.dense(feeds), run(file, feeds)) < tolerance
+    (same,) = models.save(subject.rewritten(Plan(subject.model.digest)), folder / "same.onnx")
+    assert distance(run(same, feeds), run(file, feeds)) < 1e-6
+    assert (operators(same), types(same)) == (operators(file), types(file))
+    costs = Costs(subject.model, subject.structure, {"batch": 1, "tokens": 1})
+    assert costs.params() == numbers(file)
+    for seed in range(seeds):
+        plan = random_plan(subject, np.random.default_rng(seed), tile=0, drop=0)
+        plan = on_grid(subject, subject.complete(plan, feeds))
+        (cut,) = models.save(subject.rewritten(plan), folder / "cut.onnx")
+        onnx.checker.check_model(cut, full_check=True)
+        assert distance(run(cut, feeds), subject.gated(plan, feeds)) < tolerance
+        kept = replace(plan, weights={}, intercepts={})
+        (cut,) = models.save(subject.rewritten(kept), folder / "cut.onnx")
+        assert (operators(cut), types(cut)) == (operators(file), types(file))
+        assert numbers(cut) == costs.params(kept)
+        spent, told = models.size(cut), costs.total("size", kept)
+        assert spent <= told < spent + 2048
+    # A plan that a file was made by is a plan of the file's own numbers: nothing is rounded anew.
+    assert distance(run(cut, feeds), Subject.load(cut).dense(feeds)) < tolerance
+
+
+def numbers(file: Path) -> int:
+    return sum(int(np.prod(t.dims)) for t in onnx.load(file).graph.initializer if t.data_type not in WIDE)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_matrices(form: str, tmp_path: Path) -> None:
+    holds(mlp(tmp_path / "model.onnx", FORMS[form]), tmp_path)
+
+
+@pytest.mark.parametrize("form", ["tensor", "output", "output-uint8", "input", "trained", "cast"])
+@pytest.mark.parametrize("bias", BIASES)
+def test_gemms(form: str, bias: str, tmp_path: Path) -> None:
+    holds(mlp(tmp_path / "model.onnx", FORMS[form], gemm=True, bias=BIASES[bias]), tmp_path, seeds=2)
+
+
+@pytest.mark.parametrize("form", ["tensor-uint8", "output", "input", "trained", "cast-uint8"])
+def test_convolutions(form: str, tmp_path: Path) -> None:
+    holds(convolutions(tmp_path / "model.onnx", FORMS[form], bias=BIASES["int32"]), tmp_path)
