@@ -158,7 +158,8 @@ def planning(command: Any) -> Any:
             show_default=True,
             callback=split,
             help="What may go: heads, neurons, blocks, channels (auto: the first three, and channels where the graph "
-            "is made of convolutions); in place of heads, query_heads or head_dims; "
+            "is made of convolutions); in place of heads, query_heads; beside them head_ranks (dimensions "
+            "within heads, rotated first) or head_dims (those that cannot be rotated, too); "
             "or hidden alone, the width of the stream (experimental).",
         ),
         click.option(

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnxprune.errors import LimitError, OnnxPruneError, UnsupportedError, out_of_memory, reading, said
 from onnxprune.graph import memory, ops
 from onnxprune.graph.single_nodes import reads
-from onnxprune.probe.engine import engine_for
+from onnxprune.probe.engine import cast, engine_for
 
 Usage = tuple[str, int]
 """(node name, input index); a graph output is ("", its position)."""
@@ -86,6 +86,7 @@ class Interpreter:
         self.engine = engine_for(device)
         self.lender = lender
         self._held = Held(memory.share())
+        self._replaced: dict[str, Any] = {}
         self._schedules: dict[tuple[frozenset[str], tuple[str, ...]], tuple[list[_Step], frozenset[str]]] = {}
         self._live: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         self._producers = {v.name: n for n in graph for v in n.outputs if v.name}
@@ -191,12 +192,19 @@ class Interpreter:
         """An initializer as a tensor; the last ones read are kept (they share the model's memory on the CPU)."""
         if self.lender is not None and self._lent(self.lender, name):
             return self.lender.weight(name)
+        if name in self._replaced:
+            return self._replaced[name]
         kept = self._held.get(name)
         if kept is None:
             # Kept for later runs that may need gradients, which tensors made in inference mode cannot enter.
             with self.engine.lasting():
                 kept = self._held.put(name, self._load(name))
         return kept
+
+    def replace(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Compute with other numbers in the place of some initializers from now on, in their types."""
+        for name, array in weights.items():
+            self._replaced[name] = cast(self.place(np.ascontiguousarray(array)), self.weight(name))
 
     def release(self) -> None:
         """Let go of the weights that are kept; they are read anew when they are asked for."""

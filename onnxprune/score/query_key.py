@@ -25,23 +25,29 @@ def pair_rankings(
     rows: Rows, sites: Sequence[Site], structure: Structure, state: Gated = NOTHING
 ) -> dict[str, Ranking]:
     """Orders of the sites without matrices: group id -> Ranking; one pass over the rows for all."""
-    sides = {
-        (reader.node, side): _Side(site, reader, side, rows, structure)
-        for site in sites
-        for reader in site.group.readers
-        for side in (0, 1)
-    }
+    sides = sides_of(sites, rows, structure)
     used: dict[Usage, Callable[[Any, Any], None]] = {usage: side.add for usage, side in sides.items()}
     if used:
         record(rows, used, state)
     return {site.id: _ranking(site, sides) for site in sites}
 
 
-class _Side:
+def sides_of(sites: Sequence[Site], rows: Rows, structure: Structure) -> dict[Usage, Side]:
+    """Both operands of every product in which dimensions meet."""
+    return {
+        (reader.node, side): Side(site, reader, side, rows, structure)
+        for site in sites
+        for reader in site.group.readers
+        for side in (0, 1)
+    }
+
+
+class Side:
     """Second moments of one operand of a product, for every outer unit that chooses its own dimensions.
 
     Attributes:
-        moments: [outer units, units, units], sums over tokens, folded to units (a pair of RoPE's is one).
+        moments: [outer units, positions, positions], sums over tokens.
+        sums: [outer units, positions], of what is read itself; tokens: [outer units], how many there were.
     """
 
     def __init__(self, site: Site, reader: Reader, side: int, rows: Rows, structure: Structure) -> None:
@@ -55,7 +61,8 @@ class _Side:
         width = site.group.shape[-1]
         self.member = (owner[:, None] == np.arange(width)).astype(np.float64)
         self.moments = np.zeros((site.rows, len(owner), len(owner)))
-        self.count = 0
+        self.sums = np.zeros((site.rows, len(owner)))
+        self.tokens = np.zeros(site.rows)
 
     def add(self, x: Any, real: Any) -> None:
         moved = x.movedim(self.axis, -1)
@@ -68,10 +75,25 @@ class _Side:
         for row in range(self.rows):
             members = flat[np.flatnonzero(chosen == row)]
             self.moments[row] += (members.T @ members).cpu().numpy()
-        self.count += int((chosen >= 0).sum())
+            self.sums[row] += members.sum(0).cpu().numpy()
+            self.tokens[row] += len(members)
+
+    @property
+    def count(self) -> float:
+        """Tokens of all outer units."""
+        return float(self.tokens.sum())
+
+    def second_moments(self) -> np.ndarray:
+        """[outer units, positions, positions], means over tokens."""
+        return self.moments / np.maximum(self.tokens, 1)[:, None, None]
+
+    def covariances(self) -> np.ndarray:
+        """The same about the means."""
+        means = self.sums / np.maximum(self.tokens, 1)[:, None]
+        return self.second_moments() - means[:, :, None] * means[:, None, :]
 
 
-def _ranking(site: Site, sides: Mapping[Usage, _Side]) -> Ranking:
+def _ranking(site: Site, sides: Mapping[Usage, Side]) -> Ranking:
     width = site.group.shape[-1]
     scores = np.zeros((site.rows, width))
     forms = np.zeros((site.rows, width, width))

@@ -43,6 +43,25 @@ class Refitter:
     damping: float = 1e-2
     _nested: dict[Usage, NestedRefit] = field(default_factory=dict)
 
+    def together(self, chosen: Sequence[tuple[Site, Sequence[int]]]) -> dict[str, np.ndarray]:
+        """The same of several sites that the same weights read, each with its units."""
+        (first, units), *others = chosen
+        if not others:
+            return self(first, units)
+        found: dict[str, np.ndarray] = {}
+        for readers in zip(*(site.matrices for site, _ in chosen), strict=True):
+            matrix, usage = readers[0], readers[0].usage
+            name = matrix.reader.weight or ""
+            if usage not in self.gram or not matrix.refits:
+                continue
+            array = self.weight(name)
+            stays = [np.isin(m.units, u) | (m.units < 0) for m, (_, u) in zip(readers, chosen, strict=True)]
+            fitted = refit(
+                matrix.weight(array), self.gram[usage].matrix, np.logical_and.reduce(stays), damping=self.damping
+            )
+            found[name] = matrix.restore(fitted.astype(np.float32), array.shape)
+        return found
+
     def __call__(self, site: Site, units: Sequence[int]) -> dict[str, np.ndarray]:
         """initializer -> refit weight, in its own shape."""
         if len(units) in (0, site.group.size):

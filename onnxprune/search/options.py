@@ -16,7 +16,7 @@ from onnxprune.score.mixture import parse
 from onnxprune.score.seven import ALPHA
 from onnxprune.search.allocate import ALLOCATIONS
 
-UNITS = ("heads", "neurons", "blocks", "channels", "query_heads", "head_dims", "hidden")
+UNITS = ("heads", "neurons", "blocks", "channels", "query_heads", "head_dims", "head_ranks", "hidden")
 
 MASKS = ("seven", "seven-dyn", "platon")
 """Scores of single weights that `--solver` may name: they choose the mask, least squares the weights."""
@@ -139,7 +139,7 @@ class Options:
                 f"--units {','.join(self.units)}: choose from {', '.join(UNITS)}, or auto alone; "
                 "blocks go with the others only"
             )
-        if len(within := [u for u in self.units if u in ("heads", "query_heads", "head_dims")]) > 1:
+        if len(within := [u for u in self.units if u in ("heads", "query_heads")]) > 1:
             raise UsageError(f"--units {','.join(self.units)}: {' and '.join(within)} lie in each other; choose one")
         if "hidden" in self.units and len(self.units) > 1:
             raise UsageError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +25,7 @@ from onnxprune.probe.interpreter import Interpreter
 from onnxprune.probe.short_graph import brief
 from onnxprune.score import METHODS
 from onnxprune.score.mixture import parse
+from onnxprune.score.rotation import Rotated, rotated
 from onnxprune.search.defaults import device_of, method_of, settled, why_nothing
 from onnxprune.search.latency_budget import costs_for, provider_of
 from onnxprune.search.options import Options
@@ -49,6 +51,7 @@ class Problem:
         method: what orders the units ("auto" is decided).
         fit, held, table, select: the parts of the rows (`row_split.Split`), where there are any.
         first: what every plan begins with.
+        rotated: the bases in which dimensions within heads are counted.
     """
 
     def __init__(
@@ -80,10 +83,12 @@ class Problem:
         self.gates = Gates(self.structure, self.interpreter)
         self.calibration = calibration
         self.first = Plan(model.digest)
+        self.rotated = Rotated()
         if calibration is not None:
             sizes = tokens_at_once(self.costs, memory=options.max_memory), tokens_to_measure(self.costs)
             split = Split.of(self.interpreter, calibration, options, *sizes, short)
             self.fit, self.held, self.table, self.select = split.fit, split.held, split.table, split.select
+            self._rotate()
 
     @property
     def prices(self) -> Prices:
@@ -115,8 +120,33 @@ class Problem:
         found = sensitivities(rows, read, self.gates.usages, self.options.seed)
         return {node: [share * w + (1 - share) for w in parts] for node, parts in found.items()}
 
+    def _rotate(self) -> None:
+        """Write heads whose dimensions may go in the bases in which the last of them matter least.
+
+        From here on the interpreter holds the model in these bases: it computes the same.
+        """
+        inner = [s for s in self.sites if s.group.kind == "head_dims"]
+        if not inner:
+            return
+        if self.interpreter.streams:
+            logger.info("heads keep their bases: rotating them takes all weights in memory at once")
+        else:
+            with self.clock.stage("rotate"):
+                self.rotated = rotated(self.fit, inner, self.structure, self.weight, self.token_weights)
+            self.interpreter.replace(self.rotated.weights)
+        for group, why in self.rotated.held.items():
+            logger.info("%s keeps its basis: %s", group, why)
+        if "head_dims" not in self.options.units:
+            self.sites = [s for s in self.sites if s.group.kind != "head_dims" or s.id in self.rotated.rankings]
+
+    def based(self, plan: Plan) -> Plan:
+        """A plan that says in which bases its units are counted."""
+        return replace(plan, weights={**self.rotated.weights, **plan.weights}) if self.rotated.weights else plan
+
     def weight(self, name: str) -> np.ndarray:
-        """A dense weight."""
+        """A dense weight, in the basis that it is pruned in."""
+        if name in self.rotated.weights:
+            return self.rotated.weights[name]
         tensor = self.model.graph.initializers[name].const_value
         assert tensor is not None
         return np.asarray(tensor.numpy())

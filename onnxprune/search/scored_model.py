@@ -39,19 +39,27 @@ class Stage:
     modules: tuple[Module, ...] | None = None
     magnitudes: Mapping[str, np.ndarray] = field(default_factory=dict)
     stand_ins: Mapping[str, StandIn] = field(default_factory=dict)
-    _fitted: dict[tuple[str, int], dict[str, np.ndarray]] = field(default_factory=dict)
+    _fitted: dict[tuple[tuple[str, int], ...], dict[str, np.ndarray]] = field(default_factory=dict)
 
     def weights(self, sites: Sequence[Site], counts: Mapping[str, int]) -> dict[str, np.ndarray]:
         """Refit weights of every thinned site at its level, kept for reuse."""
         found: dict[str, np.ndarray] = {}
-        for site in sites:
-            key = (site.id, counts[site.id])
+        for members in self._reading(sites, counts):
+            key = tuple((site.id, counts[site.id]) for site in members)
             if key not in self._fitted:
-                self._fitted[key] = (
-                    self.refitter(site, self.rankings[site.id].keep(counts[site.id])) if counts[site.id] else {}
+                self._fitted[key] = self.refitter.together(
+                    [(site, self.rankings[site.id].keep(counts[site.id])) for site in members]
                 )
             found.update(self._fitted[key])
         return found
+
+    def _reading(self, sites: Sequence[Site], counts: Mapping[str, int]) -> list[list[Site]]:
+        """The sites that lose something, those read by the same weights (heads and their dimensions) together."""
+        found: dict[tuple[str | None, ...], list[Site]] = {}
+        for site in sites:
+            if 0 < counts[site.id] < site.group.size:
+                found.setdefault(tuple(m.reader.weight for m in site.matrices), []).append(site)
+        return list(found.values())
 
     def thinned(self, sites: Sequence[Site], counts: Mapping[str, int]) -> Plan:
         """A choice of levels as a plan, with the sites' own refit weights."""
@@ -78,11 +86,12 @@ def scored(problem: Problem, plan: Plan, scores: Scores) -> Stage:
             return problem.weight(name) if tensor is None else to_numpy(tensor)
 
         lasting = _lasts(problem, plan)
+        bases = problem.rotated.rankings
         known = scores.rankings if lasting and scores.rankings.keys() == {s.id for s in problem.sites} else {}
         method = parse("magnitude" if known else problem.method, configured(options.alpha))
         mending = options.compensate or options.search != "rank"
         read = [s for s in problem.sites if s.matrices]
-        met = [s for s in problem.sites if not s.matrices]
+        met = [s for s in problem.sites if not s.matrices and s.id not in bases]
         statistics = collect(
             method,
             problem.fit if problem.calibration is not None else None,
@@ -97,7 +106,7 @@ def scored(problem: Problem, plan: Plan, scores: Scores) -> Stage:
             ),
             seed=options.seed,
         )
-        rankings = dict(known) or (pair_rankings(problem.fit, met, problem.structure, gated) if met else {})
+        rankings = dict(known) or bases | (pair_rankings(problem.fit, met, problem.structure, gated) if met else {})
         for i, site in enumerate(() if known else problem.sites):
             ranking = rankings[site.id] if site.id in rankings else method(site, statistics)
             rankings[site.id] = even(site, behind(ranking, plan.keep.get(site.id)))

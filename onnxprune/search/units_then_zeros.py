@@ -48,9 +48,9 @@ def carry_out(planner: Planner, budget: Budget) -> Plan:
     pattern = None if planner.options.sparsity is None else parse(planner.options.sparsity)
     if isinstance(pattern, Tiles):
         require_torch("--sparsity tiles")
-        return sparse(planner, tiled(planner, pattern, budget.kind, limit))
+        return planner.based(sparse(planner, tiled(planner, pattern, budget.kind, limit)))
     plan = structured(planner, budget.kind, limit)
-    return plan if pattern is None else sparse(planner, plan)
+    return planner.based(plan if pattern is None else sparse(planner, plan))
 
 
 def structured(planner: Planner, kind: str, limit: float) -> Plan:

@@ -11,13 +11,17 @@ import onnx_ir as ir
 
 from onnxprune.graph.axes import atoms_of
 from onnxprune.graph.plan import Branch, Group, Ranking, Structure
+from onnxprune.graph.structure.bases import rotatable
 from onnxprune.graph.structure.reading_matrices import Matrix, matrices
 
-KINDS = {kind: (kind,) for kind in ("heads", "neurons", "channels", "query_heads", "head_dims", "hidden")}
+KINDS = {kind: (kind,) for kind in ("heads", "neurons", "channels", "query_heads", "head_dims", "hidden")} | {
+    "head_ranks": ("head_dims",)
+}
 """What `--units` may name, and the groups it means; "blocks" are the branches of whatever is chosen.
 
 Of the dimensions within a head those of values and outputs are read by a weight; those of queries and keys meet each
-other, and are ordered by that (score/pairs.py).
+other, and are ordered by that (score/query_key.py). Where their basis is free, both are rotated first
+(score/rotation.py); "head_ranks" are these alone.
 """
 
 
@@ -64,6 +68,8 @@ def find_sites(
     """
     wanted = {kind for unit in units for kind in KINDS.get(unit, (unit,))}
     order = {n.name: i for i, n in enumerate(graph)}
+    headed = {g.branch for g in structure.groups if g.kind in ("heads", "query_heads") and g.kind in wanted}
+    ranks = "head_dims" not in units
     found = []
     for group in structure.groups:
         names = (group.id, group.name)
@@ -72,10 +78,12 @@ def find_sites(
         read = matrices(graph, structure, group)
         if read is None and not _meet(graph, structure, group):
             continue
+        if group.kind == "head_dims" and ranks and not rotatable(graph, structure, group):
+            continue
         branch = structure.branch(group.branch) if group.branch else None
         whole = (
             branch is not None and branch.reader is not None and branch.reader in group.readers and "blocks" in units
-        )
+        ) and not (group.kind == "head_dims" and group.branch in headed)  # it goes with the last of its heads
         found.append(Site(group, tuple(read or ()), branch if whole else None))
     return sorted(found, key=lambda s: order[s.stop])
 
@@ -133,11 +141,6 @@ def kept_by(
     counts: Mapping[str, int], rankings: Mapping[str, Ranking], sites: Sequence[Site]
 ) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
     """(keep, drop) of a plan that leaves `counts` units at every site."""
-    keep, drop = {}, []
-    for site in sites:
-        count = counts[site.id]
-        if count == 0 and site.branch is not None:
-            drop.append(site.branch.id)
-        elif count < site.group.size:
-            keep[site.id] = rankings[site.id].keep(count)
-    return keep, tuple(dict.fromkeys(drop))
+    drop = [s.branch.id for s in sites if s.branch is not None and counts[s.id] == 0]
+    left = [s for s in sites if s.group.branch not in drop and counts[s.id] < s.group.size]
+    return {s.id: rankings[s.id].keep(counts[s.id]) for s in left}, tuple(dict.fromkeys(drop))

@@ -167,7 +167,7 @@ def test_rows_that_are_not_there(run: Callable[..., Outcome], folder: Path) -> N
         (["--flops", "0.6", "--method", "guess"], "guess"),
         (["--flops", "0.6", "--search", "luck"], "luck"),
         (["--flops", "0.6", "--units", "atoms"], "atoms"),
-        (["--flops", "0.6", "--units", "heads,head_dims"], "choose one"),
+        (["--flops", "0.6", "--units", "heads,query_heads"], "choose one"),
         (["--flops", "0.6", "--shape", "length=9"], "length"),
         (["--flops", "0.6", "--ep", "abacus"], "abacus"),
         (["--flops", "0.6", "--round-to", "x"], "neither a number nor auto"),

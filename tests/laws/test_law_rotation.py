@@ -1,0 +1,81 @@
+"""Heads in another basis: nothing that a model computes changes, and a cut of the rotated model is its gated graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zoo as exports
+from plans import Subject, distance, random_plan
+from zoo import ZooModel
+
+from onnxprune import data
+from onnxprune.graph.structure.sites import find_sites
+from onnxprune.probe.forward import Rows
+from onnxprune.score.rotation import Rotated, rotated
+
+Build = Callable[..., ZooModel]
+Variant = tuple[str, exports.Exporter, exports.Attention]
+
+WAYS = (("torchscript", "eager"), ("dynamo", "sdpa"))
+MECHANISMS: tuple[Variant, ...] = (
+    ("bart", "torchscript", "sdpa"),  # cross attention
+    ("deberta-v2", "torchscript", "eager"),  # positions have keys and queries of their own: values alone
+    ("mpnet", "torchscript", "eager"),  # a bias on the scores
+    ("packed-einsum", "torchscript", "eager"),  # projections of rank 3: one basis for all heads
+    ("t5-encoder", "dynamo", "eager"),  # no scale, no biases
+)
+EVERYDAY = [v for v in exports.variants(("bert", "vit", "gpt2", "llama")) if v[1:] in WAYS]
+HELD = {"llama": 1, "deberta-v2": 2}
+"""Groups that keep their basis: rotary positions turn pairs, one table for all layers; products that share queries."""
+
+load = cache(Subject.load)
+
+
+def names(variant: object) -> str:
+    return "-".join(variant) if isinstance(variant, tuple) else str(variant)
+
+
+def turned(path: Path, model: ZooModel) -> tuple[Subject, Rotated]:
+    subject = load(path)
+    examples = [model.sample(1, seed=i) for i in range(12)]
+    rows = Rows(subject.interpreter, data.read(examples, subject.model.inputs, outputs=subject.model.outputs))
+    sites = find_sites(subject.model.graph, subject.structure, ("head_dims",))
+    return subject, rotated(rows, sites, subject.structure, lambda n: subject.interpreter.weight(n).float().numpy())
+
+
+@pytest.mark.parametrize("variant", [*EVERYDAY, *MECHANISMS], ids=names)
+def test_rotated_heads_compute_the_same(zoo: Build, variant: Variant) -> None:
+    model = zoo(*variant)
+    subject, found = turned(model.path, model)
+    assert len(found.held) == HELD.get(variant[0], 0)
+    assert found.rankings, "no head was rotated"
+    dense, feeds = subject.dense(model.feeds), model.feeds
+    empty = random_plan(subject, np.random.default_rng(0), kinds=(), drop=0, refit=0, tile=0)
+    whole = replace(empty, weights=found.weights)
+    changed = [
+        name for name, array in found.weights.items() if not np.allclose(array, subject.gates.weight(empty, name))
+    ]
+    assert changed == list(found.weights), "a basis is what it was"
+    assert distance(subject.gated(whole, feeds), dense) < 1e-5
+    # Law 1, of the rotated model; half of each head's dimensions are the first ones.
+    keep = {g: found.rankings[g].keep(len(found.rankings[g].order) // 2) for g in found.rankings}
+    plan = replace(whole, keep=keep)
+    assert distance(subject.written(plan, feeds), subject.gated(plan, feeds)) < 1e-4
+
+
+def test_the_first_dimensions_keep_more_than_others(zoo: Build) -> None:
+    """Cut to half, heads in their new bases move outputs less than in those that they were trained in."""
+    model = zoo("bert", "torchscript", "eager")
+    subject, found = turned(model.path, model)
+    empty = random_plan(subject, np.random.default_rng(0), kinds=(), drop=0, refit=0, tile=0)
+    dense, feeds = subject.dense(model.feeds), model.feeds
+    keep = {g: r.keep(len(r.order) // 2) for g, r in found.rankings.items()}
+    new, old = (
+        distance(subject.gated(replace(empty, keep=keep, weights=w), feeds), dense) for w in (found.weights, {})
+    )
+    assert new < 0.8 * old
