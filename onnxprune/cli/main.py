@@ -104,15 +104,14 @@ def prune(
     **kwargs: Any,
 ) -> None:
     """Prune MODEL to a budget: score, search, cut, mend, check, measure (the default command)."""
-    from onnxprune.graph import model as models
-    from onnxprune.pipeline import verbs
+    from onnxprune.graph import joined
+    from onnxprune.pipeline import output_files, verbs
     from onnxprune.report import terminal
 
     logs(verbose)
     if output and output_option:
         raise UsageError("the output is named twice; give OUTPUT or -o")
-    file = models.find(model)
-    target = output_option or output or file.with_name(f"{file.stem}.pruned.onnx")
+    target = output_option or output or output_files.default_target(joined.find(model))
     options = _options(kwargs)
     measure = not options.pop("no_latency")
     providers = options.pop("ep")
@@ -157,8 +156,7 @@ def sweep(
     force: bool, as_json: bool, quiet: bool, verbose: int, **kwargs: Any,
 ) -> None:  # fmt: skip
     """The curve: MODEL at several budgets, scored once."""
-    from onnxprune.graph import model as models
-    from onnxprune.graph import outputs
+    from onnxprune.graph import joined, outputs
     from onnxprune.pipeline import output_files, verbs
     from onnxprune.report import html, terminal
 
@@ -166,7 +164,7 @@ def sweep(
     if bool(flops) == bool(latency):
         raise UsageError("give the budgets of one kind: --flops 0.9,0.75,0.6 or --latency 0.9,0.75,0.6")
     options = _options(kwargs)
-    file = models.find(model)
+    file = joined.find(model)
     bundle = bundle_beside(options.pop("debug_bundle"), (output or file.parent) / file.name)
     asked = ("columns", "pairs", "tokenizer", "max_length", "allow_outside", "calibration", "evaluation")
     common = {name: options.pop(name) for name in asked}
@@ -199,15 +197,18 @@ def sweep(
 @cli.command()
 @MODEL
 @click.option("--shape", type=Pairs(size), default={}, help="Where FLOPs are counted; default batch 1, else 128.")
+@click.option("--calls", type=Pairs(size), default={}, help="Of a folder of several graphs, how often each runs.")
 @click.option("--pins", is_flag=True, help="All pinned dimensions, not the most common reasons only.")
 @talk
-def inspect(model: Path, shape: dict[str, int], pins: bool, as_json: bool, quiet: bool, verbose: int) -> None:
+def inspect(
+    model: Path, shape: dict[str, int], calls: dict[str, int], pins: bool, as_json: bool, quiet: bool, verbose: int
+) -> None:  # fmt: skip
     """Show what can be cut in MODEL, its share of the FLOPs, what is pinned and why."""
     from onnxprune.pipeline import verbs
     from onnxprune.report import inspection
 
     logs(verbose)
-    dense, structure, costs = verbs.inspect(model, shape)
+    dense, structure, costs = verbs.inspect(model, shape, calls)
     found = inspection.survey(dense, structure, costs)
     if as_json:
         click.echo(json.dumps(found, indent=1))
@@ -226,8 +227,7 @@ def inspect(model: Path, shape: dict[str, int], pins: bool, as_json: bool, quiet
 @talk
 def plan(model: Path, output: Path, force: bool, as_json: bool, quiet: bool, verbose: int, **kwargs: Any) -> None:
     """Make a plan for MODEL without carrying it out: plan.json, and plan.safetensors with refit weights."""
-    from onnxprune.graph import model as models
-    from onnxprune.graph import outputs
+    from onnxprune.graph import joined, outputs
     from onnxprune.graph.plan_file import tensors_beside
     from onnxprune.pipeline import output_files, verbs
     from onnxprune.search.options import Options
@@ -239,7 +239,7 @@ def plan(model: Path, output: Path, force: bool, as_json: bool, quiet: bool, ver
     limits = {kind: options.pop(kind) for kind in ("flops", "params", "size", "latency")}
     budget = verbs.budget_of(**limits, whole=verbs.needs_no_budget(options))
     inputs = output_files.inputs_of(
-        models.find(model), calibration, options.get("latency_table"), *reads(), tokenizer=asked["tokenizer"]
+        joined.find(model), calibration, options.get("latency_table"), *reads(), tokenizer=asked["tokenizer"]
     )
     with outputs.files(output, [tensors_beside(output).name], inputs=inputs, force=force) as out:
         with Bar(quiet or as_json) as bar:
@@ -266,14 +266,13 @@ def apply_plan(
     as_json: bool, quiet: bool, verbose: int,
 ) -> None:  # fmt: skip
     """Carry out PLAN on the MODEL it was made for; needs no data."""
-    from onnxprune.graph import model as models
+    from onnxprune.graph import joined
     from onnxprune.graph.plan import Plan
     from onnxprune.graph.plan_file import tensors_beside
-    from onnxprune.pipeline import verbs
+    from onnxprune.pipeline import output_files, verbs
 
     logs(verbose)
-    file = models.find(model)
-    target = output or file.with_name(f"{file.stem}.pruned.onnx")
+    target = output or output_files.default_target(joined.find(model))
     files, found = verbs.apply(
         model, Plan.load(plan_file), target, force=force, keep_unread=keep_unread,
         debug_bundle=bundle_beside(debug_bundle, target), reads=[plan_file, tensors_beside(plan_file), *reads()],
@@ -316,20 +315,21 @@ def validate(
 
     from onnxprune import data
     from onnxprune.export import shipped_files
-    from onnxprune.graph import model as models
+    from onnxprune.graph import joined
     from onnxprune.measure.validation import validate as compare
     from onnxprune.pipeline.rows import vocabulary
     from onnxprune.report import terminal
 
     logs(verbose)
-    dense = models.load(model)
+    dense = joined.load(model)
     assert dense.path is not None
     rows = data.read(
         evaluation, dense.inputs, outputs=dense.outputs, folder=dense.folder, columns=columns, pairs=pairs,
         tokenizer=tokenizer, vocab_size=vocabulary(dense), allow_outside=allow_outside,
     )  # fmt: skip
-    file = shipped_files.find(pruned)
-    own = shipped_files.own_rows(
+    several = joined.opened(pruned) if joined.is_job(pruned) else None
+    file = several.file if several is not None else shipped_files.find(pruned)
+    own = None if several is not None else shipped_files.own_rows(
         file, dense.inputs, dense.folder, evaluation, len(rows), outputs=dense.outputs, columns=columns, pairs=pairs,
         allow_outside=allow_outside,
     )  # fmt: skip
@@ -372,14 +372,15 @@ def bench(
         raise UsageError("name the dense MODEL and the PRUNED one, or --import what a phone measured")
     from dataclasses import asdict
 
-    from onnxprune.graph import model as models
+    from onnxprune.graph import joined
     from onnxprune.measure import bench as benchmark
     from onnxprune.report import bench as measured
 
     logs(verbose)
+    dense, smaller = joined.opened(model), joined.opened(pruned)
     found = benchmark.measure(
-        models.find_sound(model),
-        models.find_sound(pruned),
+        dense.file,
+        smaller.file,
         providers=ep,
         batch=batch,
         sequence=seq,

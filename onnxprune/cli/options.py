@@ -205,6 +205,13 @@ def planning(command: Any) -> Any:
             "--shape", type=Pairs(size), default={}, help="Where FLOPs are counted: batch_size=1,sequence_length=128."
         ),
         click.option(
+            "--calls",
+            type=Pairs(size),
+            default={},
+            help="Of a folder of several graphs, how often each runs where FLOPs are counted: "
+            "decoder_with_past_model=32; once by default.",
+        ),
+        click.option(
             "--rows",
             default=512,
             type=click.IntRange(1, MOST),

@@ -63,6 +63,27 @@ def _encoder_ones(spec: Spec, feeds: Mapping[str, Array], job: Job) -> Array:
     return np.ones((1, _length(feeds, "encoder_hidden_states", *SEQUENCE)))
 
 
+def _last_token(spec: Spec, feeds: Mapping[str, Array], job: Job) -> Array:
+    """What goes on behind a cache: the last token before it, once more."""
+    found = next((feeds[name] for name in ("decoder_input_ids", "input_ids") if name in feeds), None)
+    if found is None:
+        raise LookupError("it goes on behind decoder_input_ids")
+    return found[:, -1:]
+
+
+def _behind(feeds: Mapping[str, Array]) -> int:
+    """Tokens in the cache that a graph goes on behind."""
+    return _length(feeds, *DECODER, *SEQUENCE)
+
+
+def _next_ones(spec: Spec, feeds: Mapping[str, Array], job: Job) -> Array:
+    return np.ones((1, _behind(feeds) + 1))
+
+
+def _next_position(spec: Spec, feeds: Mapping[str, Array], job: Job) -> Array:
+    return np.full([1] * len(spec.shape), _behind(feeds))
+
+
 def _first_global(spec: Spec, feeds: Mapping[str, Array], job: Job) -> Array:
     """Longformer: the classification token attends to all."""
     mask = np.zeros((1, _length(feeds, *SEQUENCE)))
@@ -117,6 +138,10 @@ MAKERS: dict[str, Maker] = {
     "past_key_values.*": _empty_cache,
     "past_key_values_*": _empty_cache,
     "use_cache_branch": _no_cache,
+    "next_input_ids": _last_token,
+    "next_attention_mask": _next_ones,
+    "next_position_ids": _next_position,
+    "next_cache_position": _next_position,
     "num_logits_to_keep": _no_cache,  # 0 keeps the logits of all tokens
 }
 

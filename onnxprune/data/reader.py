@@ -16,6 +16,7 @@ from onnxprune.data.labels import resolve
 from onnxprune.data.model_info import Files, Graph, Job, Pairs, Part, Spec
 from onnxprune.data.random_rows import invent
 from onnxprune.data.sources import Row, open_rows, parsed
+from onnxprune.data.target import decoder_ids, encode_targets
 from onnxprune.data.text import encode_questions, encode_text, encode_tokens
 from onnxprune.errors import DataError, UsageError, reading
 
@@ -41,6 +42,7 @@ MODALITIES = (  # the first that feeds an input wins
     Modality("text", ("text",), ("text_pair",), _ids, encode_text),
     Modality("image", ("image",), ("mask",), image_input, encode_images),
     Modality("audio", ("audio",), (), audio_input, encode_audio),
+    Modality("target", ("target",), (), decoder_ids, encode_targets),
 )
 LABELS = ("label", "labels")
 

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onnxprune.graph.outputs import Inputs, OutputSet, digest
+from onnxprune.graph.outputs.manifest import MANIFEST
 
 COMPANIONS = (
     "config.json", "generation_config.json", "preprocessor_config.json", "vocab.json", "vocab.txt", "merges.txt",
     "spiece.model", "sentencepiece.bpe.model", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
-    "added_tokens.json",
+    "added_tokens.json", "source.spm", "target.spm", "normalizer.json", "processor_config.json", "chat_template.jinja",
 )  # fmt: skip
 """Files of a model folder."""
 
@@ -39,7 +40,13 @@ def differences(source: Path, target: Path, *, force: bool) -> list[str]:
 
 
 def add_companions(source: Path, out: OutputSet) -> None:
-    """Put companions into a set: those that its folder lacks, and, where the set replaces, those that differ there."""
+    """Put companions into a set: those that its folder lacks, and, where the set replaces, those that differ there.
+
+    A set that is a folder of its own has them all.
+    """
+    if out.first == MANIFEST:
+        copy_companions(source, out.folder)
+        return
     if out.base is None or source.resolve() == out.base.resolve():
         return
     for file in _wanted(source, out.base, force=out.force):

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir
@@ -43,20 +44,65 @@ class InputSpec:
 
 
 @dataclass(frozen=True)
+class Wires:
+    """What the inputs and outputs of one graph of several are called in the graph that they are together.
+
+    Attributes:
+        inputs, outputs: own name -> the name there; an input that another graph gives has the name of that output.
+        follows: whether it goes on behind the caches of another graph, whose weights are its own.
+    """
+
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    follows: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of several graphs that are cut as one.
+
+    Attributes:
+        model: the graph alone, normalised, with its own names.
+        wires: its interface among the others.
+        shared: own initializer -> the one in the whole that stands for it, where another graph has it too.
+    """
+
+    model: Model
+    wires: Wires
+    shared: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def file(self) -> Path:
+        assert self.model.path is not None
+        return self.model.path
+
+    @property
+    def prefix(self) -> str:
+        """Before the names of what lies inside of it."""
+        return f"{self.file.stem}/"
+
+
+@dataclass(frozen=True)
 class Model:
     """A normalised graph and where it came from.
 
     Attributes:
         ir: the graph; every initializer of rank <= 1 has one reader, every node and value a unique name.
-        path: the file it was read from.
-        digest: sha256 of that file and its external data, in hex; plans are bound to it.
+        path: the file it was read from; of several graphs, one of them all, for sessions.
+        digest: sha256 of that file and its external data, in hex; plans are bound to it. Of several, of their digests.
         said: what was done to the graph that its user may not expect.
+        parts: the graphs of a folder that it is made of; none where it is one file's.
+        calls: how often each part runs, where its cost is counted; by file name, once where it is not named.
+        scratch: what holds the file of several graphs.
     """
 
     ir: ir.Model
     path: Path | None
     digest: str
     said: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
+    calls: Mapping[str, int] = field(default_factory=dict)
+    scratch: Any = None
 
     @property
     def graph(self) -> onnx_ir.Graph:
@@ -76,13 +122,28 @@ class Model:
         return tuple(spec(v) for v in self.graph.outputs)
 
     @property
+    def home(self) -> Path | None:
+        """What the user named: the file, or the folder of several."""
+        return self.parts[0].file.parent if self.parts else self.path
+
+    @property
     def folder(self) -> Path | None:
         """Where tokenizer and configuration files are looked for."""
-        return self.path.parent if self.path else None
+        return self.home if self.parts else self.path.parent if self.path else None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What it was read from."""
+        return tuple(part.file for part in self.parts) or ((self.path,) if self.path else ())
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Of several graphs, file name -> digest."""
+        return {part.file.name: part.model.digest for part in self.parts}
 
     def clone(self) -> Model:
         """A copy whose graph can be mutated; weights are shared."""
-        return Model(prepare.stamp(self.ir.clone()), self.path, self.digest, self.said)
+        return replace(self, ir=prepare.stamp(self.ir.clone()))
 
 
 def find(path: str | os.PathLike[str]) -> Path:
@@ -99,31 +160,16 @@ def find(path: str | os.PathLike[str]) -> Path:
             raise ModelError(f"{path}: the folder holds no .onnx file")
         if len(files) > 1 and not (path / "model.onnx").exists():
             listed = "".join(f"\n  {f.name} ({f.stat().st_size / 1e6:.1f} MB)" for f in files)
-            raise UnsupportedError(f"{path}: holds several graphs:{listed}\n{_apart(path, files)}")
+            raise UnsupportedError(
+                f"{path}: holds several graphs:{listed}\nprune, sweep, plan, apply, inspect, validate and bench take "
+                f"the folder as one; what was asked for is done to one graph: give it by its name, as in {files[0]}"
+            )
         return path / "model.onnx" if (path / "model.onnx").exists() else files[0]
     if not path.exists():
         raise ModelError(f"{path}: no such file")
     if path.suffix == ".ort":
         raise UnsupportedError(f"{path}: an ORT-format file cannot be rewritten; give the .onnx it was made from")
     return path
-
-
-def _apart(folder: Path, files: Sequence[Path]) -> str:
-    """What can be done with a folder of several graphs, which are not cut together."""
-    tied = [f for f in files if relatives(f)]
-    if not tied:
-        return (
-            f"They are not cut together. Give one of them, as in {files[0]}: its interface stays what it is, "
-            "so that it goes on working with the others."
-        )
-    alone = next((f for f in files if f not in tied), None)
-    named = ", ".join(f.name for f in tied)
-    return (
-        f"{named} hold the same weights and read one another's caches: cut one at a time they would disagree, "
-        "without a sign of it, and they cannot be cut as one yet. What can be pruned: an export with one decoder, "
-        "without a cache or with its cache always in it (--task …-with-past of an exporter that writes one model.onnx)"
-        + (f"; or {alone} given by its name, whose outputs keep their shapes." if alone else ".")
-    )
 
 
 def relatives(file: Path) -> list[Path]:
@@ -187,10 +233,11 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> list[Path]:
     """
     model = quantised_writing.written(model)
     with prepare.forgotten(model), optional_inputs.restored(model):
-        return _save(model, Path(path))
+        return write(model, Path(path))
 
 
-def _save(model: ir.Model, path: Path) -> list[Path]:
+def write(model: ir.Model, path: Path) -> list[Path]:
+    """Write a graph as it stands. Returns the files."""
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
     if size <= (min(_EMBED_LIMIT, memory.share()) if memory.stated() else _EMBED_LIMIT):
         _internalise(model)

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -106,7 +106,12 @@ class Pin:
 
 @dataclass(frozen=True)
 class Structure:
-    """What the analysis found. `layouts` holds every value's dimensions in atoms, `sizes` the atoms' sizes."""
+    """What the analysis found. `layouts` holds every value's dimensions in atoms, `sizes` the atoms' sizes.
+
+    Attributes:
+        twins: of several graphs: residual branch -> the same one in graphs that have its weights too.
+        mirrors: the same of values that products give.
+    """
 
     digest: str
     sizes: tuple[int, ...]
@@ -115,6 +120,12 @@ class Structure:
     branches: tuple[Branch, ...]
     pins: tuple[Pin, ...]
     batch: int | None = None
+    twins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    mirrors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def with_twins(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Branches, each with the same ones in other graphs."""
+        return tuple(dict.fromkeys(n for name in names for n in (name, *self.twins.get(name, ()))))
 
     @cached_property
     def _by_id(self) -> dict[str, Group | Branch]:
@@ -151,6 +162,8 @@ class Structure:
             ),
             pins=tuple(Pin(**_tupled(p)) for p in data["pins"]),
             batch=data.get("batch"),
+            twins=_tupled(data.get("twins", {})),
+            mirrors=_tupled(data.get("mirrors", {})),
         )
 
 
@@ -212,6 +225,7 @@ class Plan:
         order: value name -> the kept indices of its last axis in the order in which they are written, wherever that
             dimension is shown; ascending where no value of it is named.
         tiles: initializer name -> its tiles, side by side: its product is written as one smaller product for each.
+        files: of several graphs, file name -> digest; `digest` is of all. Names in the plan begin with their file's.
     """
 
     digest: str
@@ -225,6 +239,7 @@ class Plan:
     notes: Mapping[str, Any] = field(default_factory=dict)
     order: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     tiles: Mapping[str, tuple[Tile, ...]] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
     def masks(self, structure: Structure) -> dict[int, Mask]:
         """atom -> Mask, for `axes.flat_mask`.
@@ -251,6 +266,20 @@ class Plan:
                 )
             masks[group.atom] = Mask(kept, group.context)
         return masks
+
+    def everywhere(self, structure: Structure) -> Plan:
+        """The plan with what it says of one graph said of the others that have the same weights, too."""
+        drop = structure.with_twins(self.drop)
+        if drop == self.drop and not structure.mirrors:
+            return self
+        origin = {twin: name for name in self.drop for twin in structure.twins.get(name, ())}
+        return replace(
+            self,
+            drop=drop,
+            rests={**self.rests, **{t: self.rests[n] for t, n in origin.items() if n in self.rests}},
+            maps={**self.maps, **{t: self.maps[n] for t, n in origin.items() if n in self.maps}},
+            intercepts={n: v for k, v in self.intercepts.items() for n in (k, *structure.mirrors.get(k, ()))},
+        )
 
     def orders(self, structure: Structure) -> dict[int, tuple[int, ...]]:
         """atom -> its kept indices in the order in which they are written, for `axes.flat_order`.
@@ -293,6 +322,7 @@ class Plan:
             "tiles": {k: [list(astuple(tile)) for tile in v] for k, v in self.tiles.items()},
             "tensors": len(self.weights) + len(self.intercepts) + len(self.rests) + len(self.maps),
             "notes": dict(self.notes),
+            **({"files": dict(self.files)} if self.files else {}),
         }
 
     @classmethod
@@ -323,6 +353,7 @@ class Plan:
             held.notes,
             held.order,
             {k: tuple(Tile(*tile) for tile in v) for k, v in held.tiles.items()},
+            held.files,
         )
 
 

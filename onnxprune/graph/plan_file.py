@@ -34,6 +34,7 @@ class Written:
     notes: Mapping[str, Any] = field(default_factory=dict)
     order: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     tiles: Mapping[str, tuple[tuple[int, int, int, int], ...]] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 def tensors_beside(plan: Path) -> Path:

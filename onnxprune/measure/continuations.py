@@ -20,10 +20,16 @@ _PAST = re.compile(r"past(_key_values?|_key|_value)?", re.IGNORECASE)
 
 def caches(dense: Model) -> dict[str, str]:
     """Input -> the output that continues it: past_key_values.0.key -> present.0.key; empty where one has none."""
+    taken = [spec for spec in dense.inputs if _is_cache(spec) and "past" in spec.name.lower()]
+    found = _continued(dense)
+    return found if len(found) == len(taken) else {}
+
+
+def _continued(dense: Model) -> dict[str, str]:
+    """The same of those caches that have one."""
     given = {_key(spec): spec.name for spec in dense.outputs if _is_cache(spec) and "present" in spec.name.lower()}
     taken = {spec.name: _key(spec) for spec in dense.inputs if _is_cache(spec) and "past" in spec.name.lower()}
-    found = {name: given[key] for name, key in taken.items() if key in given}
-    return found if len(found) == len(taken) else {}
+    return {name: given[key] for name, key in taken.items() if key in given}
 
 
 def _is_cache(spec: InputSpec) -> bool:
@@ -49,6 +55,18 @@ def continued(dense: Model, feeds: Sequence[runtime.Feeds], most: int = 2) -> li
     except OnnxPruneError:  # the dense file cannot be run so: the rows themselves are what is checked
         return []
     return [step for step in steps if step is not None]
+
+
+def going_on(
+    model: Model, feeds: runtime.Feeds, outputs: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray] | None:  # fmt: skip
+    """A batch with a token more behind the caches that a graph gave for it; those that it does not give stay.
+
+    Returns:
+        feeds; None where the graph has no caches, or takes something that this does not know.
+    """
+    pairs = _continued(model)
+    return dict(found) if pairs and (found := _step(model, feeds, outputs, pairs)) is not None else None
 
 
 def _step(

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from onnxprune.errors import UnsupportedError
-from onnxprune.graph import ops, prepare
+from onnxprune.graph import joined, ops, prepare
 from onnxprune.graph.axes import Layout, Mask, atoms_of, kept_ratio
 from onnxprune.graph.dimensions import evaluate, require_sizes
 from onnxprune.graph.example_feeds import synthesize
@@ -75,14 +75,15 @@ class Costs:
                 node = self._nodes[name]
                 operator = ops.lookup(node)
                 assert operator is not None and operator.macs is not None
-                found[name] = int(operator.macs(node, sizes))
+                found[name] = int(operator.macs(node, sizes)) * self._times(name)
         for weight, tiles in plan.tiles.items() if plan is not None else ():
             whole = math.prod(sizes.shape(self.model.graph.initializers[weight]))
             for name in self._readers_of[weight] & found.keys():
                 found[name] = found[name] * sum(t.area for t in tiles) // whole
         for branch in self._mapped(plan, only):
             skip, value = self._ends(branch)
-            found[f"{branch.add}_map"] = math.prod(sizes.shape(skip)) * sizes.shape(value)[-1]
+            macs = math.prod(sizes.shape(skip)) * sizes.shape(value)[-1]
+            found[f"{branch.add}_map"] = macs * self._times(branch.add)
         return found
 
     def params(self, plan: Plan | None = None) -> int:
@@ -96,18 +97,27 @@ class Costs:
     def total(self, kind: str, plan: Plan | None = None) -> float:
         """The cost that a budget of `kind` (flops, params, size) limits; a size is that of the file, read or written.
 
+        Of several graphs it is that of all: multiply-accumulates of a call of each (`Model.calls`), a weight that
+        several hold once among the parameters, and in each of their files.
+
         Without a plan it is the cost of the model as it was given, which a budget is a share of.
         """
         if kind == "size":
             if plan is None and self.model.path is not None:
-                return float(size_of_file(self.model.path))
+                return float(sum(map(size_of_file, self.model.files)))
             return float(self.bytes(plan) + self._frame)
         return float({"flops": self.macs, "params": self.params}[kind](plan))
 
     @cached_property
     def _frame(self) -> int:
-        """Bytes of a file that is written that are no weights: nodes, names, shapes."""
-        clone = quantised_writing.written(self.model.clone().ir)
+        """Bytes of a file that is written that are no weights: nodes, names, shapes; of several, all together."""
+        if self.model.parts:
+            return sum(self._framed(joined.split(self.model.ir, part)) for part in self.model.parts)
+        return self._framed(self.model.clone().ir)
+
+    @staticmethod
+    def _framed(model: ir.Model) -> int:
+        clone = quantised_writing.written(model)
         for value in clone.graph.initializers.values():
             if value.const_value is not None:
                 empty = np.zeros(0, dtype=np.float32)
@@ -166,6 +176,25 @@ class Costs:
         return {name: None for name, operator in known if operator is not None and operator.macs is not None}
 
     @cached_property
+    def _owners(self) -> Mapping[str, list[int]]:
+        """Node -> which of several graphs it belongs to."""
+        return joined.owners(self.model.graph, self.model.parts)
+
+    def _times(self, node: str) -> int:
+        """How often a node is counted: once, or as often as its graph is called."""
+        if not self.model.calls:
+            return 1
+        parts = [self.model.parts[place] for place in self._owners.get(node, ())]
+        return max((self.model.calls.get(part.file.stem, 1) for part in parts), default=1)
+
+    def _copies(self, weight: str) -> int:
+        """In how many files a weight lies."""
+        if not self.model.parts:
+            return 1
+        places = {place for node in self._readers_of.get(weight, ()) for place in self._owners.get(node, ())}
+        return max(len(places), 1)
+
+    @cached_property
     def _showing(self) -> tuple[dict[int, set[str]], dict[int, set[str]]]:
         """(nodes that are counted, additions where a linear map may be; weights) by the atoms that they show."""
         nodes: dict[int, set[str]] = defaultdict(set)
@@ -186,7 +215,8 @@ class Costs:
         """(nodes, weights) that change with the numbers of some groups' units, or leave with their branches."""
         key = tuple(g.id for g in groups)
         if key not in self._scopes:
-            branches = [self.structure.branch(b) for b in {g.branch for g in groups if g.branch}]
+            named = self.structure.with_twins(g.branch for g in groups if g.branch)
+            branches = [self.structure.branch(b) for b in named]
             gone = self._may_leave(branches)
             shown, held = self._showing
             nodes = gone.union((b.add for b in branches), *(shown[g.atom] for g in groups))
@@ -232,7 +262,7 @@ class Costs:
     def _cut(self, plan: Plan | None) -> tuple[Mapping[int, Mask], frozenset[str]]:
         if plan is None:
             return {}, frozenset()
-        return plan.masks(self.structure), self._gone(plan.drop)
+        return plan.masks(self.structure), self._gone(self.structure.with_twins(plan.drop))
 
     def _gone(self, drop: Sequence[str]) -> frozenset[str]:
         """The nodes of dropped branches, and those that nobody else reads then (an encoder without its decoder)."""
@@ -252,7 +282,10 @@ class Costs:
     def _weights(
         self, plan: Plan | None, nodes: Collection[str] | None = None, only: Collection[str] | None = None
     ) -> list[tuple[int, int]]:
-        """(numbers in weights, bytes) of every initializer that stays, or of `only` some and the maps at some nodes."""
+        """(numbers in weights, bytes) of every initializer that stays, or of `only` some and the maps at some nodes.
+
+        Bytes are those in all files that have it.
+        """
         masks, gone = self._cut(plan)
         found = []
         for name in self.model.graph.initializers if only is None else only:
@@ -264,10 +297,13 @@ class Costs:
             if masks and layouts:
                 sizes = tuple(kept_ratio(layout, masks, self.structure.sizes)[0] for layout in layouts)
             if isinstance(tensor, Quantised):
-                found += [_counted(count, kind, weights=True) for count, kind in tensor.contents(sizes)]
+                pieces = [_counted(count, kind, weights=True) for count, kind in tensor.contents(sizes)]
+                found += [(numbers, size * self._copies(name)) for numbers, size in pieces]
                 continue
             tiles = plan.tiles.get(name) if plan is not None else None
-            found.append(_counted(math.prod(sizes) if tiles is None else sum(t.area for t in tiles), tensor.dtype))
+            count = math.prod(sizes) if tiles is None else sum(t.area for t in tiles)
+            numbers, size = _counted(count, tensor.dtype)
+            found.append((numbers, size * self._copies(name)))
         shapes = _Sizes(self, masks)
         for branch in self._mapped(plan, nodes):
             skip, value = self._ends(branch)
@@ -277,7 +313,8 @@ class Costs:
 
     def _mapped(self, plan: Plan | None, at: Collection[str] | None = None) -> list[Branch]:
         """Dropped branches that leave a linear map behind, `at` some additions or anywhere."""
-        dropped = [self.structure.branch(b) for b in plan.drop if b in plan.maps] if plan is not None else []
+        names = self.structure.with_twins(b for b in plan.drop if b in plan.maps) if plan is not None else ()
+        dropped = [self.structure.branch(b) for b in names]
         return [b for b in dropped if at is None or b.add in at]
 
     def _ends(self, branch: Branch) -> tuple[ir.Value, ir.Value]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnxprune.errors import CheckError
 from onnxprune.graph import runtime, segments
 from onnxprune.graph.finite import require
-from onnxprune.graph.model import Model
+from onnxprune.graph.model import Model, Wires
 from onnxprune.graph.plan import Plan, Structure
 from onnxprune.graph.quantised import Quantised
 from onnxprune.probe.engine import to_numpy
@@ -186,6 +186,40 @@ def check(
         raise _differs(fused, tolerance, f"; the dense file itself differs by {told.max_rel:.0e}")
     note = "" if told.within(most) else _FUSED.format(told.max_rel)
     return replace(found, allowed=tolerance, dense=told.max_rel, note=note)
+
+
+def alone(
+    dense: Model,
+    structure: Structure,
+    plan: Plan,
+    wires: Wires,
+    file: Path,
+    rows: Sequence[Mapping[str, np.ndarray]],
+    tolerance: float,
+) -> Equivalence:
+    """Law 1 for the file of one graph of several, whatever the others give it.
+
+    Args:
+        dense: all of them.
+        wires: what the graph's interface is called among them.
+        rows: by the file's own names.
+
+    Raises:
+        CheckError: it computes something else.
+    """
+    interpreter = Interpreter(dense.graph)
+    gated = Gates(structure, interpreter).gated(plan)
+
+    def expected() -> Iterator[tuple[runtime.Feeds, Mapping[str, Array]]]:
+        for feeds in rows:
+            bound = {wires.inputs[name]: value for name, value in feeds.items()}
+            found = forward(interpreter, bound, list(wires.outputs.values()), gated)
+            yield feeds, {own: to_numpy(found[name], single=True) for own, name in wires.outputs.items()}
+
+    try:
+        return equivalence(file, expected(), tolerance)
+    except CheckError as error:
+        raise CheckError(f"{file.name} alone: {error}") from error
 
 
 _FUSED = (

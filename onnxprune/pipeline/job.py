@@ -20,12 +20,12 @@ from onnxprune.data import Dataset
 from onnxprune.errors import BudgetError, CheckError
 from onnxprune.export.precision import Step, measure_steps
 from onnxprune.export.precision.apply import scheme_of
-from onnxprune.graph import memory, outputs, runtime
+from onnxprune.graph import joined, memory, runtime
 from onnxprune.graph import model as models
 from onnxprune.graph.companions import add_companions
 from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.model import Model
-from onnxprune.graph.outputs import OutputSet
+from onnxprune.graph.outputs import Inputs, OutputSet
 from onnxprune.graph.plan import Budget, Plan, Structure
 from onnxprune.graph.prepare import optional_inputs
 from onnxprune.graph.runtime import CPU, resolve_providers
@@ -44,7 +44,8 @@ from onnxprune.pipeline.debug_bundle import Place
 from onnxprune.pipeline.late import kept
 from onnxprune.pipeline.proof import prove
 from onnxprune.pipeline.result import Result
-from onnxprune.pipeline.rows import read_rows, require_memory, shape_of
+from onnxprune.pipeline.rows import read_rows, require_memory, require_one_graph, shape_of
+from onnxprune.pipeline.written import Written, listed, name_of, write
 from onnxprune.probe.engine import require_torch
 from onnxprune.refit.solvers.linalg import numpy_on_one_thread
 from onnxprune.refit.sparsify import zeros_in
@@ -134,7 +135,8 @@ class Job:
         if quantize is not None:
             scheme_of(quantize)
         with clock.stage("load"):
-            dense = models.load(source)
+            dense = joined.load(source, options.calls)
+            require_one_graph(dense, options, quantize)
         with clock.stage("analyze"):
             structure = analyze(dense, hidden="hidden" in options.units)
             options = settled(options, structure)
@@ -144,7 +146,7 @@ class Job:
             )
         require_memory(dense, options, learn, judge)
         with clock.stage("examine"):
-            said = (*dense.said, *examine(dense, learn or judge, providers), *report_facts.left_behind(dense.path))
+            said = (*dense.said, *examine(dense, learn or judge, providers), *report_facts.left_behind(dense))
         bindings = shape_of(dense, options.shape, learn or judge)
         assert dense.path is not None
         kept = None if scores is None else scores / f"{dense.path.stem}.scores.json"
@@ -160,13 +162,14 @@ class Job:
     def plan(self, budget: Budget) -> Plan:
         """A plan within a budget of the options' kind."""
         with numpy_on_one_thread():
-            return units_then_zeros.carry_out(self.planner, budget)
+            plan = units_then_zeros.carry_out(self.planner, budget).everywhere(self.structure)
+            return replace(plan, files=self.dense.digests)
 
     def run(self, budget: Budget, out: OutputSet | None = None) -> Result:
         """Plan, rewrite, check, measure, and write, where there is a place; nothing where the check fails."""
         if out is None:
             assert self.dense.path is not None
-            with outputs.unnamed(f"{self.dense.path.stem}.pruned.onnx") as nowhere:
+            with output_files.opened(None, self.home, Inputs()) as nowhere:
                 return self.run(budget, nowhere)
         return self.finish(self.plan(budget), budget, out)
 
@@ -179,24 +182,31 @@ class Job:
             written = Costs(replace(self.dense, ir=pruned), self.structure, self.planner.costs.bindings)
             spent = {kind: written.total(kind) for kind in ("flops", "params")}
             unread = self._drop_unread(pruned)
-        file = models.save(pruned, out.folder / out.first)[0]
-        self._refuse_excess({**spent, "size": models.size(file)}, budget)
-        report = self._measured(plan, budget, file, out.target)
+        made = write(self.dense, pruned, out.folder, out.first)
+        self._refuse_excess({**spent, "size": made.size}, budget)
+        report = self._measured(plan, budget, made, out.base or out.folder if self.dense.parts else out.target)
         report = replace(report, flops=replace(report.flops, unread=2 * unread))
-        stem = out.first.removesuffix(".onnx")
         lacking = [said] if (said := optional_inputs.changes(pruned)) else []
         with kept("no file in fewer bits", lacking):
-            report = replace(report, steps=self._fewer_bits(file, out.folder / f"{stem}.{self.quantize}.onnx"))
+            fewer = out.folder / name_of(out, f"{self.quantize}.onnx")
+            report = replace(report, steps=self._fewer_bits(made.whole, fewer))
         replace(plan, notes={**plan.notes, "shape": dict(self.planner.costs.bindings)}).save(
-            out.folder / f"{stem}.plan.json"
+            out.folder / name_of(out, "plan.json")
         )
-        add_companions(self.dense.path.parent, out)
+        add_companions(self.home if self.dense.parts else self.home.parent, out)
         report = replace(report, warnings=(*report.warnings, *out.said))
         with kept("no page", lacking):
-            (out.folder / f"{stem}.report.html").write_text(html.render(report), encoding="utf-8")
+            (out.folder / name_of(out, "report.html")).write_text(html.render(report), encoding="utf-8")
         report = replace(report, warnings=(*report.warnings, *lacking), files=output_files.digests(out.folder))
-        report.save(out.folder / f"{stem}.report.json")
-        return Result(pruned, plan, report, tuple(out.commit()))
+        report.save(out.folder / name_of(out, "report.json"))
+        listed(out, self.dense, {}, made.files)
+        return Result(pruned, plan, report, tuple(out.commit()), self.dense)
+
+    @property
+    def home(self) -> Path:
+        """What was pruned, as the user named it."""
+        assert self.dense.home is not None
+        return self.dense.home
 
     def _refuse_excess(self, spent: Mapping[str, float], budget: Budget) -> None:
         """The budget's promise, on the graph that was written (a latency's is measured, and said).
@@ -246,8 +256,9 @@ class Job:
         examples = [e.feeds for e in rows.examples[:8]] if rows is not None else []
         return uncounted.find(self.dense, self.planner.costs.bindings, examples)
 
-    def _measured(self, plan: Plan, budget: Budget, file: Path, place: Path) -> reports.Report:
+    def _measured(self, plan: Plan, budget: Budget, made: Written, place: Path) -> reports.Report:
         assert self.dense.path is not None
+        file = made.whole
         rows = self.judge or self.learn
         with self.clock.stage("check"):
             bindings = self.planner.costs.bindings
@@ -258,7 +269,7 @@ class Job:
             )
             feeds += continued(self.dense, feeds)
             found, lacking = prove(
-                self.dense, self.structure, plan, file, feeds, self.options.to_json(), self.debug_bundle
+                self.dense, self.structure, plan, made, feeds, self.options.to_json(), self.debug_bundle
             )
             zeros = zeros_in(file, self.dense, self.structure, plan)
         evidence = None
@@ -273,7 +284,7 @@ class Job:
                     self.dense.path, file, providers=self.providers, dims=bindings, examples=examples,
                     threads=self.options.latency_threads,
                 )  # fmt: skip
-        report = self._report(plan, budget, file, place, found, evidence, timed)
+        report = self._report(plan, budget, made, place, found, evidence, timed)
         return replace(
             report,
             uncounted=self.uncounted,
@@ -315,7 +326,7 @@ class Job:
         self,
         plan: Plan,
         budget: Budget,
-        file: Path,
+        made: Written,
         place: Path,
         found: Equivalence,
         evidence: Evidence | None,
@@ -328,7 +339,7 @@ class Job:
         if landing is not None and landing.measured is not None:
             after = landing.measured * before
         elif budget.kind == "size":
-            after = models.size(file)
+            after = made.size
         unit = "kept" if budget.relative else UNITS[budget.kind]
         pruned_by_op = costs.by_op(plan)
         by_op = {op: reports.Change(2 * macs, 2 * pruned_by_op.get(op, 0)) for op, macs in costs.by_op().items()}
@@ -341,9 +352,9 @@ class Job:
         divergence = (
             "none: no calibration rows" if self.learn is None else self.planner.select.rows.divergence.description
         )
-        broken = (*report_facts.emptied(self.structure, plan), *(evidence.broken if evidence else ()))
+        broken = (*report_facts.emptied(self.planner.structure, plan), *(evidence.broken if evidence else ()))
         return reports.Report(
-            model=reports.ModelInfo(str(self.dense.path), self.dense.digest, self.dense.opset, str(place)),
+            model=reports.ModelInfo(str(self.home), self.dense.digest, self.dense.opset, str(place)),
             budget=(
                 reports.Budget(budget.kind, budget.value, after / before if budget.relative else after, unit)
                 if self.drop_search is None
@@ -352,8 +363,8 @@ class Job:
             drop_search=self.drop_search,
             flops=reports.Flops(2 * costs.macs(), 2 * costs.macs(plan), by_op, costs.bindings),
             params=reports.Change(costs.params(), costs.params(plan)),
-            size_bytes=reports.Change(models.size(self.dense.path), models.size(file)),
-            units=report_facts.units_of(self.structure, plan, self.planner),
+            size_bytes=reports.Change(sum(map(models.size, self.dense.files)), made.size),
+            units=report_facts.units_of(self.planner.structure, plan, self.planner),
             recipe={
                 "options": replace(self.options, budget=budget).to_json(),
                 "sources": {

@@ -18,12 +18,12 @@ from pathlib import Path
 
 from onnxprune import rewrite
 from onnxprune.errors import BudgetError, UsageError
-from onnxprune.graph import model as models
 from onnxprune.graph.plan import Budget, Plan
 from onnxprune.measure.drop_search import DropSearch, DropTry
 from onnxprune.measure.metrics.intervals import rows_to_show
 from onnxprune.measure.validation import Accuracy, unchanged
 from onnxprune.pipeline.job import Job
+from onnxprune.pipeline.written import write
 
 SMALLEST, LARGEST, STEPS = 0.1, 0.95, 6
 TAIL = 0.025 / STEPS
@@ -145,7 +145,7 @@ def _why_not(limit: Limit, tries: Sequence[DropTry], rows: int) -> str:
 
 def _accuracies(job: Job, plan: Plan) -> tuple[Accuracy, ...]:
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
-        file = models.save(rewrite.apply(job.dense, job.structure, plan), Path(scratch) / "candidate.onnx")[0]
-        evidence = job.evidence(file)
+        made = write(job.dense, rewrite.apply(job.dense, job.structure, plan), Path(scratch), "candidate.onnx")
+        evidence = job.evidence(made.whole)
     assert evidence is not None
     return (evidence.accuracy, *evidence.further)

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from onnxprune.errors import UsageError
 from onnxprune.graph import companions, outputs
 from onnxprune.graph import model as models
 from onnxprune.graph.outputs import Inputs, OutputSet
+from onnxprune.graph.outputs.manifest import MANIFEST
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +33,18 @@ def inputs_of(file: Path, *others: Any, tokenizer: Any = None) -> Inputs:
     """Everything that a run on a model reads: the model, its weights, its companions, and what else is named.
 
     Args:
-        file: the model's.
+        file: the model's, or the folder of several graphs.
         others: paths (rows, a table, a recipe); what is no path counts nothing.
         tokenizer: a file, or a folder with several.
     """
     own = [] if tokenizer is None else [tokenizer] if Path(tokenizer).is_file() else companions.beside(Path(tokenizer))
-    return Inputs.of(list(models.files_of(file)), companions.beside(file), own, *(_rows(o) for o in others))
+    graphs = sorted(file.glob("*.onnx")) if file.is_dir() else [file]
+    return Inputs.of(
+        [f for graph in graphs for f in models.files_of(graph)],
+        companions.beside(file),
+        own,
+        *(_rows(o) for o in others),
+    )
 
 
 @contextmanager
@@ -53,14 +61,20 @@ def opened(
     """The set of files of one pruned model, with what its folder has of other models said.
 
     Args:
-        target: the model file to write; None for a set that is thrown away.
-        source: the dense model's file.
+        target: the model file to write, or the folder for several graphs; None for a set that is thrown away.
+        source: the dense model's file, or the folder of several graphs.
         writes_plan: whether a plan and a report are written. Where they are not, one that is read stays (a plan that
             was made under the output's name), and older ones go.
         told: what other sets of the same run have said already.
     """
     if target is None:
-        with outputs.unnamed(f"{source.stem}.pruned.onnx") as out:
+        with outputs.unnamed(MANIFEST if source.is_dir() else f"{source.stem}.pruned.onnx") as out:
+            yield out
+        return
+    if source.is_dir():
+        if target.suffix == ".onnx":
+            raise UsageError(f"{target}: {source} holds several graphs, which go into a folder: name one with -o")
+        with outputs.folder(target, inputs=inputs, force=force) as out:
             yield out
         return
     names = beside(target, quantize)
@@ -76,6 +90,13 @@ def opened(
         if told is not None:
             told.update(out.said)
         yield out
+
+
+def default_target(source: Path) -> Path:
+    """Where a pruned model goes that nobody named a place for: NAME.pruned.onnx, or FOLDER.pruned."""
+    if source.is_dir():
+        return source.resolve().with_name(f"{source.resolve().name}.pruned")
+    return source.with_name(f"{source.stem}.pruned.onnx")
 
 
 def digests(folder: Path, names: Sequence[str] = ()) -> dict[str, str]:

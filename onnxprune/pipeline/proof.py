@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from onnxprune.errors import CheckError
 from onnxprune.graph import runtime
-from onnxprune.graph.model import Model
+from onnxprune.graph.model import Model, Part
 from onnxprune.graph.plan import Plan, Structure
+from onnxprune.measure.continuations import going_on
 from onnxprune.measure.dense_file import shapes_to_check
-from onnxprune.measure.equivalence import Equivalence, check
+from onnxprune.measure.equivalence import Equivalence, alone, check
 from onnxprune.measure.file_validity import check_file
 from onnxprune.pipeline.debug_bundle import Case, Place, blamed
+from onnxprune.pipeline.written import Written
 
 
 def prove(
     dense: Model,
     structure: Structure,
     plan: Plan,
-    file: Path,
+    made: Written,
     feeds: Sequence[runtime.Feeds],
     options: Mapping[str, Any],
     bundle: Place | None,
 ) -> tuple[Equivalence, list[str]]:
     """Is the file valid, and does it compute what the plan says, at several sizes?
+
+    Several files are compared as the graph that they are together, and each alone, on what the dense ones give it; one
+    that goes on behind a cache two tokens further.
 
     Args:
         feeds: rows; more sizes are made of them.
@@ -38,11 +45,52 @@ def prove(
     Raises:
         CheckError: it is not, or does not; what is at fault is this program, and the message says so.
     """
-    assert dense.path is not None
     rows = shapes_to_check(dense, feeds)
+    said: list[str] = []
     try:
-        said = check_file(file, dense.path)
-        found = check(dense, structure, plan, file, rows)
+        for file, source in zip(made.files, dense.files, strict=True):
+            said += check_file(file, source)
+        found = check(dense, structure, plan, made.whole, rows)
+        for part, file in zip(dense.parts, made.files, strict=True) if dense.parts else ():
+            _alone(dense, structure, plan, part, file, rows[:_FEW], found)
     except CheckError as error:
-        raise blamed(error, Case(dense, structure, plan, file, rows, options), bundle) from error
+        raise blamed(error, Case(dense, structure, plan, made.whole, rows, options), bundle) from error
     return found, [*said, *([found.note] if found.note else [])]
+
+
+_FEW = 2
+"""Batches on which each of several files is compared alone, when all are right together."""
+
+
+def _alone(
+    dense: Model,
+    structure: Structure,
+    plan: Plan,
+    part: Part,
+    file: Path,
+    rows: Sequence[runtime.Feeds],
+    found: Equivalence,
+) -> None:
+    """One file of several against the plan, on what the dense graphs before it give.
+
+    Raises:
+        CheckError: it computes something else.
+    """
+    taken = list(_taken(dense, part, rows))
+    alone(dense, structure, plan, part.wires, file, taken, found.allowed or 1e-4)
+
+
+def _taken(dense: Model, part: Part, rows: Sequence[runtime.Feeds]) -> Iterator[dict[str, np.ndarray]]:
+    assert dense.path is not None
+    session = runtime.session(dense.path)
+    own = runtime.session(part.file)
+    given = {o.name for o in session.get_outputs()}
+    for feeds in rows:
+        inner = [name for name in part.wires.inputs.values() if name in given]
+        values = {**feeds, **(runtime.run(session, feeds, inner) if inner else {})}
+        taken = {name: np.asarray(values[joined]) for name, joined in part.wires.inputs.items()}
+        yield taken
+        if part.wires.follows:
+            further = going_on(part.model, taken, runtime.run(own, taken))
+            if further is not None:
+                yield further

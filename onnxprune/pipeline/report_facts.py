@@ -7,11 +7,10 @@ import resource
 import sys
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from onnxprune import report
 from onnxprune.data import Dataset, overlap, row_doubts
-from onnxprune.graph.model import relatives
+from onnxprune.graph.model import Model, relatives
 from onnxprune.graph.plan import Plan, Structure
 from onnxprune.measure.cost import Costs
 from onnxprune.measure.drop_search import DropSearch
@@ -51,7 +50,7 @@ def sparsity_of(plan: Plan, zeros: float | None, costs: Costs) -> report.Sparsit
 def emptied(structure: Structure, plan: Plan) -> tuple[str, ...]:
     """What a plan leaves too little of to be a model."""
     blocks = len(structure.branches)
-    if not blocks or len(set(plan.drop)) < blocks:
+    if not blocks or len({b.id for b in structure.branches} & set(plan.drop)) < blocks:
         return ()
     return (f"all {blocks} blocks are gone: what is left is the embedding and the head. Keep more",)
 
@@ -91,14 +90,16 @@ def warnings_of(
     return tuple(said)
 
 
-def left_behind(file: Path | None) -> tuple[str, ...]:
+def left_behind(dense: Model) -> tuple[str, ...]:
     """Graphs beside the model's that hold the same weights and are not cut with it."""
-    others = [] if file is None else [f.name for f in relatives(file)]
+    file = dense.path
+    others = [] if file is None or dense.parts else [f.name for f in relatives(file)]
     if not others:
         return ()
     return (
         f"{', '.join(others)}: the same decoder as {file.name if file else ''}, and not cut with it; what reads the "
-        "caches of the other gives neither model's answers, without a sign of it: use the pruned graph alone",
+        "caches of the other gives neither model's answers, without a sign of it: prune the folder, which is one job, "
+        "or use the pruned graph alone",
     )
 
 

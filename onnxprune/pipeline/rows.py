@@ -37,6 +37,28 @@ def read_rows(
     return parts["learn"], parts["report"]
 
 
+def require_one_graph(dense: Model, options: Options, quantize: str | None = None) -> None:
+    """Refuse for the graphs of a folder what is done to one graph only.
+
+    Raises:
+        UsageError: names what was asked for.
+    """
+    if not dense.parts:
+        return
+    asked = {
+        f"--sparsity {options.sparsity}": options.sparsity is not None,
+        "--latency": options.budget.kind == "latency",
+        "--latency-table": options.latency_table is not None,
+        f"--quantize {quantize}": quantize is not None,
+    }
+    for name, given in asked.items():
+        if given:
+            raise UsageError(
+                f"{name}: is not done for several graphs at once ({dense.home}); prune the folder by --flops, "
+                "--params, --size or --max-drop, and give its graphs one by one for the rest"
+            )
+
+
 def require_memory(dense: Model, options: Options, *rows: Dataset | None) -> None:
     """Refuse rows (without any: the stated shape) whose forward pass takes more memory than may be used.
 

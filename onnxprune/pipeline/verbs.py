@@ -17,8 +17,7 @@ from typing import Any
 
 from onnxprune import data, rewrite
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.graph import memory
-from onnxprune.graph import model as models
+from onnxprune.graph import joined, memory
 from onnxprune.graph.companions import add_companions
 from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.finite import check_weights
@@ -37,7 +36,8 @@ from onnxprune.pipeline.job import Job
 from onnxprune.pipeline.max_drop import smallest_within
 from onnxprune.pipeline.proof import prove
 from onnxprune.pipeline.result import Result
-from onnxprune.pipeline.rows import require_memory, shape_of, vocabulary
+from onnxprune.pipeline.rows import require_memory, require_one_graph, shape_of, vocabulary
+from onnxprune.pipeline.written import listed, write
 from onnxprune.probe.engine import require_torch
 from onnxprune.probe.gates import Gates
 from onnxprune.probe.interpreter import Interpreter
@@ -82,8 +82,9 @@ def prune(
     """Prune a model to a budget and measure what it cost.
 
     Args:
-        source: a `.onnx` file or an optimum folder.
-        output: file to write, with its report and plan beside it; None writes nothing.
+        source: a `.onnx` file or an optimum folder; several graphs in it (encoder and decoders, two towers) are one
+            job.
+        output: file to write, with its report and plan beside it, or the folder of several graphs; None writes nothing.
         flops, params, size, latency: the fraction to keep (0.6, "60%") or an amount ("6GMAC", "30M", "25MB", "8ms");
             a latency is that of the first provider, measured here unless `latency_table` names a file.
         max_drop: instead of a size: the smallest model that stays within "1pt" (points of the metric) or "1%"
@@ -101,7 +102,7 @@ def prune(
     Raises:
         OnnxPruneError: see `errors`; nothing is written then.
     """
-    target, file = Path(output) if output is not None else None, models.find(source)
+    target, file = Path(output) if output is not None else None, joined.find(source)
     asked = {"columns": columns, "pairs": pairs, "tokenizer": tokenizer, "max_length": max_length}
     asked["allow_outside"] = allow_outside
     common: dict[str, Any] = {"providers": providers, "metric": metric, "measure": measure_latency}
@@ -157,9 +158,10 @@ def sweep(
         raise UsageError("a sweep needs at least one budget")
     common.setdefault("scores", Path(folder) if folder is not None else None)
     options = {"provider": _first(common.get("providers", ())), **(options or {})}
-    file = models.find(source)
+    file = joined.find(source)
     inputs = _inputs(file, calibration, evaluation, common.get("tokenizer"), options, reads)
-    targets = [None if folder is None else Path(folder) / f"{file.stem}.{kind}-{b.value:g}.onnx" for b in asked]
+    name, ending = (file.resolve().name, "") if file.is_dir() else (file.stem, ".onnx")
+    targets = [None if folder is None else Path(folder) / f"{name}.{kind}-{b.value:g}{ending}" for b in asked]
     bundle = None if debug_bundle is None else Place.of(debug_bundle, inputs + Inputs.of(targets), force=force)
     with memory.limited(options.get("max_memory")), ExitStack() as stack:
         opened = partial(output_files.opened, quantize=common.get("quantize"), force=force, told=set())
@@ -220,7 +222,8 @@ def _make_plan(
 ) -> Plan:
     if calibration is not None:
         require_torch("learning from rows (--calib)")
-    dense = models.load(source)
+    dense = joined.load(source, options.calls)
+    require_one_graph(dense, options)
     structure = analyze(dense, hidden="hidden" in options.units)
     learn = None
     if calibration is not None:
@@ -240,9 +243,9 @@ def _make_plan(
     for line in (*said, *uncounted.said(uncounted.find(dense, bindings, examples))):
         logger.warning("%s", line)
     planner = Planner(dense, structure, options, learn, bindings, progress=progress)
-    plan = units_then_zeros.carry_out(planner, options.budget)
+    plan = units_then_zeros.carry_out(planner, options.budget).everywhere(structure)
     landed = {} if planner.landing is None else {"latency": asdict(planner.landing)}
-    return replace(plan, notes={"shape": bindings, **landed})
+    return replace(plan, notes={"shape": bindings, **landed}, files=dense.digests)
 
 
 def apply(
@@ -262,9 +265,9 @@ def apply(
         debug_bundle: as for `prune`.
         reads: further files that must stay as they are (the plan's).
     """
-    target, read = Path(output), output_files.inputs_of(models.find(source), *reads)
+    target, read = Path(output), output_files.inputs_of(joined.find(source), *reads)
     bundle = None if debug_bundle is None else Place.of(debug_bundle, read + Inputs.of(target), force=force)
-    with output_files.opened(target, models.find(source), read, force=force, writes_plan=False) as out:
+    with output_files.opened(target, joined.find(source), read, force=force, writes_plan=False) as out:
         found = _apply(source, plan, out, keep_unread=keep_unread, bundle=bundle)
         return out.commit(), found
 
@@ -272,10 +275,10 @@ def apply(
 def _apply(
     source: str | os.PathLike[str], plan: Plan, out: OutputSet, *, keep_unread: bool, bundle: Place | None
 ) -> Equivalence:
-    dense = models.load(source)
+    dense = joined.load(source)
     structure = analyze(dense, hidden=any(name.startswith("hidden.") for name in plan.keep))
-    assert dense.path is not None
-    said = list(examine(dense))
+    assert dense.home is not None
+    said = [*dense.said, *examine(dense)]
     # Sizes that the graph takes are those at which the plan was priced; without them 8 is as good as any.
     feeds = synthesize(dense.inputs, dims={**dict.fromkeys(_open(dense), 8), **_sizes(plan)})
     if plan.digest == dense.digest:
@@ -283,12 +286,13 @@ def _apply(
     pruned = rewrite.apply(dense, structure, plan)
     if not keep_unread:
         rewrite.drop_unread(pruned)
-    file = models.save(pruned, out.folder / out.first)[0]
-    found, more = prove(dense, structure, plan, file, [feeds], {}, bundle)
+    made = write(dense, pruned, out.folder, out.first)
+    found, more = prove(dense, structure, plan, made, [feeds], {}, bundle)
     for line in (*said, *more, *filter(None, [optional_inputs.changes(pruned)])):
         logger.warning("%s", line)
-    zeros_in(file, dense, structure, plan)
-    add_companions(dense.path.parent, out)
+    zeros_in(made.whole, dense, structure, plan)
+    add_companions(dense.home if dense.parts else dense.home.parent, out)
+    listed(out, dense, {}, made.files)
     return found
 
 
@@ -303,19 +307,22 @@ def _open(dense: Model) -> list[str]:
     return sorted({d for spec in dense.inputs for d in spec.shape if isinstance(d, str)})
 
 
-def inspect(source: str | os.PathLike[str], shape: Mapping[str, int] | None = None) -> tuple[Model, Structure, Costs]:
+def inspect(
+    source: str | os.PathLike[str], shape: Mapping[str, int] | None = None, calls: Mapping[str, int] | None = None
+) -> tuple[Model, Structure, Costs]:
     """What can be cut, what it costs, and what is pinned; needs no data and no torch.
 
-    Dimensions that are not stated count as 128, the batch as 1. Weights that are not finite are said: a cut will be
-    refused for them.
+    Dimensions that are not stated count as 128, the batch as 1, and so do tokens behind a cache. Weights that are not
+    finite are said: a cut will be refused for them.
     """
-    dense = models.load(source)
+    dense = joined.load(source, calls)
     try:
         check_weights(dense.graph)
     except ModelError as error:
         logger.warning("%s", error)
     bindings = default_bindings(dense, dict(shape or {}))
+    ahead = {d for spec in dense.inputs for d in spec.shape if spec.name.startswith("next_")}
     for name in _open(dense):
-        bindings.setdefault(name, 128)
+        bindings.setdefault(name, 1 if name in ahead and name.startswith("next_") else 128)
     structure = analyze(dense)
     return dense, structure, Costs(dense, structure, bindings)

@@ -31,13 +31,14 @@ def survey(dense: Model, structure: Structure, costs: Costs) -> dict[str, Any]:
             "flops_share": costs.branch_cost("flops", b.id) / total if total else 0.0,
         }
         for b in structure.branches
+        if not any(b.id in found for found in structure.twins.values())
     ]
     pins = [{"size": p.size, "count": p.count, "where": p.where, "reasons": list(p.reasons)} for p in structure.pins]
     tables = embeddings(dense)
     left_out = uncounted.find(dense, costs.bindings)
     return {
         "embeddings": {"parameters": tables, "share": tables / costs.params() if costs.params() else 0.0},
-        "model": str(dense.path), "sha256": dense.digest, "opset": dense.opset,
+        "model": str(dense.home), "files": [f.name for f in dense.files], "sha256": dense.digest, "opset": dense.opset,
         "macs": total, "params": costs.params(), "shape": costs.bindings, "macs_by_op": costs.by_op(),
         "groups": groups, "branches": branches, "pins": pins,
         "uncounted": [asdict(u) for u in left_out], "warnings": list(uncounted.said(left_out)),

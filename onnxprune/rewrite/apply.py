@@ -21,8 +21,8 @@ def apply(model: Model, structure: Structure, plan: Plan) -> ir.Model:
     """
     if not plan.digest == structure.digest == model.digest:
         raise UsageError(
-            f"the plan was made for a model with digest {plan.digest[:12]}…, this one has {model.digest[:12]}…; "
-            "make a plan for this model"
+            f"the plan was made for a model with digest {plan.digest[:12]}…, this one has {model.digest[:12]}…"
+            f"{_which(model, plan)}; make a plan for this model"
         )
     clone = model.clone().ir
     weights.weights(clone, plan)
@@ -32,3 +32,10 @@ def apply(model: Model, structure: Structure, plan: Plan) -> ir.Model:
     scales.unify(clone)
     tile.products(clone, plan)
     return cleanup.tidy(clone)
+
+
+def _which(model: Model, plan: Plan) -> str:
+    """Of several files, those that are other ones than the plan was made for."""
+    there = {part.file.name: part.model.digest for part in model.parts}
+    other = sorted(name for name in {*there, *plan.files} if there.get(name) != plan.files.get(name))
+    return f" (other than the plan's: {', '.join(other)})" if there and plan.files else ""

@@ -40,6 +40,7 @@ class Options:
         uniform: every layer alike.
         include, exclude: globs over group ids and node names.
         shape: sizes of the graph's symbolic dimensions where FLOPs are counted; empty for batch 1 and the rows' mean.
+        calls: of several graphs, how often each runs where FLOPs are counted, by file name; once where not named.
         rows: the most calibration rows read.
         device: where scoring runs, "auto", "cpu" or "cuda".
         seed: of every draw.
@@ -75,6 +76,7 @@ class Options:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     shape: Mapping[str, int] = field(default_factory=dict)
+    calls: Mapping[str, int] = field(default_factory=dict)
     rows: int = 512
     device: str = "auto"
     seed: int = 0

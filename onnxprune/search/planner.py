@@ -159,11 +159,14 @@ class Planner(Problem):
         kind = self.options.budget.kind
         if kind not in ("params", "size"):
             return 0.0
-        added = [np.asarray(plan.rests[name]).size for name in plan.drop if name in plan.rests]
+        _, whole = self.whole
+        dropped = [name for name in plan.drop if name in plan.rests]
+        added = [np.asarray(plan.rests[n]).size for n in dropped for _ in whole.with_twins([n])]
         if self.calibration is not None and self.options.compensate:
             for linear in find_linears(self.model.graph, self.structure):
                 if bias_of(result_of(linear.matrix.node)) is None:
-                    added.append(self.weight(linear.weight).size // max(len(linear.matrix.units), 1))
+                    width = self.weight(linear.weight).size // max(len(linear.matrix.units), 1)
+                    added += [width] * (1 + len(whole.mirrors.get(linear.matrix.output, ())))
         numbers = sum(added)
         return float(numbers if kind == "params" else 4 * numbers + NODE * len(added))
 

@@ -17,6 +17,7 @@ from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Plan, Structure
 from onnxprune.graph.structure.sites import Site, find_sites
+from onnxprune.graph.structure.twins import leading
 from onnxprune.measure.batch_sizes import ACTIVATIONS, tokens_at_once, tokens_to_measure
 from onnxprune.measure.tables.fast_widths import step
 from onnxprune.probe.forward import Rows, Weights, sensitivities
@@ -47,6 +48,8 @@ class Problem:
         bindings: symbol -> size, where costs are counted.
 
     Attributes:
+        model, structure: what is learned from and measured: of several graphs those that no other leads.
+        whole: all of it, whose cost counts.
         sites: where plans may cut.
         method: what orders the units ("auto" is decided).
         fit, held, table, select: the parts of the rows (`row_split.Split`), where there are any.
@@ -64,13 +67,15 @@ class Problem:
         clock: Clock | None = None,
         progress: Progress | None = None,
     ) -> None:
+        self.whole = model, structure
+        model, structure = leading(model, structure)
         options = settled(options, structure)
         self.model, self.structure, self.options = model, structure, options
         self.clock = clock or Clock()
         self.progress = progress or (lambda stage, done, of: None)
         sites = find_sites(model.graph, structure, options.units, options.include, options.exclude)
         self.sites = [s for s in sites if s.matrices or calibration is not None]  # the others are ordered by data alone
-        self.costs = costs_for(model, structure, options, bindings, self.sites, self.clock, self.progress)
+        self.costs = costs_for(*self.whole, options, bindings, self.sites, self.clock, self.progress)
         if not self.sites and options.sparsity is None:
             raise NothingToPruneError(why_nothing(structure, options))
         self.method = method_of(options, calibration)

@@ -40,7 +40,7 @@ def name_unknown(model: ir.Model) -> None:
     for value in (*(v for node in model.graph.all_nodes() for v in node.outputs), *model.graph.outputs):
         if value.shape is not None and any(map(_open, value.shape)):
             if value.is_graph_output():
-                value.meta[_DECLARED] = value.shape
+                value.meta.setdefault(_DECLARED, value.shape)
             value.shape = ir.Shape([None if _open(d) else d for d in value.shape])
 
 

@@ -23,7 +23,7 @@ from onnxprune.graph.ops.recurrent import RECURRENCE
 from onnxprune.graph.plan import Group, Pin, Reader, Structure
 from onnxprune.graph.quantised import Quantised
 from onnxprune.graph.single_nodes import bodies, reads
-from onnxprune.graph.structure.branches import find_branches
+from onnxprune.graph.structure.twins import branches_of, mirrors
 from onnxprune.graph.values import dims
 
 
@@ -50,13 +50,15 @@ def _analyze(model: Model, hidden: bool) -> Structure:
         ties.keep_blocks(value)
     layouts = ties.layouts()
     groups = _groups(model.graph, ties, layouts)
-    branches = find_branches(model.graph, layouts, groups)
+    branches, twins = branches_of(model, layouts, groups)
     inward = sorted(branches, key=lambda b: -len(b.nodes))  # of nested branches the innermost is a group's own
-    home = {group: branch.id for branch in inward for group in branch.groups}
+    copies = {t for found in twins.values() for t in found}
+    home = {group: branch.id for branch in inward if branch.id not in copies for group in branch.groups}
     groups = tuple(Group(**{**vars(g), "branch": home.get(g.id)}) for g in groups)
     return Structure(
-        model.digest, tuple(ties.solver.sizes), layouts, groups, branches, _pins(ties, layouts), _batch(model, layouts)
-    )
+        model.digest, tuple(ties.solver.sizes), layouts, groups, branches, _pins(ties, layouts), _batch(model, layouts),
+        twins, mirrors(model),
+    )  # fmt: skip
 
 
 class Ties:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Container, Mapping, Sequence, Set
 
 import onnx_ir as ir
 
@@ -13,14 +13,23 @@ from onnxprune.graph.plan import Branch, Group, Reader
 
 
 def find_branches(
-    graph: ir.Graph, layouts: Mapping[str, tuple[Layout, ...]], groups: Sequence[Group]
+    nodes: Sequence[ir.Node],
+    layouts: Mapping[str, tuple[Layout, ...]],
+    groups: Sequence[Group],
+    counters: dict[str, int] | None = None,
 ) -> tuple[Branch, ...]:
-    """Every residual branch that holds a weight, in graph order."""
-    nodes = list(graph)
+    """Every residual branch that holds a weight, in graph order.
+
+    Args:
+        nodes: of a graph, or of one among several that are analysed as one: what others read of it, it gives out.
+        counters: how many of each kind there are already; counted on.
+    """
     index = {node: i for i, node in enumerate(nodes)}
+    named = {node.name for node in nodes}
     ancestors, handing = _ancestors(nodes, index), _handing(nodes)
     found = []
-    counters: dict[str, int] = defaultdict(int)
+    counters = defaultdict(int) if counters is None else counters
+    own = {g.id: [r.node for r in g.readers if r.node in named] for g in groups}
     for add in nodes:
         if not adds(add) or any(
             v is None or v.const_value is not None or v.name not in layouts for v in add.inputs[:2]
@@ -32,7 +41,7 @@ def find_branches(
             if region:
                 inside = {n.name for n in region}
                 kind = "attention" if any(_is_attention(n) for n in region) else "block"
-                held = tuple(g.id for g in groups if all(r.node in inside for r in g.readers))
+                held = tuple(name for name, readers in own.items() if readers and inside.issuperset(readers))
                 if kind == "block" and any(g.kind == "neurons" for g in groups if g.id in held):
                     kind = "ffn"
                 value, skip = add.inputs[operand], add.inputs[1 - operand]
@@ -80,12 +89,18 @@ def _ancestors(nodes: Sequence[ir.Node], index: Mapping[ir.Node, int]) -> list[i
 def _handing(nodes: Sequence[ir.Node]) -> set[ir.Node]:
     """Nodes whose results the graph gives, after steps that cost nothing at most: keys and values on their way out."""
     found: set[ir.Node] = set()
+    own = set(nodes)
     for node in reversed(nodes):
-        users = [user for value in node.outputs for user, _ in value.uses()]
+        users = [user for value in node.outputs for user, _ in value.uses() if not _beyond(user, node, own)]
         stated = any(value.is_graph_output() for value in node.outputs)
         if (users or stated) and found.issuperset(users) and not _costs(node) and not adds(node):
             found.add(node)
     return found
+
+
+def _beyond(user: ir.Node, node: ir.Node, own: Container[ir.Node]) -> bool:
+    """Whether a reader of what a node gives lies in another graph, of several that are analysed as one."""
+    return user.graph is node.graph and user not in own
 
 
 def _parallel(add: ir.Node) -> list[ir.Value]:
@@ -128,7 +143,12 @@ def _region(
             inside[node] = None
     given = {n for n in handing if not ancestors[index[n]] >> index[add] & 1}
     for node in reversed(list(inside)):
-        users = [u for v in node.outputs for u, i in v.uses() if u not in inside and not (u is add and i == operand)]
+        users = [
+            u
+            for v in node.outputs
+            for u, i in v.uses()
+            if u not in inside and not (u is add and i == operand) and not _beyond(u, node, index)
+        ]
         stated = any(value.is_graph_output() for value in node.outputs)
         if users or stated:
             # What others read too stays when the branch goes: a norm before attention and an FFN side by side. Behind

@@ -1,0 +1,64 @@
+"""A pruned model's files: one, or one for each graph of a folder, and the file that sessions open for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxprune.graph import joined
+from onnxprune.graph import model as models
+from onnxprune.graph.model import Model
+from onnxprune.graph.outputs import OutputSet, manifest
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written of a pruned model.
+
+    Attributes:
+        files: one a graph.
+        whole: what sessions open: the file; of several graphs, the graph that these files are together.
+        scratch: what holds the latter.
+    """
+
+    files: tuple[Path, ...]
+    whole: Path
+    scratch: Any = None
+
+    @property
+    def size(self) -> int:
+        """Bytes, weights beside the files included."""
+        return sum(map(models.size, self.files))
+
+
+def write(dense: Model, pruned: ir.Model, folder: Path, name: str) -> Written:
+    """Write a pruned graph into a folder.
+
+    Args:
+        name: of the file; several graphs have the names of their own files.
+    """
+    if not dense.parts:
+        file = models.save(pruned, folder / name)[0]
+        return Written((file,), file)
+    files = tuple(models.save(joined.split(pruned, part), folder / part.file.name)[0] for part in dense.parts)
+    scratch = joined.Scratch()
+    wires = [part.wires for part in dense.parts]
+    assert dense.path is not None
+    return Written(files, joined.open_file(files, wires, scratch.path / dense.path.name), scratch)
+
+
+def name_of(out: OutputSet, kind: str) -> str:
+    """What a file beside the model is called: NAME.report.json, or report.json in a folder of its own."""
+    if out.first == manifest.MANIFEST:
+        return kind
+    return f"{out.first.removesuffix('.onnx')}.{kind}"
+
+
+def listed(out: OutputSet, dense: Model, told: Mapping[str, Any], files: Sequence[Path]) -> None:
+    """Write the manifest of a folder that holds several graphs; nothing where a set is no folder."""
+    if out.first == manifest.MANIFEST:
+        manifest.write(out.folder, **told, model=str(dense.home), models=[f.name for f in files])

@@ -1,0 +1,177 @@
+"""Laws 1 to 4 on folders of several graphs: one plan, all files, and they go on working with one another."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from folders import BEHIND, FILES, HEADS, NEURONS, VOCABULARY, folder, generated, interface, rows
+from plans import Subject, distance, in_runtime, random_plan
+
+import onnxprune
+from onnxprune.graph import joined
+from onnxprune.graph import model as models
+from onnxprune.graph.model import Model
+from onnxprune.graph.structure.analyze import analyze
+from onnxprune.graph.structure.twins import leading
+from onnxprune.measure.cost import Costs
+from onnxprune.measure.equivalence import alone
+from onnxprune.pipeline.written import write
+
+FAMILIES = ("bart", "t5")
+
+
+@cache
+def load(place: Path) -> tuple[Subject, Subject]:
+    """(all graphs, those that lead)."""
+    model = joined.load(place)
+    structure = analyze(model)
+    return Subject(model, structure), Subject(*leading(model, structure))
+
+
+def feeds(model: Model, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    sizes = {"next_input_ids": 1, "decoder_input_ids": 5}
+    return {
+        spec.name: np.ones((2, 7), np.int64)
+        if spec.name == "attention_mask"
+        else rng.standard_normal((2, 80, 3000), dtype=np.float32)
+        if spec.name == "input_features"
+        else rng.integers(3, VOCABULARY, (2, sizes.get(spec.name, 7)))
+        for spec in model.inputs
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_file_of_a_cut_folder_is_the_gated_one(family: str, store: Path, tmp_path: Path) -> None:
+    whole, led = load(folder(family, store))
+    given = feeds(whole.model)
+    for seed in range(3):
+        plan = random_plan(led, np.random.default_rng(seed), tile=0, drop=0.5)
+        plan = led.complete(plan, given).everywhere(whole.structure)
+        assert len(plan.drop) == len(set(plan.drop)) and any("@" in name for name in plan.drop)
+        place = tmp_path / str(seed)
+        place.mkdir()
+        made = write(whole.model, whole.rewritten(plan), place, "")
+        assert distance(in_runtime(made.whole, given), whole.gated(plan, given)) < 1e-4
+        inner = in_runtime(whole.model.path or Path(), given)
+        for part, file in zip(whole.model.parts, made.files, strict=True):
+            taken = {own: (given | inner)[name] for own, name in part.wires.inputs.items()}
+            found = alone(whole.model, whole.structure, plan, part.wires, file, [taken], 1e-4)
+            assert found.rows == 2
+        _, by_cache, at_once = generated(place, 4)
+        assert np.abs(by_cache - at_once).max() < 1e-4 * np.abs(at_once).max()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_plan_of_nothing_leaves_every_file_what_it_was(family: str, store: Path, tmp_path: Path) -> None:
+    place = folder(family, store)
+    whole, _ = load(place)
+    write(whole.model, whole.rewritten(onnxprune.Plan(whole.model.digest)), tmp_path, "")
+    for name in FILES:
+        assert interface(tmp_path / name) == interface(place / name)
+        dense, same = (models.read(p / name) for p in (place, tmp_path))
+        assert (same.ir_version, same.opset_imports, same.producer_name) == (
+            dense.ir_version, dense.opset_imports, dense.producer_name
+        )  # fmt: skip
+    before, after = generated(place, 4), generated(tmp_path, 4)
+    assert np.array_equal(before[0], after[0]) and np.abs(before[1] - after[1]).max() < 1e-5
+
+
+@pytest.mark.parametrize("family", (*FAMILIES, pytest.param("marian", marks=pytest.mark.slow)))
+def test_dead_units_go_from_all_files_and_the_folder_writes_the_same(family: str, store: Path, tmp_path: Path) -> None:
+    place, out = folder(family, store), tmp_path / "small"
+    result = onnxprune.prune(
+        place, out, flops=0.75, calibration=rows(), units=("heads", "neurons"), round_to=1, compensate=False,
+        measure_latency=False, rows=24,
+    )  # fmt: skip
+    assert result.report.flops.pruned <= 0.75 * result.report.flops.dense
+    assert {f.name for f in result.files} >= {*FILES, "plan.json", "report.json", "tokenizer.json", "config.json"}
+    assert result.report.drift is not None and result.report.drift.max_abs < 1e-4
+    assert result.report.size_bytes.pruned == sum((out / name).stat().st_size for name in FILES)
+    assert result.report.size_bytes.dense == sum((place / name).stat().st_size for name in FILES)
+    for name in FILES:
+        assert interface(out / name) == interface(place / name)
+    tokens, dense, _ = generated(place)
+    again, pruned, at_once = generated(out)
+    assert np.array_equal(tokens, again)
+    assert np.abs(pruned - dense).max() < 1e-4 * np.abs(dense).max()
+    assert np.abs(pruned - at_once).max() < 1e-4 * np.abs(dense).max()
+    told = json.loads((out / "plan.json").read_text(encoding="utf-8"))
+    assert told["files"] == {name: models.digest_of(place / name) for name in FILES}
+
+
+def test_refit_weights_and_dropped_blocks_are_those_of_both_decoders(store: Path, tmp_path: Path) -> None:
+    place, out = folder("bart", store), tmp_path / "small"
+    result = onnxprune.prune(place, out, flops=0.4, calibration=rows(), measure_latency=False, swaps=0)
+    assert result.plan.weights and result.plan.intercepts
+    assert result.report.flops.pruned <= 0.4 * result.report.flops.dense
+    _, by_cache, at_once = generated(out)
+    _, dense, _ = generated(place)
+    assert np.abs(by_cache - at_once).max() < 1e-4 * np.abs(at_once).max()
+    assert np.abs(by_cache - dense).max() > 1e-3 * np.abs(dense).max()
+    again = tmp_path / "again"
+    onnxprune.apply(place, result.plan, again)
+    for name in FILES:
+        assert (again / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_costs_are_those_of_all_files(store: Path) -> None:
+    whole, led = load(folder("bart", store))
+    bindings = {"batch_size": 1, "encoder_sequence_length": 9, "decoder_sequence_length": 5}
+    bindings["next_decoder_sequence_length"] = 1
+    costs = Costs(whole.model, whole.structure, bindings)
+    for seed in range(3):
+        plan = random_plan(led, np.random.default_rng(seed), tile=0, refit=0, drop=0.5)
+        plan = led.complete(plan, feeds(whole.model))
+        every = plan.everywhere(whole.structure)
+        cut = Costs(Model(whole.rewritten(every), None, "", parts=whole.model.parts), whole.structure, bindings)
+        assert costs.macs(plan) == costs.macs(every) == cut.macs()
+    often = Costs(joined.load(folder("bart", store), {"decoder_with_past_model": 10}), whole.structure, bindings)
+    by_node, more = costs.by_node(), often.by_node()
+    assert all(
+        more[name] == macs * (10 if BEHIND.removesuffix(".onnx") in name else 1) for name, macs in by_node.items()
+    )
+
+
+def test_a_unit_is_one_in_both_decoders(store: Path) -> None:
+    whole, led = load(folder("bart", store))
+    kinds = {(g.kind, g.shape) for g in whole.structure.groups if g.kind in ("heads", "neurons")}
+    assert kinds == {("heads", (HEADS,)), ("neurons", (NEURONS,))}
+    for group in whole.structure.groups:
+        places = {r.node.split("/")[0] for r in group.readers}
+        assert places in ({"encoder_model"}, {"decoder_model", "decoder_with_past_model"})
+    assert not any(r.node.startswith("decoder_with_past") for g in led.structure.groups for r in g.readers)
+    assert set(whole.structure.twins) == {b.id for b in led.structure.branches if "decoder" in b.add}
+
+
+@pytest.mark.slow
+def test_speech_is_a_folder_like_any_other(store: Path, tmp_path: Path) -> None:
+    place, out = folder("whisper", store), tmp_path / "small"
+    rng = np.random.default_rng(0)
+    given = [
+        {"input_features": rng.standard_normal((1, 80, 3000), dtype=np.float32), "target": row["target"]}
+        for row in rows(6)
+    ]
+    onnxprune.prune(
+        place, out, flops=0.8, calibration=given, units=("heads", "neurons"), round_to=1, compensate=False,
+        measure_latency=False,
+    )  # fmt: skip
+    tokens, dense, _ = generated(place)
+    again, pruned, _ = generated(out)
+    assert np.array_equal(tokens, again) and np.abs(pruned - dense).max() < 1e-4 * np.abs(dense).max()
+
+
+def test_sessions_open_a_folder_as_one(store: Path) -> None:
+    found = joined.opened(folder("bart", store))
+    session = onnxruntime.InferenceSession(str(found.file), providers=["CPUExecutionProvider"])
+    assert [v.name for v in session.get_inputs()] == [
+        "input_ids",
+        "attention_mask",
+        "decoder_input_ids",
+        "next_input_ids",
+    ]
