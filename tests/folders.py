@@ -106,7 +106,7 @@ def generated(place: Path, steps: int = 20) -> tuple[np.ndarray, np.ndarray, np.
     """(tokens, scores by the cache, scores of the same tokens at once) of greedy decoding through a folder's files."""
     encoder, decoder, behind = (_session(place / name) for name in (ENCODER, DECODER, BEHIND))
     rng = np.random.default_rng(0)
-    feeds = {
+    feeds: dict[str, np.ndarray] = {
         "input_ids": rng.integers(3, VOCABULARY, (2, 9)),
         "attention_mask": np.ones((2, 9), np.int64),
         "input_features": rng.standard_normal((2, 80, 3000), dtype=np.float32),
