@@ -7,8 +7,10 @@ from pathlib import Path
 
 import click
 
+from onnxprune.cli.help import Command
 
-@click.command(context_settings={"ignore_unknown_options": True})
+
+@click.command(cls=Command, context_settings={"ignore_unknown_options": True})
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), default=Path("onnxprune-demo"), show_default=True,
     help="Folder for the model, its rows, and what is made of them.",

@@ -9,7 +9,9 @@ from typing import Any
 
 import click
 
-from onnxprune.cli.options import MODEL, MOST, OUTSIDE, Bar, Pairs, logs, reads, size, talk
+from onnxprune.cli.help import Command
+from onnxprune.cli.options import MODEL, MOST, OUTSIDE, Pairs, logs, reads, size, talk
+from onnxprune.cli.progress import Bar
 
 
 class _Targets(click.Choice):  # type: ignore[type-arg,unused-ignore]
@@ -25,7 +27,7 @@ class _Targets(click.Choice):  # type: ignore[type-arg,unused-ignore]
         return tuple(TARGETS)
 
 
-@click.command()
+@click.command(cls=Command)
 @MODEL
 @click.option("--target", required=True, type=_Targets(), help="Where it will run.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to make; default NAME.TARGET.")

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import sys
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from onnxprune.cli.boundary import guarded
+from onnxprune.cli.compare import bench, validate
 from onnxprune.cli.demo import demo
-from onnxprune.cli.export import export, import_bench
+from onnxprune.cli.export import export
+from onnxprune.cli.help import Command, among, examples, schemes
 from onnxprune.cli.options import (
     MODEL,
-    MOST,
-    OUTSIDE,
-    Bar,
     Pairs,
     budgets,
     bundle_beside,
     bundled,
     calibration,
-    ints,
     json_alone,
     judged,
     logs,
@@ -37,6 +36,7 @@ from onnxprune.cli.options import (
     talk,
 )
 from onnxprune.cli.profile import profile
+from onnxprune.cli.progress import Bar
 from onnxprune.cli.run import run
 from onnxprune.errors import UsageError
 
@@ -44,16 +44,37 @@ from onnxprune.errors import UsageError
 class _Default(click.Group):
     """A group whose first argument may also be a model: `onnxprune m.onnx --flops 0.6`."""
 
+    command_class = Command
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h", "--version"):
+            near = difflib.get_close_matches(args[0], self.commands, 1, 0.7)
+            if near and not ctx.resilient_parsing and not Path(args[0]).exists():
+                raise UsageError(f"{args[0]} is neither a command nor a file: did you mean `onnxprune {near[0]}`?")
             args = ["prune", *args]
         return super().parse_args(ctx, args)
 
 
-@click.group(cls=_Default, context_settings={"help_option_names": ["-h", "--help"]})
+_START = (
+    examples(
+        "onnxprune demo                                              # the whole job on a model that is built in",
+        "onnxprune model.onnx --flops 0.6 --calib rows.jsonl         # keep 60% of the FLOPs -> model.pruned.onnx",
+        "onnxprune inspect model.onnx                                # what can be cut, and what cannot, and why",
+        "onnxprune prune --help                                      # all options of the main job",
+    )
+    + """
+
+\b
+The shell completes commands, options and their values after
+  eval "$(_ONNXPRUNE_COMPLETE=bash_source onnxprune)"          # bash; zsh_source and fish_source for the others
+"""
+)
+
+
+@click.group(cls=_Default, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_START)
 @click.version_option(package_name="onnxprune")
 def cli() -> None:
-    """Make a transformer .onnx smaller and faster, to a budget, without retraining, and prove it."""
+    """Make an .onnx model smaller and faster, to a budget, without retraining, and prove it."""
 
 
 def _options(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +95,14 @@ def _threads(count: int) -> None:
             torch.set_num_threads(count)
 
 
-@cli.command()
+@cli.command(
+    epilog=examples(
+        "onnxprune model.onnx --flops 0.6 --calib rows.jsonl --eval dev.jsonl",
+        "onnxprune model.onnx small.onnx --latency 0.5 --calib rows.jsonl --quantize int8",
+        "onnxprune folder/ --max-drop 1pt --calib rows.jsonl --eval dev.jsonl    # a point at most",
+        "onnxprune model.onnx --flops 0.8 --method magnitude    # without rows",
+    )
+)
 @MODEL
 @click.argument("output", required=False, type=click.Path(path_type=Path))
 @click.option(
@@ -88,10 +116,15 @@ def _threads(count: int) -> None:
 @click.option(
     "--max-drop", metavar="DROP", help="The smallest model within 1pt (points) or 1% (relative) of the metric."
 )
-@click.option("--quantize", metavar="SCHEME", help="Also write it in int8 or fp16, and measure every step.")
+@click.option(
+    "--quantize",
+    shell_complete=among(schemes),
+    metavar="SCHEME",
+    help="Also write it in int8 or fp16, and measure every step.",
+)
 @bundled
 @click.option("--force", is_flag=True, help="Replace an output that exists, with the files that belong to it.")
-@click.option("--dry-run", is_flag=True, help="Plan and tell, write nothing.")
+@click.option("--dry-run", is_flag=True, help="Read everything, say what would be done, and stop: takes seconds.")
 @talk
 def prune(
     model: Path,
@@ -107,6 +140,7 @@ def prune(
     from onnxprune.graph import joined
     from onnxprune.pipeline import output_files, verbs
     from onnxprune.report import terminal
+    from onnxprune.report.preview import print_preview
 
     logs(verbose)
     if output and output_option:
@@ -117,10 +151,21 @@ def prune(
     providers = options.pop("ep")
     metric = options.pop("metric") or None
     options["debug_bundle"] = bundle_beside(options["debug_bundle"], target)
+    if dry_run:
+        del options["debug_bundle"]
+        with Bar(quiet or as_json) as bar:
+            found = verbs.dry_run(
+                model, target, providers=providers, metric=metric, progress=bar, reads=reads(), **options
+            )
+        if as_json:
+            click.echo(json.dumps(asdict(found), indent=1))
+        elif not quiet:
+            print_preview(asdict(found))
+        return
     with Bar(quiet or as_json) as bar:
         result = verbs.prune(
             model,
-            None if dry_run else target,
+            target,
             providers=providers,
             metric=metric,
             measure_latency=measure,
@@ -291,110 +336,8 @@ def apply_plan(
             click.echo(f"wrote {written} (differs from the plan by {found.max_rel:.1e} of the outputs' scale)")
 
 
-@cli.command()
-@MODEL
-@click.argument("pruned", type=click.Path(path_type=Path))
-@click.option("--eval", "evaluation", required=True, metavar="ROWS", help="Rows to compare on.")
-@click.option("--metric", multiple=True, help="Task metric; guessed.")
-@click.option("--ep", default="cpu", show_default=True, callback=split, help="Execution providers.")
-@click.option("--columns", type=Pairs(str))
-@click.option("--pairs", type=click.Choice(["joint", "separate"]))
-@click.option("--tokenizer", type=click.Path(path_type=Path))
-@OUTSIDE
-@talk
-def validate(
-    model: Path, pruned: Path, evaluation: str, metric: tuple[str, ...], ep: tuple[str, ...],
-    columns: dict[str, str] | None, pairs: Any, tokenizer: Path | None, allow_outside: bool, as_json: bool, quiet: bool,
-    verbose: int,
-) -> None:  # fmt: skip
-    """Compare PRUNED with MODEL on rows: task metric with its interval, and how far the outputs moved.
-
-    PRUNED may be quantised, of fixed shape, in ORT format, or an exported folder.
-    """
-    from dataclasses import asdict
-
-    from onnxprune import data
-    from onnxprune.export import shipped_files
-    from onnxprune.graph import joined
-    from onnxprune.measure.validation import validate as compare
-    from onnxprune.pipeline.rows import vocabulary
-    from onnxprune.report import terminal
-
-    logs(verbose)
-    dense = joined.load(model)
-    assert dense.path is not None
-    rows = data.read(
-        evaluation, dense.inputs, outputs=dense.outputs, folder=dense.folder, columns=columns, pairs=pairs,
-        tokenizer=tokenizer, vocab_size=vocabulary(dense), allow_outside=allow_outside,
-    )  # fmt: skip
-    several = joined.opened(pruned) if joined.is_job(pruned) else None
-    file = several.file if several is not None else shipped_files.find(pruned)
-    own = None if several is not None else shipped_files.own_rows(
-        file, dense.inputs, dense.folder, evaluation, len(rows), outputs=dense.outputs, columns=columns, pairs=pairs,
-        allow_outside=allow_outside,
-    )  # fmt: skip
-    evidence = compare(dense.path, file, rows, providers=ep, metric=metric or None, rows=own)
-    if as_json:
-        click.echo(json.dumps(asdict(evidence)))
-    elif not quiet:
-        terminal.print_evidence(evidence)
-
-
-@cli.command()
-@click.argument("model", required=False, type=click.Path(path_type=Path))
-@click.argument("pruned", required=False, type=click.Path(path_type=Path))
-@click.option("--import", "imported", type=click.Path(path_type=Path), help="What a phone measured: result.json.")
-@click.option("--table", type=click.Path(path_type=Path), help="With --import: latency table to write.")
-@click.option("--force", is_flag=True, help="Replace a table that exists.")
-@click.option("--ep", default="cpu", show_default=True, callback=split, help="Execution providers.")
-@click.option("--batch", default="1", show_default=True, callback=ints, help="Batch sizes: 1,8.")
-@click.option("--seq", default="", callback=ints, help="Sequence lengths: 64,128,384.")
-@click.option("--shape", type=Pairs(size), default={}, help="Other dimensions, by the graph's names.")
-@click.option("--threads", default="1", show_default=True, callback=ints, help="Inside an operator: 1,2.")
-@click.option("--runs", default=50, type=click.IntRange(1, MOST), show_default=True, help="Pairs of runs at a shape.")
-@click.option("--profile", is_flag=True, help="Also time by operator, in passes of their own.")
-@talk
-def bench(
-    model: Path | None, pruned: Path | None, imported: Path | None, table: Path | None, ep: tuple[str, ...],
-    batch: tuple[int, ...], seq: tuple[int, ...], shape: dict[str, int], threads: tuple[int, ...], runs: int,
-    profile: bool, force: bool, as_json: bool, quiet: bool, verbose: int,
-) -> None:  # fmt: skip
-    """Time MODEL and PRUNED, interleaved: medians, tails, and the speed-up with its interval.
-
-    Besides execution providers, --ep takes node and web: onnxruntime-node, and onnxruntime-web's WASM in Node.
-    A simulated provider is not timed: where its nodes run is shown, and how far its outputs are from the CPU's.
-    """
-    if imported is not None:
-        named = click.get_current_context().get_parameter_source("ep") is not ParameterSource.DEFAULT
-        import_bench(imported, table, ep if named else (), force=force, as_json=as_json, quiet=quiet)
-        return
-    if model is None or pruned is None:
-        raise UsageError("name the dense MODEL and the PRUNED one, or --import what a phone measured")
-    from dataclasses import asdict
-
-    from onnxprune.graph import joined
-    from onnxprune.measure import bench as benchmark
-    from onnxprune.report import bench as measured
-
-    logs(verbose)
-    dense, smaller = joined.opened(model), joined.opened(pruned)
-    found = benchmark.measure(
-        dense.file,
-        smaller.file,
-        providers=ep,
-        batch=batch,
-        sequence=seq,
-        dims=shape,
-        threads=threads,
-        runs=runs,
-        profile=profile,
-    )
-    if as_json:
-        click.echo(json.dumps(asdict(found)))
-    elif not quiet:
-        measured.print_benchmark(found)
-
-
+cli.add_command(validate)
+cli.add_command(bench)
 cli.add_command(demo)
 cli.add_command(export)
 cli.add_command(profile)

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from onnxprune.cli.boundary import TRACEBACK
+from onnxprune.cli.help import among, kinds, methods, metrics, providers, searches, solvers
 
 
 class Pairs(click.ParamType):  # type: ignore[type-arg]
@@ -141,6 +142,7 @@ def planning(command: Any) -> Any:
     for option in (
         click.option(
             "--method",
+            shell_complete=among(methods),
             default="auto",
             show_default=True,
             help="How units are ordered: auto, obs, optin, seven, seven-dyn, snip, fisher, taylor, platon, wanda, "
@@ -150,10 +152,15 @@ def planning(command: Any) -> Any:
             "--alpha", default="0.8,0.8", show_default=True, callback=decays, help="SEVEN's decays of both moments."
         ),
         click.option(
-            "--search", default="table", show_default=True, help="table: measured damage; rank: the papers' search."
+            "--search",
+            shell_complete=among(searches),
+            default="table",
+            show_default=True,
+            help="table: measured damage; rank: the papers' search.",
         ),
         click.option(
             "--units",
+            shell_complete=among(kinds),
             default="auto",
             show_default=True,
             callback=split,
@@ -170,6 +177,7 @@ def planning(command: Any) -> Any:
         ),
         click.option(
             "--solver",
+            shell_complete=among(solvers),
             default="auto",
             show_default=True,
             help="How --sparsity chooses zeros: admm, sparsegpt, wanda, magnitude, seven, seven-dyn, platon.",
@@ -218,7 +226,13 @@ def planning(command: Any) -> Any:
             show_default=True,
             help="The most calibration rows read.",
         ),
-        click.option("--device", default="auto", show_default=True, help="Where scoring runs: auto, cpu, cuda."),
+        click.option(
+            "--device",
+            shell_complete=among(lambda: ("auto", "cpu", "cuda")),
+            default="auto",
+            show_default=True,
+            help="Where scoring runs: auto, cpu, cuda.",
+        ),
         click.option("--seed", default=0, type=click.IntRange(0, MOST), show_default=True, help="Of every draw."),
         click.option("--threads", default=0, type=click.IntRange(0, MOST_THREADS), help="Of scoring; 0 for all cores."),
         click.option(
@@ -283,9 +297,15 @@ def judged(command: Any) -> Any:
             metavar="ROWS",
             help="Rows for the report; default: some calibration rows, set aside.",
         ),
-        click.option("--metric", multiple=True, help="Task metric; guessed from labels and outputs."),
+        click.option(
+            "--metric",
+            shell_complete=among(metrics),
+            multiple=True,
+            help="Task metric; guessed from labels and outputs.",
+        ),
         click.option(
             "--ep",
+            shell_complete=among(providers),
             default="cpu",
             show_default=True,
             callback=split,
@@ -311,34 +331,6 @@ def reads() -> list[Path]:
     """Files that brought the command here (a recipe), which it must not write."""
     context = click.get_current_context(silent=True)
     return list(context.obj or ()) if context is not None else []
-
-
-class Bar:
-    """A progress bar per stage, on stderr, when someone is looking."""
-
-    def __init__(self, off: bool) -> None:
-        self.off = off or not sys.stderr.isatty()
-        self.tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> Bar:
-        if not self.off:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-            columns = (TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self.bar.start()
-        return self
-
-    def __call__(self, stage: str, done: int, of: int) -> None:
-        if not self.off:
-            if stage not in self.tasks:
-                self.tasks[stage] = self.bar.add_task(stage, total=of)
-            self.bar.update(self.tasks[stage], completed=done, total=of)
-
-    def __exit__(self, *_: object) -> None:
-        if not self.off:
-            self.bar.stop()
 
 
 def logs(verbose: int) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 
 import click
 
-from onnxprune.cli.options import MODEL, Bar, Pairs, ints, logs, reads, size, split, talk
+from onnxprune.cli.help import Command
+from onnxprune.cli.options import MODEL, Pairs, ints, logs, reads, size, split, talk
+from onnxprune.cli.progress import Bar
 
 
-@click.command()
+@click.command(cls=Command)
 @MODEL
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="table.json to write.")
 @click.option("--micro", type=click.Path(path_type=Path), help="Folder to make, with what measures elsewhere.")

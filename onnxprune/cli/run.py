@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from onnxprune.cli.help import Command
 from onnxprune.documents import built, read_text
 from onnxprune.errors import DataError, UsageError, reading
 
@@ -23,7 +24,7 @@ _NOT_FOR_FILES = ("as_json", "quiet", "verbose", "help")
 """How much is said is a matter of the moment."""
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(cls=Command, context_settings={"ignore_unknown_options": True})
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("further", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context

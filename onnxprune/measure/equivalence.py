@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,12 @@ def _scale(should: Array) -> float:
 
 
 def check(
-    dense: Model, structure: Structure, plan: Plan, file: Path, rows: Sequence[Mapping[str, np.ndarray]]
+    dense: Model,
+    structure: Structure,
+    plan: Plan,
+    file: Path,
+    rows: Sequence[Mapping[str, np.ndarray]],
+    progress: Callable[[int, int], None] | None = None,
 ) -> Equivalence:
     """Law 1: the written file, in ONNX Runtime, gives what the original gives with the plan's gates and weights.
 
@@ -161,12 +166,15 @@ def check(
     graphs are compared as they are written, without fusions: ONNX Runtime's integer kernels may be anywhere (their
     8-bit products saturate on processors that lack the instructions for them), for the dense file no less.
 
+    Args:
+        progress: called with (batches done, batches) of the comparison that every file goes through.
+
     Raises:
         CheckError: it does not.
     """
     interpreter = Interpreter(dense.graph)
     gated = Gates(structure, interpreter).gated(plan)
-    found = equivalence(file, _expected(interpreter, rows, gated))
+    found = equivalence(file, _counted(_expected(interpreter, rows, gated), len(rows), progress))
     kinds = _kinds(dense)
     usual = max((TOLERANCE[k] for k in kinds if k in TOLERANCE), default=1e-4)
     if found.within(usual):
@@ -236,6 +244,13 @@ def _expected(
     for feeds in rows:
         found = forward(interpreter, feeds, state=state)
         yield dict(feeds), {k: to_numpy(v, single=True) for k, v in found.items()}
+
+
+def _counted(batches: Iterator[Any], of: int, progress: Callable[[int, int], None] | None) -> Iterator[Any]:
+    for done, batch in enumerate(batches, 1):
+        yield batch
+        if progress is not None:
+            progress(done, of)
 
 
 def _kinds(dense: Model) -> set[str]:

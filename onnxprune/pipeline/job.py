@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ from onnxprune.search.defaults import settled
 from onnxprune.search.latency_budget import verified
 from onnxprune.search.options import Options
 from onnxprune.search.planner import Planner
-from onnxprune.search.progress import Clock, Progress
+from onnxprune.search.progress import Clock, Progress, quiet
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class Job:
         Args:
             scores: folder in which what is measured on the model is kept for further budgets; None keeps no file.
         """
-        clock = Clock()
+        clock = Clock(progress=progress or quiet)
         resolve_providers(providers)  # what is not there is said before anything is measured
         if calibration is not None:
             require_torch("learning from rows (--calib)")
@@ -144,10 +144,14 @@ class Job:
             learn, judge = (
                 rows and rows.read_by(metric) for rows in read_rows(dense, calibration, evaluation, options, **asked)
             )
+        for line in dict.fromkeys(line for rows in (learn, judge) if rows is not None for line in rows.description):
+            clock.say(line)
         require_memory(dense, options, learn, judge)
         with clock.stage("examine"):
             said = (*dense.said, *examine(dense, learn or judge, providers), *report_facts.left_behind(dense))
         bindings = shape_of(dense, options.shape, learn or judge)
+        if bindings and not set(bindings) <= set(options.shape):
+            clock.say(f"costs are counted at {shown(bindings)}; --shape says otherwise")
         assert dense.path is not None
         kept = None if scores is None else scores / f"{dense.path.stem}.scores.json"
         planner = Planner(dense, structure, options, learn, bindings, clock, progress, kept)
@@ -241,7 +245,13 @@ class Job:
         if self.teacher is None:
             return None
         with self.clock.stage("validate"):
-            return compare(self.teacher, file, metric=self.metric, seed=self.options.seed, level=self.level)
+            found = compare(
+                self.teacher, file, metric=self.metric, seed=self.options.seed, level=self.level,
+                progress=partial(self.planner.progress, "validate"),
+            )  # fmt: skip
+        if self.metric is None:
+            self.clock.say(f"metric: {found.accuracy.metric} ({found.accuracy.reason}); --metric says otherwise")
+        return found
 
     @cached_property
     def teacher(self) -> Teacher | None:
@@ -269,8 +279,9 @@ class Job:
             )
             feeds += continued(self.dense, feeds)
             found, lacking = prove(
-                self.dense, self.structure, plan, made, feeds, self.options.to_json(), self.debug_bundle
-            )
+                self.dense, self.structure, plan, made, feeds, self.options.to_json(), self.debug_bundle,
+                partial(self.planner.progress, "check"),
+            )  # fmt: skip
             zeros = zeros_in(file, self.dense, self.structure, plan)
         evidence = None
         with kept("accuracy and drift are not known", lacking, but=(CheckError,)):
@@ -282,7 +293,7 @@ class Job:
                 examples = [e.feeds for e in rows.examples[:8]] if rows is not None else []
                 timed = latency.bench(
                     self.dense.path, file, providers=self.providers, dims=bindings, examples=examples,
-                    threads=self.options.latency_threads,
+                    threads=self.options.latency_threads, progress=partial(self.planner.progress, "latency"),
                 )  # fmt: skip
         report = self._report(plan, budget, made, place, found, evidence, timed)
         return replace(
@@ -396,6 +407,11 @@ class Job:
             seconds=dict(self.clock.seconds),
             peak_memory_bytes=report_facts.peak_memory(),
         )
+
+
+def shown(sizes: Mapping[str, int]) -> str:
+    """ "batch_size=1,sequence_length=26": as --shape takes it."""
+    return ",".join(f"{name}={size}" for name, size in sizes.items())
 
 
 def _path(source: Any) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ def prove(
     feeds: Sequence[runtime.Feeds],
     options: Mapping[str, Any],
     bundle: Place | None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Equivalence, list[str]]:
     """Is the file valid, and does it compute what the plan says, at several sizes?
 
@@ -38,6 +39,7 @@ def prove(
         feeds: rows; more sizes are made of them.
         options: of the run, for the bundle.
         bundle: where to write what reproduces a failure; None for nowhere.
+        progress: called with (batches done, batches).
 
     Returns:
         How close it is, and what the report should warn of.
@@ -50,7 +52,7 @@ def prove(
     try:
         for file, source in zip(made.files, dense.files, strict=True):
             said += check_file(file, source)
-        found = check(dense, structure, plan, made.whole, rows)
+        found = check(dense, structure, plan, made.whole, rows, progress)
         for part, file in zip(dense.parts, made.files, strict=True) if dense.parts else ():
             _alone(dense, structure, plan, part, file, rows[:_FEW], found)
     except CheckError as error:

@@ -29,10 +29,11 @@ def units_of(structure: Structure, plan: Plan, planner: Planner) -> tuple[report
         group = site.group
         gone = group.branch is not None and group.branch in plan.drop
         kept = () if gone else plan.keep.get(group.id, tuple(range(group.size)))
-        found.append(report.Units(group.id, group.kind, group.layer, group.size, len(kept), tuple(kept)))
+        found.append(report.Units(group.id, group.kind, group.layer, group.size, len(kept), tuple(kept), group.name))
     for branch in structure.branches:
         there = int(branch.id not in plan.drop)
-        found.append(report.Units(branch.id, "blocks", branch.layer, 1, there, (0,) if there else ()))
+        index = (0,) if there else ()
+        found.append(report.Units(branch.id, "blocks", branch.layer, 1, there, index, branch.add, branch.kind))
     return tuple(found)
 
 

@@ -33,7 +33,8 @@ from onnxprune.measure.equivalence import Equivalence
 from onnxprune.pipeline import output_files
 from onnxprune.pipeline.debug_bundle import Place
 from onnxprune.pipeline.job import Job
-from onnxprune.pipeline.max_drop import smallest_within
+from onnxprune.pipeline.max_drop import Limit, smallest_within
+from onnxprune.pipeline.preview import Preview, preview
 from onnxprune.pipeline.proof import prove
 from onnxprune.pipeline.result import Result
 from onnxprune.pipeline.rows import require_memory, require_one_graph, shape_of, vocabulary
@@ -102,23 +103,22 @@ def prune(
     Raises:
         OnnxPruneError: see `errors`; nothing is written then.
     """
-    target, file = Path(output) if output is not None else None, joined.find(source)
     asked = {"columns": columns, "pairs": pairs, "tokenizer": tokenizer, "max_length": max_length}
-    asked["allow_outside"] = allow_outside
-    common: dict[str, Any] = {"providers": providers, "metric": metric, "measure": measure_latency}
-    common |= {"quantize": quantize, "progress": progress, "scores": target.parent if target else None, **asked}
+    common = {"providers": providers, "metric": metric, "quantize": quantize, "progress": progress, **asked}
+    limits = {"flops": flops, "params": params, "size": size, "latency": latency}
     options.setdefault("provider", _first(providers))
-    given = {"flops": flops, "params": params, "size": size, "latency": latency}
-    if max_drop is not None and any(b is not None for b in given.values()):
-        raise UsageError("--max-drop finds the size itself; give it alone, without another budget")
-    budget = Budget("flops", 0.5) if max_drop is not None else budget_of(**given, whole=needs_no_budget(options))
+    budget = _budget(limits, max_drop, options)
+    target, file = Path(output) if output is not None else None, joined.find(source)
     inputs = _inputs(file, calibration, evaluation, tokenizer, options, reads)
     bundle = None if debug_bundle is None else Place.of(debug_bundle, inputs + Inputs.of(target), force=force)
     with (
         memory.limited(options.get("max_memory")),
         output_files.opened(target, file, inputs, quantize=quantize, force=force) as out,
     ):
-        job = Job.open(source, Options(budget, **options), calibration, evaluation, **common)
+        job = Job.open(
+            source, Options(budget, **options), calibration, evaluation, measure=measure_latency,
+            scores=target.parent if target else None, allow_outside=allow_outside, **common,
+        )  # fmt: skip
         if max_drop is not None:
             budget, plan = smallest_within(job, max_drop)
         else:
@@ -127,6 +127,56 @@ def prune(
         job.planner.release()
         job.debug_bundle = bundle
         return job.finish(plan, budget, out)
+
+
+def dry_run(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    flops: float | str | None = None,
+    params: float | str | None = None,
+    size: float | str | None = None,
+    latency: float | str | None = None,
+    max_drop: str | None = None,
+    calibration: Any = None,
+    evaluation: Any = None,
+    providers: Sequence[str] = ("cpu",),
+    tokenizer: str | os.PathLike[str] | None = None,
+    quantize: str | None = None,
+    force: bool = False,
+    reads: Sequence[str | os.PathLike[str]] = (),
+    metric: str | Sequence[str] | None = None,
+    progress: Progress | None = None,
+    columns: Mapping[str, str] | None = None,
+    pairs: Any = None,
+    max_length: int | None = None,
+    allow_outside: bool = False,
+    **options: Any,
+) -> Preview:
+    """What `prune` would do with the same arguments: all is read and asked about, nothing scored, cut or written.
+
+    Raises:
+        OnnxPruneError: as `prune` would, as far as that is known by then.
+    """
+    options.setdefault("provider", _first(providers))
+    limits = {"flops": flops, "params": params, "size": size, "latency": latency}
+    budget = _budget(limits, max_drop, options)
+    file = joined.find(source)
+    inputs = _inputs(file, calibration, evaluation, tokenizer, options, reads)
+    return preview(
+        file, Path(output), budget, max_drop, inputs, options,
+        calibration, evaluation, force=force, quantize=quantize, providers=providers, metric=metric, progress=progress,
+        columns=columns, pairs=pairs, tokenizer=tokenizer, max_length=max_length, allow_outside=allow_outside,
+    )  # fmt: skip
+
+
+def _budget(limits: Mapping[str, float | str | None], max_drop: str | None, options: Mapping[str, Any]) -> Budget:
+    if max_drop is None:
+        return budget_of(**limits, whole=needs_no_budget(options))
+    Limit.parse(max_drop)
+    if any(limit is not None for limit in limits.values()):
+        raise UsageError("--max-drop finds the size itself; give it alone, without another budget")
+    return Budget("flops", 0.5)
 
 
 def sweep(

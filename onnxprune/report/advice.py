@@ -1,15 +1,19 @@
-"""What to do next, from what the report holds: each step a sentence, with a command where there is one."""
+"""What to do next, from what the report holds: each step a sentence, with a command where there is one.
+
+Commands are written to be pasted: with the run's own files, the options that read them, and a name of their own for
+what they write. Where a run had no rows that lie in a file, a command says `ROWS` in their place.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 
 from onnxprune.report import text
 from onnxprune.report.schema import Report
 
-_TEACHER_METRICS = ("agreement", "cosine", "teacher_spearman", "explained_variance")
 _WIDE = 0.02
 """An interval wider than this (two points) says little about a loss of one."""
 _LARGE = 0.02
@@ -32,13 +36,35 @@ def next_steps(report: Report) -> tuple[Step, ...]:
 def _files(report: Report) -> tuple[str, str]:
     dense = report.model.path
     pruned = report.model.pruned_path or str(PurePath(dense).with_suffix(".pruned.onnx"))
-    return _quoted(dense), _quoted(pruned)
+    return shlex.quote(dense), shlex.quote(pruned)
 
 
-def _quoted(path: str) -> str:
-    import shlex
+def _rows(report: Report, *, learn: bool = True) -> str:
+    """The options that name the rows of a run and how they are read, as they are typed."""
+    sources = report.recipe.get("sources", {})
+    parts = ["--calib", sources.get("calibration") or "ROWS"] if learn else []
+    judge = sources.get("evaluation")
+    if judge or not learn:
+        parts += ["--eval", judge or "ROWS"]
+    for option in ("columns", "pairs", "tokenizer", "max_length"):
+        value = sources.get(option)
+        if value and (learn or option != "max_length"):
+            written = ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
+            parts += [f"--{option.replace('_', '-')}", written]
+    return shlex.join(parts)
 
-    return shlex.quote(path)
+
+def _beside(report: Report, what: str) -> str:
+    """A name for what another command writes, which is not the run's."""
+    pruned = PurePath(report.model.pruned_path or report.model.path)
+    stem = pruned.name.removesuffix(".onnx")
+    return shlex.quote(str(pruned.with_name(f"{stem}.{what}.onnx")))
+
+
+def _shape(report: Report) -> str:
+    """Sizes of the graph's dimensions, as they are typed."""
+    held = report.flops.shape
+    return " --shape " + shlex.quote(",".join(f"{name}={size}" for name, size in held.items())) if held else ""
 
 
 def _accuracy(report: Report) -> Iterator[Step]:
@@ -47,10 +73,10 @@ def _accuracy(report: Report) -> Iterator[Step]:
     if held is None:
         yield Step(
             "Accuracy was not measured. Evaluate on rows that pruning has not seen.",
-            f"onnxprune validate {dense} {pruned} --eval dev.jsonl",
+            f"onnxprune validate {dense} {pruned} {_rows(report, learn=False)}",
         )
         return
-    if held.metric in _TEACHER_METRICS:
+    if held.metric in text.TEACHER:
         yield Step(
             "The rows have no labels, so the dense model was the reference. Labelled rows would tell the true loss."
         )
@@ -64,12 +90,12 @@ def _accuracy(report: Report) -> Iterator[Step]:
     if low > _LARGE:
         yield Step(
             "The loss is beyond chance. Keep more, calibrate on more rows, or let a bound on the drop find the size.",
-            f"onnxprune {dense} --max-drop 1pt --calib calibration.jsonl --eval dev.jsonl",
+            f"onnxprune {dense} --max-drop 1pt {_rows(report)} -o {_beside(report, 'within-1pt')}",
         )
     elif low <= 0 and high <= _WIDE:
         yield Step(
             "No loss beyond chance was measured. A smaller budget may cost as little: look at the whole curve.",
-            f"onnxprune sweep {dense} --flops {_lower_budgets(report)} --calib calibration.jsonl --eval dev.jsonl",
+            f"onnxprune sweep {dense} --flops {_lower_budgets(report)} {_rows(report)}",
         )
 
 
@@ -83,7 +109,7 @@ def _latency(report: Report) -> Iterator[Step]:
     if not report.latency:
         yield Step(
             "Latency was not measured, and fewer FLOPs alone promise none. Time both models where they will run.",
-            f"onnxprune bench {dense} {pruned} --ep cpu --batch 1,8",
+            f"onnxprune bench {dense} {pruned}{_shape(report)}",
         )
     for row in report.latency:
         where = f"{text.provider(row.provider)} at {text.shape(row)}"
@@ -93,7 +119,7 @@ def _latency(report: Report) -> Iterator[Step]:
             yield Step(
                 f"{where}: no speed-up ({text.speedup(row)}). Widths that suit it, or larger shapes, may help.",
                 f"onnxprune {dense} --latency 0.7 --ep {text.provider(row.provider)} --round-to auto "
-                "--calib calibration.jsonl",
+                f"{_rows(report)} -o {_beside(report, 'faster')}",
             )
 
 

@@ -12,6 +12,7 @@ from onnxprune.measure.latency import LatencyRow
 from onnxprune.measure.validation import Accuracy
 from onnxprune.report import advice, charts, text
 from onnxprune.report.markup import Child, Markup, join, table, tag
+from onnxprune.report.names import layer_names
 from onnxprune.report.schema import Change, Report, Units
 from onnxprune.report.style import STYLE
 
@@ -72,6 +73,7 @@ def _header(report: Report) -> Markup:
             tag("div", "Pruning report", class_="eyebrow"),
             tag("h1", text.name(report)),
             *(tag("p", f"Broken: {line}", class_="broken", role="alert") for line in report.broken),
+            tag("p", f"{text.sentence(report)}.", class_="verdict"),
             tag("p", text.budget(report.budget), class_="lead"),
             tag("p", text.landing(report.landing)) if report.landing is not None else None,
             tag("p", text.drop_search(report.drop_search)) if report.drop_search is not None else None,
@@ -136,8 +138,12 @@ def _unit_map(units: Sequence[Units]) -> Markup | None:
     by_layer: dict[int, dict[str, list[Units]]] = defaultdict(lambda: defaultdict(list))
     for held in units:
         by_layer[held.layer][held.kind].append(held)
+    named = layer_names(units)
     rows: list[list[Child]] = [
-        [layer, *(join(_units(held) for held in by_layer[layer].get(kind, [])) for kind in kinds)]
+        [
+            join([str(layer), tag("small", f" {named[layer]}") if layer in named else None]),
+            *(join(_units(held) for held in by_layer[layer].get(kind, [])) for kind in kinds),
+        ]
         for layer in sorted(by_layer)
     ]
     totals = [_count([held for held in units if held.kind == kind]) for kind in kinds]
@@ -153,7 +159,8 @@ def _count(units: Sequence[Units]) -> str:
 def _units(held: Units) -> Markup:
     count = tag("small", f"{held.kept:,} / {held.total:,}", class_=None if held.kept else "gone")
     if held.total == 1:
-        said = tag("small", "kept") if held.kept else tag("small", "dropped", class_="gone")
+        what = f"{held.branch} {'kept' if held.kept else 'dropped'}".strip()
+        said = tag("small", what, class_=None if held.kept else "gone")
         return tag("div", charts.cells(1, {0} if held.kept else ()), said, class_="unit", title=held.id)
     if held.index is not None and held.total <= _CELLS:
         return tag("div", charts.cells(held.total, frozenset(held.index)), count, class_="unit", title=held.id)
@@ -255,7 +262,7 @@ def _drift(report: Report) -> Markup | None:
     if held is None:
         return None
     pairs = [
-        ("Divergence", f"{held.divergence:.4g}"),
+        ("Divergence", None if held.kl == held.divergence else f"{held.divergence:.4g}"),
         ("KL", f"{held.kl:.4g} nats" if held.kl is not None else None),
         ("Cosine", f"{held.cosine:.4f}" if held.cosine is not None else None),
         ("Same decisions", text.percent(held.agreement) if held.agreement is not None else None),

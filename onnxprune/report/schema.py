@@ -107,6 +107,8 @@ class Units:
         layer: position among the groups of its kind.
         total, kept: counts.
         index: which ones are kept, sorted; None where that is not told.
+        name: the node that reads them, or, of a branch, adds it; empty where that is not told.
+        branch: of blocks, what the branch is: attention, ffn, …
     """
 
     id: str
@@ -115,6 +117,8 @@ class Units:
     total: int
     kept: int
     index: tuple[int, ...] | None = None
+    name: str = ""
+    branch: str = ""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ h1 { font: 500 2.6rem/1.12 var(--serif); letter-spacing: -0.015em; margin: 0 0 .
 h2 { font: 500 1.5rem/1.25 var(--serif); margin: 0 0 .25rem; letter-spacing: -0.005em; }
 h3 { font: 600 .8rem/1.4 var(--sans); color: var(--muted); margin: 1.75rem 0 .5rem; }
 p { margin: 0 0 1rem; max-width: 44rem; }
+.verdict { font: 500 1.3rem/1.4 var(--serif); max-width: 48rem; margin: .9rem 0 .6rem; }
 .lead { color: var(--muted); font-size: 1.06rem; margin-bottom: 2.75rem; }
 section { margin-top: 3.75rem; }
 section > p:first-of-type { color: var(--muted); margin-bottom: 1.25rem; }
@@ -54,7 +55,7 @@ tfoot td { color: var(--muted); border-top: 1px solid var(--rule); }
 th.n, td.n { text-align: right; white-space: nowrap; }
 td.wide { width: 38%; }
 .map td { padding-top: .36rem; padding-bottom: .36rem; border-bottom-color: transparent; }
-.map .layer { color: var(--faint); width: 3rem; }
+.map .layer { color: var(--muted); white-space: nowrap; } .map .layer small { color: var(--faint); }
 .unit { display: flex; align-items: center; gap: .9rem; min-width: 11rem; }
 .unit + .unit { margin-top: .3rem; }
 .unit .bar { flex: 0 0 11rem; height: 9px; }
@@ -104,6 +105,11 @@ pre {
   margin: .8rem 0 .2rem; padding: 1rem; background: var(--raised); border: 1px solid var(--rule);
   border-radius: 5px; overflow-x: auto;
 }
-@media (max-width: 40rem) { body { padding-top: 2.5rem; } h1 { font-size: 2rem; } td.wide { display: none; } }
+@media (max-width: 40rem) {
+  body { padding: 2.5rem 1rem 3rem; } h1 { font-size: 1.7rem; } td.wide { display: none; }
+  .figures { grid-template-columns: 1fr 1fr; } .figure b { font-size: 1.6rem; } .figure { padding-right: .8rem; }
+  .chart { min-width: 0; } .unit { min-width: 7rem; gap: .5rem; } .unit .bar { flex-basis: 5rem; }
+  th, td { padding-right: .8rem; } dl { grid-template-columns: 1fr; gap: .1rem; } dd { margin-bottom: .5rem; }
+}
 @media print { body { padding: 0; } details > *:not(summary) { display: block; } }
 """

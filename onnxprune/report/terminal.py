@@ -10,6 +10,7 @@ from onnxprune.measure.drift import Drift
 from onnxprune.measure.latency import LatencyRow
 from onnxprune.measure.validation import Accuracy, Evidence
 from onnxprune.report import advice, text
+from onnxprune.report.names import layer_names
 from onnxprune.report.schema import Change, Report, Units
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     view = _View(console)
     view.heading(text.name(report), text.budget(report.budget))
     view.alarm(report.broken)
+    view.verdict(f"{text.sentence(report)}.")
     view.table(view.changes(report))
     view.table(view.unit_map(report.units))
     if report.accuracy is not None:
@@ -127,6 +129,10 @@ class _View:
         if held:
             self._print()
 
+    def verdict(self, words: str) -> None:
+        self._print(words, style="bold")
+        self._print()
+
     def line(self, words: str) -> None:
         self._print(words, style="dim")
         self._print()
@@ -202,13 +208,14 @@ class _View:
         by_layer: dict[int, dict[str, list[Units]]] = defaultdict(lambda: defaultdict(list))
         for held in units:
             by_layer[held.layer][held.kind].append(held)
+        named = layer_names(units)
         made = self._table("What is left, layer by layer")
-        made.add_column("layer", justify="right")
+        made.add_column("layer", justify="left" if named else "right")
         for kind in kinds:
             made.add_column(self._text(text.kind(kind).lower()))
         for layer in sorted(by_layer):
             cells = [self._cell(by_layer[layer].get(kind, [])) for kind in kinds]
-            made.add_row(str(layer), *cells)
+            made.add_row(self._text(f"{layer:>2} {named[layer]}" if layer in named else str(layer)), *cells)
         totals = [[u for u in units if u.kind == kind] for kind in kinds]
         made.add_section()
         made.add_row(
@@ -295,20 +302,18 @@ class _View:
         return self._text(("█" if self.rich else "#") * filled + ("░" if self.rich else ".") * (width - filled), "cyan")
 
     def _cell(self, groups: Sequence[Units]) -> Text:
-        made = self._text("")
-        for held in groups:
-            made.append_text(self._units(held))
-        return made
+        return self._text("  ").join([self._units(held) for held in groups])
 
     def _units(self, held: Units) -> Text:
         if held.total == 1:
-            return self._text("kept" if held.kept else "dropped", "dim" if held.kept else "red")
+            said = "kept" if held.kept else "dropped"
+            return self._text(f"{held.branch} {said}".strip(), "dim" if held.kept else "red")
         style = "cyan" if held.kept else "red"
         if held.index is not None and held.total <= _CELLS:
             on, off = ("■", "·") if self.rich else ("#", ".")
             cells = "".join(on if i in held.index else off for i in range(held.total))
-            return self._text(f"{cells} {held.kept}/{held.total} ", style)
-        return self.bar(held.kept / held.total if held.total else 1.0).append(f" {held.kept}/{held.total} ")
+            return self._text(f"{cells} {held.kept}/{held.total}", style)
+        return self.bar(held.kept / held.total if held.total else 1.0).append(f" {held.kept}/{held.total}")
 
     def _text(self, words: str, style: str = "") -> Text:
         from rich.text import Text

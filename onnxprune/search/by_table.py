@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import count
 
 import numpy as np
 
@@ -41,9 +42,13 @@ def searched(problem: Problem, stage: Stage, budget: float, scores: Scores) -> d
         tied = [merged(name, members) for name, members in shared.items()]
         asked = _Asked(problem, shared)
         fixed = None if problem.prices.coupled else fixed_cost(problem.prices)
+        most = problem.options.swaps + 1
         chosen = ALLOCATIONS[problem.options.search](tied, budget, asked, fixed)
 
+        tried = count(1)
+
         def evaluate(allocation: Allocation) -> np.ndarray:
+            problem.progress("search", min(next(tried), most), most)
             return problem.table.per_row(problem.gates.gated(stage.thinned(problem.sites, asked.counts(allocation))))
 
         found = swaps(

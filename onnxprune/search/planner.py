@@ -120,7 +120,7 @@ class Planner(Problem):
 
     def bare(self, budget: float) -> Plan:
         """What `plan` chooses, not mended yet."""
-        self._feasible(budget)
+        self.require_feasible(budget)
         dense = self.costs.total(self.options.budget.kind)
         stage = self.start
         if self.calibration is None or self.options.search == "rank":
@@ -143,12 +143,17 @@ class Planner(Problem):
             plan = replace(plan, weights=stage.plan.weights)
         return self.completed(plan)
 
-    def _feasible(self, budget: float) -> None:
-        floor, dense = self._floor(), self.costs.total(self.options.budget.kind)
+    def require_feasible(self, budget: float) -> None:
+        """Refuse what no plan can reach.
+
+        Raises:
+            BudgetError: carries the closest that can.
+        """
+        floor, dense = self.floor(), self.costs.total(self.options.budget.kind)
         if budget < floor:
             raise BudgetError(why_not_so_little(self.options, budget / dense, floor / dense), closest=floor / dense)
 
-    def _floor(self) -> float:
+    def floor(self) -> float:
         """What is left of the cost when all goes that may."""
         return self.prices.total({s.id: 0 if s.branch else self.step(s) for s in self.begun()})
 

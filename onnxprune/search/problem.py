@@ -31,7 +31,7 @@ from onnxprune.search.defaults import device_of, method_of, settled, why_nothing
 from onnxprune.search.latency_budget import costs_for, provider_of
 from onnxprune.search.options import Options
 from onnxprune.search.prices import Prices
-from onnxprune.search.progress import Clock, Progress
+from onnxprune.search.progress import Clock, Progress, quiet
 from onnxprune.search.row_split import Split
 
 logger = logging.getLogger(__name__)
@@ -71,8 +71,8 @@ class Problem:
         model, structure = leading(model, structure)
         options = settled(options, structure)
         self.model, self.structure, self.options = model, structure, options
-        self.clock = clock or Clock()
-        self.progress = progress or (lambda stage, done, of: None)
+        self.progress = progress or quiet
+        self.clock = clock or Clock(progress=self.progress)
         sites = find_sites(model.graph, structure, options.units, options.include, options.exclude)
         self.sites = [s for s in sites if s.matrices or calibration is not None]  # the others are ordered by data alone
         self.costs = costs_for(*self.whole, options, bindings, self.sites, self.clock, self.progress)

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from onnxprune.cli.main import cli
 from onnxprune.errors import DataError
 from onnxprune.export.precision import Step
 from onnxprune.graph.runtime import Coverage
@@ -102,6 +104,7 @@ def test_json_is_what_the_interface_promises() -> None:
     assert data["flops"]["by_op"]["MatMul"] == {"dense": 900, "pruned": 500, "ratio": 500 / 900}
     assert data["units"][0] == {
         "id": "heads.0", "kind": "heads", "layer": 0, "total": 12, "kept": 11, "index": "0-10",
+        "name": "", "branch": "",
     }  # fmt: skip
     assert data["units"][2]["index"] is None
     assert set(data["equivalence"]) >= {"max_abs", "max_rel", "rows"}
@@ -374,3 +377,77 @@ def test_steps_are_told_in_every_form() -> None:
     stream = io.StringIO()
     terminal.print_report(told, Console(file=stream, width=120))
     assert "Step by step" in stream.getvalue()
+
+
+# ---- the verdict, and commands that can be pasted
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "1.60× [1.55, 1.65] faster at 1 × 128, 21% smaller, accuracy 89.68% → 89.45%: within chance on 872 rows"),
+        ({"latency": (latency(0.7, 0.6, 0.8),)}, "0.70× [0.60, 0.80] as fast at 1 × 128, 21% smaller, "),
+        ({"latency": (latency(1.01, 0.97, 1.04),)}, "No clear speed-up at 1 × 128, 21% smaller, "),
+        ({"latency": (), "accuracy": None}, "21% smaller, accuracy not measured"),
+        (
+            {"accuracy": Accuracy("accuracy", 0.9, 0.8, 0.1, 872, (0.05, 0.15), True, "")},
+            "accuracy 90.00% → 80.00%: a loss beyond chance on 872 rows",
+        ),
+        (
+            {"accuracy": Accuracy("agreement", 1.0, 0.987, 0.013, 100, (0.0, 0.05), True, "")},
+            "agreement with the dense model 98.70% on 100 rows",
+        ),
+    ],
+)
+def test_a_sentence_says_it_all(changes: dict[str, Any], said: str) -> None:
+    report = full(**changes)
+    assert said in text.sentence(report)
+    assert text.sentence(report) in html.render(report)
+    assert plain(report).index("smaller") < plain(report).index("Parameters")
+
+
+def test_suggested_commands_can_be_pasted(tmp_path: Path) -> None:
+    """They parse, name the run's own files and options, and write under a name of their own."""
+    recipe = {
+        "sources": {
+            "calibration": f"{tmp_path}/my rows.jsonl", "evaluation": f"{tmp_path}/dev.jsonl",
+            "columns": {"text": "sentence"}, "tokenizer": "tok", "max_length": 64,
+        }
+    }  # fmt: skip
+    lossy = Accuracy("accuracy", 0.9, 0.8, 0.1, 872, (0.05, 0.15), True, "")
+    slow = (latency(1.01, 0.97, 1.04),)
+    seen = set()
+    for changes in ({}, {"accuracy": lossy}, {"latency": slow}, {"latency": ()}, {"accuracy": None}):
+        for step in advice.next_steps(full(recipe=recipe, **changes)):
+            if step.command:
+                program, *words = shlex.split(step.command)
+                assert program == "onnxprune"
+                name = words[0] if words[0] in cli.commands else "prune"
+                words = words[1:] if words[0] in cli.commands else words
+                context = cli.commands[name].make_context(name, words)
+                seen.add(name)
+                if name in ("prune", "sweep"):
+                    assert context.params["calibration"] == f"{tmp_path}/my rows.jsonl"
+                    assert context.params["columns"] == {"text": "sentence"} and context.params["max_length"] == 64
+                if name == "prune":
+                    assert str(context.params["output_option"]).startswith("models/bert/model.pruned.")
+    assert seen == {"prune", "sweep", "validate", "bench"}
+
+
+def test_branches_have_names_and_room() -> None:
+    branches = (
+        Units("attention.0", "blocks", 0, 1, 1, (0,), "/m/layer.0/Add", "attention"),
+        Units("ffn.0", "blocks", 0, 1, 0, (), "/m/layer.0/out/Add", "ffn"),
+        Units("attention.1", "blocks", 1, 1, 1, (0,), "/m/layer.1/Add", "attention"),
+        Units("ffn.1", "blocks", 1, 1, 1, (0,), "/m/layer.1/out/Add", "ffn"),
+    )
+    shown = plain(full(units=branches))
+    assert re.search(r"0 layer\.0\s+attention kept  ffn dropped", shown)
+    page = html.render(full(units=branches))
+    assert "layer.1" in page and "ffn dropped" in page
+
+
+def test_one_number_is_not_told_twice() -> None:
+    assert "<dt>Divergence</dt>" not in html.render(full())
+    apart = replace(full().drift or Drift(0.0, "", None, None, None, 0.0), divergence=0.5)
+    assert "<dt>Divergence</dt>" in html.render(full(drift=apart))

@@ -1,0 +1,139 @@
+"""`onnxprune validate` and `onnxprune bench`: two models on the same rows, and turn by turn."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from onnxprune.cli.export import import_bench
+from onnxprune.cli.help import Command, among, metrics, providers
+from onnxprune.cli.options import MODEL, MOST, OUTSIDE, Pairs, ints, logs, size, split, talk
+from onnxprune.cli.progress import Bar
+from onnxprune.errors import UsageError
+
+
+@click.command(cls=Command)
+@MODEL
+@click.argument("pruned", type=click.Path(path_type=Path))
+@click.option("--eval", "evaluation", required=True, metavar="ROWS", help="Rows to compare on.")
+@click.option("--metric", shell_complete=among(metrics), multiple=True, help="Task metric; guessed.")
+@click.option(
+    "--ep",
+    shell_complete=among(providers),
+    default="cpu",
+    show_default=True,
+    callback=split,
+    help="Execution providers.",
+)
+@click.option("--columns", type=Pairs(str))
+@click.option("--pairs", type=click.Choice(["joint", "separate"]))
+@click.option("--tokenizer", type=click.Path(path_type=Path))
+@OUTSIDE
+@talk
+def validate(
+    model: Path, pruned: Path, evaluation: str, metric: tuple[str, ...], ep: tuple[str, ...],
+    columns: dict[str, str] | None, pairs: Any, tokenizer: Path | None, allow_outside: bool, as_json: bool, quiet: bool,
+    verbose: int,
+) -> None:  # fmt: skip
+    """Compare PRUNED with MODEL on rows: task metric with its interval, and how far the outputs moved.
+
+    PRUNED may be quantised, of fixed shape, in ORT format, or an exported folder.
+    """
+    from onnxprune import data
+    from onnxprune.export import shipped_files
+    from onnxprune.graph import joined
+    from onnxprune.measure.validation import validate as compare
+    from onnxprune.pipeline.rows import vocabulary
+    from onnxprune.report import terminal
+
+    logs(verbose)
+    dense = joined.load(model)
+    assert dense.path is not None
+    rows = data.read(
+        evaluation, dense.inputs, outputs=dense.outputs, folder=dense.folder, columns=columns, pairs=pairs,
+        tokenizer=tokenizer, vocab_size=vocabulary(dense), allow_outside=allow_outside,
+    )  # fmt: skip
+    several = joined.opened(pruned) if joined.is_job(pruned) else None
+    file = several.file if several is not None else shipped_files.find(pruned)
+    own = None if several is not None else shipped_files.own_rows(
+        file, dense.inputs, dense.folder, evaluation, len(rows), outputs=dense.outputs, columns=columns, pairs=pairs,
+        allow_outside=allow_outside,
+    )  # fmt: skip
+    with Bar(quiet or as_json) as bar:
+        for line in rows.description:
+            bar.say(line)
+        evidence = compare(
+            dense.path, file, rows, providers=ep, metric=metric or None, rows=own, progress=partial(bar, "validate")
+        )
+        if not metric:
+            bar.say(f"metric: {evidence.accuracy.metric} ({evidence.accuracy.reason}); --metric says otherwise")
+    if as_json:
+        click.echo(json.dumps(asdict(evidence)))
+    elif not quiet:
+        terminal.print_evidence(evidence)
+
+
+@click.command(cls=Command)
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.argument("pruned", required=False, type=click.Path(path_type=Path))
+@click.option("--import", "imported", type=click.Path(path_type=Path), help="What a phone measured: result.json.")
+@click.option("--table", type=click.Path(path_type=Path), help="With --import: latency table to write.")
+@click.option("--force", is_flag=True, help="Replace a table that exists.")
+@click.option(
+    "--ep",
+    shell_complete=among(providers),
+    default="cpu",
+    show_default=True,
+    callback=split,
+    help="Execution providers.",
+)
+@click.option("--batch", default="1", show_default=True, callback=ints, help="Batch sizes: 1,8.")
+@click.option("--seq", default="", callback=ints, help="Sequence lengths: 64,128,384.")
+@click.option("--shape", type=Pairs(size), default={}, help="Other dimensions, by the graph's names.")
+@click.option("--threads", default="1", show_default=True, callback=ints, help="Inside an operator: 1,2.")
+@click.option("--runs", default=50, type=click.IntRange(35, MOST), show_default=True, help="Pairs of runs at a shape.")
+@click.option("--profile", is_flag=True, help="Also time by operator, in passes of their own.")
+@talk
+def bench(
+    model: Path | None, pruned: Path | None, imported: Path | None, table: Path | None, ep: tuple[str, ...],
+    batch: tuple[int, ...], seq: tuple[int, ...], shape: dict[str, int], threads: tuple[int, ...], runs: int,
+    profile: bool, force: bool, as_json: bool, quiet: bool, verbose: int,
+) -> None:  # fmt: skip
+    """Time MODEL and PRUNED, interleaved: medians, tails, and the speed-up with its interval.
+
+    Besides execution providers, --ep takes node and web: onnxruntime-node, and onnxruntime-web's WASM in Node.
+    A simulated provider is not timed: where its nodes run is shown, and how far its outputs are from the CPU's.
+    """
+    if imported is not None:
+        named = click.get_current_context().get_parameter_source("ep") is not ParameterSource.DEFAULT
+        import_bench(imported, table, ep if named else (), force=force, as_json=as_json, quiet=quiet)
+        return
+    if model is None or pruned is None:
+        raise UsageError("name the dense MODEL and the PRUNED one, or --import what a phone measured")
+    from onnxprune.graph import joined
+    from onnxprune.measure import bench as benchmark
+    from onnxprune.report import bench as measured
+
+    logs(verbose)
+    dense, smaller = joined.opened(model), joined.opened(pruned)
+    found = benchmark.measure(
+        dense.file,
+        smaller.file,
+        providers=ep,
+        batch=batch,
+        sequence=seq,
+        dims=shape,
+        threads=threads,
+        runs=runs,
+        profile=profile,
+    )
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+    elif not quiet:
+        measured.print_benchmark(found)

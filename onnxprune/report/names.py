@@ -1,0 +1,44 @@
+"""What the layers of a model are called, from the names of the nodes that read its units."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+from onnxprune.report.schema import Units
+
+
+def layer_names(units: Sequence[Units]) -> Mapping[int, str]:
+    """Layer -> the scope that its nodes have in common, without what all layers share: "layer.0", "encoder/layers/3".
+
+    Exporters that name nodes by number have no scopes: there the map is empty.
+    """
+    names: dict[int, list[str]] = defaultdict(list)
+    for held in units:
+        if held.name:
+            names[held.layer].append(held.name)
+    scopes = {layer: common([_scope(name) for name in held]) for layer, held in names.items()}
+    again = Counter(scopes.values())
+    for layer, scope in scopes.items():
+        if again[scope] > 1:  # kinds that are counted apart share no scope: the first one names the layer
+            scopes[layer] = _scope(names[layer][0])
+    if not scopes or not all(scopes.values()):
+        return {}
+    shared = common(list(scopes.values())) if len(scopes) > 1 else scopes[min(scopes)][:-1]
+    return {layer: "/".join(scope[len(shared) :]) for layer, scope in scopes.items()}
+
+
+def _scope(name: str) -> tuple[str, ...]:
+    """ "/vit/encoder/layer.0/attention/MatMul" -> ("vit", "encoder", "layer.0", "attention")."""
+    return tuple(part for part in re.split(r"[/:]+", name) if part)[:-1]
+
+
+def common(scopes: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The parts that all begin with."""
+    shared = []
+    for parts in zip(*scopes, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return tuple(shared)
