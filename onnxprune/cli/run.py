@@ -87,7 +87,22 @@ def _report(file: Path, prune: click.Command) -> dict[str, Any]:
     if not report.model.path:
         raise DataError(f"{file}: the report names no model")
     told = {_key(prune, n): v for n, v in options.items() if n in known and v not in (None, [], {}, known[n].default)}
-    return {"model": report.model.path, "output": report.model.pruned_path, **told}
+    there = {name: str(_located(file, told[name])) for name in ("calib", "eval", "tokenizer") if name in told}
+    return {"model": str(_located(file, report.model.path)), "output": report.model.pruned_path, **told, **there}
+
+
+def _located(report: Path, named: str) -> str | Path:
+    """A file that a report names: where it says, or, if it went along with the report, beside that.
+
+    Reports name files from the root of the file system on; older ones as they were typed.
+    """
+    if named == "random":
+        return named
+    told = Path(named)
+    for place in (told, report.parent / told, report.parent / told.name):
+        if place.exists():
+            return place.resolve()
+    return told
 
 
 def _amount(budget: Budget) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from onnxprune.errors import UsageError
 from onnxprune.graph.outputs import Inputs, OutputSet, digest
 from onnxprune.graph.outputs.manifest import MANIFEST
 
@@ -23,7 +24,11 @@ def beside(folder: Path) -> list[Path]:
 
 
 def differences(source: Path, target: Path, *, force: bool) -> list[str]:
-    """What the user should know where a model comes into a folder that has companions of another one."""
+    """What the user should know where a model comes into a folder that has companions of another one.
+
+    Raises:
+        UsageError: one of them is not the model's own, and `force` is off.
+    """
     if source.resolve() == target.resolve():
         return []
     said = []
@@ -34,8 +39,12 @@ def differences(source: Path, target: Path, *, force: bool) -> list[str]:
         if not ours.is_file():
             said.append(f"{theirs} is not from {source}, where there is no {name}: it stays; is it this model's?")
         elif digest(ours) != digest(theirs):
-            done = "is replaced by it" if force else "stays: --force replaces it, another folder keeps both"
-            said.append(f"{theirs} differs from {ours} and {done}")
+            if not force:
+                raise UsageError(
+                    f"{theirs} is another model's: it differs from {ours}. Name another folder with -o, so that "
+                    "neither model is read with what belongs to the other; --force replaces it"
+                )
+            said.append(f"{theirs} differs from {ours} and is replaced by it")
     return said
 
 

@@ -158,6 +158,8 @@ class Job:
         if learn is not None and options.token_weight and planner.interpreter.streams:
             said = (*said, _ALIKE)
         sources = {"calibration": _path(calibration), "evaluation": _path(evaluation), **asked}
+        if asked.get("tokenizer") is not None:
+            sources["tokenizer"] = _path(asked["tokenizer"])
         return cls(
             dense, structure, planner, options, learn, judge, clock, tuple(providers), metric, measure, quantize,
             sources, said,
@@ -365,7 +367,9 @@ class Job:
         )
         broken = (*report_facts.emptied(self.planner.structure, plan), *(evidence.broken if evidence else ()))
         return reports.Report(
-            model=reports.ModelInfo(str(self.home), self.dense.digest, self.dense.opset, str(place)),
+            model=reports.ModelInfo(
+                str(self.home.absolute()), self.dense.digest, self.dense.opset, str(place.absolute())
+            ),
             budget=(
                 reports.Budget(budget.kind, budget.value, after / before if budget.relative else after, unit)
                 if self.drop_search is None
@@ -415,7 +419,7 @@ def shown(sizes: Mapping[str, int]) -> str:
 
 
 def _path(source: Any) -> str | None:
-    """Where rows lie, as an absolute path; None for rows that are no file."""
+    """Where something lies, as an absolute path, so that a report means the same from anywhere; None for no file."""
     if not isinstance(source, str | os.PathLike):
         return None
     return "random" if source == "random" else str(Path(source).resolve())

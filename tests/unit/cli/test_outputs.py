@@ -203,21 +203,23 @@ def test_tensors_of_another_plan_are_refused(run: Run, folder: Path, damage: str
 # ---- tokenizer and configuration
 
 
-def test_another_models_companions_are_said_and_stay_unless_forced(
+def test_another_models_companions_are_not_mixed_with_ones_own(
     run: Run, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (folder / "out").mkdir()
     (folder / "out" / "config.json").write_text('{"model": "another"}')
     (folder / "out" / "vocab.txt").write_text("another's")
+    code, _, err = run("model.onnx", "-o", "out/s.onnx", *QUICK)
+    assert code == 2 and "out/config.json is another model's" in err and "-o" in err
+    assert json.loads((folder / "out" / "config.json").read_text()) == {"model": "another"}
+    assert {p.name for p in (folder / "out").iterdir()} == {"config.json", "vocab.txt"}
     with caplog.at_level(logging.WARNING):
-        assert run("model.onnx", "-o", "out/s.onnx", *QUICK)[0] == 0
-    assert "out/config.json differs from config.json and stays" in caplog.text
+        code, _, err = run("model.onnx", "-o", "out/s.onnx", "--force", *QUICK)
+    assert code == 0, err
+    assert "out/config.json differs from config.json and is replaced" in caplog.text
     assert "out/vocab.txt is not from" in caplog.text
     told = json.loads((folder / "out" / "s.report.json").read_text())
     assert any("out/config.json differs" in line for line in told["warnings"])
-    assert json.loads((folder / "out" / "config.json").read_text()) == {"model": "another"}
-    code, _, err = run("model.onnx", "-o", "out/s.onnx", "--force", *QUICK)
-    assert code == 0, err
     assert json.loads((folder / "out" / "config.json").read_text()) == {"model": "first"}
     assert (folder / "out" / "vocab.txt").read_text() == "another's"
     caplog.clear()
@@ -227,13 +229,13 @@ def test_another_models_companions_are_said_and_stay_unless_forced(
 
 def test_a_sweep_says_it_once(run: Run, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     (folder / "sw").mkdir()
-    (folder / "sw" / "config.json").write_text('{"model": "another"}')
+    (folder / "sw" / "vocab.txt").write_text("another's")
     code, _, err = run("sweep", "model.onnx", "-o", "sw", "--flops", "0.8,0.6", "--no-latency", *ROWS)
     assert code == 0, err
-    assert caplog.text.count("sw/config.json differs") == 1
+    assert caplog.text.count("sw/vocab.txt is not from") == 1
     for share in ("0.8", "0.6"):
         told = json.loads((folder / "sw" / f"model.flops-{share}.report.json").read_text())
-        assert any("sw/config.json differs" in line for line in told["warnings"])
+        assert any("sw/vocab.txt is not from" in line for line in told["warnings"])
 
 
 # ---- two runs, dead runs, interrupts

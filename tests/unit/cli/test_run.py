@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import onnx
+import perceptron
 import pytest
 import yaml
 from unit.cli.test_main import QUICK, Build, Outcome, good_rows, write_rows
@@ -91,6 +92,32 @@ def test_a_report_repeats_its_run(run: Run, folder: Path) -> None:
     report.write_text(json.dumps(held))
     code, _, error = run("run", report, "-o", folder / "third.onnx")
     assert code == 2 and "calibration rows" in error
+
+
+def test_a_report_means_the_same_from_anywhere(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths as they were typed in one folder are found from another, and with files that moved along."""
+    work = tmp_path / "work"
+    work.mkdir()
+    perceptron.write(work / "model.onnx")
+    perceptron.write_rows(work / "rows.jsonl", 60)
+    monkeypatch.chdir(work)
+    args = ["--calib", "rows.jsonl", "--eval", "rows.jsonl", "--max-drop", "60%", "--no-latency", "--threads", 1]
+    code, _, error = run("model.onnx", "-o", "out/small.onnx", *args)
+    assert code == 0, error
+    told = json.loads(Path("out/small.report.json").read_text(encoding="utf-8"))
+    assert told["model"]["path"] == str(work / "model.onnx")
+    assert told["recipe"]["sources"]["max_drop"] == "60%"
+    monkeypatch.chdir("/")
+    code, _, error = run("run", work / "out" / "small.report.json", "-o", tmp_path / "again.onnx")
+    assert code == 0, error
+    again = json.loads((tmp_path / "again.report.json").read_text(encoding="utf-8"))
+    assert again["budget"]["kind"] == "max_drop" and again["budget"] == told["budget"]
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("model.onnx", "rows.jsonl", "out/small.report.json"):
+        (work / name).rename(moved / Path(name).name)
+    code, _, error = run("run", moved / "small.report.json", "-o", tmp_path / "third.onnx", "--dry-run")
+    assert code == 0, error
 
 
 @pytest.mark.parametrize(
