@@ -87,7 +87,9 @@ def _report(file: Path, prune: click.Command) -> dict[str, Any]:
     if not report.model.path:
         raise DataError(f"{file}: the report names no model")
     told = {_key(prune, n): v for n, v in options.items() if n in known and v not in (None, [], {}, known[n].default)}
-    there = {name: str(_located(file, told[name])) for name in ("calib", "eval", "tokenizer") if name in told}
+    there: dict[str, Any] = {
+        name: str(_located(file, told[name])) for name in ("calib", "eval", "tokenizer") if name in told
+    }
     return {"model": str(_located(file, report.model.path)), "output": report.model.pruned_path, **told, **there}
 
 
