@@ -6,6 +6,7 @@ which units are free: residual MLPs, convolutions, an embedding, attention.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,7 @@ def plain(w: np.ndarray, name: str, out: int) -> Written:
 
 INT8, UINT8, INT4, UINT4 = TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4
 FORMS: dict[str, Form] = {
+    "plain": plain,
     "tensor": dequantized(),
     "tensor-uint8": dequantized(UINT8, zero=True),
     "output": dequantized(per="output"),
@@ -231,3 +233,51 @@ def convolutions(path: Path, form: Form, *, bias: Form = plain) -> Path:
         helper.make_tensor_value_info(value, TensorProto.FLOAT, ["batch", 4, 5, 5]),
     ]
     return save(path, nodes, held, faces[:1], faces[1:])
+
+
+class _Rows:
+    """Calibration rows as ONNX Runtime's quantiser wants them."""
+
+    def __init__(self, rows: Sequence[dict[str, np.ndarray]]) -> None:
+        self._rows = iter(rows)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._rows, None)
+
+
+def by_runtime(how: str, path: Path, rows: Sequence[dict[str, np.ndarray]]) -> Path:
+    """A float model, quantised by ONNX Runtime's own tools.
+
+    Args:
+        how: "dynamic", "qdq", "integers" (QLinear operators), each with "-channels"; "nbits" and "nbits-zero"
+            (MatMulNBits), "nbits-qdq".
+    """
+    from onnxruntime import quantization as tools
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    logging.disable(logging.WARNING)
+    out = path.with_name(f"{path.stem}.{how}.onnx")
+    channels = how.endswith("channels")
+    try:
+        if how.startswith("nbits"):
+            shape = tools.QuantFormat.QDQ if how == "nbits-qdq" else tools.QuantFormat.QOperator
+            found = MatMulNBitsQuantizer(
+                onnx.load(path), block_size=16, is_symmetric=how != "nbits-zero", quant_format=shape
+            )
+            found.process()
+            found.model.save_model_to_file(str(out))
+        elif how.startswith("dynamic"):
+            # Seven bits of eight: products of eight saturate on processors that add them in 16.
+            tools.quantize_dynamic(
+                path, out, weight_type=tools.QuantType.QInt8, per_channel=channels, reduce_range=True,
+                op_types_to_quantize=["MatMul", "Gather", "Conv"],
+            )  # fmt: skip
+        else:
+            shape = tools.QuantFormat.QDQ if how.startswith("qdq") else tools.QuantFormat.QOperator
+            tools.quantize_static(
+                path, out, _Rows(rows), quant_format=shape, per_channel=channels, weight_type=tools.QuantType.QInt8,
+                reduce_range=True,
+            )  # fmt: skip
+    finally:
+        logging.disable(logging.NOTSET)
+    return out

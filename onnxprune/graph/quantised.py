@@ -51,6 +51,7 @@ class Form:
         axis: of DequantizeLinear, as it is written.
         attributes: others of it, and of QuantizeLinear.
         fixed_block: whether the operators take blocks of some sizes only.
+        unwritten: "scale" or "zero", where the operators know it without being told.
     """
 
     operators: str
@@ -59,6 +60,7 @@ class Form:
     axis: int | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
     fixed_block: bool = False
+    unwritten: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,9 +237,11 @@ class Quantised(ir.LazyTensor):
         counts = [self._count(axis, size, stored[axis]) for axis, size in enumerate(self.parts.scale.shape)]
         kind, numbers = self.parts.codes.dtype, ir.DataType.from_numpy(self.parts.scale.dtype)
         found = [(math.prod(stored), numbers if self.form.operators == "QuantizeLinear" else kind)]
-        found.append((math.prod(counts), numbers))
-        if self.parts.zero is not None:
-            found.append((math.prod(counts), numbers if self.form.operators == "Cast" else kind))
+        if "scale" not in self.form.unwritten:
+            found.append((math.prod(counts), numbers))
+        if self.parts.zero is not None and "zero" not in self.form.unwritten:
+            count = math.prod(counts) if self.form.ranks[1] or self.form.operators != "DequantizeLinear" else 1
+            found.append((count, numbers if self.form.operators == "Cast" else kind))
         return found
 
     @property
@@ -293,3 +297,36 @@ def steps_of(steps: np.ndarray, kind: ir.DataType, shift: Any) -> np.ndarray:
     if not _whole(kind):
         return np.asarray(np.clip(steps + shift, low, high))
     return np.asarray(np.clip(np.round(steps) + shift, low, high)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Note:
+    """What an operator on numbers was in the file, at the node that stands for it.
+
+    Attributes:
+        operator, domain: its type.
+        name: of its node; other names of the file's, by role, are in `names`.
+        attributes: those that the node on numbers does not have.
+    """
+
+    operator: str
+    domain: str = ""
+    name: str = ""
+    names: dict[str, str] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether what it reads is rounded to 8 bits at run time, by its own range."""
+        return self.operator in ("MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul")
+
+
+_NOTED = "onnxprune.quantised"
+
+
+def noted(node: ir.Node, note: Note | None = None) -> Note | None:
+    """What a node was in the file; with a note, what it is from now on said to have been."""
+    if note is not None:
+        node.meta[_NOTED] = note
+    found: Note | None = node.meta.get(_NOTED)
+    return found

@@ -23,7 +23,7 @@ from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.model import Model
 from onnxprune.graph.model import size as size_of_file
 from onnxprune.graph.plan import Branch, Group, Plan, Structure
-from onnxprune.graph.prepare import quantised_writing
+from onnxprune.graph.prepare import quantised
 from onnxprune.graph.quantised import Quantised
 from onnxprune.graph.single_nodes import reads
 from onnxprune.graph.values import dims
@@ -117,7 +117,7 @@ class Costs:
 
     @staticmethod
     def _framed(model: ir.Model) -> int:
-        clone = quantised_writing.written(model)
+        clone = quantised.written(model)
         for value in clone.graph.initializers.values():
             if value.const_value is not None:
                 empty = np.zeros(0, dtype=np.float32)

@@ -16,6 +16,8 @@ import onnx_ir as ir
 
 from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.graph import ops
+from onnxprune.graph.ops.quantize import rounded_dynamically
+from onnxprune.graph.quantised import noted
 from onnxprune.graph.single_nodes import Foreign
 
 EXTRA = "pip install 'onnxprune[torch]'"
@@ -98,6 +100,11 @@ class Torch:
     def call(self, node: ir.Node, opsets: Mapping[str, int]) -> Callable[..., Any]:
         import torch
 
+        return _of_rounded(node, self._call(node, opsets), torch)
+
+    def _call(self, node: ir.Node, opsets: Mapping[str, int]) -> Callable[..., Any]:
+        import torch
+
         operator = ops.lookup(node)
         if operator is None:
             return self._foreign(Foreign(node, dict(opsets)))
@@ -144,7 +151,7 @@ class NodeByNode:
     def call(self, node: ir.Node, opsets: Mapping[str, int]) -> Callable[..., Any]:
         operator, run = ops.lookup(node), Foreign(node, dict(opsets))
         if operator is None or not operator.states:
-            return run
+            return _of_rounded(node, run)
         return lambda *xs: (None, *run(*xs))
 
     def forward(self) -> AbstractContextManager[Any]:
@@ -152,6 +159,14 @@ class NodeByNode:
 
     def lasting(self) -> AbstractContextManager[Any]:
         return nullcontext()
+
+
+def _of_rounded(node: ir.Node, call: Callable[..., Any], torch: Any = None) -> Callable[..., Any]:
+    """What computes a node; of one that rounds what it reads by its own range, after that."""
+    note = noted(node)
+    if note is None or not note.dynamic:
+        return call
+    return lambda x, *rest: call(rounded_dynamically(x, torch), *rest)
 
 
 def computable(tensor: ir.TensorProtocol) -> np.ndarray:

@@ -19,7 +19,7 @@ from onnxprune.graph import model as models
 from onnxprune.graph.axes import flat_mask, flat_order
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Plan, Structure
-from onnxprune.graph.prepare import quantised_weights
+from onnxprune.graph.prepare import quantised
 from onnxprune.graph.structure.linear_layers import Linear, find_linears
 from onnxprune.probe.forward import Rows, Walk
 from onnxprune.probe.gates import Gates
@@ -234,7 +234,7 @@ def zeros_in(file: Path, model: Model, structure: Structure, plan: Plan) -> floa
     if not plan.sparsity:
         return None
     whole = models.read(file)
-    quantised_weights.fold(whole)
+    quantised.fold(whole)
     graph = whole.graph
     zeros = count = 0
     for linear in find_linears(model.graph, structure):

@@ -97,6 +97,22 @@ def _dynamic(torch: Any, node: Any, x: Any) -> Any:
 register({"DynamicQuantizeLinear": _dynamic}, axes=opaque)
 
 
+def rounded_dynamically(x: Any, torch: Any = None) -> Any:
+    """What DynamicQuantizeLinear leaves of an array, numpy's or torch's; gradients pass straight through.
+
+    The range holds 0, so that units which are gated count for it as those that are gone.
+    """
+    low, high = x.min(), x.max()
+    low, high = low * (low < 0), high * (high > 0)
+    scale = (high - low) / 255
+    scale = scale + (scale == 0)
+    zero = (-low / scale).round().clip(0, 255)
+    y = (((x / scale).round() + zero).clip(0, 255) - zero) * scale
+    if torch is None:
+        return y.astype(x.dtype)
+    return x + (y - x).detach() if _differentiated(torch, x) else y
+
+
 def _centred(torch: Any, x: Any, zero: Any, place: int) -> Any:
     """Integers less their zero point, as float64, in which products and sums of them are exact."""
     x = x.double()

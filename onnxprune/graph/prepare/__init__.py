@@ -13,7 +13,7 @@ from typing import Any
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from onnxprune.graph.prepare import quantised_weights, recurrences
+from onnxprune.graph.prepare import quantised, recurrences
 from onnxprune.graph.prepare.constant_operands import write_targets
 from onnxprune.graph.prepare.fold_limit import refuse_large, small
 from onnxprune.graph.prepare.inference_mode import settle
@@ -27,6 +27,8 @@ _ROUNDS = 5
 """Times that targets are written and folded: what becomes a number makes others numbers. Most graphs take two."""
 _STATED = "onnxprune.stated"
 """Where a value's shape stands as the file has it."""
+_SCALED = ("QuantizeLinear", "DequantizeLinear")
+"""Operators on both sides of a quantised value, which share its scale and zero point."""
 _SMALL = 2048
 """Bytes up to which an initializer may be a shape operand; larger ones are hidden from shape inference."""
 
@@ -49,7 +51,7 @@ def normalise(model: ir.Model) -> ir.Model:
     _drop_stated_names(model)
     name_unknown(model)
     unfuse(model)
-    quantised_weights.fold(model)
+    quantised.fold(model)
     recurrences.fold_weights(model)
     # What can be a number is one before any shape is guessed from it.
     _fold(model)
@@ -221,6 +223,8 @@ def split_shared_vectors(model: ir.Model) -> None:
         if value.const_value is None or sum(size != 1 for size in value.const_value.shape.numpy()) > 1:
             continue
         uses = list(value.uses())
+        if value.const_value.size == 1 and all(node.op_type in _SCALED and index for node, index in uses):
+            continue
         # An output of the graph is a reader, too, and the value keeps its name there.
         for i, (node, index) in enumerate(uses if value.is_graph_output() else uses[1:], start=1):
             copy = constant(model, value.const_value, f"{value.name}_{i}", graph=node.graph)

@@ -2,12 +2,13 @@
 
 Exporters and quantisers write them in many ways: DequantizeLinear of constants (one scale a tensor, a channel or a
 block), a QuantizeLinear before it where they were trained so, or a Cast to floats, with a Sub for the zero point, and a
-Mul. `fold` makes each an initializer that holds a `Quantised`; `quantised_writing` puts the operators back.
+Mul. `fold` makes each an initializer that holds a `Quantised`; `writing` puts the operators back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,29 +23,43 @@ _BITS = 8
 
 def fold(model: ir.Model) -> None:
     """Make every quantised weight an initializer of its numbers, in place."""
-    made: dict[tuple[Any, ...], ir.Value] = {}
+    known = Known(model)
     for node in list(model.graph):
         result = node.outputs[0] if node.outputs else None
         read = _READ.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if read is None or result is None or result.is_graph_output():
             continue
         tensor = read(node)
-        if tensor is None:
-            continue
-        key = (tensor.parts.codes, tensor.dtype, tensor.perm, tensor.parts.scale.tobytes(), tensor.parts.block)
-        if key not in made:
-            made[key] = _replaced(model, result, tensor)
-        result.replace_all_uses_with(made[key])
-        model.graph.remove(node, safe=True)
+        if tensor is not None:
+            name, result.name = result.name or "", None
+            result.replace_all_uses_with(known.value(tensor, name))
+            model.graph.remove(node, safe=True)
 
 
-def _replaced(model: ir.Model, old: ir.Value, tensor: Quantised) -> ir.Value:
-    """An initializer under a value's name."""
-    name, old.name = old.name, None
-    tensor.name = name
-    value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    model.graph.register_initializer(value)
-    return value
+class Known:
+    """The quantised weights of a graph: what is the same weight in the file is one initializer."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        held = ((v, v.const_value) for v in model.graph.initializers.values())
+        self._made = {_key(t): v for v, t in held if isinstance(t, Quantised)}
+
+    def value(self, tensor: Quantised, name: str) -> ir.Value:
+        """The initializer of some numbers, under a name if it is a new one."""
+        key = _key(tensor)
+        if key not in self._made:
+            tensor.name = name
+            kind, shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
+            value = ir.Value(name=name, shape=shape, type=kind, const_value=tensor)
+            self.model.graph.register_initializer(value)
+            self._made[key] = value
+        return self._made[key]
+
+
+def _key(tensor: Quantised) -> tuple[Any, ...]:
+    parts = tensor.parts
+    zero = None if parts.zero is None else parts.zero.tobytes()
+    return parts.codes, tensor.dtype, tensor.perm, parts.scale.tobytes(), zero, parts.block
 
 
 def _dequantized(node: ir.Node) -> Quantised | None:
@@ -53,7 +68,7 @@ def _dequantized(node: ir.Node) -> Quantised | None:
     rounded = codes.producer() if codes is not None else None
     if rounded is not None and rounded.op_type == "QuantizeLinear":
         return _rounded(node, rounded)
-    if not _constant(codes) or not _constant(scale) or (zero is not None and not _constant(zero)):
+    if not constant(codes) or not constant(scale) or (zero is not None and not constant(zero)):
         return None
     assert codes is not None and codes.const_value is not None and scale is not None
     names = Names(codes.name or "", scale.name or "", "" if zero is None else zero.name or "", node.name or "")
@@ -65,7 +80,7 @@ def _rounded(node: ir.Node, rounded: ir.Node) -> Quantised | None:
     numbers, scale, zero = (operand(rounded, i) for i in range(3))
     same = [v.const_value if v is not None else None for v in (operand(node, 1), operand(node, 2))]
     own = [v.const_value if v is not None else None for v in (scale, zero)]
-    if not _constant(numbers) or own[0] is None or any(_differ(a, b) for a, b in zip(same, own, strict=True)):
+    if not constant(numbers) or own[0] is None or any(_differ(a, b) for a, b in zip(same, own, strict=True)):
         return None
     assert numbers is not None and numbers.const_value is not None and scale is not None
     code = attribute(rounded, "output_dtype", 0)
@@ -96,20 +111,36 @@ def _differ(a: ir.TensorProtocol | None, b: ir.TensorProtocol | None) -> bool:
 
 def _of(node: ir.Node, operators: str, codes: ir.TensorProtocol, names: Names) -> Quantised | None:
     """What a DequantizeLinear makes of some codes; None where scale and codes do not go together."""
-    shape = tuple(codes.shape.numpy())
-    scale, zero = (None if (v := operand(node, i)) is None or v.const_value is None else v.const_value for i in (1, 2))
+    scale, zero = (None if (v := operand(node, i)) is None else v.const_value for i in (1, 2))
     assert scale is not None
     axis, block = int(attribute(node, "axis", 1)), int(attribute(node, "block_size", 0))
+    code = attribute(node, "output_dtype", 0)
+    kept = {"output_dtype": code} if code else {}
+    form = Form(operators, names, axis=axis if "axis" in node.attributes else None, attributes=kept)
+    return quantised(codes, scale, zero, form, axis, block, ir.DataType(code) if code else scale.dtype)
+
+
+def quantised(
+    codes: ir.TensorProtocol,
+    scale: ir.TensorProtocol,
+    zero: ir.TensorProtocol | None,
+    form: Form,
+    axis: int = 1,
+    block: int = 0,
+    dtype: ir.DataType | None = None,
+) -> Quantised | None:
+    """A weight of codes, scales and zero points as DequantizeLinear takes them; None where they do not go together."""
+    shape = tuple(codes.shape.numpy())
     along = axis + len(shape) if axis < 0 else axis
     arrays = [_aligned(t.numpy(), shape, along, block) if t is not None else None for t in (scale, zero)]
     if arrays[0] is None or (zero is not None and arrays[1] is None):
         return None
-    code = attribute(node, "output_dtype", 0)
-    kept = {k: v for k in ("output_dtype",) if (v := attribute(node, k)) is not None}
+    points = arrays[1]
+    if points is not None and points.size == 1:
+        points = np.broadcast_to(points, arrays[0].shape)
     ranks = (len(scale.shape), 0 if zero is None else len(zero.shape))
-    parts = Parts(codes, arrays[0], arrays[1], block, along if block else 0)
-    form = Form(operators, names, ranks, axis if "axis" in node.attributes else None, kept)
-    return Quantised(parts, form, ir.DataType(code) if code else scale.dtype, None)
+    parts = Parts(codes, arrays[0], points, block, along if block else 0)
+    return Quantised(parts, replace(form, ranks=ranks), dtype or scale.dtype, None)
 
 
 def _aligned(parameter: np.ndarray, shape: Sequence[int], axis: int, block: int) -> np.ndarray | None:
@@ -144,7 +175,7 @@ def _scaled(node: ir.Node) -> Quantised | None:
         if cast is None or cast.op_type != "Cast":
             continue
         source = cast.inputs[0]
-        if source is None or not _constant(source) or source.const_value is None or rest is None:
+        if source is None or not constant(source) or source.const_value is None or rest is None:
             continue
         held = source.const_value
         if held.dtype.bitwidth > _BITS or held.dtype == ir.DataType.BOOL or attribute(cast, "to", 0) != scale.dtype:
@@ -182,11 +213,11 @@ def _broadcast(parameter: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | No
 def _number(value: ir.Value | None) -> ir.TensorProtocol | None:
     """A floating-point constant, or one that a Cast makes of a constant."""
     producer = value.producer() if value is not None else None
-    if producer is not None and producer.op_type == "Cast" and _constant(producer.inputs[0]):
+    if producer is not None and producer.op_type == "Cast" and constant(producer.inputs[0]):
         held, kind = producer.inputs[0], ir.DataType(attribute(producer, "to", 0))
         assert held is not None and held.const_value is not None
         return ir.Tensor(held.const_value.numpy().astype(kind.numpy()), dtype=kind, name=held.name)
-    if value is None or not _constant(value) or value.const_value is None:
+    if value is None or not constant(value) or value.const_value is None:
         return None
     return value.const_value if value.const_value.dtype.is_floating_point() else None
 
@@ -207,5 +238,6 @@ _READ: dict[str, Callable[[ir.Node], Quantised | None]] = {
 }
 
 
-def _constant(value: ir.Value | None) -> bool:
+def constant(value: ir.Value | None) -> bool:
+    """Whether a value is an initializer."""
     return value is not None and value.const_value is not None and value.producer() is None

@@ -1,0 +1,414 @@
+"""Quantised graphs written as the file had them: integers, and the operators that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.graph.ops.base import attribute
+from onnxprune.graph.prepare.quantised.linear import kind_of
+from onnxprune.graph.prepare.quantised.packed import repacked
+from onnxprune.graph.quantised import Form, Note, Parts, Quantised, noted
+
+
+def written(model: ir.Model) -> ir.Model:
+    """The graph as a file has it: quantised weights are integers again, with the operators that read them.
+
+    Returns:
+        A clone, or the graph itself where it has none.
+    """
+    weights = any(isinstance(v.const_value, Quantised) for v in model.graph.initializers.values())
+    if not weights and not any(noted(n) for n in model.graph):
+        return model
+    clone = model.clone()
+    _Writer(clone).run()
+    return clone
+
+
+class _Writer:
+    """Puts integers in the place of their numbers, in one graph."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.graph = model.graph
+        self.version = model.opset_imports.get("", 1)
+        self._taken = {v.name for n in model.graph.all_nodes() for v in n.outputs}
+        self._taken |= {v.name for v in model.graph.inputs}
+        self._taken |= {n for n, v in model.graph.initializers.items() if not isinstance(v.const_value, Quantised)}
+        self._nodes = {n.name for n in model.graph.all_nodes()}
+        self._held: dict[str, ir.Value] = {}
+        self._made: list[ir.Node] = []
+        self._rounded: dict[ir.Value, ir.Node] = {}
+
+    def run(self) -> None:
+        for node in self.graph:
+            if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.inputs) > 2:
+                _align_bias(node)
+        for node in list(self.graph):
+            note = noted(node)
+            if note is not None:
+                write = _WRITE.get(note.operator, _Writer._linear)
+                write(self, node, note)
+        for name, value in list(self.graph.initializers.items()):
+            tensor = value.const_value
+            if isinstance(tensor, Quantised):
+                del self.graph.initializers[name]
+                if value.uses():
+                    self._read(value, tensor)
+        if self._made:
+            self.graph.insert_before(self.graph[0], self._made)
+
+    # -- operators that read integers ------------------------------------------------------------------------------
+
+    def _picked(self, node: ir.Node, note: Note) -> None:
+        """A Gather of codes, dequantised afterwards."""
+        table, index = node.inputs[:2]
+        if table is None or index is None or not isinstance(table.const_value, Quantised):
+            return
+        codes, scale, zero = self._parts(table.const_value, table.name or "")
+        name = node.outputs[0].name or ""
+        gather = self._beside(node, "Gather", [codes, index], note.name, note.names["codes"] or f"{name}_codes")
+        gather.attributes.update(node.attributes)
+        operands = [v for v in (gather.outputs[0], scale, zero) if v is not None]
+        self._end(node, self._beside(node, "DequantizeLinear", operands, note.names["reader"], f"{name}_numbers"))
+
+    def _dynamic(self, node: ir.Node, note: Note) -> None:
+        """DynamicQuantizeLinear, a product of integers, and two Mul."""
+        source, weight = node.inputs[:2]
+        if source is None or weight is None or not isinstance(weight.const_value, Quantised):
+            return
+        codes, scale, zero = self._parts(weight.const_value, weight.name or "", note.attributes["shape"])
+        name, names = node.outputs[0].name or "", note.names
+        if source not in self._rounded:
+            self._rounded[source] = self._beside(
+                node, "DynamicQuantizeLinear", [source], names["rounding"], f"{source.name}_codes", outputs=3
+            )
+        whole, own, point = self._rounded[source].outputs
+        operands = [whole, codes, point] + ([] if zero is None else [zero])
+        product = self._beside(node, note.operator, operands, note.name, f"{name}_integers")
+        product.attributes.update(node.attributes)
+        cast = self._beside(node, "Cast", [product.outputs[0]], names["cast"], f"{name}_cast")
+        cast.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
+        assert scale is not None
+        if "scales" in names:
+            both = self._beside(node, "Mul", [own, scale], names["scales"], f"{name}_scales")
+            last = [cast.outputs[0], both.outputs[0]]
+        else:
+            first = self._beside(node, "Mul", [cast.outputs[0], own], names["apart"], f"{name}_of_source")
+            last = [first.outputs[0], scale]
+        self._end(node, self._beside(node, "Mul", last, names["last"], f"{name}_numbers"))
+
+    def _fused_dynamic(self, node: ir.Node, note: Note) -> None:
+        source, weight = node.inputs[:2]
+        if source is None or weight is None or not isinstance(weight.const_value, Quantised):
+            return
+        codes, scale, zero = self._parts(weight.const_value, weight.name or "")
+        bias, last = self._bias(node, note)
+        operands = [source, codes, scale, zero, bias]
+        self._end(last, self._fused(node, note, operands, {}))
+
+    def _packed(self, node: ir.Node, note: Note) -> None:
+        """MatMulNBits."""
+        source, weight = node.inputs[:2]
+        tensor = weight.const_value if weight is not None else None
+        if not isinstance(tensor, Quantised) or weight is None:
+            return
+        parts, form, name = tensor.parts, tensor.form, weight.name or ""
+        bits, block = int(form.attributes["bits"]), int(form.attributes["block_size"])
+        outputs, inputs = parts.shape
+        count = -(-inputs // block)
+        # Bytes that lie beyond the inputs are read, and multiplied with nothing.
+        bytes_ = repacked(parts.codes.numpy(), bits, count * block)
+        codes = self._constant(bytes_.reshape(outputs, count, -1), form.names.codes or f"{name}_codes")
+        scales = parts.scale.reshape(-1) if form.ranks[0] == 1 else parts.scale
+        scale = self._constant(scales, form.names.scale or f"{name}_scales")
+        operands: list[ir.Value | None] = [source, codes, scale]
+        if "zero" not in form.unwritten and parts.zero is not None:
+            points = repacked(np.asarray(parts.zero.astype(np.uint8)), bits, count)
+            points = points.reshape(-1) if form.ranks[1] == 1 else points
+            operands.append(self._constant(points, form.names.zero or f"{name}_zero_points"))
+        bias, last = self._bias(node, note)
+        if bias is not None:
+            operands += [None] * (5 - len(operands)) + [bias]
+        self._end(last, self._fused(node, note, operands, {**note.attributes, "K": inputs, "N": outputs}))
+
+    def _bias(self, node: ir.Node, note: Note) -> tuple[ir.Value | None, ir.Node]:
+        """The bias that a fused operator takes, and the node whose result it then gives."""
+        uses = list(node.outputs[0].uses())
+        if "bias" not in note.names or len(uses) != 1 or uses[0][0].op_type != "Add":
+            return None, node
+        add, place = uses[0]
+        bias = add.inputs[1 - place]
+        fits = bias is not None and bias.const_value is not None and len(bias.const_value.shape) == 1
+        return (bias, add) if fits else (None, node)
+
+    def _fused(
+        self, node: ir.Node, note: Note, operands: Sequence[ir.Value | None], attributes: Mapping[str, Any]
+    ) -> ir.Node:
+        while operands and operands[-1] is None:
+            operands = operands[:-1]
+        made = ir.node(note.operator, operands, attributes, domain=note.domain, name=self._title(note.name, node))
+        made.outputs[0].name = f"{node.outputs[0].name}_made"
+        return made
+
+    def _linear(self, node: ir.Node, note: Note) -> None:
+        """QLinearConv and its like, where they still stand between integers."""
+        kind = kind_of(note, len(node.inputs))
+        uses = list(node.outputs[0].uses())
+        if kind is None or len(uses) != 1 or uses[0][0].op_type != "QuantizeLinear" or uses[0][1]:
+            return
+        plain, rest = node.inputs[: len(kind.plain)], list(node.inputs[len(kind.plain) :])
+        found = [self._integers(v) for v in rest[: len(kind.operands)]]
+        if any(v is None for v in found):
+            return
+        last = uses[0][0]
+        scale, zero = last.inputs[1], last.inputs[2] if len(last.inputs) > 2 else None
+        places: dict[int, ir.Value | None] = dict(zip(kind.plain, plain, strict=True))
+        for place, values in zip(kind.operands, found, strict=True):
+            places |= dict(zip(place, values or (), strict=True))
+        places |= {kind.result[0]: scale, kind.result[1]: zero}
+        bias = rest[len(kind.operands)] if len(rest) > len(kind.operands) else None
+        if bias is not None and kind.bias is not None:
+            if not isinstance(bias.const_value, Quantised):
+                return
+            places[kind.bias] = self._tensor(bias.const_value.parts.codes, bias.const_value.form.names.codes)
+        operands = [places.get(i) for i in range(max(places) + 1)]
+        made = self._fused(node, note, operands, note.attributes)
+        made.attributes.update(node.attributes)
+        sources = [v.producer() for v in rest if v is not None]
+        self._end(last, made)
+        for source in dict.fromkeys(s for s in sources if s is not None and s.op_type == "DequantizeLinear"):
+            if not source.outputs[0].uses() and not source.outputs[0].is_graph_output():
+                self.graph.remove(source, safe=True)
+
+    def _integers(self, value: ir.Value | None) -> tuple[ir.Value | None, ir.Value | None, ir.Value | None] | None:
+        """(codes, scale, zero point) of an operand; None where it is made of anything else."""
+        if value is not None and isinstance(value.const_value, Quantised):
+            return self._parts(value.const_value, value.name or "")
+        source = value.producer() if value is not None else None
+        if source is None or source.op_type != "DequantizeLinear":
+            return None
+        return source.inputs[0], source.inputs[1], source.inputs[2] if len(source.inputs) > 2 else None
+
+    def _parts(
+        self, tensor: Quantised, name: str, shape: Sequence[int] | None = None
+    ) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+        """(codes, scale, zero point) of a weight; scales in a shape of their own, -1 where they are several."""
+        form, parts = tensor.form, tensor.parts
+        codes = self._tensor(parts.codes, form.names.codes or f"{name}_codes")
+        scales = _ranked(parts.scale, form.ranks[0])
+        if shape is not None:
+            scales = scales.reshape(shape if scales.size > 1 else [1] * len(shape))
+        scale = self._constant(scales, form.names.scale or f"{name}_scale")
+        zero = None if parts.zero is None else self._zero(parts, form, form.names.zero or f"{name}_zero_point")
+        return codes, scale, zero
+
+    def _beside(
+        self, node: ir.Node, op_type: str, inputs: Sequence[ir.Value], title: str, name: str, outputs: int = 1
+    ) -> ir.Node:
+        """A node in front of another one."""
+        made = ir.node(
+            op_type, inputs, num_outputs=outputs, name=self._title(title or name, node), version=self.version
+        )
+        for i, value in enumerate(made.outputs):
+            value.name = self._free(name if not i else f"{name}_{i}")
+        node.prepend(made)
+        return made
+
+    def _title(self, title: str, node: ir.Node | None = None) -> str:
+        """A node's name that no other has but the one it takes the place of."""
+        unique, count = title, 0
+        while unique in self._nodes and (node is None or unique != node.name):
+            count += 1
+            unique = f"{title}_{count}"
+        self._nodes.add(unique)
+        return unique
+
+    def _free(self, name: str) -> str:
+        unique, count = name, 0
+        while unique in self._taken:
+            count += 1
+            unique = f"{name}_{count}"
+        self._taken.add(unique)
+        return unique
+
+    def _end(self, node: ir.Node, made: ir.Node) -> None:
+        """Put a node's last part in its place."""
+        if made.graph is None:
+            node.prepend(made)
+        result, value = node.outputs[0], made.outputs[0]
+        value.shape, value.type = result.shape, result.type
+        name, result.name = result.name, None
+        result.replace_all_uses_with(value, replace_graph_outputs=True)
+        value.name = name
+        sources = [v.producer() for v in node.inputs if v is not None]
+        self.graph.remove(node, safe=True)
+        for source in sources:  # the product whose bias it was
+            if source is not None and noted(source) and not source.outputs[0].uses():
+                self.graph.remove(source, safe=True)
+
+    # -- weights ---------------------------------------------------------------------------------------------------
+
+    def _read(self, value: ir.Value, tensor: Quantised) -> None:
+        """The nodes that compute a quantised weight, in its initializer's place."""
+        name, value.name = value.name or "", None
+        plain = tensor.perm == tuple(range(len(tensor.perm)))
+        result = self._numbers(tensor, name if plain else f"{name}_stored")
+        if not plain:
+            result = self._node(
+                "Transpose", [result], name, f"{name}_turned", {"perm": list(tensor.perm)}, tensor.dtype
+            )
+        result.shape, result.type = ir.Shape(tensor.shape), ir.TensorType(tensor.dtype)
+        value.replace_all_uses_with(result)
+
+    def _numbers(self, tensor: Quantised, name: str) -> ir.Value:
+        form, parts = tensor.form, tensor.parts
+        names, node = form.names, form.names.node or f"{name}_dequantize"
+        scale = self._constant(_ranked(parts.scale, form.ranks[0]), names.scale or f"{name}_scale")
+        zero = parts.zero
+        if form.operators == "Cast":
+            codes = self._tensor(parts.codes, names.codes or f"{name}_codes")
+            number = self._node(
+                "Cast", [codes], f"{name}_cast", f"{node}_cast", {"to": int(tensor.dtype)}, tensor.dtype
+            )
+            if zero is not None:
+                kind = tensor.dtype.numpy()
+                shift = self._constant(_ranked(zero.astype(kind), form.ranks[1]), names.zero or f"{name}_zero")
+                number = self._node("Sub", [number, shift], f"{name}_centred", f"{node}_centre", {}, tensor.dtype)
+            return self._node("Mul", [number, scale], name, node, {}, tensor.dtype)
+        points = [] if zero is None else [self._zero(parts, form, names.zero or f"{name}_zero_point")]
+        more = form.attributes if form.operators == "DequantizeLinear" else {}
+        placed = {} if form.axis is None else {"axis": form.axis}
+        placed |= {"block_size": parts.block} if parts.block else {}
+        if form.operators == "QuantizeLinear":
+            numbers = self._constant(parts.numbers().astype(parts.scale.dtype), names.codes or f"{name}_numbers")
+            told = (
+                {}
+                if zero is not None or parts.codes.dtype == ir.DataType.UINT8
+                else {"output_dtype": int(parts.codes.dtype)}
+            )
+            codes = self._node(
+                "QuantizeLinear",
+                [numbers, scale, *points],
+                f"{name}_codes",
+                f"{node}_quantize",
+                placed | told,
+                parts.codes.dtype,
+            )
+        else:
+            codes = self._tensor(parts.codes, names.codes or f"{name}_codes")
+        return self._node("DequantizeLinear", [codes, scale, *points], name, node, placed | more, tensor.dtype)
+
+    def _zero(self, parts: Parts, form: Form, name: str) -> ir.Value:
+        assert parts.zero is not None
+        kind = parts.codes.dtype
+        array = _ranked(parts.zero.astype(kind.numpy()), form.ranks[1])
+        return self._tensor(ir.Tensor(array, dtype=kind, name=name), name)
+
+    def _constant(self, array: np.ndarray, name: str) -> ir.Value:
+        return self._tensor(ir.Tensor(np.ascontiguousarray(array).reshape(array.shape), name=name), name)
+
+    def _tensor(self, tensor: ir.TensorProtocol, name: str) -> ir.Value:
+        """An initializer; the same contents under the same name stand once."""
+        unique, count = name, 0
+        while unique in self._taken and not self._same(unique, tensor):
+            count += 1
+            unique = f"{name}_{count}"
+        if unique in self._held:
+            return self._held[unique]
+        if unique in self.graph.initializers:
+            return self.graph.initializers[unique]
+        self._taken.add(unique)
+        tensor = _named(tensor, unique)
+        value = ir.Value(
+            name=unique, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
+        self.graph.register_initializer(value)
+        self._held[unique] = value
+        return value
+
+    def _same(self, name: str, tensor: ir.TensorProtocol) -> bool:
+        value = self._held.get(name) or self.graph.initializers.get(name)
+        held = value.const_value if value is not None else None
+        if held is None or isinstance(held, Quantised):
+            return False
+        return held is tensor or (
+            held.dtype == tensor.dtype and held.shape == tensor.shape and held.tobytes() == tensor.tobytes()
+        )
+
+    def _node(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value],
+        name: str,
+        title: str,
+        attributes: dict[str, Any],
+        dtype: ir.DataType,
+    ) -> ir.Value:
+        made = ir.node(op_type, inputs, attributes, name=self._title(title), version=self.version)
+        made.outputs[0].name, made.outputs[0].dtype = name, dtype
+        self._made.append(made)
+        return made.outputs[0]
+
+
+def _align_bias(node: ir.Node) -> None:
+    """Round a bias of 32 bits to the product of the scales of what it is added to.
+
+    Kernels on integers take it for that, whatever scale stands beside it; refits may have changed the weight's.
+    """
+    source, weight, bias = (None if v is None else v for v in node.inputs[:3])
+    rounding = source.producer() if source is not None else None
+    if weight is None or bias is None or rounding is None or rounding.op_type != "DequantizeLinear":
+        return
+    held, tensor, scale = bias.const_value, weight.const_value, rounding.inputs[1]
+    if (
+        not isinstance(held, Quantised)
+        or not isinstance(tensor, Quantised)
+        or scale is None
+        or scale.const_value is None
+    ):
+        return
+    own, parts = tensor.parts.scale.reshape(-1), held.parts
+    if parts.codes.dtype != ir.DataType.INT32 or own.size not in (1, parts.codes.size) or scale.const_value.size > 1:
+        return
+    factor = np.float32(attribute(node, "alpha", 1.0)) if node.op_type == "Gemm" else np.float32(1)
+    wanted = (scale.const_value.numpy().reshape(()) * own * factor).astype(parts.scale.dtype)
+    if np.allclose(wanted, parts.scale.reshape(-1), rtol=1e-5, atol=0):
+        return
+    codes = np.clip(np.round(parts.numbers().astype(np.float64) / wanted), -(2**31), 2**31 - 1).astype(np.int32)
+    form = held.form if wanted.size == parts.scale.size else replace(held.form, ranks=(1, held.form.ranks[1]), axis=0)
+    zero = None if parts.zero is None else np.zeros(wanted.shape, parts.zero.dtype)
+    moved = Parts(ir.Tensor(codes, name=parts.codes.name), wanted, zero)
+    bias.const_value = Quantised(moved, form, held.dtype, held.name, held.perm)
+
+
+def _ranked(parameter: np.ndarray, rank: int) -> np.ndarray:
+    """A scale or zero point with as many axes as the file gave it."""
+    if parameter.size == 1 or (rank == 0 and (parameter == parameter.flat[0]).all()):
+        return parameter.reshape(-1)[:1].reshape([1] * rank)
+    if rank == 0:
+        return parameter.reshape(-1)
+    if rank == 1:
+        return parameter.reshape(-1)
+    return parameter.reshape(parameter.shape[parameter.ndim - rank :])
+
+
+def _named(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+    """A tensor under a name of its own, as bytes: a file may hold codes as wider numbers."""
+    if isinstance(tensor, (ir.ExternalTensor, ir.LazyTensor)) or (
+        isinstance(tensor, ir.Tensor) and tensor.name == name
+    ):
+        return tensor
+    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
+
+
+_WRITE: Mapping[str, Callable[[_Writer, ir.Node, Note], None]] = {
+    "Gather": _Writer._picked,
+    "MatMulInteger": _Writer._dynamic,
+    "ConvInteger": _Writer._dynamic,
+    "DynamicQuantizeMatMul": _Writer._fused_dynamic,
+    "MatMulNBits": _Writer._packed,
+}
