@@ -85,7 +85,7 @@ def test_the_page_compares_dense_and_pruned(page: Browser, site: Path, letters_b
         page.value(f"(() => {{ const t = document.getElementById('text'); t.value = {json.dumps(text)}; "
                    "t.dispatchEvent(new Event('input')); document.getElementById('go').click(); })()")  # fmt: skip
         page.until("document.body.dataset.state === 'done' || document.body.dataset.state === 'error'")
-        results = page.value("window.results")
+        results, speed = page.value("window.results"), page.value("window.speed")
         shown = page.value("document.querySelector('main').innerText")
         picture = page.picture(tmp_path / "page.png")
     assert [r["name"] for r in results] == ["Dense", "Pruned"]
@@ -99,8 +99,24 @@ def test_the_page_compares_dense_and_pruned(page: Browser, site: Path, letters_b
         assert abs(sum(result["scores"]) - 1) < 1e-6
     for word in ("Dense", "Pruned", "bad", "fair", "good", " ms", "less to download", "give what they gave in Python"):
         assert word in shown
+    assert speed["said"][1:] in shown and f"[{speed['low']:.2f}, {speed['high']:.2f}]" in shown
     assert page.problems == []
     assert picture.stat().st_size > 10_000
+
+
+def test_no_file_is_asked_for_that_is_not_there(
+    page: Browser, site: Path, letters_bert: Path, web_runtime: Path, tmp_path: Path
+) -> None:
+    """After `npm install`, too: a browser shows each as an error."""
+    export(letters_bert, "web", tmp_path / "bare", web_runtime=None)
+    modules = tmp_path / "bare" / "node_modules" / "onnxruntime-web"
+    if not (tmp_path / "bare" / "runtime").exists():
+        modules.mkdir(parents=True)
+        (modules / "dist").symlink_to(web_runtime)
+    for folder in (tmp_path / "bare", site):
+        with served(folder) as url:
+            ready(page, url)
+        assert page.problems == []
 
 
 def test_a_sample_is_one_click(page: Browser, site: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from onnxprune.errors import UsageError
 from onnxprune.export.base import Workshop
@@ -21,13 +22,23 @@ _FILES = (
     "ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm",
 )  # fmt: skip
 """The first three run WASM; the others WebGPU and WebNN."""
+_PLACES = 'const PLACES = ["runtime/", "node_modules/onnxruntime-web/dist/"];'
+_AFTER_NPM = 'const PLACES = ["node_modules/onnxruntime-web/dist/", "runtime/"];'
+_NAMELESS = re.compile(
+    r"(onnx|models?|model_optimized|model\.pruned|pruned|out(put)?s?|exports?|build|dist|dense|\d*|tmp\w*)", re.I
+)
+"""Names of files and folders that say nothing of the model."""
 
 
 def write(shop: Workshop, scheme: str) -> None:
     """Page, modules, package.json; onnxruntime-web in `runtime/` where it is found; the dense model in `demo/`."""
+    found = _runtime(shop)
     templates = files("onnxprune.export") / "templates" / "web"
     for template in templates.iterdir():
-        (shop.folder / template.name).write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
+        text = template.read_text(encoding="utf-8")
+        # A browser logs an error for every file that is not there: it asks first where the runtime is, or will be.
+        text = text.replace(_PLACES, _PLACES if found is not None else _AFTER_NPM)
+        (shop.folder / template.name).write_text(text, encoding="utf-8")
     package = {"private": True, "dependencies": {"onnxruntime-web": VERSION}}
     (shop.folder / "package.json").write_text(json.dumps(package, indent=1) + "\n", encoding="utf-8")
     own = shop.folder / "model.onnx"
@@ -40,7 +51,6 @@ def write(shop: Workshop, scheme: str) -> None:
         shop.say("the page shows this model alone: --dense names the original to compare it with")
     about = {"name": _title(shop), "models": shown}
     (shop.folder / "page.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    found = _runtime(shop)
     if found is None:
         shop.say(
             "onnxruntime-web was not found: `npm install` in the folder brings it, or name its folder: --web-runtime"
@@ -65,9 +75,22 @@ def _dense(shop: Workshop) -> None:
 
 
 def _title(shop: Workshop) -> str:
-    source = shop.dense or shop.file
-    name = source.parent.name if source.stem in ("model", "model_optimized") else source.stem
-    return name or "model"
+    """What the model is called: by its configuration, its file, or the nearest folder whose name says something."""
+    source = (shop.dense or shop.file).absolute()
+    told = _configured(source.with_name("config.json"))
+    for name in (told, source.stem, *(folder.name for folder in source.parents)):
+        if name and not _NAMELESS.fullmatch(name):
+            return name
+    return "model"
+
+
+def _configured(config: Path) -> str:
+    """The last part of a configuration's `_name_or_path`, which exporters keep; empty where there is none."""
+    try:
+        held = json.loads(config.read_text(encoding="utf-8")).get("_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return PurePosixPath(held).name if isinstance(held, str) else ""
 
 
 def _runtime(shop: Workshop) -> Path | None:
