@@ -49,6 +49,7 @@ def validate(
     from onnxprune.export import shipped_files
     from onnxprune.graph import joined
     from onnxprune.measure.validation import validate as compare
+    from onnxprune.pipeline.own_targets import with_targets
     from onnxprune.pipeline.rows import vocabulary
     from onnxprune.report import terminal
 
@@ -59,6 +60,7 @@ def validate(
         evaluation, dense.inputs, outputs=dense.outputs, folder=dense.folder, columns=columns, pairs=pairs,
         tokenizer=tokenizer, vocab_size=vocabulary(dense), allow_outside=allow_outside,
     )  # fmt: skip
+    rows = with_targets(dense, rows) or rows
     several = joined.opened(pruned) if joined.is_job(pruned) else None
     file = several.file if several is not None else shipped_files.find(pruned)
     own = None if several is not None else shipped_files.own_rows(

@@ -333,7 +333,8 @@ def apply_plan(
         )
     elif not quiet:
         for written in files:
-            click.echo(f"wrote {written} (differs from the plan by {found.max_rel:.1e} of the outputs' scale)")
+            told = f" (differs from the plan by {found.max_rel:.1e} of the outputs' scale)"
+            click.echo(f"wrote {written}{told if written.suffix == '.onnx' else ''}")
 
 
 cli.add_command(validate)

@@ -13,6 +13,7 @@ from onnxprune.graph.dimensions import evaluate
 from onnxprune.graph.model import Model
 from onnxprune.measure import footprint
 from onnxprune.measure.cost import default_bindings
+from onnxprune.pipeline.own_targets import with_targets
 from onnxprune.search.options import Options
 
 
@@ -29,8 +30,9 @@ def read_rows(
         **asked,
     )
     learn = data.read(calibration, limit=options.rows, **common).distinct() if calibration is not None else None
+    learn = with_targets(dense, learn)
     if evaluation is not None:
-        return learn, data.read(evaluation, **common)
+        return learn, with_targets(dense, data.read(evaluation, **common))
     if learn is None or len(learn) < 20:
         return learn, None
     parts = learn.split({"learn": 0.8, "report": 0.2}, options.seed)

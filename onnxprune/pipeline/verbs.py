@@ -34,6 +34,7 @@ from onnxprune.pipeline import output_files
 from onnxprune.pipeline.debug_bundle import Place
 from onnxprune.pipeline.job import Job
 from onnxprune.pipeline.max_drop import Limit, smallest_within
+from onnxprune.pipeline.own_targets import with_targets
 from onnxprune.pipeline.preview import Preview, preview
 from onnxprune.pipeline.proof import prove
 from onnxprune.pipeline.result import Result
@@ -287,6 +288,7 @@ def _make_plan(
             limit=options.rows,
             **asked,
         ).distinct()
+        learn = with_targets(dense, learn)
     require_memory(dense, options, learn)
     said, bindings = examine(dense, learn), shape_of(dense, options.shape, learn)
     examples = [e.feeds for e in learn.examples[:8]] if learn is not None else []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import onnxruntime
 import pytest
 from folders import BEHIND, FILES, HEADS, NEURONS, VOCABULARY, folder, generated, interface, rows
 from plans import Subject, distance, in_runtime, random_plan
+from zoo import ZooModel
 
 import onnxprune
 from onnxprune.graph import joined
@@ -155,7 +158,7 @@ def test_speech_is_a_folder_like_any_other(store: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     given = [
         {"input_features": rng.standard_normal((1, 80, 3000), dtype=np.float32), "target": row["target"]}
-        for row in rows(6)
+        for row in rows(10)
     ]
     onnxprune.prune(
         place, out, flops=0.8, calibration=given, units=("heads", "neurons"), round_to=1, compensate=False,
@@ -164,6 +167,27 @@ def test_speech_is_a_folder_like_any_other(store: Path, tmp_path: Path) -> None:
     tokens, dense, _ = generated(place)
     again, pruned, _ = generated(out)
     assert np.array_equal(tokens, again) and np.abs(pruned - dense).max() < 1e-4 * np.abs(dense).max()
+
+
+def test_two_towers_keep_what_they_have_in_common(zoo: Callable[..., ZooModel], tmp_path: Path) -> None:
+    towers = {
+        "text_model": zoo("clip-text", "torchscript", "eager"),
+        "vision_model": zoo("clip-vision", "torchscript", "eager"),
+    }
+    place, out = tmp_path / "clip", tmp_path / "out"
+    place.mkdir()
+    out.mkdir()
+    for name, tower in towers.items():
+        shutil.copy(tower.path, place / f"{name}.onnx")
+    whole, led = load(place)
+    given = {k: v for tower in towers.values() for k, v in tower.feeds.items()}
+    plan = led.complete(random_plan(led, np.random.default_rng(1), tile=0), given)
+    assert {n.split("/")[0] for g in plan.keep for n in (whole.structure.group(g).name,)} == set(towers)
+    made = write(whole.model, whole.rewritten(plan), out, "")
+    expected = whole.gated(plan, given)
+    for part, file in zip(whole.model.parts, made.files, strict=True):
+        found = in_runtime(file, towers[file.stem].feeds)
+        assert distance(found, {own: expected[name] for own, name in part.wires.outputs.items()}) < 1e-4
 
 
 def test_sessions_open_a_folder_as_one(store: Path) -> None:
