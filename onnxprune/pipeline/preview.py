@@ -90,6 +90,6 @@ def preview(
         counts[site.group.kind] += site.group.size
     rows = {"learn": job.learn, "judge": job.judge}
     return Preview(
-        str(file), str(target), told, planner.method, dict(counts), len(job.structure.branches), costs.bindings,
+        str(file), str(target), told, planner.method, dict(counts), len(planner.structure.branches), costs.bindings,
         {name: len(held) for name, held in rows.items() if held is not None}, asked.sparsity, job.said,
     )  # fmt: skip
