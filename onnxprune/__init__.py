@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from onnxprune.graph.structure.analyze import analyze
     from onnxprune.measure.validation import validate
     from onnxprune.pipeline.result import Result
-    from onnxprune.pipeline.verbs import apply, inspect, make_plan, prune, sweep
+    from onnxprune.pipeline.sweep import sweep
+    from onnxprune.pipeline.verbs import apply, inspect, make_plan, prune
 
 _HOME = {
     "load": "graph.model", "analyze": "graph.structure.analyze", "Plan": "graph.plan", "Budget": "graph.plan",
     "Structure": "graph.plan", "validate": "measure.validation", "prune": "pipeline.verbs", "apply": "pipeline.verbs",
-    "inspect": "pipeline.verbs", "make_plan": "pipeline.verbs", "sweep": "pipeline.verbs", "Result": "pipeline.result",
+    "inspect": "pipeline.verbs", "make_plan": "pipeline.verbs", "sweep": "pipeline.sweep", "Result": "pipeline.result",
 }  # fmt: skip
 
 __all__ = [

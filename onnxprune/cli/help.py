@@ -19,7 +19,7 @@ SECTIONS: Mapping[str, Sequence[str]] = {
     "Zeros in what is left": ("sparsity", "solver", "finetune"),
     "Where it runs": (
         "shape", "ep", "provider", "no_latency", "latency_threads", "latency_table", "device", "threads", "max_memory",
-        "seed", "batch", "seq", "runs", "profile", "calls",
+        "seed", "seeds", "workers", "cluster", "on", "store", "batch", "seq", "runs", "profile", "calls",
     ),
     "What is written": (
         "output", "output_option", "quantize", "report", "dry_run", "debug_bundle", "force", "target", "table", "micro",

@@ -31,8 +31,10 @@ from onnxprune.cli.options import (
     planning,
     reads,
     rewriting,
+    seeds,
     size,
     split,
+    spread,
     talk,
 )
 from onnxprune.cli.profile import profile
@@ -113,6 +115,7 @@ def _threads(count: int) -> None:
 @judged
 @planning
 @rewriting
+@spread
 @click.option(
     "--max-drop", metavar="DROP", help="The smallest model within 1pt (points) or 1% (relative) of the metric."
 )
@@ -152,7 +155,8 @@ def prune(
     metric = options.pop("metric") or None
     options["debug_bundle"] = bundle_beside(options["debug_bundle"], target)
     if dry_run:
-        del options["debug_bundle"]
+        for name in ("debug_bundle", "workers", "cluster", "store"):
+            del options[name]
         with Bar(quiet or as_json) as bar:
             found = verbs.dry_run(
                 model, target, providers=providers, metric=metric, progress=bar, reads=reads(), **options
@@ -191,7 +195,9 @@ def prune(
 @calibration
 @judged
 @planning
+@click.option("--seeds", callback=seeds, metavar="SEEDS", help="Each of these seeds, instead of --seed: 0,1,2.")
 @rewriting
+@spread
 @click.option("--report", type=click.Path(path_type=Path), help="HTML page with the curve.")
 @bundled
 @click.option("--force", is_flag=True, help="Replace outputs that exist.")
@@ -200,9 +206,10 @@ def sweep(
     model: Path, output: Path | None, flops: tuple[str, ...], latency: tuple[str, ...], report: Path | None,
     force: bool, as_json: bool, quiet: bool, verbose: int, **kwargs: Any,
 ) -> None:  # fmt: skip
-    """The curve: MODEL at several budgets, scored once."""
+    """The curve: MODEL at several budgets, scored once; of several methods, --method obs,wanda, a curve each."""
     from onnxprune.graph import joined, outputs
-    from onnxprune.pipeline import output_files, verbs
+    from onnxprune.pipeline import output_files
+    from onnxprune.pipeline.sweep import sweep as curve
     from onnxprune.report import html, terminal
 
     logs(verbose)
@@ -212,11 +219,12 @@ def sweep(
     file = joined.find(model)
     bundle = bundle_beside(options.pop("debug_bundle"), (output or file.parent) / file.name)
     asked = ("columns", "pairs", "tokenizer", "max_length", "allow_outside", "calibration", "evaluation")
-    common = {name: options.pop(name) for name in asked}
+    common = {name: options.pop(name) for name in (*asked, "seeds", "workers", "cluster", "store")}
     common |= {
         "measure": not options.pop("no_latency"),
         "providers": options.pop("ep"),
         "metric": options.pop("metric") or None,
+        "methods": [name.strip() for name in options.pop("method").split(",") if name.strip()],
     }
     with ExitStack() as stack:
         page = None
@@ -225,7 +233,7 @@ def sweep(
             inputs = output_files.inputs_of(file, *read, tokenizer=common["tokenizer"])
             page = stack.enter_context(outputs.files(report, inputs=inputs, force=force))
         with Bar(quiet or as_json) as bar:
-            results = verbs.sweep(
+            results = curve(
                 model, flops or latency, output, kind="flops" if flops else "latency", force=force, options=options,
                 progress=bar, reads=reads(), debug_bundle=bundle, **common,
             )  # fmt: skip

@@ -259,6 +259,40 @@ def planning(command: Any) -> Any:
     return command
 
 
+def seeds(ctx: click.Context, param: click.Parameter, value: Any) -> tuple[int, ...]:
+    """Comma-separated whole numbers from 0 on."""
+    try:
+        found = tuple(int(piece) for piece in split(ctx, param, value))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of whole numbers") from None
+    if any(not 0 <= seed <= MOST for seed in found):
+        raise click.BadParameter(f"{value!r}: give numbers from 0 to {MOST}")
+    return found
+
+
+CLUSTER = click.option(
+    "--cluster",
+    metavar="URL",
+    help="Workers of a cluster: dask://HOST:8786 (a scheduler), ray://HOST:10001, or ray://auto.",
+)
+
+
+def spread(command: Any) -> Any:
+    """Where the work is done, and where what is measured outlives the run."""
+    for option in (
+        click.option("--workers", type=click.IntRange(1, MOST_THREADS), help="Processes of this machine that plan."),
+        CLUSTER,
+        click.option(
+            "--store",
+            metavar="URL",
+            help="Keep what is measured, and finished plans, in this folder (s3://bucket/runs, or any that fsspec "
+            "knows): a run that was lost goes on from there, on any machine.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def rewriting(command: Any) -> Any:
     """What is done to the graph besides carrying out the plan."""
     return click.option(

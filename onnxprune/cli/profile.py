@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from onnxprune.cli.help import Command
-from onnxprune.cli.options import MODEL, Pairs, ints, logs, reads, size, split, talk
+from onnxprune.cli.options import CLUSTER, MODEL, Pairs, ints, logs, reads, size, split, talk
 from onnxprune.cli.progress import Bar
 
 
@@ -21,6 +21,8 @@ from onnxprune.cli.progress import Bar
 @click.option("--shape", type=Pairs(size), multiple=True, help="Where to measure; may be given several times.")
 @click.option("--threads", default="1", show_default=True, callback=ints, help="Threads inside one operator: 1,2.")
 @click.option("--units", default="heads,neurons,blocks", show_default=True, callback=split, help="What may be cut.")
+@CLUSTER
+@click.option("--on", metavar="TAG", help="The resource of the cluster's worker that owns the device.")
 @click.option("--force", is_flag=True, help="Replace a table, or what an earlier run wrote in the folder.")
 @talk
 def profile(

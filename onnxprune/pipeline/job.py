@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import shutil
@@ -43,19 +44,20 @@ from onnxprune.pipeline import output_files, report_facts
 from onnxprune.pipeline.debug_bundle import Place
 from onnxprune.pipeline.late import kept
 from onnxprune.pipeline.proof import prove
+from onnxprune.pipeline.remote import plan_within
 from onnxprune.pipeline.result import Result
 from onnxprune.pipeline.rows import read_rows, require_memory, require_one_graph, shape_of
 from onnxprune.pipeline.written import Written, listed, name_of, write
 from onnxprune.probe.engine import require_torch
-from onnxprune.refit.solvers.linalg import numpy_on_one_thread
 from onnxprune.refit.sparsify import zeros_in
 from onnxprune.report import html
-from onnxprune.search import units_then_zeros
+from onnxprune.search import plan_store
 from onnxprune.search.defaults import settled
 from onnxprune.search.latency_budget import verified
 from onnxprune.search.options import Options
 from onnxprune.search.planner import Planner
 from onnxprune.search.progress import Clock, Progress, quiet
+from onnxprune.search.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +89,7 @@ class Job:
         debug_bundle: where to write what reproduces a failed check; None for nowhere.
         level: of the intervals of drops.
         drop_search: how the size was found, where the evaluation rows chose it.
+        seen: digest of a file -> what it costs on the rows for the report, where a worker has measured it.
     """
 
     dense: Model
@@ -105,6 +108,7 @@ class Job:
     debug_bundle: Place | None = None
     level: float = 0.95
     drop_search: DropSearch | None = None
+    seen: dict[str, Evidence] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -120,12 +124,14 @@ class Job:
         quantize: str | None = None,
         progress: Progress | None = None,
         scores: Path | None = None,
+        store: Store | None = None,
         **asked: Any,
     ) -> Job:
         """Load, analyze, and read the rows (`asked`: columns, pairs, tokenizer, max_length).
 
         Args:
             scores: folder in which what is measured on the model is kept for further budgets; None keeps no file.
+            store: keeps it, too, and finished plans.
         """
         clock = Clock(progress=progress or quiet)
         resolve_providers(providers)  # what is not there is said before anything is measured
@@ -154,7 +160,7 @@ class Job:
             clock.say(f"costs are counted at {shown(bindings)}; --shape says otherwise")
         assert dense.path is not None
         kept = None if scores is None else scores / f"{dense.path.stem}.scores.json"
-        planner = Planner(dense, structure, options, learn, bindings, clock, progress, kept)
+        planner = Planner(dense, structure, options, learn, bindings, clock, progress, kept, store)
         if learn is not None and options.token_weight and planner.interpreter.streams:
             said = (*said, _ALIKE)
         sources = {"calibration": _path(calibration), "evaluation": _path(evaluation), **asked}
@@ -166,10 +172,20 @@ class Job:
         )  # fmt: skip
 
     def plan(self, budget: Budget) -> Plan:
-        """A plan within a budget of the options' kind."""
-        with numpy_on_one_thread():
-            plan = units_then_zeros.carry_out(self.planner, budget).everywhere(self.structure)
-            return replace(plan, files=self.dense.digests)
+        """A plan within a budget of the options' kind, from the store where an earlier run made it."""
+        known = plan_store.kept(self.planner, budget)
+        if known is not None:
+            return known
+        plan = plan_within(self.planner, self.dense, self.structure, budget)
+        plan_store.keep(self.planner, budget, plan)
+        return plan
+
+    def by(self, method: str, scores: Path | None = None) -> Job:
+        """The same job by another method; `scores`: the file of what is measured by it."""
+        other = copy.copy(self)
+        other.options = replace(self.options, method=method)
+        other.planner = self.planner.again(other.options, scores)
+        return other
 
     def run(self, budget: Budget, out: OutputSet | None = None) -> Result:
         """Plan, rewrite, check, measure, and write, where there is a place; nothing where the check fails."""
@@ -244,6 +260,8 @@ class Job:
 
     def evidence(self, file: Path) -> Evidence | None:
         """What a file costs on the rows for the report."""
+        if self.seen and (known := self.seen.get(models.digest_of(file))) is not None:
+            return known
         if self.teacher is None:
             return None
         with self.clock.stage("validate"):

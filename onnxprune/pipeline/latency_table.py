@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from onnxprune.errors import UsageError
 from onnxprune.graph import model as models
 from onnxprune.graph import runtime
 from onnxprune.graph.structure.analyze import analyze
@@ -14,7 +17,9 @@ from onnxprune.measure.cost import Costs
 from onnxprune.measure.tables import device_kit, source
 from onnxprune.measure.tables.micro_models import Cutter, Micro
 from onnxprune.measure.tables.table import LatencyTable
+from onnxprune.pipeline import remote
 from onnxprune.pipeline.rows import shape_of
+from onnxprune.search import workers as engines
 from onnxprune.search.progress import Progress
 
 UNITS = ("heads", "neurons", "blocks")
@@ -27,18 +32,25 @@ def profile(
     ep: Sequence[str] = ("cpu",),
     threads: Sequence[int] = (1,),
     progress: Progress | None = None,
+    cluster: str | None = None,
+    on: str | None = None,
 ) -> list[LatencyTable]:
-    """Measure, here and now, what every module takes at every width that runs fast.
+    """Measure now what every module takes at every width that runs fast: here, or on the worker that owns a device.
 
     Args:
         shapes: sizes of the graph's dimensions, each a table; the batch is 1 where it is not stated.
         units: kinds that may be cut.
         ep, threads: providers and threads inside one operator; every combination is a table.
+        cluster, on: the cluster's address, and the resource that its worker with the device has.
 
     Raises:
         UsageError: a provider that is not there, or a dimension without a size.
         NothingToPruneError: no unit of these kinds is free.
     """
+    if cluster is not None or on is not None:
+        if cluster is None or on is None:
+            raise UsageError("a device's worker is found by both, --cluster URL and --on TAG")
+        return _there(models.find(model), (tuple(shapes), tuple(units), tuple(ep), tuple(threads)), cluster, on)
     tables: list[LatencyTable] = []
     told = progress or (lambda stage, done, of: None)
     for counted in _counted(model, shapes):
@@ -53,6 +65,27 @@ def profile(
 
                 tables.append(device_kit.costs_of(counted, units, provider, every=True, obtain=obtain).table)
     return tables
+
+
+Asked = tuple[Sequence[Mapping[str, int]], Sequence[str], Sequence[str], Sequence[int]]
+"""Shapes, units, providers and threads of `profile`."""
+
+
+def _there(file: Path, asked: Asked, cluster: str, tag: str) -> list[LatencyTable]:
+    """Tables that a tagged worker measures, which is sent the model."""
+    with engines.opened(None, cluster) as workers:
+        assert workers is not None
+        sent = workers.share(remote.bytes_of([file], file.parent))
+        ((_, found),) = workers.run(measured_there, [(file.name, asked)], sent, tag=tag)
+        return [LatencyTable.from_json(told) for told in found]
+
+
+def measured_there(task: tuple[str, Asked], files: remote.Files) -> list[dict[str, Any]]:
+    """In a worker: the tables, as JSON has them."""
+    name, asked = task
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
+        remote.receive(files, Path(scratch))
+        return [table.to_json() for table in profile(Path(scratch) / name, *asked)]
 
 
 def export(

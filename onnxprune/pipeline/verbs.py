@@ -1,4 +1,4 @@
-"""The whole job, as functions: prune, sweep, plan, apply, inspect.
+"""The whole job, as functions: prune, plan, apply, inspect (a sweep is in its own file).
 
 `prune` reads as the pipeline does: load, analyze, plan (probe, score, search, compensate), rewrite, check, validate,
 report; `job.Job` holds what several budgets share.
@@ -9,9 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from onnxprune.measure.dense_file import examine
 from onnxprune.measure.equivalence import Equivalence
 from onnxprune.pipeline import output_files
 from onnxprune.pipeline.debug_bundle import Place
+from onnxprune.pipeline.fleet import Fleet
 from onnxprune.pipeline.job import Job
 from onnxprune.pipeline.max_drop import Limit, smallest_within
 from onnxprune.pipeline.own_targets import with_targets
@@ -45,9 +44,11 @@ from onnxprune.probe.gates import Gates
 from onnxprune.probe.interpreter import Interpreter
 from onnxprune.refit.sparsify import zeros_in
 from onnxprune.search import units_then_zeros
+from onnxprune.search import workers as engines
 from onnxprune.search.options import Options
 from onnxprune.search.planner import Planner
 from onnxprune.search.progress import Progress
+from onnxprune.search.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,9 @@ def prune(
     tokenizer: str | os.PathLike[str] | None = None,
     max_length: int | None = None,
     allow_outside: bool = False,
+    workers: int | None = None,
+    cluster: str | None = None,
+    store: str | None = None,
     progress: Progress | None = None,
     reads: Sequence[str | os.PathLike[str]] = (),
     **options: Any,
@@ -97,6 +101,8 @@ def prune(
         metric: of the task; guessed and said when None.
         quantize: also write the pruned model in fewer bits (`precision` lists the schemes), and measure each step.
         force: replace an older output: the model, and its plan, report and tokenizer with it.
+        workers, cluster: where units are ordered and damages measured (`search.workers.opened`); None for here.
+        store: URL of a folder in which what is measured outlives the run (`search.store.Store`).
         reads: further files that must stay as they are (a recipe).
         debug_bundle: a zip file to write what reproduces it to, should the check of the written file fail.
         options: fields of `search.options.Options`.
@@ -118,8 +124,12 @@ def prune(
     ):
         job = Job.open(
             source, Options(budget, **options), calibration, evaluation, measure=measure_latency,
-            scores=target.parent if target else None, allow_outside=allow_outside, **common,
+            scores=target.parent if target else None, store=None if store is None else Store(store),
+            allow_outside=allow_outside, **common,
         )  # fmt: skip
+        with engines.opened(workers, cluster, options.get("threads", 0)) as hands:
+            if hands is not None:
+                Fleet(hands, job).measure([job])
         if max_drop is not None:
             budget, plan = smallest_within(job, max_drop)
         else:
@@ -178,48 +188,6 @@ def _budget(limits: Mapping[str, float | str | None], max_drop: str | None, opti
     if any(limit is not None for limit in limits.values()):
         raise UsageError("--max-drop finds the size itself; give it alone, without another budget")
     return Budget("flops", 0.5)
-
-
-def sweep(
-    source: str | os.PathLike[str],
-    budgets: Sequence[float | str],
-    folder: str | os.PathLike[str] | None = None,
-    *,
-    kind: str = "flops",
-    calibration: Any = None,
-    evaluation: Any = None,
-    force: bool = False,
-    debug_bundle: str | os.PathLike[str] | None = None,
-    options: Mapping[str, Any] | None = None,
-    reads: Sequence[str | os.PathLike[str]] = (),
-    **common: Any,
-) -> list[Result]:
-    """Several budgets of one model; scores and the damage table are measured once.
-
-    Args:
-        budgets: of one kind, as for `prune`.
-        folder: where NAME.BUDGET.onnx and its report go, each budget's when it is done; None writes nothing.
-        force: replace older outputs.
-        debug_bundle: as for `prune`; of the first budget whose check fails.
-        reads: further files that must stay as they are (a recipe).
-        common: keyword arguments of `job.Job.open`.
-    """
-    asked = [Budget.parse(kind, b) for b in budgets]
-    if not asked:
-        raise UsageError("a sweep needs at least one budget")
-    common.setdefault("scores", Path(folder) if folder is not None else None)
-    options = {"provider": _first(common.get("providers", ())), **(options or {})}
-    file = joined.find(source)
-    inputs = _inputs(file, calibration, evaluation, common.get("tokenizer"), options, reads)
-    name, ending = (file.resolve().name, "") if file.is_dir() else (file.stem, ".onnx")
-    targets = [None if folder is None else Path(folder) / f"{name}.{kind}-{b.value:g}{ending}" for b in asked]
-    bundle = None if debug_bundle is None else Place.of(debug_bundle, inputs + Inputs.of(targets), force=force)
-    with memory.limited(options.get("max_memory")), ExitStack() as stack:
-        opened = partial(output_files.opened, quantize=common.get("quantize"), force=force, told=set())
-        outs = [stack.enter_context(opened(target, file, inputs)) for target in targets]
-        job = Job.open(source, Options(asked[0], **options), calibration, evaluation, **common)
-        job.debug_bundle = bundle
-        return [job.run(budget, out) for budget, out in zip(asked, outs, strict=True)]
 
 
 def _inputs(

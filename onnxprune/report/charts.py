@@ -25,13 +25,14 @@ class Interval:
 
 @dataclass(frozen=True)
 class Point:
-    """A point of a curve, with intervals along one or both axes."""
+    """A point of a curve, with intervals along one or both axes; `series` names the curve, where there are several."""
 
     x: float
     y: float
     label: str
     x_range: tuple[float, float] | None = None
     y_range: tuple[float, float] | None = None
+    series: str = ""
 
 
 def bar(share: float, of: float = 1.0) -> Markup:
@@ -92,7 +93,7 @@ def curve(points: Sequence[Point], reference: float, x_axis: tuple[str, str], y_
     """Points joined in the order of x, with their intervals, and a dashed line at the dense model's value.
 
     Args:
-        points: the curve.
+        points: the curve, or several.
         reference: y of the dense model.
         x_axis, y_axis: title and unit.
     """
@@ -113,8 +114,13 @@ def curve(points: Sequence[Point], reference: float, x_axis: tuple[str, str], y_
         drawn.append(tag("text", text, x=across(value), y=bottom + 20, class_="tick", text_anchor="middle"))
     drawn.append(tag("line", x1=left, x2=right, y1=up(reference), y2=up(reference), class_="reference"))
     drawn.append(tag("text", "dense", x=left + 6, y=up(reference) - 6, class_="tick"))
-    path = "M" + " L".join(f"{across(p.x):.1f} {up(p.y):.1f}" for p in ordered)
-    drawn.append(tag("path", d=path, class_="path"))
+    for name in dict.fromkeys(p.series for p in points):
+        own = [p for p in ordered if p.series == name]
+        path = "M" + " L".join(f"{across(p.x):.1f} {up(p.y):.1f}" for p in own)
+        drawn.append(tag("path", d=path, class_="path"))
+        if name:
+            last = own[0]
+            drawn.append(tag("text", name, x=across(last.x) + 8, y=up(last.y) + 14, class_="tick"))
     for p in ordered:
         x, y = across(p.x), up(p.y)
         if p.y_range:

@@ -275,48 +275,55 @@ def _drift(report: Report) -> Markup | None:
 
 
 def _sweep(reports: Sequence[Report]) -> Markup | None:
-    held = [(r, r.accuracy) for r in reports if r.accuracy is not None]
-    if not held:
+    kept = [(r, r.accuracy) for r in reports if r.accuracy is not None]
+    if not kept:
         return None
+    names = text.series([r for r, _ in kept])
+    held = [(r, a, name) for (r, a), name in zip(kept, names, strict=True)]
     first = held[0][1]
     fraction = text.metric_value(first, 1.0).endswith("%")
     scale, unit = (100, "%") if fraction else (1, "")
     title = text.metric_title(first.metric)
     by_cost = [
-        charts.Point(100 * r.flops.ratio, scale * a.pruned, _told(r, a), y_range=_bounds(a, scale)) for r, a in held
+        charts.Point(100 * r.flops.ratio, scale * a.pruned, _told(r, a, name), y_range=_bounds(a, scale), series=name)
+        for r, a, name in held
     ]
     by_speed = [
         charts.Point(
             r.latency[0].speedup,
             scale * a.pruned,
-            f"{_told(r, a)}, {text.speedup(r.latency[0])}",
+            f"{_told(r, a, name)}, {text.speedup(r.latency[0])}",
             x_range=r.latency[0].speedup_interval,
             y_range=_bounds(a, scale),
+            series=name,
         )
-        for r, a in held
+        for r, a, name in held
         if r.latency
     ]
     drawn = [charts.curve(by_cost, scale * first.dense, ("FLOPs kept", "%"), (title, unit))]
     if len(by_speed) > 1:
-        row = next(r.latency[0] for r, _ in held if r.latency)
+        row = next(r.latency[0] for r, _, _ in held if r.latency)
         where = f"speed-up on {text.provider(row.provider)} at {text.shape(row)}, {_threads(row.threads)}"
         drawn.append(charts.curve(by_speed, scale * first.dense, (where, "×"), (title, unit)))
     rows = [
         [
+            *([name] if any(names) else []),
             text.percent(r.flops.ratio),
             text.percent(r.params.ratio),
             text.metric_value(a, a.pruned),
             text.drop(a),
             text.speedup(r.latency[0]) if r.latency else "not measured",
         ]
-        for r, a in sorted(held, key=lambda pair: -pair[0].flops.ratio)
+        for r, a, name in sorted(held, key=lambda one: (names.index(one[2]), -one[0].flops.ratio))
     ]
-    columns = ["FLOPs kept", "Parameters kept", title, "Change", "Speed-up"]
-    return join([*drawn, table(columns, rows, ["", "n", "n", "n", "n"])])
+    own = ["Method"] if any(names) else []
+    columns = [*own, "FLOPs kept", "Parameters kept", title, "Change", "Speed-up"]
+    return join([*drawn, table(columns, rows, [*[""] * len(own), "", "n", "n", "n", "n"])])
 
 
-def _told(report: Report, accuracy: Accuracy) -> str:
-    return f"{text.percent(report.flops.ratio)} of the FLOPs: {text.metric_value(accuracy, accuracy.pruned)}"
+def _told(report: Report, accuracy: Accuracy, series: str) -> str:
+    named = f"{series}, " if series else ""
+    return f"{named}{text.percent(report.flops.ratio)} of the FLOPs: {text.metric_value(accuracy, accuracy.pruned)}"
 
 
 def _bounds(accuracy: Accuracy, scale: float) -> tuple[float, float] | None:

@@ -278,13 +278,16 @@ class _View:
         made = self._table("Accuracy and latency against cost; changes and speed-ups with their 95% intervals")
         shapes = list(dict.fromkeys((row.provider, text.shape(row)) for held in reports for row in held.latency))
         shown = shapes[:_SWEEP_SHAPES]
-        for column in ("FLOPs", "parameters", "metric", "pruned", "change"):
-            made.add_column(column, justify="left" if column == "metric" else "right")
+        names = text.series(reports)
+        columns = ("method",) if any(names) else ()
+        for column in (*columns, "FLOPs", "parameters", "metric", "pruned", "change"):
+            made.add_column(column, justify="left" if column in ("method", "metric") else "right")
         for provider, shape in shown:
             made.add_column(
                 self._text(f"{text.provider(provider)} {shape}"), justify="right", no_wrap=True, min_width=18
             )
-        for held in sorted(reports, key=lambda r: -r.flops.ratio):
+        named = zip(names, reports, strict=True)
+        for name, held in sorted(named, key=lambda pair: (names.index(pair[0]), -pair[1].flops.ratio)):
             accuracy = held.accuracy
             told = ("", "", "")
             if accuracy is not None:
@@ -292,7 +295,8 @@ class _View:
                 told = (text.metric_title(accuracy.metric), value, self.ascii(text.drop(accuracy)))
             timed = {(row.provider, text.shape(row)): text.speedup(row) for row in held.latency}
             speeds = [self._text(timed.get(key, "")) for key in shown]
-            made.add_row(text.percent(held.flops.ratio), text.percent(held.params.ratio), *told, *speeds)
+            first = [self._text(name)] if columns else []
+            made.add_row(*first, text.percent(held.flops.ratio), text.percent(held.params.ratio), *told, *speeds)
         return made
 
     # -- parts

@@ -278,3 +278,10 @@ def digits(value: float) -> str:
 def _signed(value: float) -> str:
     text = f"{value:+.2f}"
     return "0.00" if text in ("+0.00", "-0.00") else text.replace("-", "−")
+
+
+def series(reports: Sequence[Report]) -> list[str]:
+    """What tells the curves of a sweep apart, a name for each report: its method, its seed; nothing of a single one."""
+    told = [(str(r.recipe.get("method", "")), r.recipe.get("options", {}).get("seed", 0)) for r in reports]
+    several = [len({one[i] for one in told}) > 1 for i in range(2)]
+    return [" ".join(w for w, s in zip((method, f"seed {seed}"), several, strict=True) if s) for method, seed in told]

@@ -29,6 +29,7 @@ def collect(
     also: Collection[str] = (),
     state: Gated = NOTHING,
     token_weights: Weights | None = None,
+    known: Mapping[Usage, Gram] | None = None,
     order: Callable[[Mapping[Usage, Gram]], Mapping[str, Ranking]] | None = None,
     seed: int = 0,
 ) -> Statistics:
@@ -40,6 +41,7 @@ def collect(
         also: further fields of Statistics, for the steps after scoring ("gram").
         state: the gates and weights of the model that is scored; the dense one by default.
         token_weights: of the Gram matrices.
+        known: the Gram matrices, if they have been collected.
         order: makes Statistics.order from the Gram matrices that were collected.
     """
     needs = {*method.needs, *also}
@@ -48,7 +50,7 @@ def collect(
     seen = rows if state is NOTHING else seen_through(rows, state)
     found: dict[str, Any] = {}
     if "gram" in needs:
-        found["gram"] = grams(rows, [m for s in sites for m in s.matrices], state, token_weights)
+        found["gram"] = known or grams(rows, [m for s in sites for m in s.matrices], state, token_weights)
     if "gate_grad" in needs:
         found["gate_grad"] = gate_gradients(seen, sites, structure, seed)
     if "trajectory" in needs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 
 import numpy as np
@@ -136,18 +136,37 @@ def _damages(
     problem: Problem, stage: Stage, live: Sequence[tuple[Site, tuple[int, ...]]], scores: Scores
 ) -> Mapping[str, Row]:
     grid = {s.id: [*(k for k in _levels(problem, s) if k < len(units)), len(units)] for s, units in live}
-    known = scores.measured(grid) if stage.lasting else None
-    if known is not None:
-        return known
+    found = scores.measured(grid) if stage.lasting else {}
+    lacking = [s for s, _ in live if s.id not in found]
+    if not lacking:
+        return found
     with problem.clock.stage("table"):
-        measured = damage_table(
-            problem.table, problem.gates, stage.plan, [s for s, _ in live], stage.rankings, grid, stage.refitter,
-            steps={s.id: problem.step(s) for s, _ in live if not whole(problem, s)},
-            progress=lambda d, n: problem.progress("table", d, n),
-        )  # fmt: skip
-    if stage.lasting:
-        scores.keep_table(grid, measured)
-    return measured
+        for name, row in rows_of(problem, stage, lacking, grid):
+            found[name] = row
+            if stage.lasting:
+                scores.keep_rows(grid, {name: row})
+            problem.progress("table", len(found), len(live))
+    return {s.id: found[s.id] for s, _ in live}
+
+
+def rows_of(
+    problem: Problem, stage: Stage, sites: Sequence[Site], grid: Mapping[str, Sequence[int]]
+) -> Iterator[tuple[str, Row]]:
+    """(group id, row of the damage table) of some sites, one by one: a row does not depend on which others there are.
+
+    Args:
+        sites: in graph order.
+        grid: group id -> units kept.
+    """
+    return damage_table(
+        problem.table, problem.gates, stage.plan, sites, stage.rankings, grid, stage.refitter,
+        steps={s.id: problem.step(s) for s in sites if not whole(problem, s)},
+    )  # fmt: skip
+
+
+def whole_grid(problem: Problem) -> dict[str, list[int]]:
+    """Group id -> units kept, at which the table of the model that plans begin with is measured."""
+    return {s.id: [*(k for k in _levels(problem, s) if k < s.group.size), s.group.size] for s in problem.begun()}
 
 
 def _stand_ins(problem: Problem, stage: Stage, live: Sequence[Site]) -> dict[str, StandIn]:

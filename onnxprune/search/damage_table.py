@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -122,9 +122,8 @@ def damage_table(
     refitter: Refitter,
     *,
     steps: Mapping[str, int] | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Row]:
-    """Divergence per site and level, everything else as in `base`.
+) -> Iterator[tuple[str, Row]]:
+    """(group id, its row) site by site: divergence at every level, everything else as in `base`.
 
     Only what follows a site is run, from values cached in front of it. Where a curve bends, as it does where the last
     unit that nobody needs is gone, levels are measured between the given ones until the bend is found.
@@ -132,14 +131,10 @@ def damage_table(
     Args:
         levels: group id -> units kept, ascending.
         steps: group id -> units that go together; sites that are not named are measured at their levels alone.
-
-    Returns:
-        group id -> its row.
     """
     walk = Walk(evaluator.rows, evaluator.wanted)
     before = gates.gated(base)
-    table = {}
-    for done, site in enumerate(sites):
+    for site in sites:
         walk.to(site.stop, state=before)
         copies = Copies(evaluator.rows, gates.structure, site, before, evaluator.wanted)
 
@@ -150,10 +145,7 @@ def damage_table(
             found = [copies.distances(i, held, states, evaluator.distance) for i, held in enumerate(values)]
             return np.asarray(np.concatenate(found, axis=1).mean(axis=1))
 
-        table[site.id] = _row(levels[site.id], measured, (steps or {}).get(site.id), rankings[site.id])
-        if progress is not None:
-            progress(done + 1, len(sites))
-    return table
+        yield site.id, _row(levels[site.id], measured, (steps or {}).get(site.id), rankings[site.id])
 
 
 def _row(

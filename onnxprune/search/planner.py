@@ -32,6 +32,7 @@ from onnxprune.search.problem import Problem
 from onnxprune.search.progress import Clock, Progress
 from onnxprune.search.score_cache import Scores, key_of
 from onnxprune.search.scored_model import Stage, scored
+from onnxprune.search.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Planner(Problem):
     """Makes plans for one problem; what it measured serves every further budget.
 
     Args:
-        scores: a file that keeps what is measured on the whole model (score_cache.py).
+        scores, store: a file, and a store, that keep what is measured on the whole model (score_cache.py).
 
     Attributes:
         landing: how the last plan met a latency budget.
@@ -60,27 +61,36 @@ class Planner(Problem):
         clock: Clock | None = None,
         progress: Progress | None = None,
         scores: Path | None = None,
+        store: Store | None = None,
     ) -> None:
         super().__init__(model, structure, options, calibration, bindings, clock, progress)
         self.landing: Landing | None = None
         self.last = False
-        self.scores = Scores.open(scores, key_of(model.digest, self.method, options, calibration, version("onnxprune")))
+        self.scores = Scores.open(scores, self._key(), store)
 
-    def again(self, options: Options) -> Planner:
-        """A planner on the same rows by other options: what is measured with them is its own, token weights are shared.
+    def _key(self) -> str:
+        return key_of(self.model.digest, self.method, self.options, self.calibration, version("onnxprune"))
+
+    def again(self, options: Options, scores: Path | None = None) -> Planner:
+        """A planner on the same rows by other options: what is measured with them is its own, all else is shared.
 
         Args:
             options: of the same seed, units, shape and provider.
+            scores: the file of what is measured by them.
         """
-        _ = self.token_weights, self.held_weights
         other = copy.copy(self)
-        other.release()
+        other.forget()
         other.options, other.method = options, method_of(options, self.calibration)
-        other.scores = Scores(None, self.scores.key)
+        other.scores = Scores.open(scores, other._key(), self.scores.store)
         return other
 
     def release(self) -> None:
         """Forget what only further plans would need: second moments of a large model are gigabytes."""
+        self.forget()
+        self.moments.clear()
+
+    def forget(self) -> None:
+        """Forget what only further plans by these options would need."""
         self.__dict__.pop("start", None)
 
     def plan(self, budget: float) -> Plan:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,8 @@ from onnxprune.measure.batch_sizes import ACTIVATIONS, tokens_at_once, tokens_to
 from onnxprune.measure.tables.fast_widths import step
 from onnxprune.probe.forward import Rows, Weights, sensitivities
 from onnxprune.probe.gates import Gates
-from onnxprune.probe.interpreter import Interpreter
+from onnxprune.probe.interpreter import Interpreter, Usage
+from onnxprune.probe.second_moments import Gram
 from onnxprune.probe.short_graph import brief
 from onnxprune.score import METHODS
 from onnxprune.score.mixture import parse
@@ -55,6 +55,7 @@ class Problem:
         fit, held, table, select: the parts of the rows (`row_split.Split`), where there are any.
         first: what every plan begins with.
         rotated: the bases in which dimensions within heads are counted.
+        moments: of what the matrices of the dense model read, once they have been collected; no method changes them.
     """
 
     def __init__(
@@ -89,6 +90,8 @@ class Problem:
         self.calibration = calibration
         self.first = Plan(model.digest)
         self.rotated = Rotated()
+        self.moments: dict[Usage, Gram] = {}
+        self._weighed: dict[str, Weights | None] = {}
         if calibration is not None:
             sizes = tokens_at_once(self.costs, memory=options.max_memory), tokens_to_measure(self.costs)
             split = Split.of(self.interpreter, calibration, options, *sizes, short)
@@ -104,17 +107,22 @@ class Problem:
             known = self.__dict__["_prices"] = Prices(self.costs, kind, self.sites, self.first)
         return known
 
-    @cached_property
+    @property
     def token_weights(self) -> Weights | None:
         """How much each token of the fit rows matters to the outputs, mixed with an equal share for all."""
-        return self._token_weights(self.fit) if self.calibration is not None else None
+        return self._token_weights("fit", self.fit) if self.calibration is not None else None
 
-    @cached_property
+    @property
     def held_weights(self) -> Weights | None:
         """The same of the rows that choose how strong refits are."""
-        return self._token_weights(self.held)
+        return self._token_weights("held", self.held)
 
-    def _token_weights(self, rows: Rows) -> Weights | None:
+    def _token_weights(self, name: str, rows: Rows) -> Weights | None:
+        if name not in self._weighed:
+            self._weighed[name] = self._weights_of_tokens(rows)
+        return self._weighed[name]
+
+    def _weights_of_tokens(self, rows: Rows) -> Weights | None:
         share = self.options.token_weight
         read = [m for s in self.sites for m in s.matrices]
         if not share or not read:

@@ -22,6 +22,7 @@ STAGES = {
     "score": "Scoring units",
     "table": "Measuring what each width costs",
     "search": "Searching for the best plan",
+    "plan": "Making plans, on workers",
     "tile": "Arranging tiles",
     "compensate": "Refitting what stays",
     "sparsify": "Choosing zeros",

@@ -1,7 +1,9 @@
 """What was measured on a model, kept in a file: a further budget needs no second scoring, an interrupted run resumes.
 
-It holds the order of the units and the damage table of the model as it was loaded. They count for one model, one set of
-rows and one set of options, whose digest is in the file; anything else in its place is measured anew and overwritten.
+It holds the order of the units and the damage table of the model as it was loaded, site by site as they are measured.
+They count for one model, one set of rows and one set of options, whose digest is in the file; anything else in its
+place is measured anew and overwritten. In a store (store.py) every row of the table is an object of its own, in a
+folder that has the digest's name, so that runs of many models, methods and machines share one.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from onnxprune.graph.outputs import write_cache
 from onnxprune.graph.plan import Ranking
 from onnxprune.search.damage_table import Row
 from onnxprune.search.options import Options
+from onnxprune.search.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +67,7 @@ class _Kept:
 
 @dataclass(eq=False)
 class Scores:
-    """Orders and damages, in memory and, where there is a path, in a file.
+    """Orders and damages, in memory and, where there is a path, in a file; where there is a store, in that too.
 
     Attributes:
         key: what they count for (`key_of`).
@@ -76,56 +79,69 @@ class Scores:
     key: str
     rankings: dict[str, Ranking] = field(default_factory=dict)
     table: dict[str, tuple[list[int], Row]] = field(default_factory=dict)
+    store: Store | None = None
 
     @classmethod
-    def open(cls, path: Path | None, key: str) -> Scores:
-        """What a file holds, if it counts; nothing otherwise."""
-        scores = cls(path, key)
-        if path is None or not path.exists():
-            return scores
-        try:
-            data = read_object(path, "scores")
-            kept: _Kept = built(_Kept, data, str(path))
-        except InputError as error:
-            logger.info("measured anew: %s", error)
-            return scores
-        if kept.schema_version == SCHEMA and kept.key == key and kept.digest == _digest(data):
-            scores.rankings = {k: Ranking(k, v.order, v.scores) for k, v in kept.rankings.items()}
-            scores.table = {
-                k: (list(v.asked), Row(v.levels, np.array(v.damage, dtype=np.float64))) for k, v in kept.table.items()
-            }
-            logger.info("scores from %s", path)
+    def open(cls, path: Path | None, key: str, store: Store | None = None) -> Scores:
+        """What a file and a store hold, if it counts; nothing otherwise."""
+        scores = cls(path, key, store=store)
+        if path is not None and path.exists():
+            try:
+                scores._take(read_object(path, "scores"), str(path))
+            except InputError as error:
+                logger.info("measured anew: %s", error)
+        for name, text in store.below(scores._folder).items() if store is not None else ():
+            try:
+                scores._take(json.loads(text), name)
+            except (InputError, ValueError, RecursionError) as error:
+                logger.info("measured anew: %s", error)
         return scores
 
-    def measured(self, grid: Mapping[str, Sequence[int]]) -> dict[str, Row] | None:
-        """The damage table that these levels led to, if it is known."""
-        if any(k not in self.table or self.table[k][0] != list(levels) for k, levels in grid.items()):
-            return None
-        return {k: self.table[k][1] for k in grid}
+    def _take(self, data: Any, where: str) -> None:
+        kept: _Kept = built(_Kept, data, where)
+        if kept.schema_version == SCHEMA and kept.key == self.key and kept.digest == _digest(data):
+            self.rankings |= {k: Ranking(k, v.order, v.scores) for k, v in kept.rankings.items()}
+            self.table |= {
+                k: (list(v.asked), Row(v.levels, np.array(v.damage, dtype=np.float64))) for k, v in kept.table.items()
+            }
+            logger.info("scores from %s", where)
+
+    @property
+    def _folder(self) -> str:
+        return f"scores/{self.key}"
+
+    def measured(self, grid: Mapping[str, Sequence[int]]) -> dict[str, Row]:
+        """The rows of a damage table that these levels led to, as far as they are known."""
+        return {k: self.table[k][1] for k, levels in grid.items() if k in self.table and self.table[k][0] == [*levels]}
 
     def keep_rankings(self, rankings: Mapping[str, Ranking]) -> None:
         self.rankings, self.table = dict(rankings), {}
-        self._save()
+        self._save("rankings", rankings, {})
 
-    def keep_table(self, grid: Mapping[str, Sequence[int]], measured: Mapping[str, Row]) -> None:
-        self.table |= {k: (list(levels), measured[k]) for k, levels in grid.items()}
-        self._save()
+    def keep_rows(self, grid: Mapping[str, Sequence[int]], measured: Mapping[str, Row]) -> None:
+        """Rows of the table, with the levels that led to them."""
+        for name, row in measured.items():
+            self.table[name] = (list(grid[name]), row)
+            self._save(f"row.{name}", {}, {name: self.table[name]})
 
-    def _save(self) -> None:
-        if self.path is None:
-            return
+    def _save(self, name: str, rankings: Mapping[str, Ranking], table: Mapping[str, tuple[list[int], Row]]) -> None:
+        if self.path is not None and not write_cache(self.path, self._document(self.rankings, self.table), _is_scores):
+            self.path = None
+        if self.store is not None:
+            self.store.put(f"{self._folder}/{name}.json", self._document(rankings, table).encode())
+
+    def _document(self, rankings: Mapping[str, Ranking], table: Mapping[str, tuple[list[int], Row]]) -> str:
         data = {
             "schema_version": SCHEMA,
             "key": self.key,
-            "rankings": {k: {"order": r.order, "scores": r.scores} for k, r in self.rankings.items()},
+            "rankings": {k: {"order": r.order, "scores": r.scores} for k, r in rankings.items()},
             "table": {
                 k: {"asked": asked, "levels": list(row.levels), "damage": row.damage.tolist()}
-                for k, (asked, row) in self.table.items()
+                for k, (asked, row) in table.items()
             },
         }
         data["digest"] = _digest(json.loads(json.dumps(data, default=_plain)))
-        if not write_cache(self.path, json.dumps(data, default=_plain), _is_scores):
-            self.path = None
+        return json.dumps(data, default=_plain)
 
 
 def _is_scores(text: str) -> bool:

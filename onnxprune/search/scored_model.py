@@ -85,13 +85,14 @@ def scored(problem: Problem, plan: Plan, scores: Scores) -> Stage:
             tensor = gated.weights.get(name)
             return problem.weight(name) if tensor is None else to_numpy(tensor)
 
-        lasting = _lasts(problem, plan)
+        lasting = lasts(problem, plan)
         bases = problem.rotated.rankings
         known = scores.rankings if lasting and scores.rankings.keys() == {s.id for s in problem.sites} else {}
         method = parse("magnitude" if known else problem.method, configured(options.alpha))
         mending = options.compensate or options.search != "rank"
         read = [s for s in problem.sites if s.matrices]
         met = [s for s in problem.sites if not s.matrices and s.id not in bases]
+        untouched = not (plan.keep or plan.drop)
         statistics = collect(
             method,
             problem.fit if problem.calibration is not None else None,
@@ -99,13 +100,16 @@ def scored(problem: Problem, plan: Plan, scores: Scores) -> Stage:
             problem.structure,
             weight,
             also=("gram",) if mending else (),
-            state=gated if plan.keep or plan.drop else NOTHING,
+            state=NOTHING if untouched else gated,
             token_weights=problem.token_weights,
+            known=problem.moments if untouched else {},
             order=lambda gram: stepwise(
                 method, problem.fit, read, problem.gates, problem.share(), plan, Refitter(weight, gram)
             ),
             seed=options.seed,
         )
+        if untouched:
+            problem.moments.update(statistics.gram)
         rankings = dict(known) or bases | (pair_rankings(problem.fit, met, problem.structure, gated) if met else {})
         for i, site in enumerate(() if known else problem.sites):
             ranking = rankings[site.id] if site.id in rankings else method(site, statistics)
@@ -119,7 +123,8 @@ def scored(problem: Problem, plan: Plan, scores: Scores) -> Stage:
     return Stage(plan, rankings, refitter, lasting, magnitudes=magnitudes)
 
 
-def _lasts(problem: Problem, plan: Plan) -> bool:
+def lasts(problem: Problem, plan: Plan) -> bool:
+    """Whether what is measured on a plan's model holds for every budget."""
     needs = parse(problem.method, METHODS).needs
     return problem.calibration is not None and not (plan.keep or plan.drop) and "order" not in needs
 

@@ -20,6 +20,7 @@ from onnxprune.graph.dimensions import evaluate
 from onnxprune.graph.plan import Budget
 from onnxprune.measure import footprint
 from onnxprune.pipeline import job, verbs
+from onnxprune.pipeline.sweep import sweep
 from onnxprune.search.options import Options
 
 
@@ -75,7 +76,7 @@ def test_every_run_states_its_limit_and_leaves_none(folder: Path, monkeypatch: p
         if verb == "prune":
             verbs.prune(model, flops=0.6, calibration=rows, **asked)
         elif verb == "sweep":
-            verbs.sweep(model, [0.6], calibration=rows, options=asked)
+            sweep(model, [0.6], calibration=rows, options=asked)
         else:
             verbs.make_plan(model, rows, Options(Budget("flops", 0.6), **asked))
     assert seen == [10**9] and not memory.stated()

@@ -51,7 +51,7 @@ def test_stacked_levels_are_the_levels(
 
     def table() -> dict[str, np.ndarray]:
         refitter = Refitter(weight, gram, rankings)
-        found = damage_table(Evaluator(rows), gates, Plan(model.digest), sites, rankings, levels, refitter)
+        found = dict(damage_table(Evaluator(rows), gates, Plan(model.digest), sites, rankings, levels, refitter))
         assert all(list(found[s.id].levels) == levels[s.id] for s in sites)
         return {key: row.damage for key, row in found.items()}
 

@@ -46,7 +46,7 @@ def test_a_file_that_is_not_one_is_measured_anew(tmp_path: Path) -> None:
         path.write_text(text)
         found = Scores.open(path, "k")
         assert not found.rankings
-        assert found.measured({"g": [1]}) is None
+        assert not found.measured({"g": [1]})
 
 
 def test_what_someone_changed_counts_for_nothing(tmp_path: Path) -> None:

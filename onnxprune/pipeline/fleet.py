@@ -1,0 +1,109 @@
+"""The work of several plans, spread over workers: orders of units, rows of the damage tables, finished plans.
+
+Parts are fixed by the work, never by the number of workers: each is computed as it would be here, and what they give is
+put together by what it belongs to. So a plan does not depend on how many workers there were, nor on which was first.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from onnxprune.errors import UsageError
+from onnxprune.graph.plan import Budget, Plan
+from onnxprune.pipeline import remote
+from onnxprune.pipeline.job import Job
+from onnxprune.pipeline.remote import Brief, Known, Lacking, Task
+from onnxprune.search import by_table, plan_store
+from onnxprune.search.scored_model import lasts
+from onnxprune.search.workers import Function, Workers
+
+logger = logging.getLogger(__name__)
+
+
+class Fleet:
+    """Workers that know one model and its rows.
+
+    Args:
+        job: of the model and the rows; those that are handed in later differ from it in the method alone.
+    """
+
+    def __init__(self, workers: Workers, job: Job) -> None:
+        if job.options.budget.kind == "latency" or job.options.latency_table is not None:
+            raise UsageError(
+                "--latency and --latency-table go by what this machine takes, or by a table that workers do not see: "
+                "leave out --workers and --cluster"
+            )
+        self.workers = workers
+        self._dense, self._home = job.dense, job.home.resolve()
+        self._brief = workers.share(
+            Brief(
+                uuid.uuid4().hex, self._home, job.dense.digest, replace(job.planner.options), job.learn,
+                dict(job.planner.costs.bindings), job.judge, job.providers, job.metric, job.level,
+            )
+        )  # fmt: skip
+        self._files: Any = None
+
+    def measure(self, jobs: Sequence[Job]) -> None:
+        """Fill the jobs' scores with what plans within any budget begin by: orders first, then tables."""
+        lasting = [j for j in jobs if lasts(j.planner, j.planner.first) and j.options.snip_threshold is None]
+        lacking = [j for j in lasting if j.planner.scores.rankings.keys() != {s.id for s in j.planner.sites}]
+        tasks = [Task(j.planner.method, Known()) for j in lacking]
+        for index, found in self._run(remote.order, tasks, jobs, "score"):
+            lacking[index].planner.scores.keep_rankings(found)
+        rows: list[tuple[Job, str]] = []
+        for job in lasting:
+            if job.options.search != "rank":
+                known = job.planner.scores.measured(by_table.whole_grid(job.planner))
+                rows += [(job, s.id) for s in job.planner.begun() if s.id not in known]
+        tasks = [Task(j.planner.method, Known(j.planner.scores.rankings), site) for j, site in rows]
+        for index, found in self._run(remote.row, tasks, jobs, "table"):
+            job, site = rows[index]
+            job.planner.scores.keep_rows(by_table.whole_grid(job.planner), {site: found})
+
+    def plans(self, jobs: Sequence[Job], budgets: Sequence[Budget]) -> Iterator[tuple[int, int, Plan]]:
+        """(job's index, budget's index, finished plan), as they are done."""
+        asked = []
+        for i, job in enumerate(jobs):
+            for k, budget in enumerate(budgets):
+                if (plan := plan_store.kept(job.planner, budget)) is not None:
+                    yield i, k, plan
+                else:
+                    asked.append((i, k))
+        # The smallest budgets take longest: what is begun last should be short.
+        asked.sort(key=lambda pair: (budgets[pair[1]].value, pair[0]))
+        tasks = [Task(jobs[i].planner.method, _known(jobs[i]), budget=budgets[k]) for i, k in asked]
+        for index, found in self._run(remote.plan, tasks, jobs, "plan"):
+            (i, k), job = asked[index], jobs[asked[index][0]]
+            for stage, seconds in found.seconds.items():
+                job.clock.seconds[stage] += seconds
+            if found.evidence is not None:
+                job.seen[found.written] = found.evidence
+            plan_store.keep(job.planner, budgets[k], found.plan)
+            yield i, k, found.plan
+
+    def _run(
+        self, function: Function, tasks: Sequence[Task], jobs: Sequence[Job], stage: str
+    ) -> Iterator[tuple[int, Any]]:
+        """Results by index, as they come; workers that do not see the model's file are sent it."""
+        left = dict(enumerate(tasks))
+        while left:
+            names = list(left)
+            shared = [self._brief] if self._files is None else [self._brief, self._files]
+            for i, found in self.workers.run(function, [left[name] for name in names], *shared):
+                if isinstance(found, Lacking):
+                    continue
+                del left[names[i]]
+                jobs[0].planner.progress(stage, len(tasks) - len(left), len(tasks))
+                yield names[i], found
+            if left and self._files is None:
+                logger.info("workers do not see %s: it is sent", self._home)
+                root = self._home if self._dense.parts else self._home.parent
+                self._files = self.workers.share(remote.bytes_of([f.resolve() for f in self._dense.files], root))
+
+
+def _known(job: Job) -> Known:
+    return Known(job.planner.scores.rankings, job.planner.scores.table)

@@ -1,0 +1,248 @@
+"""What a worker does: it becomes a planner for a model and its rows once, and measures, or plans, by it.
+
+`Brief` travels once to every worker, with the rows in it; the model by its path where the worker sees the same file, as
+bytes otherwise. What a task brings along is small: which part, by which options, and the scores that are known.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxprune import rewrite
+from onnxprune.data import Dataset
+from onnxprune.errors import ModelError, UnsupportedError
+from onnxprune.graph import joined, memory
+from onnxprune.graph import model as models
+from onnxprune.graph.model import Model
+from onnxprune.graph.plan import Budget, Plan, Ranking, Structure
+from onnxprune.graph.structure.analyze import analyze
+from onnxprune.measure.validation import Evidence, Teacher, compare
+from onnxprune.pipeline.written import write
+from onnxprune.refit.solvers.linalg import numpy_on_one_thread
+from onnxprune.search import by_table, units_then_zeros
+from onnxprune.search.damage_table import Row
+from onnxprune.search.options import Options
+from onnxprune.search.planner import Planner
+
+Files = Mapping[str, np.ndarray]
+"""A model's files, the graph's first: name -> bytes [n]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Brief:
+    """What makes a planner elsewhere.
+
+    Attributes:
+        key: tells briefs apart.
+        model: the file, or the folder of several, where it lies for who asks; digest: what it must hold.
+        options: of the planner that was made first; others differ in the method alone.
+        calibration, bindings: of `planner.Planner`.
+        judge: rows that finished plans are measured on; None for none.
+        providers, metric, level: how.
+    """
+
+    key: str
+    model: Path
+    digest: str
+    options: Options
+    calibration: Dataset | None
+    bindings: Mapping[str, int]
+    judge: Dataset | None = None
+    providers: tuple[str, ...] = ("cpu",)
+    metric: Any = None
+    level: float = 0.95
+
+
+@dataclass(frozen=True)
+class Known:
+    """What has been measured of a model by one method: `score_cache.Scores`, as far as it is known."""
+
+    rankings: Mapping[str, Ranking] = field(default_factory=dict)
+    table: Mapping[str, tuple[list[int], Row]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """Instead of a result: the worker does not see the model's file; its bytes must come with the task."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A part of the work by some options.
+
+    Attributes:
+        method: of the options.
+        known: what need not be measured.
+        site: of `row`, whose row of the table is measured.
+        budget: of `plan`.
+    """
+
+    method: str
+    known: Known
+    site: str = ""
+    budget: Budget | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A finished plan.
+
+    Attributes:
+        written: digest of the file that it gives.
+        evidence: what that file costs on the rows that judge; None where that could not be measured.
+        seconds: what the worker took, by stage.
+    """
+
+    plan: Plan
+    written: str
+    evidence: Evidence | None
+    seconds: Mapping[str, float]
+
+
+def order(task: Task, brief: Brief, files: Files | None = None) -> Mapping[str, Ranking] | Lacking:
+    """The order of the units of every site."""
+    with _at(brief, task, files) as place:
+        if place is None:
+            return Lacking()
+        return place.planner(task).start.rankings
+
+
+def row(task: Task, brief: Brief, files: Files | None = None) -> Row | Lacking:
+    """A site's row of the damage table, by orders that are known."""
+    with _at(brief, task, files) as place:
+        if place is None:
+            return Lacking()
+        planner = place.planner(task)
+        site = next(s for s in planner.sites if s.id == task.site)
+        ((_, found),) = by_table.rows_of(planner, planner.start, [site], by_table.whole_grid(planner))
+        return found
+
+
+def plan(task: Task, brief: Brief, files: Files | None = None) -> Planned | Lacking:
+    """A finished plan within a budget, and what the file that it gives costs."""
+    with _at(brief, task, files) as place:
+        if place is None:
+            return Lacking()
+        planner = place.planner(task)
+        assert task.budget is not None
+        before = dict(planner.clock.seconds)
+        made = plan_within(planner, place.dense, place.structure, task.budget)
+        with tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
+            pruned = rewrite.apply(place.dense, place.structure, made)
+            if not planner.options.keep_unread:
+                rewrite.drop_unread(pruned)
+            file = write(place.dense, pruned, Path(scratch), "plan.onnx").whole
+            with planner.clock.stage("validate"):
+                evidence = place.evidence(file)
+            seconds = {k: s - before.get(k, 0.0) for k, s in planner.clock.seconds.items()}
+            return Planned(made, models.digest_of(file), evidence, seconds)
+
+
+def plan_within(planner: Planner, dense: Model, structure: Structure, budget: Budget) -> Plan:
+    """A plan within a budget, for every graph of the model.
+
+    Args:
+        structure: of the whole model; a planner's own leaves out what no output reads.
+    """
+    with numpy_on_one_thread():
+        plan = units_then_zeros.carry_out(planner, budget).everywhere(structure)
+        return replace(plan, files=dense.digests)
+
+
+class _Place:
+    """One model with its rows, in a worker."""
+
+    def __init__(self, brief: Brief, dense: Model, structure: Structure) -> None:
+        self.brief, self.dense, self.structure = brief, dense, structure
+        self._planners: dict[str, Planner] = {}
+
+    @cached_property
+    def _first(self) -> Planner:
+        brief = self.brief
+        return Planner(self.dense, self.structure, brief.options, brief.calibration, brief.bindings)
+
+    def planner(self, task: Task) -> Planner:
+        """The planner by a task's method, that knows what is known."""
+        if task.method not in self._planners:
+            options = replace(self._first.options, method=task.method)
+            self._planners[task.method] = self._first.again(options)
+        made = self._planners[task.method]
+        made.scores.rankings = made.scores.rankings or dict(task.known.rankings)
+        made.scores.table = {**task.known.table, **made.scores.table}
+        return made
+
+    @cached_property
+    def _teacher(self) -> Teacher | None:
+        brief, file = self.brief, self.dense.path
+        assert file is not None
+        return None if brief.judge is None else Teacher(file, brief.judge, providers=brief.providers)
+
+    def evidence(self, file: Path) -> Evidence | None:
+        """What a file costs; None where who asked must find out why it cannot be told."""
+        try:
+            if self._teacher is None:
+                return None
+            brief = self.brief
+            return compare(self._teacher, file, metric=brief.metric, seed=brief.options.seed, level=brief.level)
+        except Exception:
+            return None
+
+
+_place: _Place | None = None
+"""Where this worker is: one model and its rows at a time."""
+
+
+@contextmanager
+def _at(brief: Brief, task: Task, files: Files | None) -> Iterator[_Place | None]:
+    """The place of a brief, made where it is not there yet; None without a way to the model."""
+    global _place  # noqa: PLW0603 -- what a worker process remembers between tasks
+    with memory.limited(brief.options.max_memory):
+        if _place is None or _place.brief.key != brief.key:
+            before, _place = _place, None
+            if before is not None and before.brief.digest == brief.digest:
+                _place = _Place(brief, before.dense, before.structure)
+            elif (dense := _model(brief, files)) is not None:
+                _place = _Place(brief, dense, analyze(dense, hidden="hidden" in brief.options.units))
+        yield _place
+
+
+def _model(brief: Brief, files: Files | None) -> Model | None:
+    """The model, from where it lies for who asked, or from a copy that was sent; None where there is neither yet."""
+    held = Path(tempfile.gettempdir()) / f"onnxprune-{brief.digest[:32]}"
+    copy = held if brief.model.suffix != ".onnx" else held / brief.model.name
+    for file in (brief.model, copy):
+        with suppress(ModelError, UnsupportedError):  # nothing there, or something else
+            if (found := joined.load(file, brief.options.calls)).digest == brief.digest:
+                return found
+    if files is None:
+        return None
+    held.mkdir(mode=0o700, exist_ok=True)
+    receive(files, held)
+    found = joined.load(copy, brief.options.calls)
+    if found.digest != brief.digest:
+        raise ModelError(f"{copy}: is not what was sent to this worker; remove it there, and run again")
+    return found
+
+
+def receive(files: Files, folder: Path) -> None:
+    """A model's files, as they were sent, into a folder; each is whole, or not there."""
+    for name, sent in files.items():
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=place.parent, prefix=".onnxprune-", delete=False) as part:
+            sent.tofile(part)
+        Path(part.name).replace(place)
+
+
+def bytes_of(files: Sequence[Path], root: Path) -> Files:
+    """Graphs and what their weights lie in, as they are sent: by their place below a folder."""
+    parts = dict.fromkeys(part for file in files for part in models.files_of(file))
+    return {part.relative_to(root).as_posix(): np.fromfile(part, dtype=np.uint8) for part in parts}

@@ -1,0 +1,336 @@
+"""Where tasks run: processes of this machine, a Dask or a Ray cluster. The only file that knows of any engine.
+
+A task is an argument that can be pickled, for a function of a module; results come as they are done. What all tasks of
+a run read (rows, weights) is shared once, not sent with each. A worker that dies takes nothing along but the tasks that
+it was at, which run again elsewhere: joblib's processes are started anew here, Dask and Ray do it themselves.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import import_module
+from os import cpu_count
+from pathlib import Path
+from typing import Any, Protocol
+
+from onnxprune.errors import OnnxPruneError, UsageError
+
+DEATHS = 3
+"""How often workers may die in one run before it is given up: a task that takes too much memory kills each."""
+PATIENCE = 30
+"""Seconds in which a cluster must answer."""
+
+Function = Callable[..., Any]
+"""function(task, *shared) -> result."""
+
+
+class Workers(Protocol):
+    """Somewhere tasks run.
+
+    Attributes:
+        count: tasks that run at once.
+    """
+
+    count: int
+
+    def share(self, value: Any) -> Any:
+        """A handle of what many tasks read; a worker is handed the value itself."""
+
+    def run(
+        self, function: Function, tasks: Sequence[Any], *shared: Any, tag: str | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """(index of a task, its result), as they are done.
+
+        Args:
+            shared: handles; the function is called with their values behind the task.
+            tag: a resource that a worker must have: the device it owns.
+
+        Raises:
+            OnnxPruneError: what a task raised, or that workers died again and again.
+            UsageError: no worker has the tag.
+        """
+
+
+@contextmanager
+def opened(count: int | None, cluster: str | None = None, threads: int = 0) -> Iterator[Workers | None]:
+    """The workers that were asked for; None where all is done in this process.
+
+    Args:
+        count: processes of this machine.
+        cluster: dask://HOST:PORT of a scheduler, ray://HOST:PORT of a Ray client server, or ray://auto.
+        threads: of each process; 0 shares the cores out. A cluster's workers have the threads they were started with.
+
+    Raises:
+        UsageError: both, an address of another kind, an engine that is not installed, or nobody answers.
+    """
+    if count is None and cluster is None:
+        yield None
+        return
+    if count is not None and cluster is not None:
+        raise UsageError("--workers are processes of this machine, --cluster others: give one of the two")
+    scheme, _, address = (cluster or "").partition("://")
+    if count is not None:
+        if count < 1:
+            raise UsageError(f"--workers {count}: give a number from 1 on")
+        made: _Local | _Dask | _Ray = _Local(count, threads or max((cpu_count() or 1) // count, 1))
+    elif scheme == "dask" and address:
+        made = _Dask(address)
+    elif scheme == "ray" and address:
+        made = _Ray(address)
+    else:
+        raise UsageError(f"--cluster {cluster}: give dask://HOST:PORT, ray://HOST:PORT, or ray://auto on its head node")
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@dataclass(frozen=True)
+class _File:
+    """Something shared by a file that all workers see."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """An error of ours, which an engine would wrap in one of its own."""
+
+    error: OnnxPruneError
+
+
+_ALONE = threading.Lock()
+"""A process does one task at a time: planners are not made for threads, of which a cluster's worker may have more."""
+
+
+def _call(function: Function, task: Any, *shared: Any) -> Any:
+    """In a worker: the task's result, or the error that it ended with."""
+    with _ALONE:
+        try:
+            return function(task, *(_read(s.path) if isinstance(s, _File) else s for s in shared))
+        except OnnxPruneError as error:
+            return _Failed(error)
+
+
+def _numbered(index: int, function: Function, task: Any, *shared: Any) -> tuple[int, Any]:
+    return index, _call(function, task, *shared)
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path) -> Any:
+    import joblib
+
+    return joblib.load(path, mmap_mode="r")
+
+
+def _told(result: Any) -> Any:
+    if isinstance(result, _Failed):
+        raise result.error
+    return result
+
+
+def _given_up(what: str) -> OnnxPruneError:
+    return OnnxPruneError(
+        f"workers died {DEATHS + 1} times ({what}): most likely a task took more memory than there is; give fewer "
+        "workers, or more memory to each"
+    )
+
+
+class _Local:
+    """Processes of this machine (joblib's loky), each with its share of the cores."""
+
+    def __init__(self, count: int, threads: int) -> None:
+        self.count, self.threads = count, threads
+        self._folder = Path(tempfile.mkdtemp(prefix="onnxprune-"))
+        self._shared = 0
+
+    def share(self, value: Any) -> _File:
+        import joblib
+
+        self._shared += 1
+        file = self._folder / f"{self._shared}.pkl"
+        joblib.dump(value, file)
+        return _File(file)
+
+    def run(
+        self, function: Function, tasks: Sequence[Any], *shared: Any, tag: str | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        from joblib import Parallel, delayed, parallel_config
+        from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+        if tag is not None:
+            raise UsageError(f"--on {tag}: only a cluster's workers have tags; give its address with --cluster")
+        left = dict(enumerate(tasks))
+        deaths = 0
+        while left:
+            with parallel_config(backend="loky", n_jobs=self.count, inner_max_num_threads=self.threads):
+                pool = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch=2 * self.count)
+            made = pool(delayed(_numbered)(i, function, task, *shared) for i, task in list(left.items()))
+            try:
+                for index, result in made:
+                    del left[index]
+                    yield index, _told(result)
+            except TerminatedWorkerError as error:
+                deaths += 1
+                if deaths > DEATHS:
+                    raise _given_up(f"{len(left)} tasks are left") from error
+            finally:
+                made.close()
+
+    def close(self) -> None:
+        from joblib.externals.loky import get_reusable_executor
+
+        get_reusable_executor().shutdown(wait=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+@dataclass(eq=False)
+class _Held:
+    """Something shared that lies in an engine's object store, and is put there again should it be lost.
+
+    Attributes:
+        handle: the engine's.
+    """
+
+    value: Any
+    handle: Any = field(default=None)
+
+
+class _Dask:
+    """A Dask cluster: its scheduler runs the tasks of a dead worker again."""
+
+    def __init__(self, address: str) -> None:
+        self._dask = _engine("distributed", "dask")
+        try:
+            self._client = self._dask.Client(f"tcp://{address}", timeout=PATIENCE, set_as_default=False)
+            self._client.wait_for_workers(1, timeout=PATIENCE)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise UsageError(f"--cluster dask://{address}: no scheduler with workers answers ({error})") from error
+        self.count = sum(self._client.ncores().values())
+
+    def share(self, value: Any) -> _Held:
+        return _Held(value)
+
+    def run(
+        self, function: Function, tasks: Sequence[Any], *shared: Any, tag: str | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        if tag is not None:
+            known = [w.get("resources", {}) for w in self._client.scheduler_info(n_workers=-1)["workers"].values()]
+            _require(tag, {name for resources in known for name in resources})
+        left = dict(enumerate(tasks))
+        for _ in range(DEATHS + 1):
+            handles = [self._there(held) for held in shared]
+            futures = {
+                self._client.submit(
+                    _call, function, task, *handles, pure=False, resources=None if tag is None else {tag: 1}
+                ): i
+                for i, task in left.items()
+            }
+            try:
+                for future in self._dask.as_completed(list(futures), loop=self._client.loop):
+                    if future.status == "finished":
+                        yield futures[future], _told(future.result())
+                        del left[futures[future]]
+                    elif future.status == "error" and not isinstance(future.exception(), self._lost()):
+                        future.result()
+            finally:
+                self._client.cancel(list(futures))
+            if not left:
+                return
+            for held in shared:  # what died may have been the last that held it
+                held.handle = None
+        raise _given_up(f"{len(left)} tasks are left")
+
+    def _there(self, held: _Held) -> Any:
+        if held.handle is None or held.handle.status in ("cancelled", "lost", "error"):
+            held.handle = self._client.scatter(held.value, broadcast=True, hash=False)
+        return held.handle
+
+    def _lost(self) -> tuple[type[BaseException], ...]:
+        from concurrent.futures import CancelledError
+
+        return self._dask.KilledWorker, self._dask.client.FutureCancelledError, CancelledError
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class _Ray:
+    """A Ray cluster: it runs the tasks of a dead worker again."""
+
+    def __init__(self, address: str) -> None:
+        self._ray = _engine("ray", "ray")
+        self._ours = not self._ray.is_initialized()
+        if self._ours:
+            try:
+                self._ray.init("auto" if address == "auto" else f"ray://{address}", log_to_driver=False)
+            except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:
+                raise UsageError(f"--cluster ray://{address}: no cluster answers there ({error})") from error
+        self.count = int(self._ray.cluster_resources().get("CPU", 1))
+
+    def share(self, value: Any) -> _Held:
+        return _Held(value)
+
+    def run(
+        self, function: Function, tasks: Sequence[Any], *shared: Any, tag: str | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        ray = self._ray
+        if tag is not None:
+            _require(tag, set(ray.cluster_resources()))
+        remote = ray.remote(max_retries=DEATHS, num_cpus=1)(_call)
+        if tag is not None:
+            remote = remote.options(resources={tag: 1})
+        left = dict(enumerate(tasks))
+        for _ in range(DEATHS + 1):
+            handles = [self._there(held) for held in shared]
+            flying = {remote.remote(function, task, *handles): i for i, task in left.items()}
+            try:
+                while flying:
+                    (done, *_), _ = ray.wait(list(flying), num_returns=1)
+                    index = flying.pop(done)
+                    try:
+                        result = ray.get(done)
+                    except ray.exceptions.ObjectLostError:
+                        continue
+                    del left[index]
+                    yield index, _told(result)
+            except ray.exceptions.WorkerCrashedError as error:
+                raise _given_up(f"{len(left)} tasks are left") from error
+            finally:
+                for ref in flying:
+                    ray.cancel(ref, force=True)
+            if not left:
+                return
+            for held in shared:
+                held.handle = None
+        raise _given_up(f"{len(left)} tasks are left")
+
+    def _there(self, held: _Held) -> Any:
+        if held.handle is None:
+            held.handle = self._ray.put(held.value)
+        return held.handle
+
+    def close(self) -> None:
+        if self._ours:
+            self._ray.shutdown()
+
+
+def _require(tag: str, known: set[str]) -> None:
+    if tag not in known:
+        there = ", ".join(sorted(known)) or "none"
+        raise UsageError(f"--on {tag}: no worker of the cluster has that resource; there are: {there}")
+
+
+def _engine(module: str, extra: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UsageError(
+            f"--cluster {extra}://…: the package {module} is not installed: pip install 'onnxprune[{extra}]'"
+        ) from error

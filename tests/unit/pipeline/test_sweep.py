@@ -1,0 +1,193 @@
+"""A plan is the same wherever it was made, in whatever order; what a store holds is not made again."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import perceptron
+import pytest
+import worker_tasks
+
+from onnxprune.errors import UsageError
+from onnxprune.graph.plan import Plan
+from onnxprune.pipeline import remote
+from onnxprune.pipeline.sweep import Series, series_of, sweep
+from onnxprune.pipeline.verbs import prune
+from onnxprune.search import workers as engines
+
+Outcome = tuple[int, str, str]
+METHODS, BUDGETS = ("obs", "wanda"), (0.8, 0.5)
+OPTIONS = {"round_to": 1, "variants": 0.0}
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning:joblib.externals.loky"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    perceptron.write(folder / "model.onnx")
+    perceptron.write_rows(folder / "rows.jsonl", 40)
+    return folder
+
+
+def swept(place: Path, out: Path | None, **more: Any) -> list[Any]:
+    return sweep(
+        place / "model.onnx", BUDGETS, out, calibration=place / "rows.jsonl", methods=METHODS, measure=False,
+        options=OPTIONS, **more,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def here(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a sweep in this process writes."""
+    folder = tmp_path_factory.mktemp("here")
+    swept(place, folder)
+    return folder
+
+
+class Shuffled:
+    """Workers that are this process, and do their tasks in an order of their own."""
+
+    count = 3
+
+    def __init__(self, seed: int) -> None:
+        self.random = np.random.default_rng(seed)
+        self.done: list[str] = []
+
+    def share(self, value: Any) -> Any:
+        return value
+
+    def run(
+        self, function: Callable[..., Any], tasks: Sequence[Any], *shared: Any, tag: str | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        for i in self.random.permutation(len(tasks)):
+            self.done.append(function.__name__)
+            yield int(i), function(tasks[i], *shared)
+
+
+def same(first: Path, second: Path) -> None:
+    """Both folders hold the same models and plans, bit for bit."""
+    names = [{p.name for p in place.glob("*.onnx")} for place in (first, second)]
+    assert names[0] == names[1]
+    assert len(names[0]) == len(METHODS) * len(BUDGETS)
+    for name in names[0]:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+        plans = [Plan.load(place / name.replace(".onnx", ".plan.json")) for place in (first, second)]
+        assert plans[0].keep == plans[1].keep
+        for kind in ("weights", "intercepts", "rests"):
+            held = [getattr(plan, kind) for plan in plans]
+            assert held[0].keys() == held[1].keys()
+            assert all(np.array_equal(held[0][k], held[1][k]) for k in held[0])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_order_of_arrival_changes_nothing(
+    seed: int, place: Path, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Shuffled(seed)
+    monkeypatch.setattr(remote, "_place", None)
+    monkeypatch.setattr(engines, "opened", lambda *asked: _open(made))
+    swept(place, tmp_path, workers=1)
+    same(here, tmp_path)
+    assert made.done.count("row") == len(METHODS) * 2
+    assert made.done.count("plan") == len(METHODS) * len(BUDGETS)
+
+
+class _open:
+    def __init__(self, made: Any) -> None:
+        self.made = made
+
+    def __enter__(self) -> Any:
+        return self.made
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_workers_that_do_not_see_the_model_are_sent_it(
+    place: Path, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Shuffled(0)
+    elsewhere = remote._model
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(remote, "_place", None)
+
+    def unseen(brief: Any, files: Any) -> Any:
+        assert brief.model.name == "model.onnx"
+        return elsewhere(replace(brief, model=Path("/nowhere/model.onnx")), files)
+
+    monkeypatch.setattr(remote, "_model", unseen)
+    monkeypatch.setattr(engines, "opened", lambda *asked: _open(made))
+    swept(place, tmp_path / "out", workers=1)
+    same(here, tmp_path / "out")
+
+
+def test_processes_one_of_which_is_killed(
+    place: Path, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXPRUNE_TEST_DIED", str(tmp_path / "died"))
+    monkeypatch.setattr(remote, "plan", worker_tasks.interrupted)
+    swept(place, tmp_path / "out", workers=2)
+    assert (tmp_path / "died").exists()
+    same(here, tmp_path / "out")
+
+
+def test_what_a_store_holds_is_not_made_again(place: Path, here: Path, tmp_path: Path) -> None:
+    url = (tmp_path / "store").as_uri()
+    swept(place, tmp_path / "first", store=url)
+    again = swept(place, tmp_path / "second", store=url)
+    same(here, tmp_path / "second")
+    assert not {"score", "table", "search", "compensate"} & again[0].report.seconds.keys()
+    rows = sorted((tmp_path / "store" / "scores").glob("*/row.*.json"))
+    rows[0].write_text(rows[0].read_text()[:-9])  # half an object counts for nothing
+    for file in (tmp_path / "store" / "plans").glob("*/plan.json"):
+        file.unlink()
+    (third,) = {"table"} & swept(place, tmp_path / "third", store=url)[0].report.seconds.keys()
+    same(here, tmp_path / "third")
+    assert third
+
+
+def test_a_single_plan_is_measured_by_workers_too(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    common: dict[str, Any] = {"calibration": place / "rows.jsonl", "flops": 0.5, "measure_latency": False, **OPTIONS}
+    prune(place / "model.onnx", tmp_path / "here.onnx", **common)
+    made = Shuffled(0)
+    monkeypatch.setattr(remote, "_place", None)
+    monkeypatch.setattr(engines, "opened", lambda *asked: _open(made))
+    prune(place / "model.onnx", tmp_path / "there" / "here.onnx", workers=2, **common)
+    assert (tmp_path / "here.onnx").read_bytes() == (tmp_path / "there" / "here.onnx").read_bytes()
+    assert sorted(set(made.done)) == ["order", "row"]
+
+
+def test_what_depends_on_this_machine_stays_here(place: Path) -> None:
+    with pytest.raises(UsageError, match="leave out --workers"):
+        sweep(place / "model.onnx", [0.6], kind="latency", calibration=place / "rows.jsonl", workers=1)
+
+
+def test_the_names_of_series() -> None:
+    assert series_of(["obs"], [0]) == [Series("obs", 0, "")]
+    names = [one.name for one in series_of(["obs", "optin+0.5*seven", "obs"], [0, 1])]
+    assert names == ["obs.seed-0", "optin+0.5-seven.seed-0", "obs.seed-1", "optin+0.5-seven.seed-1"]
+
+
+def test_the_command_line_draws_a_curve_for_each(run: Callable[..., Outcome], place: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    args = [place / "model.onnx", "--flops", "0.8,0.6", "--method", "wanda,magnitude", "--seeds", "0,1"]
+    args += ["--round-to", 1, "--calib", place / "rows.jsonl", "--no-latency", "--report", page, "-o", tmp_path / "out"]
+    code, out, err = run("sweep", *args, "--json")
+    assert code == 0, err
+    told = [(r["recipe"]["method"], r["recipe"]["options"]["seed"]) for r in json.loads(out)]
+    assert sorted(set(told)) == [("magnitude", 0), ("magnitude", 1), ("wanda", 0), ("wanda", 1)]
+    assert "wanda seed 1" in page.read_text()
+    assert len(list((tmp_path / "out").glob("model.*.seed-?.flops-0.6.onnx"))) == 4
+    code, out, err = run("sweep", *args[:5], "--calib", place / "rows.jsonl", "--no-latency", "--round-to", 1)
+    assert code == 0, err
+    assert "magnitude" in out

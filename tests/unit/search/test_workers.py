@@ -1,0 +1,110 @@
+"""Engines: every task is done once, whoever dies on the way, and errors stay what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import worker_tasks
+
+from onnxprune.errors import BudgetError, OnnxPruneError, UsageError
+from onnxprune.search import workers as engines
+from onnxprune.search.workers import Workers, opened
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning:joblib.externals.loky"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:(distributed|dask|tornado|ray)"),
+]
+
+
+@contextmanager
+def local() -> Iterator[Workers]:
+    with opened(2) as workers:
+        assert workers is not None
+        yield workers
+
+
+@contextmanager
+def dask() -> Iterator[Workers]:
+    distributed = pytest.importorskip("distributed")
+    with (
+        distributed.LocalCluster(
+            2, threads_per_worker=1, dashboard_address=None, resources={"phone": 1}, silence_logs=60
+        ) as cluster,
+        opened(None, cluster.scheduler_address.replace("tcp://", "dask://")) as workers,
+    ):
+        assert workers is not None
+        yield workers
+
+
+@contextmanager
+def ray() -> Iterator[Workers]:
+    engine = pytest.importorskip("ray")
+    engine.init(num_cpus=2, resources={"phone": 1}, include_dashboard=False, log_to_driver=False)
+    try:
+        with opened(None, "ray://auto") as workers:
+            assert workers is not None
+            yield workers
+    finally:
+        engine.shutdown()
+
+
+ENGINES = [local, dask, ray]
+
+
+@pytest.fixture(params=ENGINES, ids=lambda made: made.__name__)
+def workers(request: pytest.FixtureRequest) -> Iterator[Workers]:
+    with request.param() as made:
+        yield made
+
+
+def test_an_engine(workers: Workers, tmp_path: Path) -> None:
+    assert workers.count == 2
+    more = workers.share({"more": 1})
+    marker = str(tmp_path / "died")
+    tasks = [(i, marker if i == 3 else "", 0.02) for i in range(8)]
+    found = list(workers.run(worker_tasks.squared, tasks, more))
+    assert sorted(found) == [(i, i * i + 1) for i in range(8)], "a worker that died changed something"
+    assert (tmp_path / "died").exists()
+    with pytest.raises(BudgetError, match="7 cannot be met") as caught:
+        list(workers.run(worker_tasks.refused, [7]))
+    assert caught.value.closest == 0.5
+    with pytest.raises(UsageError, match="--on watch"):
+        list(workers.run(worker_tasks.refused, [7], tag="watch"))
+
+
+@pytest.mark.parametrize("cluster", [dask, ray], ids=lambda made: made.__name__)
+def test_a_tag_finds_its_worker(cluster: object) -> None:
+    assert callable(cluster)
+    with cluster() as workers:
+        assert len(list(workers.run(worker_tasks.process, [1], tag="phone"))) == 1
+
+
+def test_who_is_killed_by_every_task_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "DEATHS", 1)
+    tasks = [(1, str(tmp_path / "a" / "never"), 0.0)]
+    with local() as workers, pytest.raises(OnnxPruneError, match="died"):
+        list(workers.run(worker_tasks.killed, tasks))
+
+
+@pytest.mark.parametrize(
+    ("count", "cluster", "says"),
+    [
+        (2, "dask://h:1", "one of the two"),
+        (0, None, "from 1 on"),
+        (None, "spark://h:1", "give dask://"),
+        (None, "dask://", "give dask://"),
+    ],
+)
+def test_what_cannot_be_opened(count: int | None, cluster: str | None, says: str) -> None:
+    with pytest.raises(UsageError, match=says), opened(count, cluster):
+        pass
+
+
+def test_nobody_is_asked_for() -> None:
+    with opened(None) as workers:
+        assert workers is None

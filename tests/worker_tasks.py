@@ -1,0 +1,45 @@
+"""What tests let workers do: functions of a module that a worker can import."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from onnxprune.errors import BudgetError
+from onnxprune.pipeline import remote
+
+
+def squared(task: tuple[int, str, float], shared: dict[str, int]) -> int:
+    """The square of a number, plus what is shared; the first who finds no file by the given name kills its process."""
+    number, marker, wait = task
+    time.sleep(wait)
+    if marker and not Path(marker).exists():
+        Path(marker).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number + shared["more"]
+
+
+def refused(task: int) -> int:
+    raise BudgetError(f"{task} cannot be met", closest=0.5)
+
+
+def process(task: int) -> int:
+    time.sleep(0.05)
+    return os.getpid()
+
+
+def killed(task: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def interrupted(task: remote.Task, *shared: Any) -> remote.Planned | remote.Lacking:
+    """`remote.plan`, whose process is killed the first time that it is at the smallest budget."""
+    found = remote.plan(task, *shared)
+    marker = Path(os.environ["ONNXPRUNE_TEST_DIED"])
+    if task.budget is not None and task.budget.value == 0.5 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return found
