@@ -13,8 +13,9 @@ from click.core import ParameterSource
 
 from onnxprune.cli.export import import_bench
 from onnxprune.cli.help import Command, among, metrics, providers
-from onnxprune.cli.options import MODEL, MOST, OUTSIDE, Pairs, ints, logs, size, split, talk
+from onnxprune.cli.options import MODEL, MOST, Pairs, ints, logs, split, stated_shape, talk
 from onnxprune.cli.progress import Bar
+from onnxprune.cli.reading import OUTSIDE, images
 from onnxprune.errors import UsageError
 
 
@@ -34,12 +35,14 @@ from onnxprune.errors import UsageError
 @click.option("--columns", type=Pairs(str))
 @click.option("--pairs", type=click.Choice(["joint", "separate"]))
 @click.option("--tokenizer", type=click.Path(path_type=Path))
+@images
+@stated_shape("Of images and sounds, where the graph leaves it open.")
 @OUTSIDE
 @talk
 def validate(
     model: Path, pruned: Path, evaluation: str, metric: tuple[str, ...], ep: tuple[str, ...],
     columns: dict[str, str] | None, pairs: Any, tokenizer: Path | None, allow_outside: bool, as_json: bool, quiet: bool,
-    verbose: int,
+    verbose: int, **prepared: Any,
 ) -> None:  # fmt: skip
     """Compare PRUNED with MODEL on rows: task metric with its interval, and how far the outputs moved.
 
@@ -58,14 +61,14 @@ def validate(
     assert dense.path is not None
     rows = data.read(
         evaluation, dense.inputs, outputs=dense.outputs, folder=dense.folder, columns=columns, pairs=pairs,
-        tokenizer=tokenizer, vocab_size=vocabulary(dense), allow_outside=allow_outside,
+        tokenizer=tokenizer, vocab_size=vocabulary(dense), allow_outside=allow_outside, **prepared,
     )  # fmt: skip
     rows = with_targets(dense, rows) or rows
     several = joined.opened(pruned) if joined.is_job(pruned) else None
     file = several.file if several is not None else shipped_files.find(pruned)
     own = None if several is not None else shipped_files.own_rows(
         file, dense.inputs, dense.folder, evaluation, len(rows), outputs=dense.outputs, columns=columns, pairs=pairs,
-        allow_outside=allow_outside,
+        allow_outside=allow_outside, **prepared,
     )  # fmt: skip
     with Bar(quiet or as_json) as bar:
         for line in rows.description:
@@ -97,7 +100,7 @@ def validate(
 )
 @click.option("--batch", default="1", show_default=True, callback=ints, help="Batch sizes: 1,8.")
 @click.option("--seq", default="", callback=ints, help="Sequence lengths: 64,128,384.")
-@click.option("--shape", type=Pairs(size), default={}, help="Other dimensions, by the graph's names.")
+@stated_shape("Other dimensions, by the graph's names.")
 @click.option("--threads", default="1", show_default=True, callback=ints, help="Inside an operator: 1,2.")
 @click.option("--runs", default=50, type=click.IntRange(35, MOST), show_default=True, help="Pairs of runs at a shape.")
 @click.option("--profile", is_flag=True, help="Also time by operator, in passes of their own.")

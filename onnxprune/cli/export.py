@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from onnxprune.cli.help import Command
-from onnxprune.cli.options import MODEL, MOST, OUTSIDE, Pairs, logs, reads, size, talk
+from onnxprune.cli.options import MODEL, MOST, Pairs, logs, reads, stated_shape, talk
 from onnxprune.cli.progress import Bar
+from onnxprune.cli.reading import OUTSIDE
 
 
 class _Targets(click.Choice):  # type: ignore[type-arg,unused-ignore]
@@ -40,7 +41,7 @@ class _Targets(click.Choice):  # type: ignore[type-arg,unused-ignore]
 @click.option("--eval", "evaluation", metavar="ROWS", help="Rows to measure every step on.")
 @click.option("--dense", type=click.Path(path_type=Path), help="The dense original, if the report does not name it.")
 @click.option("--vocab", type=click.Path(path_type=Path), metavar="TEXTS", help="Keep the tokens these lines use.")
-@click.option("--shape", type=Pairs(size), default={}, help="Sizes where the target fixes them, by the graph's names.")
+@stated_shape("Sizes where the target fixes them, by the graph's names.")
 @click.option("--bench", is_flag=True, help="android: add scripts that measure on a phone.")
 @click.option("--web-runtime", type=click.Path(path_type=Path), help="web: folder with onnxruntime-web's files.")
 @click.option("--metric", multiple=True, help="Task metric; guessed.")

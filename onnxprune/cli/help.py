@@ -11,6 +11,7 @@ SECTIONS: Mapping[str, Sequence[str]] = {
     "Budget (exactly one)": ("flops", "params", "size", "latency", "max_drop"),
     "Rows to learn from and to judge by": (
         "calibration", "evaluation", "rows", "columns", "pairs", "tokenizer", "max_length", "metric", "allow_outside",
+        "preset", "mean", "std", "scale", "layout",
     ),
     "What goes, and by which method": (
         "method", "alpha", "search", "units", "include", "exclude", "uniform", "round_to", "no_compensate",

@@ -24,7 +24,6 @@ from onnxprune.cli.options import (
     budgets,
     bundle_beside,
     bundled,
-    calibration,
     json_alone,
     judged,
     logs,
@@ -35,10 +34,12 @@ from onnxprune.cli.options import (
     size,
     split,
     spread,
+    stated_shape,
     talk,
 )
 from onnxprune.cli.profile import profile
 from onnxprune.cli.progress import Bar
+from onnxprune.cli.reading import calibration
 from onnxprune.cli.run import run
 from onnxprune.errors import UsageError
 
@@ -207,6 +208,7 @@ def sweep(
     force: bool, as_json: bool, quiet: bool, verbose: int, **kwargs: Any,
 ) -> None:  # fmt: skip
     """The curve: MODEL at several budgets, scored once; of several methods, --method obs,wanda, a curve each."""
+    from onnxprune.data import READING
     from onnxprune.graph import joined, outputs
     from onnxprune.pipeline import output_files
     from onnxprune.pipeline.sweep import sweep as curve
@@ -218,8 +220,8 @@ def sweep(
     options = _options(kwargs)
     file = joined.find(model)
     bundle = bundle_beside(options.pop("debug_bundle"), (output or file.parent) / file.name)
-    asked = ("columns", "pairs", "tokenizer", "max_length", "allow_outside", "calibration", "evaluation")
-    common = {name: options.pop(name) for name in (*asked, "seeds", "workers", "cluster", "store")}
+    asked = (*READING, "calibration", "evaluation", "seeds", "workers", "cluster", "store")
+    common = {name: options.pop(name) for name in asked}
     common |= {
         "measure": not options.pop("no_latency"),
         "providers": options.pop("ep"),
@@ -249,7 +251,7 @@ def sweep(
 
 @cli.command()
 @MODEL
-@click.option("--shape", type=Pairs(size), default={}, help="Where FLOPs are counted; default batch 1, else 128.")
+@stated_shape("Where FLOPs are counted; default batch 1, else what the graph can run with.")
 @click.option("--calls", type=Pairs(size), default={}, help="Of a folder of several graphs, how often each runs.")
 @click.option("--pins", is_flag=True, help="All pinned dimensions, not the most common reasons only.")
 @talk
@@ -280,6 +282,7 @@ def inspect(
 @talk
 def plan(model: Path, output: Path, force: bool, as_json: bool, quiet: bool, verbose: int, **kwargs: Any) -> None:
     """Make a plan for MODEL without carrying it out: plan.json, and plan.safetensors with refit weights."""
+    from onnxprune.data import READING
     from onnxprune.graph import joined, outputs
     from onnxprune.graph.plan_file import tensors_beside
     from onnxprune.pipeline import output_files, verbs
@@ -287,7 +290,7 @@ def plan(model: Path, output: Path, force: bool, as_json: bool, quiet: bool, ver
 
     logs(verbose)
     options = _options(kwargs)
-    asked = {name: options.pop(name) for name in ("columns", "pairs", "tokenizer", "max_length", "allow_outside")}
+    asked = {name: options.pop(name) for name in READING}
     calibration = options.pop("calibration")
     limits = {kind: options.pop(kind) for kind in ("flops", "params", "size", "latency")}
     budget = verbs.budget_of(**limits, whole=verbs.needs_no_budget(options))

@@ -34,6 +34,20 @@ class Pairs(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{value!r} is not of the form name=value,name=value", param, ctx)
 
 
+def merged(ctx: click.Context, param: click.Parameter, value: Any) -> dict[str, Any]:
+    """What an option of `Pairs` says, given once or several times, as one dictionary.
+
+    Raises:
+        click.BadParameter: one name has two values.
+    """
+    found: dict[str, Any] = {}
+    for told in value or ():
+        for name, held in told.items():
+            if found.setdefault(name, held) != held:
+                raise click.BadParameter(f"{name} is {found[name]} and {held}: give it once", ctx, param)
+    return found
+
+
 def split(ctx: click.Context, param: click.Parameter, value: Any) -> tuple[str, ...]:
     """Comma-separated values, given once or several times."""
     values = (value,) if isinstance(value, str) else value or ()
@@ -107,34 +121,9 @@ def budgets(command: Any) -> Any:
     return command
 
 
-OUTSIDE = click.option(
-    "--allow-outside", is_flag=True, help="Read images and sounds that lie outside of the rows' folder, too."
-)
-
-
-def calibration(command: Any) -> Any:
-    """What rows to learn from, and how they are read."""
-    for option in (
-        click.option(
-            "--calib",
-            "calibration",
-            metavar="ROWS",
-            help="Rows to learn from: .jsonl, .json, .csv, .tsv, .parquet, .npz, a folder of images, or `random`.",
-        ),
-        click.option("--columns", type=Pairs(str), help="Rename columns: text=sentence1,label=gold."),
-        click.option(
-            "--pairs",
-            type=click.Choice(["joint", "separate"]),
-            help="Two texts as one input, or as two; guessed and said.",
-        ),
-        click.option(
-            "--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json or a folder, if not beside the model."
-        ),
-        click.option("--max-length", type=click.IntRange(1, MOST), help="The most tokens of a row."),
-        OUTSIDE,
-    ):
-        command = option(command)
-    return command
+def stated_shape(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Sizes by the graph's names for them; several options say more, not something else."""
+    return click.option("--shape", type=Pairs(size), multiple=True, callback=merged, help=what)
 
 
 def planning(command: Any) -> Any:
@@ -209,9 +198,7 @@ def planning(command: Any) -> Any:
         click.option("--uniform", is_flag=True, help="Every layer alike."),
         click.option("--include", multiple=True, callback=split, help="Only units or nodes that match (glob)."),
         click.option("--exclude", multiple=True, callback=split, help="Not the units or nodes that match (glob)."),
-        click.option(
-            "--shape", type=Pairs(size), default={}, help="Where FLOPs are counted: batch_size=1,sequence_length=128."
-        ),
+        stated_shape("Where FLOPs are counted, and of random rows: batch_size=1,sequence_length=128."),
         click.option(
             "--calls",
             type=Pairs(size),

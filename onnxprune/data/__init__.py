@@ -2,6 +2,7 @@
 
     sources   where rows come from: JSON Lines, CSV, Parquet, npz, image folders, iterables
     text, image, audio, tensors   what a row holds, as arrays for the graph's inputs
+    image_options   how images are prepared where no file says it
     filled_inputs   what only the graph wants (position_ids, empty past_key_values, ...)
     labels    class names and numbers as labels
     dataset   Example, Batch, Dataset
@@ -18,8 +19,19 @@ from __future__ import annotations
 
 from onnxprune.data.dataset import Batch, Dataset, Example
 from onnxprune.data.more_rows import variants
-from onnxprune.data.reader import read
+from onnxprune.data.reader import READING, read
 from onnxprune.data.row_axis import output_axes, rows_first
 from onnxprune.data.row_doubts import overlap, row_doubts
 
-__all__ = ["Batch", "Dataset", "Example", "output_axes", "overlap", "read", "row_doubts", "rows_first", "variants"]
+__all__ = [
+    "READING",
+    "Batch",
+    "Dataset",
+    "Example",
+    "output_axes",
+    "overlap",
+    "read",
+    "row_doubts",
+    "rows_first",
+    "variants",
+]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.data.filled_inputs import RATE, RATES, maker_of
 from onnxprune.data.model_info import Graph, Job, Part, Spec, describe
 from onnxprune.data.optional_packages import package
 from onnxprune.data.outside import within
@@ -21,16 +22,21 @@ from onnxprune.errors import DataError, said
 Array = NDArray[Any]
 MOST_SAMPLES = 1 << 28
 """Of a sound: four hours and a half at 16 kHz. A few kilobytes of a lossless format can hold more."""
-RATE = 16000  # Hz; of practically every speech model
 
 
 def audio_input(graph: Graph) -> Spec | None:
-    """The input that takes the sound: `input_values`, `input_features`, or the only float input."""
+    """The input that takes the sound: `input_values`, `input_features`, or the only float input that is no state."""
     for name in ("input_values", "input_features"):
         if name in graph.by_role:
             return graph.by_role[name]
     floats = [s for s in graph.inputs if np.dtype(s.dtype).kind not in "iubO" and len(s.shape) in (2, 3)]
+    floats = [s for s in floats if s.name not in graph.inside and maker_of(s.name) is None]
     return floats[0] if len(floats) == 1 else None
+
+
+def rate_input(graph: Graph) -> Spec | None:
+    """The input that takes the number of samples a second."""
+    return next((s for s in graph.inputs if maker_of(s.name) == RATES and np.dtype(s.dtype).kind in "iu"), None)
 
 
 def encode_audio(rows: Sequence[Row], job: Job) -> list[list[Part]]:
@@ -41,7 +47,8 @@ def encode_audio(rows: Sequence[Row], job: Job) -> list[list[Part]]:
             f"audio rows need one audio input; the graph takes {job.graph.listing}: give rows of its own inputs"
         )
     config = job.files.json("preprocessor_config.json")
-    rate = config.get("sampling_rate") or RATE
+    told = rate_input(job.graph)
+    rate = config.get("sampling_rate") or (_own_rate(rows[0], job) if told is not None else None) or RATE
     if type(rate) is not int or rate < 1:
         raise DataError(f"preprocessor_config.json: sampling_rate is {rate!r:.40}: copy the file again from the model")
     if not config:
@@ -58,16 +65,38 @@ def encode_audio(rows: Sequence[Row], job: Job) -> list[list[Part]]:
         if normalize:
             samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
         samples = _fixed(samples, spec, job)
-        parts.append([Part({spec.name: samples.reshape(1, *([1] * (len(spec.shape) - 2)), -1).astype(spec.dtype)})])
+        feeds = {spec.name: samples.reshape(1, *([1] * (len(spec.shape) - 2)), -1).astype(spec.dtype)}
+        if told is not None:
+            one = [1] * len(told.shape)
+            feeds[told.name] = np.full(one, rate, told.dtype)
+        parts.append([Part(feeds)])
     return parts
 
 
+def _own_rate(row: Row, job: Job) -> int | None:
+    """Samples a second of a row's sound, where a graph that takes the rate takes several."""
+    value = row.fields.get("audio")
+    if isinstance(value, Mapping):
+        return value.get("sampling_rate")
+    if isinstance(value, str | Path):
+        path = within(value, row.folder, row.source, allowed=job.allow_outside)
+        return _decode(path.read_bytes(), f"{row.source}: {path}")[1]
+    return None
+
+
 def _fixed(samples: Array, spec: Spec, job: Job) -> Array:
-    """Cut or filled up with silence to the length that the graph fixes."""
-    length = spec.shape[-1]
-    if not isinstance(length, int):
+    """Cut or filled up with silence to the length that the graph fixes, or that is stated.
+
+    What is longer is cut around its loudest sample: recordings begin and end with silence.
+    """
+    dim = spec.shape[-1]
+    length = dim if isinstance(dim, int) else job.shape.get(dim or "")
+    if length is None:
         return samples
-    job.say(f"audio: cut or filled up with silence to the {length} samples that the graph fixes")
+    by = "the graph fixes" if isinstance(dim, int) else "--shape states"
+    job.say(f"audio: cut, or filled up with silence, to the {length} samples that {by}")
+    start = min(max(int(np.argmax(np.abs(samples))) - length // 2, 0), max(len(samples) - length, 0))
+    samples = samples[start:]
     return np.pad(samples[:length], (0, max(0, length - len(samples))))
 
 

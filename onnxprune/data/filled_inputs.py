@@ -125,6 +125,26 @@ def _no_cache(spec: Spec, feeds: Mapping[str, Array], job: Job) -> Array:
     return np.zeros([dim if isinstance(dim, int) else 1 for dim in spec.shape])
 
 
+RATE = 16000
+"""Samples a second of practically every speech model."""
+RATES = "sr"
+STATES = ("state", "states", "state_in", "in_state", "h", "c", "h0", "c0", "h_0", "c_0", "hx", "cx", "init_state")
+
+
+def _rate(spec: Spec, feeds: Mapping[str, Array], job: Job) -> Array:
+    rate = job.files.json("preprocessor_config.json").get("sampling_rate") or RATE
+    return np.full([1] * len(spec.shape), rate)
+
+
+def _no_state(spec: Spec, feeds: Mapping[str, Array], job: Job) -> Array:
+    """A recurrence before its first step: zeros, of sizes that the graph fixes."""
+    own = None if spec.name in job.graph.shared else job.graph.row_axis(spec.name)
+    sizes = [1 if axis == own else job.shape.get(str(dim), dim) for axis, dim in enumerate(spec.shape)]
+    if not all(isinstance(size, int) for size in sizes):
+        raise LookupError(f"the graph does not fix its sizes: state them with --shape, as {spec.shape} names them")
+    return np.zeros([size for size in sizes if isinstance(size, int)])
+
+
 MAKERS: dict[str, Maker] = {
     "decoder_input_ids": _decoder_start,
     "attention_mask": _ones,
@@ -143,6 +163,8 @@ MAKERS: dict[str, Maker] = {
     "next_position_ids": _next_position,
     "next_cache_position": _next_position,
     "num_logits_to_keep": _no_cache,  # 0 keeps the logits of all tokens
+    RATES: _rate,
+    **dict.fromkeys(STATES, _no_state),
 }
 
 

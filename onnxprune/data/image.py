@@ -1,4 +1,4 @@
-"""Image rows as pixel values, prepared the way the model's preprocessor_config.json says."""
+"""Image rows as pixel values, prepared as is stated, or as the model's preprocessor_config.json says."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.data.image_options import ImageOptions
 from onnxprune.data.model_info import Graph, Job, Part, Spec, describe
 from onnxprune.data.optional_packages import package
 from onnxprune.data.outside import within
-from onnxprune.data.preprocess import Preprocess, plain, read_preprocess
+from onnxprune.data.preprocess import Preprocess, fitted, plain, read_preprocess
 from onnxprune.data.sources import Row
-from onnxprune.errors import DataError, reading, said
+from onnxprune.errors import DataError, UsageError, reading, said
 
 Array = NDArray[Any]
 
@@ -32,9 +33,15 @@ class Layout:
     last: bool  # channels are the last axis
 
     @classmethod
-    def of(cls, spec: Spec) -> Layout:
-        dims = [dim if isinstance(dim, int) else None for dim in spec.shape]
-        last = dims[1] not in (1, 3, 4) and dims[3] in (1, 3, 4)
+    def of(cls, spec: Spec, sizes: Mapping[str, int] | None = None, last: bool | None = None) -> Layout:
+        """Args:
+        sizes: of symbolic dimensions, as stated.
+        last: whether channels are the last axis, as stated; None for what the shape tells.
+        """
+        known = sizes or {}
+        dims = [dim if isinstance(dim, int) else known.get(dim or "") for dim in spec.shape]
+        if last is None:
+            last = dims[1] not in (1, 3, 4) and dims[3] in (1, 3, 4)
         _, a, b, c = dims
         return cls(c, a, b, True) if last else cls(a, b, c, False)
 
@@ -56,28 +63,60 @@ def encode_images(rows: Sequence[Row], job: Job) -> list[list[Part]]:
         )
     if len(spec.shape) != 4:
         raise DataError(f"the graph's image input {describe(spec)} is not of rank 4: give rows of its own inputs")
-    layout = Layout.of(spec)
+    layout = Layout.of(spec, job.shape, job.images.last if job.images else None)
     prepare = preparation(spec, layout, job)
     return [[_part(row, spec, layout, prepare, outside=job.allow_outside)] for row in rows]
 
 
 def preparation(spec: Spec, layout: Layout, job: Job) -> Preprocess:
-    """preprocessor_config.json if it is there, else the plainest that the graph's fixed size allows; said."""
+    """What is stated, else preprocessor_config.json if it is there, else the plainest that the size allows; said.
+
+    Raises:
+        DataError: nothing says the size, or the configuration is damaged.
+        UsageError: what is stated does not fit the graph's channels.
+    """
     integers = np.dtype(spec.dtype).kind in "iu"
+    if job.images is not None:
+        return _stated(job.images, spec, layout, job)
     path = job.files.find("preprocessor_config.json")
     if path is not None and not integers:
         job.say(f"images: prepared as {path} says")
         channels = layout.channels or job.files.setting("num_channels") or 3
         return read_preprocess(job.files.load(path), path, channels)
-    if layout.height is None or layout.width is None:
-        raise DataError(
-            f"image rows: no preprocessor_config.json beside the model, and {describe(spec)} fixes no size: put the "
-            "file there, or give rows of pixel values"
-        )
+    height, width = _size(spec, layout, None)
     values = "left at 0..255" if integers else "scaled to 0..1"
     reason = "the graph takes integers" if integers else "no preprocessor_config.json beside the model"
-    job.say(f"images: resized to {layout.height} x {layout.width} and {values} ({reason})")
-    return plain(layout.height, layout.width, layout.channels or 3, scale=not integers)
+    more = "" if integers else "; --preset, --mean and --std say more"
+    job.say(f"images: resized to {height} x {width} and {values} ({reason}{more})")
+    return plain(height, width, layout.channels or 3, scale=not integers)
+
+
+def _size(spec: Spec, layout: Layout, edge: int | None) -> tuple[int, int]:
+    """Height and width: those of the graph or of --shape, else a preset's."""
+    height, width = layout.height or edge, layout.width or edge
+    if height is None or width is None:
+        at = (1, 2) if layout.last else (2, 3)
+        names = [str(spec.shape[axis]) for axis in at if not isinstance(spec.shape[axis], int)]
+        raise DataError(
+            f"image rows: nothing says the size for {describe(spec)}: state it with --shape "
+            f"{','.join(f'{name}=224' for name in names)}, or put preprocessor_config.json beside the model"
+        )
+    return height, width
+
+
+def _stated(asked: ImageOptions, spec: Spec, layout: Layout, job: Job) -> Preprocess:
+    height, width = _size(spec, layout, asked.edge)
+    channels = layout.channels or 3
+    counts = {len(v) for v in (asked.mean, asked.std) if v is not None}
+    if wrong := counts - {1, channels}:
+        raise UsageError(f"--mean and --std: {max(wrong)} values for the {channels} channels of {describe(spec)}")
+    integers = np.dtype(spec.dtype).kind in "iu"
+    scale = asked.scale
+    if scale is None:  # means of more than 1 are of pixels in 0..255
+        scale = None if integers or max(asked.mean or (0.0,)) > 1 else 1 / 255
+    job.say(f"images: {asked.fit} to {height} x {width}, as stated ({asked.named})")
+    mean, std = (np.reshape(v if v is not None else (d,), (-1, 1, 1)) for v, d in ((asked.mean, 0.0), (asked.std, 1.0)))
+    return fitted(asked.fit, height, width, channels, scale=scale, mean=mean, std=std, bgr=asked.bgr)
 
 
 def _part(row: Row, spec: Spec, layout: Layout, prepare: Preprocess, *, outside: bool) -> Part:

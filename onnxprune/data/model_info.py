@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from onnxprune.data.image_options import ImageOptions
 from onnxprune.documents import read_object
 from onnxprune.errors import DataError, one_line
 
@@ -199,6 +200,8 @@ class Job:
         pairs: how a text pair is fed, or None to guess.
         max_length: the most tokens of a row, or None for the model's own limit.
         allow_outside: files that rows name may lie outside the folder of the rows.
+        shape: sizes of the graph's symbolic dimensions, as stated.
+        images: how images are prepared, as stated; None for what lies beside the model.
     """
 
     graph: Graph
@@ -208,6 +211,8 @@ class Job:
     max_length: int | None = None
     seed: int = 0
     allow_outside: bool = False
+    shape: Mapping[str, int] = field(default_factory=dict)
+    images: ImageOptions | None = None
     notes: list[str] = field(default_factory=list)
 
     def say(self, note: str) -> None:

@@ -38,11 +38,11 @@ class Preprocess:
 
     Attributes:
         channels: 1 (grey), 3 or 4.
-        size: ("exact", height, width) or ("shortest", edge, edge), before the crop.
+        size: ("exact", height, width), ("shortest", edge, edge), before the crop, or ("letterbox", height, width).
         crop: (height, width) of the centre that is kept, filled up with zeros where the image is smaller.
         scale: what 0..255 is multiplied with.
         mean, std: float64 (channels, 1, 1).
-        flip: RGB becomes BGR.
+        flip: RGB becomes BGR, at last; `bgr`: before the means are subtracted.
         processor: transformers' own processor, which then does all of this.
         reduce_labels: class 0 of a mask is the background, 255, and all others count from 0.
     """
@@ -55,6 +55,7 @@ class Preprocess:
     mean: Array | None = None
     std: Array | None = None
     flip: bool = False
+    bgr: bool = False
     reduce_labels: bool = False
     processor: Any = field(default=None, repr=False)
 
@@ -67,6 +68,8 @@ class Preprocess:
             return np.asarray(prepared[0])
         array = self._placed(image, self.resample)
         array = (array[..., None] if array.ndim == 2 else array).transpose(2, 0, 1).astype(np.float64)
+        if self.bgr:
+            array = array[::-1]
         if self.scale is not None:
             array = array * self.scale
         if self.mean is not None and self.std is not None:
@@ -85,6 +88,8 @@ class Preprocess:
     def _placed(self, image: Any, resample: int) -> Array:
         if self.size is not None:
             kind, height, width = self.size
+            if kind == "letterbox":
+                return _letterbox(image, height, width, resample)
             if kind == "shortest":
                 own = (image.height, image.width)
                 short = min(own)
@@ -104,6 +109,34 @@ def _centre(array: Array, height: int, width: int) -> Array:
         array = np.pad(array, edges + [(0, 0)] * (array.ndim - 2))
     top, left = (array.shape[0] - height) // 2, (array.shape[1] - width) // 2
     return array[top : top + height, left : left + width]
+
+
+def _letterbox(image: Any, height: int, width: int, resample: int) -> Array:
+    """The whole image in the middle of (height, width), what is left of it grey; 255, no class, around a mask."""
+    share = min(height / image.height, width / image.width)
+    inner = max(round(image.height * share), 1), max(round(image.width * share), 1)
+    array = np.asarray(image.resize((inner[1], inner[0]), resample=resample))
+    top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+    edges = [(top, height - inner[0] - top), (left, width - inner[1] - left)]
+    grey = 255 if resample == 0 else 114
+    return np.pad(array, edges + [(0, 0)] * (array.ndim - 2), constant_values=grey)
+
+
+def fitted(
+    fit: str, height: int, width: int, channels: int, *, scale: float | None, mean: Array, std: Array, bgr: bool
+) -> Preprocess:
+    """The steps of `image_options.ImageOptions` at a size.
+
+    Args:
+        fit: "stretch", "crop" or "letterbox".
+        mean, std: float64 (channels or 1, 1, 1).
+    """
+    size: tuple[str, int, int] = ("letterbox" if fit == "letterbox" else "exact", height, width)
+    crop = None
+    if fit == "crop":
+        edge = round(max(height, width) * 8 / 7)
+        size, crop = ("shortest", edge, edge), (height, width)
+    return Preprocess(channels, size, crop=crop, scale=scale, mean=mean, std=std, bgr=bgr)
 
 
 def plain(height: int, width: int, channels: int, *, scale: bool) -> Preprocess:

@@ -46,6 +46,8 @@ def _shape(spec: Spec, sizes: dict[str, int], job: Job) -> tuple[int, ...]:
             shape.append(dim)
         elif axis == job.graph.row_axis(spec.name) and spec.name not in job.graph.shared:
             shape.append(1)
+        elif dim is not None and dim in job.shape:
+            shape.append(job.shape[dim])
         else:
             size = _open_size(spec, axis, job)
             shape.append(size if dim is None else sizes.setdefault(dim, size))

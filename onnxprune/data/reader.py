@@ -12,6 +12,7 @@ from onnxprune.data.audio import audio_input, encode_audio
 from onnxprune.data.dataset import Dataset, Example
 from onnxprune.data.filled_inputs import make_missing
 from onnxprune.data.image import encode_images, image_input
+from onnxprune.data.image_options import image_options
 from onnxprune.data.labels import resolve
 from onnxprune.data.model_info import Files, Graph, Job, Pairs, Part, Spec
 from onnxprune.data.random_rows import invent
@@ -45,6 +46,11 @@ MODALITIES = (  # the first that feeds an input wins
     Modality("target", ("target",), (), decoder_ids, encode_targets),
 )
 LABELS = ("label", "labels")
+READING = (
+    *("columns", "pairs", "tokenizer", "max_length", "allow_outside"),
+    *("preset", "mean", "std", "scale", "layout"),
+)
+"""What `read` is asked besides the rows and the graph: what repeats it."""
 
 
 def read(
@@ -61,6 +67,12 @@ def read(
     seed: int = 0,
     vocab_size: int | None = None,
     allow_outside: bool = False,
+    shape: Mapping[str, int] | None = None,
+    preset: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    scale: float | str | None = None,
+    layout: Sequence[str] | str | None = None,
 ) -> Dataset:
     """Read calibration or evaluation rows as feeds for a graph.
 
@@ -78,6 +90,10 @@ def read(
         seed: for whatever is drawn.
         vocab_size: token ids must be below it; None for config.json's.
         allow_outside: images and sounds that rows name may lie outside the folder of the rows.
+        shape: sizes of the graph's symbolic dimensions, where what is read has none of its own: images, random rows,
+            the length of a sound.
+        preset, mean, std, scale, layout: how images are prepared (`image_options`), in place of what lies beside the
+            model.
 
     Raises:
         DataError: the rows cannot be read or do not fit the graph; names file, row and field.
@@ -92,6 +108,8 @@ def read(
         max_length=max_length,
         seed=seed,
         allow_outside=allow_outside,
+        shape=dict(shape or {}),
+        images=image_options(preset, mean, std, scale, layout),
     )
     name = source if isinstance(source, str | Path) else type(source).__name__
     with reading(f"{name}: the rows cannot be read", DataError):

@@ -21,6 +21,7 @@ from onnxprune.errors import DataError, OnnxPruneError, UsageError, said
 LONGEST = 64_000_000
 """Characters of a row in a file of lines."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +51,7 @@ class Row:
 
 
 def open_rows(source: Any, job: Job, columns: Mapping[str, str] | None, limit: int | None) -> list[Row]:
-    """The first `limit` rows of a source (of a folder of images: a random `limit`), with columns renamed.
+    """The first `limit` rows of a source (of a folder: a random `limit`), with columns renamed.
 
     Raises:
         DataError: the source does not exist, is of no known kind, is damaged or empty.
@@ -58,12 +59,13 @@ def open_rows(source: Any, job: Job, columns: Mapping[str, str] | None, limit: i
     if isinstance(source, str | Path):
         path = Path(source)
         if path.is_dir():
-            rows = _image_folder(path, job, limit)
+            rows = _media_folder(path, job, limit)
         elif not path.is_file():
             raise DataError(f"{source}: no such file or folder: check the path")
         elif (reader := READERS.get(path.suffix.lower())) is None:
             raise DataError(
-                f"{source}: {path.suffix or 'no'} suffix; rows are read from {', '.join(READERS)} or a folder of images"
+                f"{source}: {path.suffix or 'no'} suffix; rows are read from {', '.join(READERS)} or a "
+                "folder of images or sounds"
             )
         else:
             rows = _decoded(path, reader(path, job.graph))
@@ -240,20 +242,23 @@ def _row_first(column: Any, name: str, graph: Graph) -> Any:
     return np.moveaxis(np.asarray(column), axis, 0) if stacked else column
 
 
-def _image_folder(path: Path, job: Job, limit: int | None) -> Iterator[Row]:
-    """Images in a folder; the name of a sub-folder is the label of all in it."""
-    images = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-    images = [p for p in images if not any(part.startswith(".") for part in p.relative_to(path).parts)]
-    if not images:
-        raise DataError(f"{path}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder or below it")
-    if limit is not None and limit < len(images):
-        chosen = np.random.default_rng(job.seed).permutation(len(images))[:limit]
-        images = [images[i] for i in sorted(chosen)]  # the first ones would all be of one label
-        job.say(f"rows: a random {limit} of the folder's images (seed {job.seed})")
-    for image in images:
-        parts = image.relative_to(path).parts
+def _media_folder(path: Path, job: Job, limit: int | None) -> Iterator[Row]:
+    """Images in a folder, or sounds where there are no images; the name of a sub-folder is the label of all in it."""
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    files = [p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+    images, sounds = ([p for p in files if p.suffix.lower() in s] for s in (IMAGE_SUFFIXES, AUDIO_SUFFIXES))
+    found, field = (images, "image") if images else (sounds, "audio")
+    if not found:
+        known = ", ".join((*IMAGE_SUFFIXES, *AUDIO_SUFFIXES))
+        raise DataError(f"{path}: no images or sounds ({known}) in this folder or below it")
+    if limit is not None and limit < len(found):
+        chosen = np.random.default_rng(job.seed).permutation(len(found))[:limit]
+        found = [found[i] for i in sorted(chosen)]  # the first ones would all be of one label
+        job.say(f"rows: a random {limit} of the folder's {field} files (seed {job.seed})")
+    for file in found:
+        parts = file.relative_to(path).parts
         label = {"label": parts[0]} if len(parts) > 1 else {}
-        yield Row(str(image), {"image": str(image.resolve()), **label}, path)
+        yield Row(str(file), {field: str(file.resolve()), **label}, path)
 
 
 def _python(source: Any, graph: Graph) -> Iterator[Row]:

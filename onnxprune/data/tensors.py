@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -120,12 +121,24 @@ def _without_padding(feeds: dict[str, Array], row: Row, job: Job) -> Part:
 
 
 def _cut(array: Array, spec: Spec, symbol: int | str | None, full: int, length: int) -> Array:
-    """`array` with every token axis cut: axes of the mask's own symbol, or, nameless, second axes of its length."""
+    """`array` with every token axis cut: axes of the mask's own symbol, and second axes of its length that have none.
+
+    A symbol that an exporter counted out (s12, unk__7) is no name: torch gives every input its own for the same tokens.
+    """
     for axis in range(1, array.ndim):
         dim = spec.shape[axis]
-        if array.shape[axis] == full and (dim == symbol if symbol is not None else dim is None and axis == 1):
+        nameless = _nameless(dim) or (_nameless(symbol) and not isinstance(dim, int))
+        same = dim == symbol if symbol is not None and not nameless else axis == 1 and not isinstance(dim, int)
+        if array.shape[axis] == full and same and not (dim != symbol and role(spec.name).startswith("decoder")):
             array = array.take(range(length), axis=axis)
     return array
+
+
+_COUNTED_OUT = re.compile(r"(?:[a-z]|unk_*|dim_*|\w*_dim_|DynamicDimension\W?|\w*dynamic_axes_)\d+", re.IGNORECASE)
+
+
+def _nameless(symbol: int | str | None) -> bool:
+    return symbol is None or (isinstance(symbol, str) and bool(_COUNTED_OUT.fullmatch(symbol)))
 
 
 def check_feeds(feeds: Mapping[str, Array], where: str, graph: Graph) -> None:

@@ -13,8 +13,14 @@ ACTIVATIONS = 0.75e9
 
 LEVEL_TOKENS = (512, 2048)
 """Fewest and most tokens that a level of the damage table is measured on."""
+LEVEL_ROWS, MAP_ROWS = 16, 4
+"""Fewest rows of anything that has no tokens; where each gives a map or a sequence, a few say as much."""
 LEVEL_MACS = 9e10
 """Multiply-accumulates of the dense model that a level may cost: there are some hundred of them."""
+SITES = 24
+"""Sites that have as many levels: of more, each gets its share."""
+ELEMENT_MACS = 16
+"""Multiply-accumulates that run while one element is written and read again: depthwise convolutions hardly multiply."""
 
 
 def tokens_at_once(costs: Costs, most: int = 4096, memory: int | None = None) -> int:
@@ -25,18 +31,32 @@ def tokens_at_once(costs: Costs, most: int = 4096, memory: int | None = None) ->
         memory: bytes that may be used in all, of which a quarter goes to one batch's activations; None for any.
     """
     bound = ACTIVATIONS if memory is None else min(ACTIVATIONS, memory / 4)
+    return int(min(max(bound * _tokens(costs) / max(4 * _elements(costs), 1), 1), most))
+
+
+def tokens_to_measure(costs: Costs, sites: int = SITES) -> int:
+    """How many tokens (`data.Example.tokens`) say what a level of the damage table costs.
+
+    The larger the model, and the more sites there are, the fewer it can be.
+    """
+    tokens = _tokens(costs)
+    fewest, most = LEVEL_TOKENS
+    allowed, work = LEVEL_MACS, costs.macs()
+    if tokens == 1:
+        maps = any(len(v.shape or ()) > 2 for v in costs.model.graph.outputs)
+        fewest, allowed = (MAP_ROWS, LEVEL_MACS / LEVEL_ROWS * MAP_ROWS) if maps else (LEVEL_ROWS, LEVEL_MACS)
+        work += ELEMENT_MACS * _elements(costs)
+    return int(min(max(allowed * min(SITES / max(sites, 1), 1.0) * tokens / max(work, 1), fewest), most))
+
+
+def _elements(costs: Costs) -> int:
+    """Elements of all values that a forward pass makes, where the sizes are known."""
     total = 0
     for node in costs.model.graph:
         for value in node.outputs:
             with contextlib.suppress(UnsupportedError, UsageError):
-                total += 4 * math.prod(costs.dense_shape(value))
-    return int(min(max(bound * _tokens(costs) / max(total, 1), 1), most))
-
-
-def tokens_to_measure(costs: Costs) -> int:
-    """How many tokens say what a level of the damage table costs: the larger the model, the fewer it can be."""
-    fewest, most = LEVEL_TOKENS
-    return int(min(max(LEVEL_MACS * _tokens(costs) / max(costs.macs(), 1), fewest), most))
+                total += math.prod(costs.dense_shape(value))
+    return total
 
 
 def _tokens(costs: Costs) -> int:

@@ -46,7 +46,7 @@ from onnxprune.pipeline.late import kept
 from onnxprune.pipeline.proof import prove
 from onnxprune.pipeline.remote import plan_within
 from onnxprune.pipeline.result import Result
-from onnxprune.pipeline.rows import read_rows, require_memory, require_one_graph, shape_of
+from onnxprune.pipeline.rows import read_rows, require_memory, require_one_graph, require_there, shape_of
 from onnxprune.pipeline.written import Written, listed, name_of, write
 from onnxprune.probe.engine import require_torch
 from onnxprune.refit.sparsify import zeros_in
@@ -140,18 +140,19 @@ class Job:
         require_known(metric)
         if quantize is not None:
             scheme_of(quantize)
+        require_there(calibration, evaluation)
         with clock.stage("load"):
             dense = joined.load(source, options.calls)
             require_one_graph(dense, options, quantize)
-        with clock.stage("analyze"):
-            structure = analyze(dense, hidden="hidden" in options.units)
-            options = settled(options, structure)
-        with clock.stage("read"):
+        with clock.stage("read"):  # before the analysis: what is wrong with rows is told at once
             learn, judge = (
                 rows and rows.read_by(metric) for rows in read_rows(dense, calibration, evaluation, options, **asked)
             )
         for line in dict.fromkeys(line for rows in (learn, judge) if rows is not None for line in rows.description):
             clock.say(line)
+        with clock.stage("analyze"):
+            structure = analyze(dense, hidden="hidden" in options.units)
+            options = settled(options, structure)
         require_memory(dense, options, learn, judge)
         with clock.stage("examine"):
             said = (*dense.said, *examine(dense, learn or judge, providers), *report_facts.left_behind(dense))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from onnxprune import data
 from onnxprune.data import Dataset, Example
-from onnxprune.errors import UsageError
+from onnxprune.errors import DataError, UsageError
 from onnxprune.graph.dimensions import evaluate
 from onnxprune.graph.model import Model
 from onnxprune.measure import footprint
@@ -27,6 +28,7 @@ def read_rows(
         folder=dense.folder,
         seed=options.seed,
         vocab_size=vocabulary(dense),
+        shape=options.shape,
         **asked,
     )
     learn = data.read(calibration, limit=options.rows, **common).distinct() if calibration is not None else None
@@ -59,6 +61,17 @@ def require_one_graph(dense: Model, options: Options, quantize: str | None = Non
                 f"{name}: is not done for several graphs at once ({dense.home}); prune the folder by --flops, "
                 "--params, --size or --max-drop, and give its graphs one by one for the rest"
             )
+
+
+def require_there(*sources: Any) -> None:
+    """Say that rows do not exist before a model is opened for them.
+
+    Raises:
+        DataError: a path leads nowhere.
+    """
+    for source in sources:
+        if isinstance(source, str | Path) and str(source) != "random" and not Path(source).exists():
+            raise DataError(f"{source}: no such file or folder: check the path")
 
 
 def require_memory(dense: Model, options: Options, *rows: Dataset | None) -> None:

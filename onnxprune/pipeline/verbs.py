@@ -25,9 +25,10 @@ from onnxprune.graph.plan import Budget, Plan, Structure
 from onnxprune.graph.prepare import optional_inputs
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.measure import uncounted
-from onnxprune.measure.cost import Costs, default_bindings
+from onnxprune.measure.cost import Costs, symbols
 from onnxprune.measure.dense_file import examine
 from onnxprune.measure.equivalence import Equivalence
+from onnxprune.measure.runnable_sizes import runnable
 from onnxprune.pipeline import output_files
 from onnxprune.pipeline.debug_bundle import Place
 from onnxprune.pipeline.fleet import Fleet
@@ -37,7 +38,7 @@ from onnxprune.pipeline.own_targets import with_targets
 from onnxprune.pipeline.preview import Preview, preview
 from onnxprune.pipeline.proof import prove
 from onnxprune.pipeline.result import Result
-from onnxprune.pipeline.rows import require_memory, require_one_graph, shape_of, vocabulary
+from onnxprune.pipeline.rows import require_memory, require_one_graph, require_there, shape_of, vocabulary
 from onnxprune.pipeline.written import listed, write
 from onnxprune.probe.engine import require_torch
 from onnxprune.probe.gates import Gates
@@ -105,12 +106,13 @@ def prune(
         store: URL of a folder in which what is measured outlives the run (`search.store.Store`).
         reads: further files that must stay as they are (a recipe).
         debug_bundle: a zip file to write what reproduces it to, should the check of the written file fail.
-        options: fields of `search.options.Options`.
+        options: fields of `search.options.Options`, and how images are prepared (preset, mean, std, scale, layout).
 
     Raises:
         OnnxPruneError: see `errors`; nothing is written then.
     """
     asked = {"columns": columns, "pairs": pairs, "tokenizer": tokenizer, "max_length": max_length}
+    asked |= {name: options.pop(name) for name in data.READING if name in options}
     common = {"providers": providers, "metric": metric, "quantize": quantize, "progress": progress, **asked}
     limits = {"flops": flops, "params": params, "size": size, "latency": latency}
     options.setdefault("provider", _first(providers))
@@ -174,10 +176,12 @@ def dry_run(
     budget = _budget(limits, max_drop, options)
     file = joined.find(source)
     inputs = _inputs(file, calibration, evaluation, tokenizer, options, reads)
+    prepared = {name: options.pop(name) for name in data.READING if name in options}
     return preview(
         file, Path(output), budget, max_drop, inputs, options,
         calibration, evaluation, force=force, quantize=quantize, providers=providers, metric=metric, progress=progress,
         columns=columns, pairs=pairs, tokenizer=tokenizer, max_length=max_length, allow_outside=allow_outside,
+        **prepared,
     )  # fmt: skip
 
 
@@ -241,9 +245,9 @@ def _make_plan(
 ) -> Plan:
     if calibration is not None:
         require_torch("learning from rows (--calib)")
+    require_there(calibration)
     dense = joined.load(source, options.calls)
     require_one_graph(dense, options)
-    structure = analyze(dense, hidden="hidden" in options.units)
     learn = None
     if calibration is not None:
         learn = data.read(
@@ -254,9 +258,11 @@ def _make_plan(
             vocab_size=vocabulary(dense),
             seed=options.seed,
             limit=options.rows,
+            shape=options.shape,
             **asked,
         ).distinct()
         learn = with_targets(dense, learn)
+    structure = analyze(dense, hidden="hidden" in options.units)
     require_memory(dense, options, learn)
     said, bindings = examine(dense, learn), shape_of(dense, options.shape, learn)
     examples = [e.feeds for e in learn.examples[:8]] if learn is not None else []
@@ -299,8 +305,9 @@ def _apply(
     structure = analyze(dense, hidden=any(name.startswith("hidden.") for name in plan.keep))
     assert dense.home is not None
     said = [*dense.said, *examine(dense)]
-    # Sizes that the graph takes are those at which the plan was priced; without them 8 is as good as any.
-    feeds = synthesize(dense.inputs, dims={**dict.fromkeys(_open(dense), 8), **_sizes(plan)})
+    # Sizes that the graph takes are those at which the plan was priced.
+    known = {name: size for name, size in _sizes(plan).items() if name in symbols(dense)}
+    feeds = synthesize(dense.inputs, dims=runnable(dense, known, 8))
     if plan.digest == dense.digest:
         plan = Gates(structure, Interpreter(dense.graph)).complete(plan, feeds)
     pruned = rewrite.apply(dense, structure, plan)
@@ -323,26 +330,18 @@ def _sizes(plan: Plan) -> dict[str, int]:
     return {str(name): size for name, size in held if isinstance(size, int) and 0 < size <= _LARGEST}
 
 
-def _open(dense: Model) -> list[str]:
-    return sorted({d for spec in dense.inputs for d in spec.shape if isinstance(d, str)})
-
-
 def inspect(
     source: str | os.PathLike[str], shape: Mapping[str, int] | None = None, calls: Mapping[str, int] | None = None
 ) -> tuple[Model, Structure, Costs]:
     """What can be cut, what it costs, and what is pinned; needs no data and no torch.
 
-    Dimensions that are not stated count as 128, the batch as 1, and so do tokens behind a cache. Weights that are not
-    finite are said: a cut will be refused for them.
+    Dimensions that are not stated count as 128, or as another size that the graph runs with, the batch as 1, and so do
+    tokens behind a cache. Weights that are not finite are said: a cut will be refused for them.
     """
     dense = joined.load(source, calls)
     try:
         check_weights(dense.graph)
     except ModelError as error:
         logger.warning("%s", error)
-    bindings = default_bindings(dense, dict(shape or {}))
-    ahead = {d for spec in dense.inputs for d in spec.shape if spec.name.startswith("next_")}
-    for name in _open(dense):
-        bindings.setdefault(name, 1 if name in ahead and name.startswith("next_") else 128)
     structure = analyze(dense)
-    return dense, structure, Costs(dense, structure, bindings)
+    return dense, structure, Costs(dense, structure, runnable(dense, shape or {}, 128))

@@ -43,7 +43,8 @@ class Copies:
         heads = [self._run(values, self.live, state) for state in states]
         if not self.join:
             return np.stack([distance(i, head) for head in heads])
-        size = max(1, self.rows.max_tokens // max(_tokens(batch), 1))
+        own = sum(self.rows.dataset.examples[row].tokens for row in batch.index)
+        size = max(1, self.rows.max_tokens // max(own, 1))
         if self.rows.dataset.max_batch is not None or self.structure.batch is None:
             size = 1
         found: list[np.ndarray] = []
@@ -109,7 +110,3 @@ def _join(interpreter: Interpreter, site: Site, wanted: Sequence[str]) -> str:
     nodes = [n.name or "" for n in interpreter.needed((v.name or "" for v in interpreter.graph.inputs), wanted)]
     last = max(i for i, name in enumerate(nodes) if name in ends)
     return nodes[last + 1] if last + 1 < len(nodes) else ""
-
-
-def _tokens(batch: Batch) -> int:
-    return max((int(np.prod(a.shape[:2])) for a in batch.feeds.values()), default=1)

@@ -25,7 +25,7 @@ from onnxprune.probe.divergence import Divergence, Kind, choose_for
 from onnxprune.probe.engine import to_numpy
 from onnxprune.probe.gates import Gated
 from onnxprune.probe.interpreter import Interpreter, Usage
-from onnxprune.probe.second_moments import Gram, Store
+from onnxprune.probe.second_moments import Gram, Store, drawn
 
 NOTHING = Gated({}, {})
 
@@ -242,11 +242,15 @@ def grams(
         gram = found[matrix.usage]
         own = weights.get(matrix.reader.node) if weights is not None and matrix.states is None else None
         per_batch = iter(own) if own is not None else None
+        sizes = iter([len(batch) for batch in rows.batches])
         left = len(rows.batches)
 
         def add(x: Any, real: Any) -> None:
             nonlocal left
-            gram.add(matrix.rows(x, real), next(per_batch) if per_batch is not None else None)
+            flat, weight = matrix.rows(x, real), next(per_batch) if per_batch is not None else None
+            size = next(sizes)
+            some = drawn(len(flat), size, len(rows.dataset)) if matrix.spatial else None
+            gram.add(flat if some is None else flat[some], weight if some is None or weight is None else weight[some])
             left -= 1
             if not left:
                 gram.put_away(store)

@@ -21,6 +21,22 @@ CHUNK = 4096
 """Tokens in one product."""
 WAITING = 2**24
 """The most bytes that wait to be multiplied: a scoring sums dozens of these at once."""
+ENOUGH = 2**16
+"""Positions of pictures and signals, over all rows, that are summed over: neighbours are alike, and there are thousands
+in a row."""
+
+
+def drawn(count: int, rows: int, of: int) -> np.ndarray | None:
+    """Which of a batch's positions are summed over, so that all rows together have about `ENOUGH`; None for all.
+
+    Args:
+        count: positions in the batch.
+        rows, of: rows in the batch, and in all.
+    """
+    quota = -(-ENOUGH * rows // max(of, 1))
+    if count <= quota:
+        return None
+    return np.sort(np.random.default_rng(count).choice(count, quota, replace=False))
 
 
 class _Folder:

@@ -8,7 +8,7 @@ from typing import Any
 from onnxprune.graph.structure.linear_layers import Linear
 from onnxprune.probe.forward import Rows, Walk, Weights
 from onnxprune.probe.gates import Gated
-from onnxprune.probe.second_moments import Pairs
+from onnxprune.probe.second_moments import Pairs, drawn
 from onnxprune.refit.solvers import Moments
 
 ALL = slice(None)
@@ -50,6 +50,10 @@ class SideBySide:
                 y = linear.matrix.written(teacher[linear.matrix.output], real).float()
                 for name in skip:
                     y = y + linear.matrix.written(teacher[name] - student[name], real).float()
-                pairs.add(x[:, inputs], y[:, outputs], None if weights is None else weights[i])
+                weight = None if weights is None else weights[i]
+                some = drawn(len(x), len(batch), len(self.rows.dataset)) if linear.matrix.spatial else None
+                if some is not None:
+                    x, y, weight = x[some], y[some], None if weight is None else weight[some]
+                pairs.add(x[:, inputs], y[:, outputs], weight)
         sxx, sx, sxy, sy, syy = pairs.sums()
         return Moments.from_sums(pairs.count, sx, sy, sxx, sxy, syy)

@@ -10,6 +10,7 @@ import numpy as np
 
 from onnxprune.graph.plan import Ranking
 from onnxprune.graph.structure.sites import Site, levels
+from onnxprune.measure.batch_sizes import SITES
 from onnxprune.refit.linear_stand_ins import StandIn, stand_ins
 from onnxprune.score import METHODS
 from onnxprune.score.mixture import parse
@@ -181,7 +182,10 @@ def _stand_ins(problem: Problem, stage: Stage, live: Sequence[Site]) -> dict[str
 
 
 def _levels(problem: Problem, site: Site) -> list[int]:
-    return [0, site.group.size] if whole(problem, site) else levels(site, problem.step(site))
+    if whole(problem, site):
+        return [0, site.group.size]
+    many = len(problem.sites) > SITES  # a net of dozens of convolutions; bends are measured more closely all the same
+    return levels(site, problem.step(site), *((7, 4) if many else ()))
 
 
 def whole(problem: Problem, site: Site) -> bool:

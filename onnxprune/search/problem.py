@@ -93,7 +93,10 @@ class Problem:
         self.moments: dict[Usage, Gram] = {}
         self._weighed: dict[str, Weights | None] = {}
         if calibration is not None:
-            sizes = tokens_at_once(self.costs, memory=options.max_memory), tokens_to_measure(self.costs)
+            sizes = (
+                tokens_at_once(self.costs, memory=options.max_memory),
+                tokens_to_measure(self.costs, len(self.sites)),
+            )
             split = Split.of(self.interpreter, calibration, options, *sizes, short)
             self.fit, self.held, self.table, self.select = split.fit, split.held, split.table, split.select
             self._rotate()

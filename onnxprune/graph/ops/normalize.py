@@ -118,9 +118,11 @@ def _per_channel(x: Any, v: Any) -> Any:
 def _batch_norm(torch: Any, node: Any, x: Any, scale: Any, bias: Any, mean: Any, variance: Any) -> Any:
     epsilon = attribute(node, "epsilon", 1e-5)
     if not attribute(node, "training_mode", 0):
-        y = (x - _per_channel(x, mean)) * _per_channel(x, scale * torch.rsqrt(variance + epsilon)) + _per_channel(
-            x, bias
-        )
+        if all(v.dtype == torch.float32 for v in (x, scale, bias, mean, variance)):
+            y = torch.nn.functional.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon)
+        else:
+            factor = _per_channel(x, scale * torch.rsqrt(variance + epsilon))
+            y = (x - _per_channel(x, mean)) * factor + _per_channel(x, bias)
         return (y, mean, variance)[: len(node.outputs)] if len(node.outputs) > 1 else y.to(x.dtype)
     dims = (0, *range(2, x.dim()))
     now_mean, now_variance = x.mean(dims), x.var(dims, unbiased=False)

@@ -13,7 +13,7 @@ from onnxprune.graph import ops
 from onnxprune.graph.axes import atoms_of, index_of
 from onnxprune.graph.ops.normalize import narrows
 from onnxprune.graph.plan import Group, Reader, Structure
-from onnxprune.graph.structure.products import Contraction, Product, Recurrence, product_of
+from onnxprune.graph.structure.products import Contraction, Convolution, Product, Recurrence, Spread, product_of
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Matrix:
     def refits(self) -> bool:
         """Whether least squares on `rows` may change the weight."""
         return self.product.refits
+
+    @property
+    def spatial(self) -> bool:
+        """Whether its tokens are the positions of pictures or signals: many a row, and neighbours are alike."""
+        return isinstance(self.product, Convolution | Spread)
 
     @cached_property
     def states(self) -> str | None:

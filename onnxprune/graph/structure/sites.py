@@ -108,14 +108,14 @@ def _matches(names: Iterable[str], globs: Sequence[str]) -> bool:
     return any(fnmatch(name, glob) for name in names for glob in globs)
 
 
-def levels(site: Site, round_to: int, count: int = 13) -> list[int]:
-    """Numbers of units at which a site's damage is measured: all of a few, else closer together where little is left.
+def levels(site: Site, round_to: int, count: int = 13, few: int = 16) -> list[int]:
+    """Numbers of units at which a site's damage is measured: all of a `few`, else closer together where little is left.
 
     Multiples of `round_to`, from nothing (or one step, where something must stay) to everything.
     """
     size = site.group.size
     step = max(1, min(round_to, size))
-    if size <= 16:
+    if size <= few:
         grid = set(range(0, size + 1, step if site.group.kind != "heads" else site.rows)) | {size}
     else:
         shares = np.linspace(0.0, 1.0, count) ** 1.6

@@ -327,3 +327,20 @@ def test_json_stands_alone_whatever_native_libraries_print(folder: Path) -> None
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)
     assert "a library says hello" in done.stderr
+
+
+def test_sizes_are_stated_by_several_options(run: Callable[..., Outcome], folder: Path) -> None:
+    code, out, _ = run(
+        "inspect", folder / "model.onnx", "--json", "--shape", "batch_size=2", "--shape", "sequence_length=9"
+    )
+    assert code == 0
+    assert json.loads(out)["shape"] == {"batch_size": 2, "sequence_length": 9}
+    code, _, err = run("inspect", folder / "model.onnx", "--shape", "batch_size=2", "--shape", "batch_size=3")
+    assert code == 2 and "give it once" in err
+
+
+def test_rows_that_are_not_there_are_told_before_the_model_is_opened(run: Callable[..., Outcome], folder: Path) -> None:
+    (folder / "model.onnx").write_bytes(b"no model")
+    for command in (["prune"], ["plan", "-o", folder / "p.json"]):
+        code, _, err = run(*command, folder / "model.onnx", "--flops", "0.6", "--calib", folder / "nowhere.jsonl")
+        assert code == 3 and "no such file or folder" in err

@@ -109,7 +109,7 @@ def test_without_a_configuration_the_graphs_size_is_used_and_said(tmp_path: Path
     assert pixels(data).shape == (1, 3, 8, 6)
     assert (pixels(data) == 1).all()
     assert any("resized to 8 x 6 and scaled to 0..1" in note for note in data.description)
-    with pytest.raises(DataError, match="fixes no size"):
+    with pytest.raises(DataError, match="nothing says the size"):
         read([{"image": white}], [pixel_input()])
 
 
@@ -319,3 +319,32 @@ def test_bad_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(DataError, match="list:2: ") as caught:
             read([{"audio": TONE}, {"audio": value}], [WAVE])
         assert says in str(caught.value)
+
+
+STREAM = (
+    InputSpec("input", F32, ("batch", "samples")),
+    InputSpec("state", F32, (2, "batch", 8)),
+    InputSpec("sr", np.dtype(np.int64), ()),
+)
+
+
+def test_a_folder_of_sounds_for_a_streaming_model(tmp_path: Path) -> None:
+    """The state begins at nothing, the rate is the sound's own, and a stated length is cut where it is loud."""
+    quiet = np.zeros(900)
+    quiet[600] = 0.5
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.wav").write_bytes(sound(quiet, 2, rate=8000))
+    rows = read(tmp_path, STREAM, shape={"samples": 64})
+    first = rows.examples[0].feeds
+    assert (len(rows), rows.kind, first["sr"].tolist(), first["state"].shape) == (2, "audio", 8000, (2, 1, 8))
+    assert not first["state"].any()
+    assert first["input"].shape == (1, 64)
+    assert np.argmax(np.abs(first["input"])) == 32
+    assert any("64 samples that --shape states" in line for line in rows.description)
+
+
+def test_a_state_of_open_size_is_asked_for() -> None:
+    with pytest.raises(DataError, match="state them with --shape"):
+        read(
+            [{"audio": np.ones(9, np.float32)}], [STREAM[0], InputSpec("state", F32, (2, "batch", "width")), STREAM[2]]
+        )

@@ -272,3 +272,30 @@ def test_options_that_make_no_sense() -> None:
         read(3, [IDS])
     with pytest.raises(DataError, match="no inputs"):
         read([{}], [])
+
+
+@pytest.mark.parametrize(("mask", "ids"), [("s12", "s21"), ("s12", None), ("sequence", "s21"), ("unk__3", "x_dim_1")])
+def test_padding_goes_from_inputs_whose_symbols_were_counted_out(mask: str, ids: str | None) -> None:
+    """torch gives every input its own symbols for the same tokens."""
+    inputs = [
+        InputSpec("input_ids", I64, ("s10", ids)),
+        InputSpec("bbox", I64, ("s10", ids, 4)),
+        InputSpec("attention_mask", I64, ("s86", mask)),
+        InputSpec("decoder_input_ids", I64, ("s10", "s99")),
+    ]
+    row = {
+        "input_ids": [[5, 6, 7, 0]],
+        "bbox": np.ones((1, 4, 4), np.int64),
+        "attention_mask": [[1, 1, 1, 0]],
+        "decoder_input_ids": [[1, 2, 3, 4]],
+    }
+    feeds = read([row], inputs).examples[0].feeds
+    assert {name: array.shape[1] for name, array in feeds.items()} == {
+        "input_ids": 3, "bbox": 3, "attention_mask": 3, "decoder_input_ids": 4
+    }  # fmt: skip
+
+
+def test_names_that_mean_something_are_kept_apart() -> None:
+    inputs = [InputSpec("attention_mask", I64, ("batch", "sequence")), InputSpec("other_ids", I64, ("batch", "words"))]
+    feeds = read([{"attention_mask": [[1, 1, 0]], "other_ids": [[7, 8, 9]]}], inputs).examples[0].feeds
+    assert (feeds["attention_mask"].shape, feeds["other_ids"].shape) == ((1, 2), (1, 3))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from graphs import written
 from plans import Subject, choose, random_plan
 from zoo import ZooModel
 
@@ -15,7 +16,7 @@ from onnxprune.errors import UsageError
 from onnxprune.graph.model import save
 from onnxprune.graph.plan import Plan, Tile
 from onnxprune.graph.structure.linear_layers import find_linears
-from onnxprune.measure.batch_sizes import LEVEL_TOKENS, tokens_to_measure
+from onnxprune.measure.batch_sizes import LEVEL_ROWS, LEVEL_TOKENS, MAP_ROWS, tokens_to_measure
 from onnxprune.measure.cost import Costs, default_bindings
 
 Build = Callable[..., ZooModel]
@@ -95,6 +96,28 @@ def test_large_models_are_measured_on_fewer_tokens(zoo: Build, monkeypatch: pyte
     assert tokens_to_measure(costs) == 1000
     monkeypatch.setattr("onnxprune.measure.batch_sizes.LEVEL_MACS", 1.0)
     assert tokens_to_measure(costs) == LEVEL_TOKENS[0]
+
+
+@pytest.mark.parametrize(("result", "fewest"), [("[N, 8]", LEVEL_ROWS), ("[N, 8, 1, 1]", MAP_ROWS)])
+def test_rows_of_pictures_are_counted_as_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, result: str, fewest: int
+) -> None:
+    """A floor of hundreds of tokens is none of as many pictures; more sites have less each."""
+    flat = "y = Flatten(p)" if result == "[N, 8]" else "y = Identity(p)"
+    text = f"""
+    <ir_version: 9, opset_import: ["" : 17]>
+    net (float[N, 3, 32, 32] x, float[8, 3, 3, 3] w) => (float{result} y) {{
+        c = Conv(x, w)
+        p = GlobalAveragePool(c)
+        {flat}
+    }}
+    """
+    subject = Subject.load(written(tmp_path, text, {"w": (8, 3, 3, 3)}))
+    costs = Costs(subject.model, subject.structure, {"N": 1})
+    assert tokens_to_measure(costs) == LEVEL_TOKENS[1]
+    assert tokens_to_measure(costs, sites=10**6) < LEVEL_TOKENS[1]
+    monkeypatch.setattr("onnxprune.measure.batch_sizes.LEVEL_MACS", 1.0)
+    assert tokens_to_measure(costs) == fewest
 
 
 def test_a_tile_costs_its_share_of_the_product(zoo: Build) -> None:

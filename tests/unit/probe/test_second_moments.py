@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxprune.probe import second_moments
-from onnxprune.probe.second_moments import Gram, Pairs, Store
+from onnxprune.probe.second_moments import ENOUGH, Gram, Pairs, Store, drawn
 
 cases = st.tuples(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 9), min_size=1, max_size=6), st.booleans())
 
@@ -58,3 +58,12 @@ def test_sums_that_memory_does_not_hold_are_read_back_from_files() -> None:
     del gram, grams, store
     gc.collect()
     assert not folder.exists()
+
+
+def test_positions_of_pictures_are_drawn_where_there_are_more_than_enough() -> None:
+    assert drawn(ENOUGH, 2, 2) is None
+    some = drawn(ENOUGH, 1, 4)
+    assert some is not None
+    assert len(some) == ENOUGH // 4 and len(np.unique(some)) == len(some)
+    np.testing.assert_array_equal(some, drawn(ENOUGH, 1, 4))  # the same for inputs and targets
+    assert 0.45 < some.mean() / ENOUGH < 0.55

@@ -1,0 +1,74 @@
+"""Sizes that a graph can run with, where nobody stated any: the first of a few that it takes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+
+from onnxprune.errors import OnnxPruneError
+from onnxprune.graph import model as models
+from onnxprune.graph import segments
+from onnxprune.graph.dimensions import evaluate
+from onnxprune.graph.example_feeds import synthesize
+from onnxprune.graph.model import Model
+from onnxprune.graph.runtime import run
+from onnxprune.measure.cost import default_bindings, symbols
+
+logger = logging.getLogger(__name__)
+
+TRIED = (64, 256, 224, 512, 640, 576, 1024, 16000, 32, 16, 8, 1)
+"""Of every open dimension, after the one that was asked for: lengths, edges of images, samples."""
+AHEAD = "next_"
+"""What begins the names of inputs and sizes of a step behind a cache, where several graphs are joined: one token."""
+LARGEST = 400_000_000
+"""Bytes of a file that is run to find out; one of more takes the first."""
+
+
+def runnable(dense: Model, stated: Mapping[str, int], first: int) -> dict[str, int]:
+    """Every symbolic dimension of the inputs with a size: as stated, the batch 1, and the others one that runs.
+
+    What the graph does not take is said, with the sizes it is counted at instead; where none of those tried runs, the
+    first is taken, and said, too.
+
+    Args:
+        first: what to try first.
+    """
+    whole = _filled(dense, stated, first)
+    missing = [name for name in symbols(dense) if name not in default_bindings(dense, stated)]
+    if not missing or dense.parts or dense.path is None or models.size(dense.path) > LARGEST:
+        return whole
+    with suppress(OnnxPruneError):
+        opened = segments.opened(dense.path)
+        for size in (first, *TRIED):
+            found = _filled(dense, stated, size)
+            with suppress(OnnxPruneError):
+                run(opened, synthesize(dense.inputs, dims=found))
+                if size != first:
+                    logger.warning(
+                        "the graph cannot run with %s=%d: counted at %d; state others with --shape",
+                        ", ".join(missing), first, size,
+                    )  # fmt: skip
+                return found
+    logger.warning(
+        "the graph ran at none of the sizes tried for %s: state them with --shape %s",
+        ", ".join(missing), ",".join(f"{name}={first}" for name in missing),
+    )  # fmt: skip
+    return whole
+
+
+def _filled(dense: Model, stated: Mapping[str, int], size: int) -> dict[str, int]:
+    """As stated, the batch 1, names `size`; sums of names follow their parts."""
+    found = default_bindings(dense, dict(stated))
+    names = symbols(dense)
+    ahead = {d for spec in dense.inputs for d in spec.shape if spec.name.startswith(AHEAD)}
+    found |= {name: 1 for name in names if name not in found and name in ahead and name.startswith(AHEAD)}
+    for name in names:
+        if name.isidentifier() or "." in name:
+            found.setdefault(name, size)
+    for name in names:
+        if name not in found:
+            with suppress(KeyError, ValueError, TypeError, ArithmeticError):
+                found[name] = evaluate(name, found)
+            found.setdefault(name, size)
+    return found

@@ -1,0 +1,43 @@
+"""Sizes nobody stated: the first that a graph takes is counted at, and that is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from graphs import written
+
+from onnxprune.graph import model as models
+from onnxprune.measure.runnable_sizes import runnable
+
+TEXT = """
+<ir_version: 9, opset_import: ["" : 17]>
+net (float[N, 2, L] x, float[N, past_length, 4] cache, float[N, M, 4] more, float[8, 2, 200] w)
+    => (float[N, 8, K] y, float[N, R, 4] z) {
+    y = Conv(x, w)
+    z = Concat <axis = 1> (cache, more)
+}
+"""
+
+
+def test_a_size_that_runs_is_found_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dense = models.load(written(tmp_path, TEXT, {"w": (8, 2, 200)}))
+    found = runnable(dense, {}, 128)
+    assert found["N"] == 1 and found["L"] == 256
+    assert "cannot run with" in caplog.text and "=128: counted at 256" in caplog.text
+
+
+def test_a_stated_size_stays_and_nothing_is_run_where_all_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    dense = models.load(written(tmp_path, TEXT, {"w": (8, 2, 200)}))
+    stated = {"L": 300, "past_length": 3, "M": 2}
+    monkeypatch.setattr("onnxprune.graph.segments.opened", lambda *a, **k: pytest.fail("the graph is run"))
+    assert runnable(dense, stated, 128) == {**stated, "N": 1}
+    assert not caplog.text
+
+
+def test_where_none_runs_the_first_is_taken_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    dense = models.load(written(tmp_path, TEXT, {"w": (8, 2, 200)}))
+    assert runnable(dense, {"L": 9}, 128)["M"] == 128
+    assert "at none of the sizes" in caplog.text
