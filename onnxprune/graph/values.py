@@ -19,6 +19,11 @@ def dims(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
     return None if shape is None else tuple(d if isinstance(d, int) else d.value for d in shape)
 
 
+def numeric_outputs(graph: ir.Graph) -> list[str]:
+    """Names of the outputs that hold numbers: labels written out as text follow from one of these."""
+    return [v.name or "" for v in graph.outputs if v.dtype != ir.DataType.STRING]
+
+
 def constant(model: ir.Model, array: Any, name: str, graph: ir.Graph | None = None) -> ir.Value:
     """A new initializer (named after `name`, made unique); `array` is a numpy array or an onnx_ir tensor."""
     graph = model.graph

@@ -328,11 +328,16 @@ class Costs:
         """A value's shape under the bindings, before any cut."""
         name = value.name or ""
         if name not in self._shapes:
-            sizes = [self._size(d) for d in dims(value) or (None,)]
+            sizes = self._known(value)
             if None in sizes and name not in self._seen:
                 raise UnsupportedError(f"value {name}: its shape is not known, so its cost cannot be counted")
             self._shapes[name] = self._seen[name] if None in sizes else tuple(s for s in sizes if s is not None)
         return self._shapes[name]
+
+    def _known(self, value: ir.Value) -> list[int | None]:
+        """Sizes as far as inference names them, none of a scalar; one that is unknown of a value without a shape."""
+        found = dims(value)
+        return [None] if found is None else [self._size(d) for d in found]
 
     def _size(self, dim: int | str | None) -> int | None:
         try:
@@ -350,7 +355,7 @@ class Costs:
         """
         counted = [n for n in self._nodes.values() if (found := ops.lookup(n)) is not None and found.macs is not None]
         around = {v for n in counted for v in (*n.inputs, *n.outputs) if v is not None and v.name}
-        wanted = [v.name or "" for v in around if None in [self._size(d) for d in dims(v) or (None,)]]
+        wanted = [v.name or "" for v in around if None in self._known(v)]
         feeds = synthesize(self.model.inputs, dims=self.bindings)
         return {n: tuple(x.shape) for n, x in Interpreter(self.model.graph).run(feeds, outputs=wanted).items()}
 

@@ -20,7 +20,7 @@ from onnxprune.graph.model import spec
 from onnxprune.graph.plan import Structure
 from onnxprune.graph.structure.reading_matrices import Matrix
 from onnxprune.graph.structure.sites import Site
-from onnxprune.graph.values import dims
+from onnxprune.graph.values import dims, numeric_outputs
 from onnxprune.probe.divergence import Divergence, Kind, choose_for
 from onnxprune.probe.engine import to_numpy
 from onnxprune.probe.gates import Gated
@@ -119,7 +119,7 @@ class Rows:
         first = self.batches[:8]
         run = forward_all(self.interpreter, [b.feeds for b in first])
         samples = [self.by_row(batch, outputs) for batch, outputs in zip(first, run, strict=True)]
-        names = [v.name or "" for v in self.interpreter.graph.outputs]
+        names = numeric_outputs(self.interpreter.graph)
         return choose_for(self.dataset, {n: [_array(found[n]) for found in samples] for n in names})
 
 
@@ -296,10 +296,11 @@ def sensitivities(
             )
             if not getattr(loss, "requires_grad", False):
                 return {}  # nothing reaches the outputs but through nodes that torch does not compute
+            reached = [m for m in matrices if m.output in taps]  # others lead to outputs that do not count
             gradients = torch.autograd.grad(
-                loss, [taps[m.output] for m in matrices], retain_graph=True, allow_unused=True, materialize_grads=True
+                loss, [taps[m.output] for m in reached], retain_graph=True, allow_unused=True, materialize_grads=True
             )
-            for matrix, gradient in zip(matrices, gradients, strict=True):
+            for matrix, gradient in zip(reached, gradients, strict=True):
                 written = matrix.written(gradient, real)
                 if written is not None:
                     squared = written.square().sum(-1)

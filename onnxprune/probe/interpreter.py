@@ -21,6 +21,7 @@ import onnx_ir as ir
 from onnxprune.errors import LimitError, OnnxPruneError, UnsupportedError, out_of_memory, reading, said
 from onnxprune.graph import memory, ops
 from onnxprune.graph.single_nodes import reads
+from onnxprune.graph.values import numeric_outputs
 from onnxprune.probe.engine import cast, engine_for
 
 Usage = tuple[str, int]
@@ -105,7 +106,8 @@ class Interpreter:
 
         Args:
             feeds: value name -> numpy array or torch tensor; graph inputs, or any inner value.
-            outputs: names of the values wanted, or of states (`ops.states_of`); the graph's outputs by default.
+            outputs: names of the values wanted, or of states (`ops.states_of`); by default the graph's outputs that
+                hold numbers.
             weights: initializer name -> tensor that stands in for it.
             edit: usage -> function of the tensor that is read there.
 
@@ -133,7 +135,7 @@ class Interpreter:
             outputs, weights: as for `run`.
             edits: of each batch.
         """
-        wanted = tuple(v.name or "" for v in self.graph.outputs) if outputs is None else tuple(outputs)
+        wanted = tuple(numeric_outputs(self.graph) if outputs is None else outputs)
         steps, initializers = self._schedule(frozenset(batches[0]), wanted)
         override = weights or {}
         known = [{name: self.place(tensor) for name, tensor in feeds.items()} for feeds in batches]

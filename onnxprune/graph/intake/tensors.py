@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import ModelError, UnsupportedError, one_line
 from onnxprune.graph.intake.external_data import Place, check_overlaps, place_of
+from onnxprune.graph.intake.sparse import made_dense
 
 MOST_DIMENSIONS = 64
 """Of a tensor: what numpy takes."""
@@ -27,7 +28,7 @@ def check(proto: Any, file: Path) -> dict[str, Place]:
 
     Raises:
         ModelError: a tensor, a node or a name is damaged.
-        UnsupportedError: sparse initializers.
+        UnsupportedError: external data where none are read.
     """
     places: list[Place] = []
     outer = True
@@ -43,8 +44,7 @@ def check(proto: Any, file: Path) -> dict[str, Place]:
                 if not outer:
                     raise UnsupportedError(f"{file}: external data of {one_line(tensor.name, 80)}, in a subgraph")
                 places.append(place)
-        if graph.sparse_initializer:
-            raise UnsupportedError(f"{file}: sparse initializers are not supported: write them as dense ones")
+        made_dense(graph, file)
         outer = False
     check_overlaps(file, places)
     return {place.tensor: place for place in places}

@@ -58,6 +58,8 @@ def product_of(node: ir.Node, reader: Reader) -> Product | None:
         return Convolution(node, shape)
     if node.op_type == "ConvTranspose":
         return Spread(node, shape)
+    if node.op_type == "MatMul" and len(shape) == 3 and reader.weight_axis == 1 and reader.input == 0:
+        return Stacked(shape)
     if node.op_type in ("MatMul", "Gemm") and len(shape) == 2:
         # From behind: the stream that a result is added to may have more axes than a Gemm has.
         return Contraction((reader.weight_axis,), (reader.axis,), (-1 if reader.input == 0 else -2,))
@@ -189,6 +191,43 @@ class Convolution:
 
 
 @dataclass(frozen=True)
+class Stacked:
+    """MatMul by a weight for each index of an outer axis (experts): [tokens, in] of each by its own [in, out]; blocks.
+
+    shape: [experts, in, out]
+    """
+
+    shape: tuple[int, ...]
+    kernel: int = 1
+    refits: bool = False
+
+    @property
+    def copies(self) -> int:
+        """How often the axis that is read stands in the matrix."""
+        return self.shape[0]
+
+    def weight(self, array: np.ndarray) -> np.ndarray:
+        return _blocks(array)
+
+    def restore(self, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        return np.ascontiguousarray(_diagonal(matrix, self.copies)).reshape(shape)
+
+    def rows(self, x: Any) -> Any:
+        """[tokens of all experts, experts·in]: each token's own expert's beside zeros for the others."""
+        import torch
+
+        count, width = self.shape[:2]
+        x = x.expand(*x.shape[:-3], count, *x.shape[-2:]) if x.dim() > 2 else x.expand(count, *x.shape)
+        parts = x.movedim(-3, 0).reshape(count, -1, width)
+        found = x.new_zeros(count, parts.shape[1], count, width)
+        found[torch.arange(count), :, torch.arange(count)] = parts
+        return found.reshape(-1, count * width)
+
+    def written(self, y: Any) -> Any:
+        return None
+
+
+@dataclass(frozen=True)
 class Spread:
     """ConvTranspose: every position of the input writes a patch of the output. shape: [in, out / groups, *kernel]"""
 
@@ -252,6 +291,13 @@ class Recurrence:
     kernel: int = 1
     refits: bool = False
 
+    @property
+    def copies(self) -> int:
+        """How often the axis that is read stands in the matrix: once a direction."""
+        weight = self.node.inputs[WEIGHT]
+        assert weight is not None and weight.shape is not None
+        return int(weight.shape.numpy()[0])
+
     def weight(self, array: np.ndarray) -> np.ndarray:
         return _blocks(array.transpose(0, 2, 1))
 
@@ -262,9 +308,7 @@ class Recurrence:
         """[D·tokens, D·H] of the states that were read, [S, B, D·H]: each direction's beside zeros for the others."""
         import torch
 
-        weight = self.node.inputs[WEIGHT]
-        assert weight is not None and weight.shape is not None
-        directions, width = int(weight.shape.numpy()[0]), x.shape[-1]
+        directions, width = self.copies, x.shape[-1]
         own = torch.arange(width, device=x.device) // (width // directions)
         return torch.cat([x.reshape(-1, width) * (own == d).to(x.dtype) for d in range(directions)])
 

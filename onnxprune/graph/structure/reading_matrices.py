@@ -13,7 +13,15 @@ from onnxprune.graph import ops
 from onnxprune.graph.axes import atoms_of, index_of
 from onnxprune.graph.ops.normalize import narrows
 from onnxprune.graph.plan import Group, Reader, Structure
-from onnxprune.graph.structure.products import Contraction, Convolution, Product, Recurrence, Spread, product_of
+from onnxprune.graph.structure.products import (
+    Contraction,
+    Convolution,
+    Product,
+    Recurrence,
+    Spread,
+    Stacked,
+    product_of,
+)
 
 
 @dataclass(frozen=True)
@@ -99,8 +107,8 @@ def matrices(graph: ir.Graph, structure: Structure, group: Group) -> list[Matrix
         whole = np.full(1, -1)
         for axis in axes:
             whole = np.maximum(whole[:, None], units[axis]).reshape(-1)
-        if isinstance(product, Recurrence):
-            whole = np.tile(whole, _directions(node))
+        if isinstance(product, Recurrence | Stacked):
+            whole = np.tile(whole, product.copies)
         found.append(
             Matrix(
                 reader,
@@ -119,9 +127,3 @@ def _units(structure: Structure, group: Group, layout: Any) -> np.ndarray:
     index = [index_of(layout, atom, structure.sizes) for atom in (*group.context, group.atom)]
     units = np.ravel_multi_index([np.maximum(i, 0) for i in index], group.shape)
     return np.where(np.min(index, axis=0) < 0, -1, units)
-
-
-def _directions(node: ir.Node) -> int:
-    weight = node.inputs[1]
-    assert weight is not None and weight.shape is not None
-    return int(weight.shape.numpy()[0])

@@ -131,3 +131,18 @@ def test_a_tile_costs_its_share_of_the_product(zoo: Build) -> None:
     assert costs.by_node(plan)[node] == costs.by_node()[node] // 2
     assert costs.macs(plan) == costs.macs() - costs.by_node()[node] // 2
     assert costs.params(plan) == costs.params() - inputs * outputs // 2
+
+
+def test_a_scalar_has_a_shape(tmp_path: Path) -> None:
+    """A rate, or another single number: its shape is known, and is empty."""
+    text = """
+    <ir_version: 9, opset_import: ["" : 17]>
+    net (float[N, 4] x, float rate, float[4, 8] w) => (float[N, 8] y) {
+        h = MatMul(x, w)
+        y = Mul(h, rate)
+    }
+    """
+    subject = Subject.load(written(tmp_path, text, {"w": (4, 8)}))
+    costs = Costs(subject.model, subject.structure, {"N": 1})
+    assert [costs.dense_shape(v) for v in subject.model.graph.inputs if v.name == "rate"] == [()]
+    assert tokens_to_measure(costs) == LEVEL_TOKENS[1]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from graphs import written
 from plans import Subject
 from zoo import ZooModel
 
 from onnxprune import data
+from onnxprune.data import read
+from onnxprune.graph.structure.reading_matrices import matrices
 from onnxprune.graph.structure.sites import find_sites
 from onnxprune.probe.forward import Rows, sensitivities
 
@@ -33,3 +38,25 @@ def test_the_token_that_is_read_is_the_one_that_matters(zoo: Callable[..., ZooMo
     for part, tokens in zip(last, (4, 5), strict=True):
         read = part.reshape(3, tokens)
         assert (read[:, 0] > 0).all() and not read[:, 1:].any()
+
+
+def test_what_leads_to_outputs_that_do_not_count_weighs_nothing(tmp_path: Path) -> None:
+    """A matrix whose result only a label is made of: no gradient gets there, and none is asked for."""
+    text = """
+    <ir_version: 9, opset_import: ["" : 17]>
+    net (float[N, 4] x, float[4, 16] up, float[16, 3] down, float[16, 5] other) => (float[N, 3] y, int64[N, 1] label) {
+        h = MatMul(x, up)
+        a = Relu(h)
+        y = MatMul(a, down)
+        z = MatMul(a, other)
+        label = ArgMax <axis = 1> (z)
+    }
+    """
+    subject = Subject.load(written(tmp_path, text, {"up": (4, 16), "down": (16, 3), "other": (16, 5)}))
+    rng = np.random.default_rng(0)
+    rows = Rows(subject.interpreter, read([{"x": rng.standard_normal(4)} for _ in range(9)], subject.model.inputs))
+    (group,) = subject.structure.groups
+    found = matrices(subject.model.graph, subject.structure, group)
+    assert found is not None
+    weights = sensitivities(rows, found, subject.gates.usages)
+    assert list(weights) == [m.reader.node for m in found if m.output == "y"]

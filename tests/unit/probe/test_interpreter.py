@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from graphs import written
+from plans import Subject
 
 from onnxprune.graph import memory
 from onnxprune.probe import forward
@@ -70,3 +73,16 @@ def test_each_weight_is_read_once_a_pass_where_they_are_not_all_held(monkeypatch
     assert most <= 2 * ONE
     for one, should in zip(found, expected, strict=True):
         assert torch.equal(one[f"x{LAYERS}"], should[f"x{LAYERS}"])
+
+
+def test_labels_written_out_as_text_are_left_to_the_runtime(tmp_path: Path) -> None:
+    text = """
+    <ir_version: 9, opset_import: ["" : 17, "ai.onnx.ml" : 3]>
+    net (float[N, 4] x, float[4, 3] w) => (float[N, 3] y, string[N] label) {
+        y = MatMul(x, w)
+        best = ArgMax <axis = 1, keepdims = 0> (y)
+        label = ai.onnx.ml.LabelEncoder <keys_int64s = [0, 1, 2], values_strings = ["a", "b", "c"]> (best)
+    }
+    """
+    subject = Subject.load(written(tmp_path, text, {"w": (4, 3)}))
+    assert list(subject.interpreter.run({"x": np.ones((2, 4), np.float32)})) == ["y"]

@@ -10,7 +10,9 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
+from graphs import agreed, written
 from onnx import TensorProto, helper
+from plans import Subject
 
 from onnxprune.graph import model as models
 from onnxprune.graph.plan import Reader
@@ -89,3 +91,35 @@ def test_a_gemm_s_outputs_are_the_last_axis_of_the_stream_too() -> None:
         assert product is not None
         stream = torch.arange(24.0).reshape(2, 4, 3)
         assert torch.equal(product.written(stream), stream.reshape(8, 3))
+
+
+EXPERTS = """
+<ir_version: 9, opset_import: ["" : 17]>
+experts (float[N, 6, 8] x, float[4, 8, 5] up, float[4, 5, 8] down) => (float[N, 4, 6, 8] y) {
+    axis = Constant<value_ints = [1]>()
+    wide = Unsqueeze(x, axis)
+    h = MatMul(wide, up)
+    a = Relu(h)
+    y = MatMul(a, down)
+}
+"""
+
+
+def test_experts_in_one_weight_are_blocks(tmp_path: Path) -> None:
+    """One matrix an expert: its rows times the block-diagonal weight are what the experts write, one after another."""
+    subject = Subject.load(written(tmp_path, EXPERTS, {"up": (4, 8, 5), "down": (4, 5, 8)}))
+    (group,) = subject.structure.groups
+    assert (group.kind, group.shape) == ("neurons", (5,))
+    found = matrices(subject.model.graph, subject.structure, group)
+    assert found is not None
+    (matrix,) = found
+    assert matrix.units.tolist() == [*range(5)] * 4
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((2, 4, 6, 5)).astype(np.float32), rng.standard_normal((4, 5, 8)).astype(np.float32)
+    rows, blocks = matrix.rows(torch.from_numpy(x)).numpy(), matrix.weight(w)
+    assert blocks.shape == (20, 32)
+    per_expert = (rows @ blocks).reshape(4, 2, 6, 4, 8)  # expert, batch, token, and the block that it wrote to
+    for expert in range(4):
+        np.testing.assert_allclose(per_expert[expert, :, :, expert], x[:, expert] @ w[expert], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(matrix.restore(blocks, w.shape), w)
+    agreed(subject, {"x": rng.standard_normal((3, 6, 8)).astype(np.float32)})
