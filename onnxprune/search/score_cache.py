@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -122,7 +123,7 @@ class Scores:
         """Rows of the table, with the levels that led to them."""
         for name, row in measured.items():
             self.table[name] = (list(grid[name]), row)
-            self._save(f"row.{name}", {}, {name: self.table[name]})
+            self._save(f"row.{quote(name, safe='')}", {}, {name: self.table[name]})
 
     def _save(self, name: str, rankings: Mapping[str, Ranking], table: Mapping[str, tuple[list[int], Row]]) -> None:
         if self.path is not None and not write_cache(self.path, self._document(self.rankings, self.table), _is_scores):

@@ -186,7 +186,7 @@ class _Local:
     def close(self) -> None:
         from joblib.externals.loky import get_reusable_executor
 
-        get_reusable_executor().shutdown(wait=True)
+        get_reusable_executor(reuse=True).shutdown(wait=True)
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

@@ -7,11 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from unit.cli.test_main import Outcome, folder  # noqa: F401 -- fixtures
 
+from onnxprune.errors import UsageError
 from onnxprune.graph.plan import Ranking
+from onnxprune.search.damage_table import Row
 from onnxprune.search.score_cache import Scores
+from onnxprune.search.store import Store
 
 
 @pytest.fixture
@@ -67,3 +71,25 @@ def test_a_place_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     scores = Scores.open(tmp_path / "model.scores.json", "k")
     scores.keep_rankings({"g": Ranking("g", (1, 0))})
     assert [p.name for p in tmp_path.iterdir()] == ["model.scores.json"]
+
+
+def test_a_store_keeps_rows_one_by_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for url in (f"memory://{tmp_path.name}", str(tmp_path / "folder")):
+        store = Store(url)
+        scores = Scores.open(None, "k", store)
+        scores.keep_rankings({"g": Ranking("g", (1, 0), (0.5, 0.25)), "h/1": Ranking("h/1", (0,))})
+        scores.keep_rows({"h/1": [0, 1]}, {"h/1": Row((0, 1), np.array([0.3, 0.0]))})
+        found = Scores.open(None, "k", Store(url))
+        assert found.rankings == scores.rankings
+        assert found.measured({"g": [0, 2], "h/1": [0, 1]}).keys() == {"h/1"}
+        assert not found.measured({"h/1": [1]})
+        assert not Scores.open(None, "other", store).rankings
+        store.put("scores/k/row.h/1.json".replace("h/1", "x"), b"{")
+        assert Scores.open(None, "k", store).rankings == scores.rankings
+    with pytest.raises(UsageError, match="--store nothing://x"):
+        Store("nothing://x")
+    (tmp_path / "file").touch()
+    lost = Store(str(tmp_path / "file" / "below"))
+    assert not lost.put("a/b", b"")
+    assert not lost.put("a/c", b"")
+    assert len([r for r in caplog.records if "is not kept" in r.message]) == 1, "what is lost is said once"
