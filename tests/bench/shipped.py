@@ -134,7 +134,8 @@ def line(model: Shipped, packages: Path, seconds: int) -> str:
     made = [model.row(rng) for _ in range(ROWS)]
     with tempfile.TemporaryDirectory() as folder:
         rows, out = Path(folder) / "rows.npz", Path(folder) / "small.onnx"
-        np.savez(rows, **{name: np.concatenate([row[name] for row in made]) for name in made[0]})
+        arrays: dict[str, Any] = {name: np.concatenate([row[name] for row in made]) for name in made[0]}
+        np.savez(rows, **arrays)
         command = [
             sys.executable, "-c", _PEAK, sys.executable, "-m", "onnxprune.cli", "prune", str(file), "-o", str(out),
             "--flops", str(model.budget), "--calib", str(rows), "--quiet", *model.options,

@@ -5,9 +5,9 @@
 
 Every task's processor time on the measured model is split into what grows with parameters × tokens (products, forward
 and backward) and what grows with width³ (factorisations), by counting both; the rates that come out are taken to hold
-for larger models. Then the tasks of a sweep are handed out as `pipeline.fleet` does: orders of units, one task a method;
+for larger models. Then the tasks of a sweep are handed out as `pipeline.fleet` does: orders of units, one a method;
 rows of the damage table, one a site and method; plans, one a budget and method, behind which the files are written one
-by one where the sweep was started. What is assumed, and not measured, are the constants below.
+by one, where the sweep was started. What is assumed, and not measured, are the constants below.
 """
 
 from __future__ import annotations
@@ -132,11 +132,11 @@ def sweep(
     free = [arrive] * begun
     # Whoever is first at a method also collects the moments, which every later task of that worker has.
     orders = waves([tasks.order + tasks.moments] * min(methods, begun) + [tasks.order] * max(methods - begun, 0), free)
-    free = [max(t, max(orders)) for t in free]
+    free = [max(t, *orders) for t in free]
     fresh = max(begun - methods, 0)
     free = sorted(free)[: begun - fresh] + [t + tasks.moments for t in sorted(free)[begun - fresh :]]
     rows = waves([tasks.row] * most, free)
-    free = [max(t, max(rows)) for t in free]
+    free = [max(t, *rows) for t in free]
     plans = sorted(waves([tasks.plan] * (methods * budgets), free))
     moved = begun * shape.nbytes + methods * budgets * shape.nbytes
     written = 0.0

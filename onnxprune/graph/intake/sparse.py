@@ -54,6 +54,6 @@ def _flat(indices: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
     if indices.ndim == 2 and indices.shape[1] == len(shape):
         if not ((indices >= 0) & (indices < np.array(shape))).all():
             return None
-        return np.ravel_multi_index(tuple(indices.T), shape)
+        return np.asarray(np.ravel_multi_index(tuple(indices.T), shape))
     inside = indices.ndim == 1 and bool(((indices >= 0) & (indices < math.prod(shape))).all())
     return indices if inside else None

@@ -37,7 +37,7 @@ def test_a_sparse_weight_is_its_dense_one(tmp_path: Path, pairs: bool) -> None:
     dense = np.zeros(SHAPE, np.float32)
     dense[[0, 2, 3], [1, 0, 2]] = [1.5, -2, 3]
     found = np.argwhere(dense).astype(np.int64)
-    indices = found if pairs else np.ravel_multi_index(tuple(found.T), SHAPE).astype(np.int64)
+    indices = found if pairs else np.asarray(np.ravel_multi_index(tuple(found.T), SHAPE), dtype=np.int64)
     model = models.load(saved(tmp_path, indices, dense[dense != 0]))
     weight = model.graph.initializers["w"].const_value
     assert weight is not None
