@@ -65,16 +65,24 @@ class Part:
         model: the graph alone, normalised, with its own names.
         wires: its interface among the others.
         shared: own initializer -> the one in the whole that stands for it, where another graph has it too.
+        merged: the file that holds it beside another graph, behind an If; None where it has one of its own.
     """
 
     model: Model
     wires: Wires
     shared: Mapping[str, str] = field(default_factory=dict)
+    merged: Path | None = None
 
     @property
     def file(self) -> Path:
+        """A file that holds it alone."""
         assert self.model.path is not None
         return self.model.path
+
+    @property
+    def source(self) -> Path:
+        """The user's file that it is from."""
+        return self.merged or self.file
 
     @property
     def prefix(self) -> str:
@@ -124,7 +132,7 @@ class Model:
     @property
     def home(self) -> Path | None:
         """What the user named: the file, or the folder of several."""
-        return self.parts[0].file.parent if self.parts else self.path
+        return self.parts[0].source.parent if self.parts else self.path
 
     @property
     def folder(self) -> Path | None:
@@ -134,12 +142,12 @@ class Model:
     @property
     def files(self) -> tuple[Path, ...]:
         """What it was read from."""
-        return tuple(part.file for part in self.parts) or ((self.path,) if self.path else ())
+        return tuple(dict.fromkeys(p.source for p in self.parts)) or ((self.path,) if self.path else ())
 
     @property
     def digests(self) -> dict[str, str]:
         """Of several graphs, file name -> digest."""
-        return {part.file.name: part.model.digest for part in self.parts}
+        return {part.source.name: part.model.digest for part in self.parts}
 
     def clone(self) -> Model:
         """A copy whose graph can be mutated; weights are shared."""

@@ -112,7 +112,7 @@ class Costs:
     def _frame(self) -> int:
         """Bytes of a file that is written that are no weights: nodes, names, shapes; of several, all together."""
         if self.model.parts:
-            return sum(self._framed(joined.split(self.model.ir, part)) for part in self.model.parts)
+            return sum(map(self._framed, joined.written(self.model, self.model.ir).values()))
         return self._framed(self.model.clone().ir)
 
     @staticmethod
@@ -192,7 +192,7 @@ class Costs:
         if not self.model.parts:
             return 1
         places = {place for node in self._readers_of.get(weight, ()) for place in self._owners.get(node, ())}
-        return max(len(places), 1)
+        return max(len({self.model.parts[place].source for place in places}), 1)
 
     @cached_property
     def _showing(self) -> tuple[dict[int, set[str]], dict[int, set[str]]]:

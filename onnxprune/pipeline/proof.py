@@ -53,7 +53,7 @@ def prove(
         for file, source in zip(made.files, dense.files, strict=True):
             said += check_file(file, source)
         found = check(dense, structure, plan, made.whole, rows, progress)
-        for part, file in zip(dense.parts, made.files, strict=True) if dense.parts else ():
+        for part, file in zip(dense.parts, made.alone, strict=True):
             _alone(dense, structure, plan, part, file, rows[:_FEW], found)
     except CheckError as error:
         raise blamed(error, Case(dense, structure, plan, made.whole, rows, options), bundle) from error

@@ -20,13 +20,15 @@ class Written:
     """What was written of a pruned model.
 
     Attributes:
-        files: one a graph.
+        files: one a graph, but for those that are merged.
+        alone: files with one graph each, in the order of the model's parts; none where it has none.
         whole: what sessions open: the file; of several graphs, the graph that these files are together.
         scratch: what holds the latter.
     """
 
     files: tuple[Path, ...]
     whole: Path
+    alone: tuple[Path, ...] = ()
     scratch: Any = None
 
     @property
@@ -44,11 +46,13 @@ def write(dense: Model, pruned: ir.Model, folder: Path, name: str) -> Written:
     if not dense.parts:
         file = models.save(pruned, folder / name)[0]
         return Written((file,), file)
-    files = tuple(models.save(joined.split(pruned, part), folder / part.file.name)[0] for part in dense.parts)
+    files = tuple(models.save(graph, folder / n)[0] for n, graph in joined.written(dense, pruned).items())
     scratch = joined.Scratch()
-    wires = [part.wires for part in dense.parts]
+    single = joined.alone(files, scratch)
+    parts = tuple(single[part.file.stem][0] for part in dense.parts)
     assert dense.path is not None
-    return Written(files, joined.open_file(files, wires, scratch.path / dense.path.name), scratch)
+    whole = joined.open_file(parts, [part.wires for part in dense.parts], scratch.path / dense.path.name)
+    return Written(files, whole, parts, scratch)
 
 
 def name_of(out: OutputSet, kind: str) -> str:

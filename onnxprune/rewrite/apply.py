@@ -36,6 +36,6 @@ def apply(model: Model, structure: Structure, plan: Plan) -> ir.Model:
 
 def _which(model: Model, plan: Plan) -> str:
     """Of several files, those that are other ones than the plan was made for."""
-    there = {part.file.name: part.model.digest for part in model.parts}
+    there = model.digests
     other = sorted(name for name in {*there, *plan.files} if there.get(name) != plan.files.get(name))
     return f" (other than the plan's: {', '.join(other)})" if there and plan.files else ""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from folders import BEHIND, FILES, HEADS, NEURONS, VOCABULARY, folder, generated, interface, rows
+from folders import BEHIND, DECODER, ENCODER, FILES, HEADS, NEURONS, VOCABULARY, folder, generated, interface, rows
 from plans import Subject, distance, in_runtime, random_plan
 from zoo import ZooModel
 
@@ -62,7 +62,7 @@ def test_every_file_of_a_cut_folder_is_the_gated_one(family: str, store: Path, t
         made = write(whole.model, whole.rewritten(plan), place, "")
         assert distance(in_runtime(made.whole, given), whole.gated(plan, given)) < 1e-4
         inner = in_runtime(whole.model.path or Path(), given)
-        for part, file in zip(whole.model.parts, made.files, strict=True):
+        for part, file in zip(whole.model.parts, made.alone, strict=True):
             taken = {own: (given | inner)[name] for own, name in part.wires.inputs.items()}
             found = alone(whole.model, whole.structure, plan, part.wires, file, [taken], 1e-4)
             assert found.rows == 2
@@ -169,6 +169,34 @@ def test_speech_is_a_folder_like_any_other(store: Path, tmp_path: Path) -> None:
     assert np.array_equal(tokens, again) and np.abs(pruned - dense).max() < 1e-4 * np.abs(dense).max()
 
 
+def test_two_decoders_in_one_file_are_cut_apart_and_merged_again(store: Path, tmp_path: Path) -> None:
+    place, out = tmp_path / "merged", tmp_path / "small"
+    shutil.copytree(folder("bart", store, merged=True), place)
+    for name in (DECODER, BEHIND):
+        (place / name).unlink()
+    onnxprune.prune(
+        place, out, flops=0.75, calibration=rows(), units=("heads", "neurons"), round_to=1, compensate=False,
+        measure_latency=False,
+    )  # fmt: skip
+    merged = "decoder_model_merged.onnx"
+    assert sorted(f.name for f in out.glob("*.onnx")) == [merged, ENCODER]
+    assert (out / merged).stat().st_size < (place / merged).stat().st_size
+    assert interface(out / merged) == interface(place / merged)
+    rng = np.random.default_rng(0)
+    cache = {"use_cache_branch": np.array([True])}
+    for spec in models.load(place / merged).inputs:
+        sizes = [d if isinstance(d, int) else 2 if d == "batch_size" else 5 for d in spec.shape]
+        if "mask" in spec.name:
+            cache[spec.name] = np.ones(sizes, np.int64)
+        elif spec.name == "input_ids":
+            cache[spec.name] = rng.integers(3, VOCABULARY, sizes)
+        elif spec.name != "use_cache_branch":
+            cache[spec.name] = rng.standard_normal(sizes).astype(np.float32)
+    for given in (cache, {**cache, "use_cache_branch": np.array([False])}):
+        dense, pruned = in_runtime(place / merged, given), in_runtime(out / merged, given)
+        assert distance(pruned, dense) < 1e-4
+
+
 def test_two_towers_keep_what_they_have_in_common(zoo: Callable[..., ZooModel], tmp_path: Path) -> None:
     towers = {
         "text_model": zoo("clip-text", "torchscript", "eager"),
@@ -185,7 +213,7 @@ def test_two_towers_keep_what_they_have_in_common(zoo: Callable[..., ZooModel], 
     assert {n.split("/")[0] for g in plan.keep for n in (whole.structure.group(g).name,)} == set(towers)
     made = write(whole.model, whole.rewritten(plan), out, "")
     expected = whole.gated(plan, given)
-    for part, file in zip(whole.model.parts, made.files, strict=True):
+    for part, file in zip(whole.model.parts, made.alone, strict=True):
         found = in_runtime(file, towers[file.stem].feeds)
         assert distance(found, {own: expected[name] for own, name in part.wires.outputs.items()}) < 1e-4
 

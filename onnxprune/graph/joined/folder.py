@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -18,10 +18,12 @@ from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.graph import model as models
 from onnxprune.graph import prepare
 from onnxprune.graph.joined.join import join
+from onnxprune.graph.joined.merged import BEHIND, FIRST, apart, branch_of, together
+from onnxprune.graph.joined.split import split
 from onnxprune.graph.joined.wiring import Interface, running_order, wire
 from onnxprune.graph.model import Model, Part, Wires
 
-_MERGED = re.compile(r"_merged\b|_merged$")
+_MERGED = re.compile(r"_merged$")
 _VARIANT = re.compile(r"_(quantized|fp16|int8|uint8|q4|q4f16|q8|bnb4|optimized|O[1-4])$")
 """What exporters append to the names of files in another precision."""
 
@@ -43,7 +45,7 @@ def members(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
     """(the files that are cut as one, what is said of the others).
 
     Raises:
-        UnsupportedError: the files are one graph in several forms, or hold two graphs each.
+        UnsupportedError: the files are one graph in several forms.
     """
     files = sorted(folder.glob("*.onnx"))
     stems = {f.stem for f in files}
@@ -53,22 +55,59 @@ def members(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
         if len(plain) < len(files)
         else []
     )
-    merged = [f for f in plain if _MERGED.search(f.stem)]
-    single = [f for f in plain if f not in merged]
-    for file in merged:
-        if not {file.stem.replace("_merged", ""), file.stem.replace("_model_merged", "_with_past_model")} <= stems:
+    for file in [f for f in plain if _MERGED.search(f.stem)]:
+        beside = [name for name in _names(file) if name in stems]
+        if len(beside) == 1:  # the merged file holds that one, too
+            plain = [f for f in plain if f.stem not in beside]
+            said.append(f"{beside[0]}.onnx: is not cut, and not written: {file.name} holds it once more")
+        elif beside:
+            plain.remove(file)
+            said.append(
+                f"{file.name}: is not cut, and not written: it holds the two decoders beside it once more; merge the "
+                "pruned ones with optimum.onnx.merge_decoders"
+            )
+    if len(plain) < 2:
+        raise UnsupportedError(f"{folder}: its files are one graph in several forms; give one of them")
+    return plain, tuple(said)
+
+
+def _names(merged: Path) -> tuple[str, str]:
+    """What the two graphs of a merged file are called: the first one, and the one behind a cache."""
+    first = _MERGED.sub("", merged.stem)
+    stem = first.removesuffix("_model")
+    return first, f"{stem}_with_past{'_model' if stem != first else ''}"
+
+
+def alone(files: Sequence[Path], scratch: Scratch) -> dict[str, tuple[Path, Path | None]]:
+    """Name of a graph -> (a file with it alone, the merged file that it is from, if it is from one).
+
+    Raises:
+        UnsupportedError: a merged file of another form.
+    """
+    found: dict[str, tuple[Path, Path | None]] = {}
+    for file in files:
+        if not _MERGED.search(file.stem):
+            found[file.stem] = file, None
+            continue
+        model = models.read(file)
+        if branch_of(model) is None:
             raise UnsupportedError(
-                f"{file}: two graphs in one file, behind an If, which are not cut; export them as files of their own "
+                f"{file}: two graphs in one file, in a form that is not known; export them as files of their own "
                 "(optimum-cli export onnx … --no-post-process, or post_process=False), prune the folder, and merge the "
                 "pruned ones with optimum.onnx.merge_decoders"
             )
-        said.append(
-            f"{file.name}: is not cut, and not written: it holds the two decoders beside it once more; merge the "
-            "pruned ones with optimum.onnx.merge_decoders"
-        )
-    if len(single) < 2:
-        raise UnsupportedError(f"{folder}: its files are one graph in several forms; give one of them")
-    return single, tuple(said)
+        for name, which in zip(_names(file), (FIRST, BEHIND), strict=True):
+            found[name] = models.write(apart(model, which), scratch.path / f"{name}.onnx")[0], file
+    return found
+
+
+def written(dense: Model, whole: ir.Model) -> dict[str, ir.Model]:
+    """File name -> what goes into it, of several graphs that are one; merged ones are merged again."""
+    found: dict[str, ir.Model] = {}
+    for file in dense.files:
+        parts = [split(whole, part) for part in dense.parts if part.source == file]
+        found[file.name] = parts[0] if len(parts) == 1 else together(models.read(file), *parts)
+    return found
 
 
 def find(path: str | os.PathLike[str]) -> Path:
@@ -96,17 +135,26 @@ def load(path: str | os.PathLike[str], calls: Mapping[str, int] | None = None) -
             raise UsageError("--calls weighs the graphs of a folder against one another, and this is one graph")
         return models.load(path)
     files, said = members(folder)
-    loaded = {file.stem: models.load(file) for file in files}
+    scratch = Scratch()
+    single = alone(files, scratch)
+    loaded = {name: models.load(file) for name, (file, _) in single.items()}
     order, wires = _wired(list(loaded.values()))
     loaded = {name: loaded[name] for name in order}
     whole, shared = join({name: one.ir.clone() for name, one in loaded.items()}, wires)
-    parts = tuple(Part(one, wires[name], shared[name]) for name, one in loaded.items())
-    _own_nothing(parts, whole)
-    digest = hashlib.sha256("".join(f"{p.file.name}:{p.model.digest}\n" for p in parts).encode()).hexdigest()
-    scratch = Scratch()
+    parts = tuple(_part(one, wires[name], shared[name], single[name][1]) for name, one in loaded.items())
+    _own_nothing(parts)
+    digests = {p.source.name: p.model.digest for p in parts}
+    digest = hashlib.sha256("".join(f"{name}:{held}\n" for name, held in digests.items()).encode()).hexdigest()
     path = open_file([p.file for p in parts], [p.wires for p in parts], scratch.path / f"{folder.resolve().name}.onnx")
     told = tuple(f"{p.file.name}: {line}" for p in parts for line in p.model.said)
     return Model(prepare.stamp(whole), path, digest, (*said, *told), parts, _calls(calls or {}, parts), scratch)
+
+
+def _part(model: Model, wires: Wires, shared: Mapping[str, str], merged: Path | None) -> Part:
+    """A graph with the digest of the user's file."""
+    if merged is not None:
+        model = replace(model, digest=models.digest_of(merged))
+    return Part(model, wires, shared, merged)
 
 
 @dataclass(frozen=True)
@@ -132,9 +180,9 @@ def opened(path: str | os.PathLike[str]) -> Opened:
     if not is_job(folder):
         return Opened(models.find_sound(path))
     files, _ = members(folder)
-    order, wires = _wired([Model(models.read(file), file, "") for file in files])
     scratch = Scratch()
-    by_name = {file.stem: file for file in files}
+    by_name = {name: file for name, (file, _) in alone(files, scratch).items()}
+    order, wires = _wired([Model(models.read(file), file, "") for file in by_name.values()])
     target = scratch.path / f"{folder.resolve().name}.onnx"
     return Opened(open_file([by_name[n] for n in order], [wires[n] for n in order], target), scratch)
 
@@ -158,7 +206,7 @@ def _refuse_variants(graphs: Sequence[Interface]) -> None:
             )
 
 
-def _own_nothing(parts: Sequence[Part], whole: ir.Model) -> None:
+def _own_nothing(parts: Sequence[Part]) -> None:
     """Refuse a graph that goes on behind another one's caches with weights which that one does not have."""
     for part in parts:
         if not part.wires.follows:

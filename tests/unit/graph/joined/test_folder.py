@@ -83,15 +83,22 @@ def test_one_graph_in_several_forms_is_no_job(towers: Path) -> None:
     assert "text_model_quantized.onnx" in said and "left out" in said
 
 
-def test_a_merged_decoder_is_left_out_and_said_or_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_of_a_merged_decoder_and_those_it_holds_one_form_is_cut_and_the_other_said(tmp_path: Path) -> None:
     for name in (ENCODER, DECODER, BEHIND, "decoder_model_merged.onnx"):
         (tmp_path / name).touch()
     found, (said,) = members(tmp_path)
     assert [f.name for f in found] == [DECODER, BEHIND, ENCODER]
     assert "decoder_model_merged.onnx: is not cut, and not written" in said
     (tmp_path / BEHIND).unlink()
+    found, (said,) = members(tmp_path)
+    assert [f.name for f in found] == ["decoder_model_merged.onnx", ENCODER]
+    assert f"{DECODER}: is not cut, and not written" in said
+
+
+def test_a_merged_decoder_of_another_form_is_refused_with_what_to_do(towers: Path) -> None:
+    (towers / "text_model.onnx").rename(towers / "text_model_merged.onnx")
     with pytest.raises(UnsupportedError, match="--no-post-process"):
-        members(tmp_path)
+        joined.load(towers)
 
 
 def test_a_decoder_of_another_model_is_refused(store: Path, tmp_path: Path) -> None:
