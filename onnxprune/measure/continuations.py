@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.graph import runtime
-from onnxprune.graph.model import InputSpec, Model
+from onnxprune.graph.model import InputSpec, Model, Wires
 
 _PAST = re.compile(r"past(_key_values?|_key|_value)?", re.IGNORECASE)
 
@@ -88,3 +89,45 @@ def _step(
         else:
             found[spec.name] = value
     return found
+
+
+def disagreement(dense: Model, file: Path, rows: Sequence[runtime.Feeds]) -> float:
+    """How far a decoder behind a cache is from the one before it, which reads the same tokens at once.
+
+    Args:
+        dense: several graphs, with one that follows another; else there is nothing to compare.
+        file: all of them, or what was made of all of them, in one.
+        rows: a token behind others in each.
+
+    Returns:
+        the largest difference, relative to an output's scale.
+    """
+    behind = next((part.wires for part in dense.parts if part.wires.follows), None)
+    before = next((p.wires for p in dense.parts if behind is not None and _leads(p.wires, behind)), None)
+    if behind is None or before is None:
+        return 0.0
+    session, worst = runtime.session(file), 0.0
+    pairs = [(before.outputs[own], name) for own, name in behind.outputs.items() if own in before.outputs]
+    for feeds in rows:
+        longer = dict(feeds)
+        for own, name in behind.inputs.items():
+            there = before.inputs.get(own)
+            if name in feeds and there in feeds and name != there:
+                first, more = np.asarray(feeds[there]), np.asarray(feeds[name])
+                longer[there] = more if more.shape[-1] > first.shape[-1] else np.concatenate([first, more], -1)
+        steps = runtime.run(session, feeds, [name for _, name in pairs])
+        whole = runtime.run(session, longer, [name for name, _ in pairs])
+        for name, step in pairs:
+            found, should = steps[step], whole[name]
+            for axis, size in enumerate(found.shape):
+                should = should.take(range(should.shape[axis] - size, should.shape[axis]), axis)
+            worst = max(
+                worst, float(np.abs(found - should).max(initial=0.0) / (np.abs(should).max(initial=0.0) or 1.0))
+            )
+    return worst
+
+
+def _leads(wires: Wires, behind: Wires) -> bool:
+    return (
+        not wires.follows and bool({*wires.outputs.values()} & {*behind.inputs.values()}) and "logits" in wires.outputs
+    )

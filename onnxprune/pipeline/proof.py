@@ -12,7 +12,7 @@ from onnxprune.errors import CheckError
 from onnxprune.graph import runtime
 from onnxprune.graph.model import Model, Part
 from onnxprune.graph.plan import Plan, Structure
-from onnxprune.measure.continuations import going_on
+from onnxprune.measure.continuations import disagreement, going_on
 from onnxprune.measure.dense_file import shapes_to_check
 from onnxprune.measure.equivalence import Equivalence, alone, check
 from onnxprune.measure.file_validity import check_file
@@ -55,6 +55,8 @@ def prove(
         found = check(dense, structure, plan, made.whole, rows, progress)
         for part, file in zip(dense.parts, made.alone, strict=True):
             _alone(dense, structure, plan, part, file, rows[:_FEW], found)
+        if dense.parts:
+            _together(dense, made.whole, feeds[:_FEW])
     except CheckError as error:
         raise blamed(error, Case(dense, structure, plan, made.whole, rows, options), bundle) from error
     return found, [*said, *([found.note] if found.note else [])]
@@ -62,6 +64,26 @@ def prove(
 
 _FEW = 2
 """Batches on which each of several files is compared alone, when all are right together."""
+
+
+_APART = 1e-3
+"""How far a decoder behind a cache may be from the one before it, relative to an output's scale."""
+
+
+def _together(dense: Model, file: Path, rows: Sequence[runtime.Feeds]) -> None:
+    """A decoder behind a cache goes on as the one before it would, as far as the dense ones do.
+
+    Raises:
+        CheckError: they would disagree, each right by a plan that is not the same for both.
+    """
+    assert dense.path is not None
+    own = disagreement(dense, dense.path, rows)
+    found = disagreement(dense, file, rows) if own < _APART else 0.0
+    if found > max(_APART, 2 * own):
+        raise CheckError(
+            f"the decoder behind a cache goes on otherwise than the one before it: by {found:.1e} of an output's "
+            f"scale, where the dense ones differ by {own:.0e}"
+        )
 
 
 def _alone(

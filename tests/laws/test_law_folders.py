@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -16,13 +17,16 @@ from plans import Subject, distance, in_runtime, random_plan
 from zoo import ZooModel
 
 import onnxprune
+from onnxprune.errors import CheckError
 from onnxprune.graph import joined
 from onnxprune.graph import model as models
 from onnxprune.graph.model import Model
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.graph.structure.twins import leading
+from onnxprune.measure.continuations import disagreement
 from onnxprune.measure.cost import Costs
 from onnxprune.measure.equivalence import alone
+from onnxprune.pipeline.proof import prove
 from onnxprune.pipeline.written import write
 
 FAMILIES = ("bart", "t5")
@@ -121,6 +125,25 @@ def test_refit_weights_and_dropped_blocks_are_those_of_both_decoders(store: Path
     onnxprune.apply(place, result.plan, again)
     for name in FILES:
         assert (again / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_decoders_that_would_disagree_are_not_written(store: Path, tmp_path: Path) -> None:
+    whole, led = load(folder("bart", store))
+    given = feeds(whole.model)
+    dense = whole.model.path or Path()
+    assert disagreement(whole.model, dense, [given]) < 1e-5
+    plan = led.complete(random_plan(led, np.random.default_rng(3), tile=0, drop=0, refit=1), given)
+    assert plan.intercepts
+    every = plan.everywhere(whole.structure)
+    for made, right in ((every, True), (replace(every, intercepts=plan.intercepts), False)):
+        place = tmp_path / str(right)
+        place.mkdir()
+        written = write(whole.model, whole.rewritten(made), place, "")
+        if right:
+            prove(whole.model, whole.structure, made, written, [given], {}, None)
+        else:
+            with pytest.raises(CheckError, match="goes on otherwise"):
+                prove(whole.model, whole.structure, made, written, [given], {}, None)
 
 
 def test_costs_are_those_of_all_files(store: Path) -> None:
