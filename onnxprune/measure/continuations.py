@@ -112,7 +112,7 @@ def disagreement(dense: Model, file: Path, rows: Sequence[runtime.Feeds]) -> flo
         longer = dict(feeds)
         for own, name in behind.inputs.items():
             there = before.inputs.get(own)
-            if name in feeds and there in feeds and name != there:
+            if there is not None and name in feeds and there in feeds and name != there:
                 first, more = np.asarray(feeds[there]), np.asarray(feeds[name])
                 longer[there] = more if more.shape[-1] > first.shape[-1] else np.concatenate([first, more], -1)
         steps = runtime.run(session, feeds, [name for _, name in pairs])
