@@ -20,7 +20,7 @@ from onnxprune.graph import ops
 from onnxprune.graph.axes import DYNAMIC, Layout, Mask, atoms_of, flat_mask, index_of
 from onnxprune.graph.ops.normalize import narrows
 from onnxprune.graph.plan import Branch, Plan, Reader, Structure
-from onnxprune.graph.quantised import nearest
+from onnxprune.graph.quantised import nearest, noted
 from onnxprune.graph.single_nodes import reads
 from onnxprune.probe.engine import cast, namespace, to_numpy, wide
 from onnxprune.probe.interpreter import Interpreter, Usage
@@ -59,7 +59,7 @@ class Gates:
             else:
                 layout = self._layouts(reader)[reader.axis]
                 kept = self._like(flat_mask(layout, masks, self.structure.sizes))
-                if self.interpreter.streams and not self._recurrent(reader):  # no copies of weights that are not held
+                if self._outside(reader):
                     _compose(edit, (reader.node, reader.input), self._spread(reader, masks))
                     continue
                 weight = weights[reader.weight] if reader.weight in weights else self.interpreter.weight(reader.weight)
@@ -137,6 +137,14 @@ class Gates:
                 f"{branch.id} (node {branch.add}): what it leaves behind depends on the input; it cannot be dropped"
             )
         return rest
+
+    def _outside(self, reader: Reader) -> bool:
+        """Whether what is read is gated, not the weight's rows.
+
+        Weights that are not held are not copied; and what is rounded by its own range has the range of what stays.
+        """
+        note = noted(self._operands[reader.node])
+        return (self.interpreter.streams and not self._recurrent(reader)) or (note is not None and note.dynamic)
 
     def _recurrent(self, reader: Reader) -> bool:
         """Whether a node may read a unit of its own, which no operand shows."""
