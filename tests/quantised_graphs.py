@@ -249,8 +249,8 @@ def by_runtime(how: str, path: Path, rows: Sequence[dict[str, np.ndarray]]) -> P
     """A float model, quantised by ONNX Runtime's own tools.
 
     Args:
-        how: "dynamic", "qdq", "integers" (QLinear operators), each with "-channels"; "nbits" and "nbits-zero"
-            (MatMulNBits), "nbits-qdq".
+        how: "dynamic", "qdq", "integers" (QLinear operators), each with "-channels" or "-unsigned"; "nbits",
+            "nbits-zero" (MatMulNBits), "nbits-qdq".
     """
     from onnxruntime import quantization as tools
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
@@ -276,6 +276,7 @@ def by_runtime(how: str, path: Path, rows: Sequence[dict[str, np.ndarray]]) -> P
             shape = tools.QuantFormat.QDQ if how.startswith("qdq") else tools.QuantFormat.QOperator
             tools.quantize_static(
                 path, out, _Rows(rows), quant_format=shape, per_channel=channels, weight_type=tools.QuantType.QInt8,
+                activation_type=tools.QuantType.QUInt8 if how.endswith("unsigned") else tools.QuantType.QInt8,
                 reduce_range=True,
             )  # fmt: skip
     finally:

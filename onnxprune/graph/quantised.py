@@ -222,6 +222,11 @@ class Quantised(ir.LazyTensor):
         parts = self.parts.rounded(np.asarray(numbers, np.float64).transpose(np.argsort(self.perm)))
         return Quantised(parts, self.form, self.dtype, self.name, self.perm)
 
+    def times(self, factor: float) -> Quantised:
+        """Times a positive number: the codes are the same."""
+        scale = np.asarray(self.parts.scale * factor).astype(self.parts.scale.dtype)
+        return Quantised(replace(self.parts, scale=scale), self.form, self.dtype, self.name, self.perm)
+
     def turned(self, perm: Sequence[int], name: str | None) -> Quantised:
         """With its axes in another order."""
         return Quantised(self.parts, self.form, self.dtype, name, [self.perm[a] for a in perm])
@@ -320,6 +325,11 @@ class Note:
         """Whether what it reads is rounded to 8 bits at run time, by its own range."""
         return self.operator in ("MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul")
 
+    @property
+    def rounds(self) -> bool:
+        """Whether what it reads or gives is rounded to 8 bits, at run time or beforehand."""
+        return self.operator not in ("MatMulNBits", "Gather")
+
 
 _NOTED = "onnxprune.quantised"
 
@@ -330,3 +340,8 @@ def noted(node: ir.Node, note: Note | None = None) -> Note | None:
         node.meta[_NOTED] = note
     found: Note | None = node.meta.get(_NOTED)
     return found
+
+
+def forget(node: ir.Node) -> None:
+    """Let a node be what it is, whatever it was in the file."""
+    node.meta.pop(_NOTED, None)

@@ -43,6 +43,8 @@ def unsaturated(file: Path) -> bytes | None:
             continue
         weight, zero = places
         tensor = held.get(node.input[weight])
+        if _signed(node, held):
+            continue
         point = node.input[zero] if len(node.input) > zero else ""
         if tensor is None or tensor.data_type != onnx.TensorProto.INT8 or (point and point not in held):
             continue
@@ -55,6 +57,14 @@ def unsaturated(file: Path) -> bytes | None:
                 held[point] = onnx.numpy_helper.from_array(np.zeros((), np.int8), point)
         node.input[zero] = _shifted(model.graph, held, done, point)
     return bytes(model.SerializeToString()) if done else None
+
+
+def _signed(node: Any, held: Any) -> bool:
+    """Whether both operands are signed: such products do not saturate."""
+    import onnx
+
+    zero = held.get(node.input[2]) if node.op_type in ("QLinearConv", "QLinearMatMul", "QGemm") else None
+    return zero is not None and zero.data_type == onnx.TensorProto.INT8
 
 
 def _shifted(graph: Any, held: Any, done: dict[str, str], name: str) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.graph.quantised import Quantised
 from onnxprune.graph.values import constant, dims
 from onnxprune.rewrite.weights import replace
 
@@ -84,7 +85,10 @@ def _expected(model: ir.Model, product: ir.Node) -> None:
         return
     for value in weights:
         assert value.const_value is not None
-        replace(value, value.const_value.numpy() * rest)
+        if isinstance(value.const_value, Quantised):
+            value.const_value = value.const_value.times(rest)
+        else:
+            replace(value, value.const_value.numpy() * rest)
     _write(model, after, usual)
 
 

@@ -35,12 +35,14 @@ class Refitter:
 
     Args:
         rankings: group id -> order; what follows it, at any level, shares one factorisation.
+        writable: what an initializer can hold of some numbers (`Gates.writable`).
     """
 
     weight: Callable[[str], np.ndarray]
     gram: Mapping[Usage, Gram]
     rankings: Mapping[str, Ranking] = field(default_factory=dict)
     damping: float = 1e-2
+    writable: Callable[[str, np.ndarray], np.ndarray] = lambda _, array: array
     _nested: dict[Usage, NestedRefit] = field(default_factory=dict)
 
     def together(self, chosen: Sequence[tuple[Site, Sequence[int]]]) -> dict[str, np.ndarray]:
@@ -59,7 +61,7 @@ class Refitter:
             fitted = refit(
                 matrix.weight(array), self.gram[usage].matrix, np.logical_and.reduce(stays), damping=self.damping
             )
-            found[name] = matrix.restore(fitted.astype(np.float32), array.shape)
+            found[name] = self.writable(name, matrix.restore(fitted.astype(np.float32), array.shape))
         return found
 
     def __call__(self, site: Site, units: Sequence[int]) -> dict[str, np.ndarray]:
@@ -75,7 +77,7 @@ class Refitter:
             array = self.weight(name)
             kept = np.isin(matrix.units, units) | (matrix.units < 0)
             fitted = self._fitted(site, matrix, matrix.weight(array), kept)
-            found[name] = matrix.restore(fitted.astype(np.float32), array.shape)
+            found[name] = self.writable(name, matrix.restore(fitted.astype(np.float32), array.shape))
         return found
 
     def _fitted(self, site: Site, matrix: Matrix, weight: np.ndarray, kept: np.ndarray) -> np.ndarray:

@@ -104,7 +104,13 @@ def scored(problem: Problem, plan: Plan, scores: Scores) -> Stage:
             token_weights=problem.token_weights,
             known=problem.moments if untouched else {},
             order=lambda gram: stepwise(
-                method, problem.fit, read, problem.gates, problem.share(), plan, Refitter(weight, gram)
+                method,
+                problem.fit,
+                read,
+                problem.gates,
+                problem.share(),
+                plan,
+                Refitter(weight, gram, writable=problem.gates.writable),
             ),
             seed=options.seed,
         )
@@ -119,7 +125,9 @@ def scored(problem: Problem, plan: Plan, scores: Scores) -> Stage:
         rankings |= {s.id: even(s, told_apart(rankings[s.id], magnitudes[s.id])) for s in read}
         if not known and lasting:
             scores.keep_rankings(rankings)
-    refitter = Refitter(weight, statistics.gram if options.compensate else {}, rankings)
+    refitter = Refitter(
+        weight, statistics.gram if options.compensate else {}, rankings, writable=problem.gates.writable
+    )
     return Stage(plan, rankings, refitter, lasting, magnitudes=magnitudes)
 
 

@@ -1,0 +1,70 @@
+"""Quantised graphs without the rounding of what flows through them: the same weights, in numbers.
+
+Where activations are rounded, the last digit of a sum decides between two steps, and deep graphs make much of it: two
+computations of one file may be a tenth of its outputs' scale apart. Without rounding, graphs that are the same agree to
+the last digits, and others do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from onnxprune.graph import model as models
+from onnxprune.graph.ops.base import operand
+from onnxprune.graph.prepare import quantised
+from onnxprune.graph.quantised import forget, noted
+
+
+def unrounded(model: ir.Model) -> ir.Model:
+    """A clone of a graph (`model.load` or `quantised.fold` gave it) in which no activation is rounded."""
+    clone = model.clone()
+    for node in clone.graph:
+        node.version = clone.opset_imports.get(node.domain, 1)
+        note = noted(node)
+        if note is not None and note.rounds:
+            forget(node)
+    for node in list(clone.graph):
+        source = (
+            node.inputs[0].producer() if node.op_type == "DequantizeLinear" and node.inputs[0] is not None else None
+        )
+        if source is None or source.op_type != "QuantizeLinear" or source.inputs[0] is None or not _alike(source, node):
+            continue
+        result = node.outputs[0]
+        made = ir.node("Identity", [source.inputs[0]], name=node.name, version=node.version)
+        made.outputs[0].shape, made.outputs[0].type = result.shape, result.type
+        node.prepend(made)
+        name, result.name = result.name, None
+        result.replace_all_uses_with(made.outputs[0], replace_graph_outputs=True)
+        made.outputs[0].name = name
+        clone.graph.remove(node, safe=True)
+        if not source.outputs[0].uses() and not source.outputs[0].is_graph_output():
+            clone.graph.remove(source, safe=True)
+    return clone
+
+
+def _alike(first: ir.Node, second: ir.Node) -> bool:
+    """Whether two nodes round to one grid."""
+    pairs = [(operand(first, i), operand(second, i)) for i in (1, 2)]
+    return all(a is b or _same(a, b) for a, b in pairs)
+
+
+def _same(a: ir.Value | None, b: ir.Value | None) -> bool:
+    if a is None or b is None or a.const_value is None or b.const_value is None:
+        return False
+    return a.const_value.dtype == b.const_value.dtype and a.const_value.tobytes() == b.const_value.tobytes()
+
+
+@contextmanager
+def unrounded_file(file: Path) -> Iterator[Path]:
+    """A file without its rounding, for as long as the block lasts."""
+    model = models.read(file)
+    quantised.fold(model)
+    passes.RemoveUnusedNodesPass()(model)
+    with TemporaryDirectory(prefix="onnxprune-") as folder:
+        yield models.save(unrounded(model), Path(folder) / "unrounded.onnx")[0]
