@@ -132,6 +132,9 @@ class Node:
             for axis in range(len(self.dims(value))) if axes is None else axes:
                 self.solver.pin(self.dims(value)[axis], why)
 
+    def meets(self, node: ir.Node, index: int, axis: int, layout: Layout) -> None:
+        self.read.append((index, axis))
+
     def reads(self, node: ir.Node, index: int, axis: int) -> None:
         self.read.append((index, axis))
 

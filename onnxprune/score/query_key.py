@@ -55,7 +55,9 @@ class Side:
         value = node.inputs[side]
         assert value is not None
         self.layouts = structure.layouts[value.name or ""]
-        self.axis = reader.axis if side == 0 else max(len(self.layouts) - 2, 0)
+        # A MatMul takes keys transposed, an operator that is all of attention as they are.
+        turned = side == 1 and node.op_type == "MatMul"
+        self.axis = max(len(self.layouts) - 2, 0) if turned else reader.axis
         self.structure, self.group, self.rows = structure, site.group, site.rows
         owner = index_of(self.layouts[self.axis], site.group.atom, structure.sizes)
         width = site.group.shape[-1]

@@ -22,9 +22,12 @@ from onnxprune.probe.forward import Rows, Weights, record
 from onnxprune.probe.interpreter import Interpreter, Usage
 from onnxprune.probe.second_moments import Gram
 from onnxprune.refit.solvers.rotation import Rotation, query_key_rotation, value_rotation
-from onnxprune.score.query_key import Side, sides_of
+from onnxprune.score.head_moments import Meeting, meeting_of
 
 logger = logging.getLogger(__name__)
+
+FIRST = np.array([True, False])
+"""Of a weight inside an attention operator: queries stand before keys."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +69,7 @@ def rotated(
         except Held as why:
             found.held[site.id] = str(why)
     free = [s for s in sites if s.id in bases]
-    pairs, grams = _moments(rows, free, structure, token_weights)
+    meetings, grams = _moments(rows, free, structure, token_weights)
 
     def current(name: str) -> np.ndarray:
         return found.weights[name] if name in found.weights else weight(name)
@@ -76,9 +79,10 @@ def rotated(
         reader = site.group.readers[0]
         try:
             if basis.read is None:
-                queries = _queries(rows, site, basis)
-                rotations = _of_pairs(pairs[reader.node, 0], pairs[reader.node, 1])
-                folds = [(shown, which, (1 - which)) for shown, which in queries]
+                sides = _queries(rows, site, basis)
+                pairs = zip(*meetings[site.id].moments(current), strict=True)
+                rotations = [query_key_rotation(queries, keys) for queries, keys in pairs]
+                folds = [(shown, which, 1 - which) for shown, which in sides]
             else:
                 rotations = _of_values(grams[reader.node, reader.input], site, basis.read, current(basis.read.weight))
                 folds = [(shown, _all(shown), np.zeros(0)) for shown in basis.shown]
@@ -103,11 +107,13 @@ def _all(shown: Shown) -> np.ndarray:
 
 def _moments(
     rows: Rows, sites: Sequence[Site], structure: Structure, token_weights: Weights | None
-) -> tuple[Mapping[Usage, Side], Mapping[Usage, Gram]]:
+) -> tuple[Mapping[str, Meeting], Mapping[Usage, Gram]]:
     """Of queries and keys, and of what values are read as; one pass over the rows for all."""
-    pairs = sides_of([s for s in sites if not s.matrices], rows, structure)
+    meetings = {s.id: meeting_of(s, rows, structure) for s in sites if not s.matrices}
     grams = {m.usage: Gram() for s in sites for m in s.matrices}
-    used: dict[Usage, Callable[[Any, Any], None]] = {usage: side.add for usage, side in pairs.items()}
+    used: dict[Usage, Callable[[Any, Any], None]] = {}
+    for meeting in meetings.values():
+        used |= meeting.used
     for matrix in (m for s in sites for m in s.matrices):
         weights = (token_weights or {}).get(matrix.reader.node)
         per_batch = None if weights is None else iter(weights)
@@ -118,12 +124,7 @@ def _moments(
         used[matrix.usage] = add
     if used:
         record(rows, used)
-    return pairs, grams
-
-
-def _of_pairs(queries: Side, keys: Side) -> list[Rotation]:
-    """A basis for each outer unit; keys about their mean, which a softmax over them ignores."""
-    return [query_key_rotation(q, k) for q, k in zip(queries.second_moments(), keys.covariances(), strict=True)]
+    return meetings, grams
 
 
 def _of_values(gram: Gram, site: Site, read: Shown, array: np.ndarray) -> list[Rotation]:
@@ -171,9 +172,15 @@ def _queries(rows: Rows, site: Site, basis: Basis) -> list[tuple[Shown, np.ndarr
     interpreter = rows.interpreter
     reader = site.group.readers[0]
     node = next(n for n in interpreter.graph if n.name == reader.node)
-    reached = [_reached(interpreter, rows.batches[0].feeds, node, side, basis.shown) for side in (0, 1)]
+    inside = {v.name for v in node.inputs if v is not None and v.const_value is not None}
+    reached = [
+        _reached(interpreter, rows.batches[0].feeds, node, side, [s for s in basis.shown if s.weight not in inside])
+        for side in (0, 1)
+    ]
     found = []
-    for shown, first, second in zip(basis.shown, *reached, strict=True):
+    outside = iter(zip(*reached, strict=True))
+    for shown in basis.shown:
+        first, second = next(outside) if shown.weight not in inside else (FIRST, ~FIRST)
         if not (first ^ second).all():
             raise Held(f"{shown.weight} makes queries and keys with the same numbers")
         found.append((shown, first.astype(np.int64)))
@@ -186,6 +193,8 @@ def _reached(
     """[copies] of each weight: whether an operand of a node depends on it."""
     import torch
 
+    if not shown:
+        return []
     value = node.inputs[side]
     assert value is not None and value.name
     own = {s.weight: interpreter.weight(s.weight).detach().clone().requires_grad_() for s in shown}

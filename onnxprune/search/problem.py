@@ -15,7 +15,7 @@ from onnxprune.graph import memory
 from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Plan, Structure
-from onnxprune.graph.structure.sites import Site, find_sites
+from onnxprune.graph.structure.sites import Site, find_sites, meet
 from onnxprune.graph.structure.twins import leading
 from onnxprune.measure.batch_sizes import ACTIVATIONS, tokens_at_once, tokens_to_measure
 from onnxprune.measure.tables.fast_widths import step
@@ -99,7 +99,7 @@ class Problem:
             )
             split = Split.of(self.interpreter, calibration, options, *sizes, short)
             self.fit, self.held, self.table, self.select = split.fit, split.held, split.table, split.select
-            self._rotate()
+        self._rotate()
 
     @property
     def prices(self) -> Prices:
@@ -142,18 +142,23 @@ class Problem:
         From here on the interpreter holds the model in these bases: it computes the same.
         """
         inner = [s for s in self.sites if s.group.kind == "head_dims"]
-        if not inner:
-            return
-        if self.interpreter.streams:
+        if inner and self.interpreter.streams:
             logger.info("heads keep their bases: rotating them takes all weights in memory at once")
-        else:
+        elif inner and self.calibration is not None:
             with self.clock.stage("rotate"):
                 self.rotated = rotated(self.fit, inner, self.structure, self.weight, self.token_weights)
             self.interpreter.replace(self.rotated.weights)
         for group, why in self.rotated.held.items():
             logger.info("%s keeps its basis: %s", group, why)
-        if "head_dims" not in self.options.units:
-            self.sites = [s for s in self.sites if s.group.kind != "head_dims" or s.id in self.rotated.rankings]
+        self.sites = [s for s in self.sites if s.id in self.rotated.rankings or self._as_it_is(s)]
+
+    def _as_it_is(self, site: Site) -> bool:
+        """Whether a site's units may go as the model has them, in no basis but its own."""
+        inner = site.group.kind == "head_dims"
+        return not inner or (
+            "head_dims" in self.options.units
+            and (bool(site.matrices) or meet(self.interpreter.graph, self.structure, site.group))
+        )
 
     def based(self, plan: Plan) -> Plan:
         """A plan that says in which bases its units are counted."""

@@ -78,6 +78,7 @@ def measured(
         told = {name: moved(planner, rows, plan) for name, rows in judges.items()}
         yield {
             "units": ",".join(options.units), "budget": budget, "seed": options.seed, "seconds": round(spent),
+            "stages": {k: round(v) for k, v in planner.clock.seconds.items()},
             "flops": planner.costs.total("flops", plan) / planner.costs.total("flops"),
             **told, "kept": shapes(plan, planner),
         }  # fmt: skip

@@ -1,8 +1,8 @@
 """ai.onnx Attention and RotaryEmbedding, and the scaled dot product that all fused attention operators share.
 
-A head axis is Hkv·G (query heads come in groups that share one key and value head), a flattened one Hkv·G·D. Where
-an operator shows the D of queries and keys as an axis of its own, it is contracted there and can be cut; within a
-flattened axis it is held, because a reader is a whole axis and the heads in front of it live on.
+A head axis is Hkv·G (query heads come in groups that share one key and value head), a flattened one Hkv·G·D. The D of
+queries and keys disappears inside, whether it is an axis of its own or lies within a flattened one; it is held where a
+cache shows it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from onnxprune.graph.axes import Layout
 from onnxprune.graph.ops.base import Change, Constraints, Sizes, attribute, operand, outcome, register
 from onnxprune.graph.ops.elementwise import torch_dtype
 
-HELD = "queries and keys meet inside {}, which shows their width only together with the heads"
+HELD = "queries and keys meet inside {}, whose caches have their width"
 """Why the D of H·D stays."""
 
 
@@ -50,6 +52,20 @@ def capped(torch: Any, x: Any, softcap: float) -> Any:
 def product(*factors: Layout) -> Layout:
     """One dimension out of several that are each a plain product, the first outermost."""
     return (tuple(f for layout in factors for f in layout[0]),)
+
+
+def heads_left(kept: np.ndarray, heads: int) -> int:
+    """How many heads of an axis of heads and dimensions still have some. kept [heads · dimensions]"""
+    return int(kept.reshape(heads, -1).any(axis=1).sum())
+
+
+def kept_scale(node: Any, before: int, after: int) -> dict[str, Any]:
+    """The scale as an attribute where it would follow the width; the model was trained with the old one.
+
+    Args:
+        before, after: dimensions of a head's queries.
+    """
+    return {} if before == after or attribute(node, "scale", 0.0) else {"scale": 1 / math.sqrt(before)}
 
 
 def _additive(torch: Any, mask: Any, kind: Any) -> Any:
@@ -146,7 +162,10 @@ def _attention_axes(node: Any, c: Constraints) -> None:
         c.flat([dk[2]], [groups, inner])
         c.flat([dv[2]], [groups, value])
         c.flat([dy[2]], [groups, group, value])
-        c.hold(inner, HELD.format("Attention"))
+        if past_key is None and present_key is None:
+            c.meets(node, 0, 2, inner)
+        else:
+            c.hold(inner, HELD.format("Attention"))
         long = 1
     for other in (dk, dv, dy):
         c.same(dq[0], other[0])
@@ -215,8 +234,10 @@ def _attention_resize(node: Any, s: Sizes) -> Change:
         return Change(attributes=new | {name: n for name, n in counts.items() if attribute(node, name, n) != n})
     for name, value in (("q_num_heads", q), ("kv_num_heads", k)):
         if s.changed(value, 2):
-            new[name] = attribute(node, name) * s.shape(value)[2] // len(s.kept(value, 2))
-    return Change(attributes=new)
+            new[name] = heads_left(s.kept(value, 2), attribute(node, name))
+    heads = attribute(node, "q_num_heads")
+    left = new.get("q_num_heads", heads)
+    return Change(attributes=new | kept_scale(node, len(s.kept(q, 2)) // heads, s.shape(q)[2] // left))
 
 
 register({"Attention": _attention}, axes=_attention_axes, macs=_attention_macs, resize=_attention_resize)

@@ -11,6 +11,8 @@ from typing import Any
 from onnxprune.graph.axes import Layout
 from onnxprune.graph.ops.attention import (
     HELD,
+    heads_left,
+    kept_scale,
     merge_heads,
     product,
     rotary_axes,
@@ -110,18 +112,23 @@ def _attention_axes(node: Any, c: Constraints) -> None:
     c.reads(node, 1, 0)
     c.same(c.dims(w)[1], parts)
     c.same(c.dims(node.outputs[0])[2], product(head, value))
-    c.hold(inner, HELD.format("Attention"))
+    caches = [cache for cache in (operand(node, 4), outcome(node, 1)) if cache is not None]
+    if caches or attribute(node, "do_rotary", 0):
+        c.hold(inner, HELD.format("Attention"))
+    else:
+        c.meets(node, 1, 1, inner)
     if (b := operand(node, 2)) is not None:
         c.same(c.dims(b)[0], parts)
+        if not caches and not attribute(node, "do_rotary", 0):
+            c.meets(node, 2, 0, inner)
     for axis in (0, 1):
         c.same(c.dims(x)[axis], c.dims(node.outputs[0])[axis])
     c.pin(x, [1], "normalised by Attention's softmax")
     tie_rows(c, operand(node, 3), x, (0,))
-    for cache in (operand(node, 4), outcome(node, 1)):
-        if cache is not None:
-            _tie_cache(c, cache, (c.fresh(2), c.dims(x)[0], head, None, inner))
-            c.pin(cache, [0], "keys and values in one cache")
-            c.same(inner, value)
+    for cache in caches:
+        _tie_cache(c, cache, (c.fresh(2), c.dims(x)[0], head, None, inner))
+        c.pin(cache, [0], "keys and values in one cache")
+        c.same(inner, value)
     if (bias := operand(node, 5)) is not None:
         tie_table(c, bias, (c.dims(x)[0], head, c.dims(x)[1]))
 
@@ -152,7 +159,8 @@ def _attention_resize(node: Any, s: Sizes) -> Change:
     kept = s.kept(w, 1)
     width, *_ = _widths(node, len(kept))
     queries = (packed - values) // 2
-    new: dict[str, Any] = {"num_heads": heads * queries // width}
+    left = heads_left(kept[:width], heads)
+    new: dict[str, Any] = {"num_heads": left, **kept_scale(node, width // heads, queries // left)}
     if "qkv_hidden_sizes" in node.attributes or queries != values:
         new["qkv_hidden_sizes"] = [queries, queries, values]
     return Change(attributes=new)
@@ -214,9 +222,16 @@ def _multi_head_axes(node: Any, c: Constraints) -> None:
             if len(c.sizes(x)) == 5:  # packed: parts of one width
                 c.same(value, width)
     c.same(c.dims(q)[1], c.dims(y)[1])
-    c.hold(width, HELD.format("MultiHeadAttention"))
+    caches = [operand(node, 6), operand(node, 7), outcome(node, 1), outcome(node, 2)]
+    shown = packed or any(x is not None and len(c.sizes(x)) != 3 for x in (k, v, *caches))
+    if shown:  # packed parts and caches of one width, or keys that are given as caches are
+        c.hold(width, HELD.format("MultiHeadAttention"))
+    else:
+        c.meets(node, 0, 2, width)
     if b is not None:
         c.same(c.dims(b)[0], (*product(head, width), *product(head, width), *product(head, value)))
+        if not shown:
+            c.meets(node, 3, 0, width)
     for x in (k, v) if not packed else (q,):
         c.pin(x, [1 if x is None or len(c.sizes(x)) != 4 else 2], "normalised by MultiHeadAttention's softmax")
     if attribute(node, "unidirectional", 0):
@@ -224,7 +239,6 @@ def _multi_head_axes(node: Any, c: Constraints) -> None:
     tie_rows(c, operand(node, 4), q, (0,))
     if (bias := operand(node, 5)) is not None:
         tie_table(c, bias, (c.dims(q)[0], head, c.dims(q)[1]))
-    caches = (operand(node, 6), operand(node, 7), outcome(node, 1), outcome(node, 2))
     if any(cache is not None for cache in caches) or (v is not None and len(c.sizes(v)) == 4):
         c.same(value, width)  # the kernels ask for it
     for cache, last in zip(caches, (width, value, width, value), strict=False):
@@ -257,10 +271,15 @@ def _multi_head_macs(node: Any, s: Sizes) -> int:
 
 
 def _multi_head_resize(node: Any, s: Sizes) -> Change:
-    q = node.inputs[0]
+    q, heads = node.inputs[0], attribute(node, "num_heads")
     if not s.changed(q, 2):
         return Change()
-    return Change(attributes={"num_heads": attribute(node, "num_heads") * s.shape(q)[2] // len(s.kept(q, 2))})
+    kept = s.kept(q, 2)
+    if len(s.shape(q)) != 3:  # (batch, length, heads, 3, width)
+        return Change(attributes={"num_heads": s.shape(q)[2]})
+    left = heads_left(kept, heads)
+    scale = kept_scale(node, len(kept) // heads, s.shape(q)[2] // left)
+    return Change(attributes={"num_heads": left, **scale})
 
 
 register(

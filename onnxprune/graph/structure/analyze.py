@@ -69,6 +69,7 @@ class Ties:
         self.hidden = hidden
         self.solver = Solver()
         self.read: list[tuple[ir.Node, int, int]] = []
+        self.met: list[tuple[ir.Node, int, int, Layout]] = []
         self._symbols: dict[str, int] = {}
         self._sizes: dict[ir.Value, tuple[int, ...] | None] = {}
         self._dims: dict[ir.Value, tuple[Layout, ...]] = {}
@@ -124,6 +125,9 @@ class Ties:
 
     def reads(self, node: ir.Node, index: int, axis: int) -> None:
         self.read.append((node, index, axis))
+
+    def meets(self, node: ir.Node, index: int, axis: int, layout: Layout) -> None:
+        self.met.append((node, index, axis, layout))
 
     def fresh(self, size: int) -> Layout:
         return self.solver.new(size)
@@ -257,6 +261,10 @@ def _groups(graph: ir.Graph, ties: Ties, layouts: dict[str, tuple[Layout, ...]])
     squares = {a for found in layouts.values() for layout in found for a in repeated(layout)}
     for atom in squares - dynamic:
         ties.solver.pins.setdefault(atom, {})["a dimension holds it twice: pairs of it, flattened"] = None
+    for node, index, axis, layout in ties.met:
+        for atom in atoms_of(ties.solver.resolve(layout)) - dynamic:
+            readers[atom].append((position[node], Reader(node.name or "", index, axis)))
+            pairs.add(atom)
     free = {a for a in readers if a not in ties.solver.pins and ties.solver.sizes[a] > 1}
     kinds = _kinds(graph, layouts, free, pairs)
     contexts = _contexts(graph, layouts, free)
@@ -341,7 +349,10 @@ def _batched(node: ir.Node, layouts: Mapping[str, tuple[Layout, ...]]) -> set[in
 
 
 def _fused_heads(node: ir.Node, layouts: dict[str, tuple[Layout, ...]]) -> set[int]:
-    """Heads of a fused attention operator: all but the innermost factor of its output's last dimension."""
+    """Heads of a fused attention operator: an axis of its own, or all but the innermost factor of its output's last
+    dimension."""
+    if node.op_type == "Attention" and len(found := layouts.get(node.outputs[0].name or "", ())) == 4:
+        return atoms_of(found[1])
     if not any(name in node.attributes for name in ("num_heads", "q_num_heads")):
         return set()
     found = layouts.get(node.outputs[0].name or "", ())

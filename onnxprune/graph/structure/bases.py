@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.graph import ops
 from onnxprune.graph.axes import Layout, atoms_of, index_of
 from onnxprune.graph.plan import Group, Structure
 
@@ -61,9 +62,9 @@ def basis_of(graph: ir.Graph, structure: Structure, group: Group) -> Basis:
     Raises:
         Held: it may not be; says why.
     """
-    if len(group.readers) != 1:
+    if len({r.node for r in group.readers}) != 1:
         raise Held("several products read them")
-    atom, (reader,) = group.atom, group.readers
+    atom, reader = group.atom, group.readers[0]
     layouts = structure.layouts
     shown: dict[tuple[str, int], Shown] = {}
     read = None
@@ -78,7 +79,7 @@ def basis_of(graph: ir.Graph, structure: Structure, group: Group) -> Basis:
             continue
         if any(len(axes) > 1 for axes in having.values()):
             raise Held(f"{node.op_type} {node.name} has them twice")
-        _require_linear(node, structure, atom, having, node.name == reader.node)
+        _require_linear(node, structure, atom, having, reads=node.name == reader.node)
         for i, (axis,) in having.items():
             value = node.inputs[i]
             assert value is not None
@@ -127,7 +128,9 @@ def positions(layout: Layout, group: Group, sizes: tuple[int, ...]) -> np.ndarra
     return np.array(found).transpose(0, 2, 1)
 
 
-def _require_linear(node: ir.Node, structure: Structure, atom: int, having: dict[int, list[int]], reads: bool) -> None:
+def _require_linear(
+    node: ir.Node, structure: Structure, atom: int, having: dict[int, list[int]], *, reads: bool
+) -> None:
     """Raise `Held` unless a node does the same whatever basis the dimensions are written in.
 
     Args:
@@ -149,7 +152,10 @@ def _require_linear(node: ir.Node, structure: Structure, atom: int, having: dict
     elif kind == "Conv":
         ok = set(having) <= {1, 2} and 1 in having and (len(node.inputs) < 3 or node.inputs[2] is None or 2 in having)
     elif kind in FUSED:
-        ok = True
+        # Of queries and keys they disappear; of values they are in no other part of the operands. Heads are in all.
+        parts = [t for i, (axis,) in having.items() for t in _terms(node, i, axis, structure) if atom in atoms_of((t,))]
+        apart = len(parts) == len(having) and (node.domain == "com.microsoft" or having.keys() == {2})
+        ok = not ops.attribute(node, "do_rotary", 0) and (not after if reads else apart and not having.keys() & {0})
     elif kind in ("Add", "Sub"):
         ok = len(having) == 2
     elif kind in ("Mul", "Div"):
@@ -164,3 +170,9 @@ def _require_linear(node: ir.Node, structure: Structure, atom: int, having: dict
         ok = False
     if not ok:
         raise Held(why)
+
+
+def _terms(node: ir.Node, index: int, axis: int, structure: Structure) -> Layout:
+    value = node.inputs[index]
+    assert value is not None
+    return structure.layouts[value.name or ""][axis]

@@ -76,9 +76,8 @@ def find_sites(
         if group.kind not in wanted or (include and not _matches(names, include)) or _matches(names, exclude):
             continue
         read = matrices(graph, structure, group)
-        if read is None and not _meet(graph, structure, group):
-            continue
-        if group.kind == "head_dims" and ranks and not rotatable(graph, structure, group):
+        fused = read is None and not meet(graph, structure, group)
+        if (fused or (ranks and group.kind == "head_dims")) and not rotatable(graph, structure, group):
             continue
         branch = structure.branch(group.branch) if group.branch else None
         whole = (
@@ -88,7 +87,7 @@ def find_sites(
     return sorted(found, key=lambda s: order[s.stop])
 
 
-def _meet(graph: ir.Graph, structure: Structure, group: Group) -> bool:
+def meet(graph: ir.Graph, structure: Structure, group: Group) -> bool:
     """Whether units are dimensions that two activations share in a product, which outer units choose side by side."""
     nodes = {n.name: n for n in graph}
     for reader in group.readers:

@@ -24,6 +24,7 @@ FAST: dict[str, Steps] = {
 """Provider -> (from this many units on, multiples of this), widest first; narrower groups lose single units."""
 
 _HEAD_DIMS = {
+    "CPUExecutionProvider": 4,
     # Flash attention takes multiples of 8.
     "CUDAExecutionProvider": 8,
     "TensorrtExecutionProvider": 8,

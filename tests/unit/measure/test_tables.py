@@ -229,7 +229,7 @@ def site(kind: str, *shape: int) -> Site:
     (site("neurons", 3), "CPUExecutionProvider", 5, 3),
     (site("heads", 12), "QNNExecutionProvider", None, 1),
     (site("heads", 12), "QNNExecutionProvider", 4, 1),
-    (site("head_dims", 12, 64), "CPUExecutionProvider", None, 12),
+    (site("head_dims", 12, 64), "CPUExecutionProvider", None, 48),
     (site("head_dims", 12, 64), "CUDAExecutionProvider", None, 96),
     (site("head_dims", 12, 64), "CUDAExecutionProvider", 2, 24),
 ])  # fmt: skip

@@ -10,8 +10,11 @@ import pytest
 from graphs import written
 from plans import Subject, distance, in_runtime
 
-import onnxprune
-from onnxprune.score.query_key import _greedy
+from onnxprune import data
+from onnxprune.graph.plan import Plan
+from onnxprune.graph.structure.sites import even, find_sites
+from onnxprune.probe.forward import Rows
+from onnxprune.score.query_key import _greedy, pair_rankings
 
 RNG = np.random.default_rng(5)
 TEXT = """
@@ -58,20 +61,20 @@ def path(tmp_path: Path) -> Path:
     return file
 
 
-def test_dead_dimensions_leave_unnoticed_from_every_head(path: Path) -> None:
-    rows = [{"x": RNG.standard_normal((1, 5, 16), dtype=np.float32)} for _ in range(24)]
+def test_dead_dimensions_are_the_first_to_go_of_every_head(path: Path) -> None:
+    """In the basis that they are in, as where it must stay."""
+    examples = [{"x": RNG.standard_normal((1, 5, 16), dtype=np.float32)} for _ in range(24)]
     subject = Subject.load(path)
+    rows = Rows(subject.interpreter, data.read(examples, subject.model.inputs, outputs=subject.model.outputs))
     group = next(g for g in subject.structure.groups if g.readers[0].weight is None)
     assert (group.kind, group.shape) == ("head_dims", (2, 8))
-    result = onnxprune.prune(
-        path, flops=0.9, calibration=rows, units=("head_dims",), include=(group.id,), round_to=1, compensate=False,
-        measure_latency=False,
-    )  # fmt: skip
-    kept = result.plan.keep[group.id]
-    assert set(range(16)) - set(kept) <= set(DEAD)
-    assert [sum(u // 8 == head for u in kept) for head in (0, 1)] == [len(kept) // 2] * 2
+    sites = [s for s in find_sites(subject.model.graph, subject.structure, ("head_dims",)) if s.group is group]
+    ranking = pair_rankings(rows, sites, subject.structure)[group.id]
+    kept = even(sites[0], ranking).keep(10)
+    assert set(range(16)) - set(kept) == set(DEAD)
+    plan = Plan(subject.structure.digest, {group.id: kept})
     feeds = {"x": RNG.standard_normal((2, 7, 16), dtype=np.float32)}
-    assert distance(in_runtime(result.model, feeds), in_runtime(path, feeds)) < 1e-5
+    assert distance(subject.written(plan, feeds), in_runtime(path, feeds)) < 1e-5
 
 
 def test_what_adds_least_to_the_change_of_the_scores_goes_next() -> None:

@@ -33,13 +33,15 @@ def attention() -> Iterator[Case]:
         label="past",
     )
     flat = [normal(2, 3, 30), normal(2, 4, 10), normal(2, 4, 14)]
-    yield Case("Attention", flat, {"q_num_heads": 6, "kv_num_heads": 2}, opset=23, free=(2, 2, 3, 3, 7), label="flat")
+    yield Case(
+        "Attention", flat, {"q_num_heads": 6, "kv_num_heads": 2}, opset=23, free=(2, 2, 3, 3, 5, 7), label="flat"
+    )
     yield Case(
         "Attention",
         [*flat, normal(2, 6, 3, 4) > 0],
         {"q_num_heads": 6, "kv_num_heads": 2},
         opset=23,
-        free=(2, 2, 3, 3, 7),
+        free=(2, 2, 3, 3, 5, 7),
         label="flat-mask",
     )
     angles = [normal(9, 4), normal(9, 4)]
@@ -54,10 +56,15 @@ def fused_attention() -> Iterator[Case]:
     # Batch 2, length 3, hidden 10, heads 4, widths 6 (queries, keys) and 5 (values).
     domain = "com.microsoft"
     x, w, b = normal(2, 3, 10), normal(10, 72), normal(72)
-    yield Case("Attention", [x, w, b], {"num_heads": 4}, domain, free=(2, 4, 6, 10))
+    yield Case("Attention", [x, w, b], {"num_heads": 4}, domain, free=(2, 4, 6, 6, 10))
     lengths = np.array([3, 2], dtype=np.int32)
     yield Case(
-        "Attention", [x, w, b, lengths], {"num_heads": 4, "unidirectional": 1}, domain, free=(4, 6, 10), label="causal"
+        "Attention",
+        [x, w, b, lengths],
+        {"num_heads": 4, "unidirectional": 1},
+        domain,
+        free=(4, 6, 6, 10),
+        label="causal",
     )
     sizes = {"num_heads": 4, "qkv_hidden_sizes": [24, 24, 20]}
     yield Case(
@@ -65,7 +72,7 @@ def fused_attention() -> Iterator[Case]:
         [x, w[:, :68], b[:68], None, None, normal(2, 4, 3, 3)],
         sizes,
         domain,
-        free=(2, 4, 5, 10),
+        free=(2, 4, 5, 6, 10),
         label="narrow",
     )
     yield Case(
@@ -79,13 +86,13 @@ def fused_attention() -> Iterator[Case]:
     )
     q, k, v = normal(2, 3, 24), normal(2, 5, 24), normal(2, 5, 20)
     heads = {"num_heads": 4}
-    yield Case("MultiHeadAttention", [q, k, v], heads, domain, free=(2, 3, 4, 5))
+    yield Case("MultiHeadAttention", [q, k, v], heads, domain, free=(2, 3, 4, 5, 6))
     yield Case(
         "MultiHeadAttention",
         [q, k, v, normal(68), None, normal(1, 4, 3, 5)],
         {**heads, "scale": 0.2},
         domain,
-        free=(2, 3, 4, 5),
+        free=(2, 3, 4, 5, 6),
         label="bias",
     )
     yield Case(
