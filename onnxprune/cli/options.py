@@ -153,9 +153,9 @@ def planning(command: Any) -> Any:
             default="auto",
             show_default=True,
             callback=split,
-            help="What may go: heads, neurons, blocks, channels (auto: the first three, and channels where the graph "
-            "is made of convolutions); in place of heads, query_heads; beside them head_ranks (dimensions "
-            "within heads, rotated first) or head_dims (those that cannot be rotated, too); "
+            help="What may go: heads, neurons, blocks, channels (auto: the first three, head_ranks with the default "
+            "method and search, and channels where the graph is made of convolutions); in place of heads, query_heads; "
+            "beside them head_ranks (dimensions within heads, rotated first) or head_dims (those that cannot be, too); "
             "or hidden alone, the width of the stream (experimental).",
         ),
         click.option(

@@ -38,7 +38,7 @@ def searched(problem: Problem, stage: Stage, budget: float, scores: Scores) -> d
     """
     modules = _modules(problem, stage, scores)
     with problem.clock.stage("search"):
-        kinds = {s.id: f"{s.group.kind}x{s.group.size}" for s in problem.sites}
+        kinds = {s.id: f"{s.group.kind}x{s.group.size}{'' if s.matrices else ' met'}" for s in problem.sites}
         shared = alike(modules, kinds) if problem.options.uniform else {m.id: [m] for m in modules}
         tied = [merged(name, members) for name, members in shared.items()]
         asked = _Asked(problem, shared)

@@ -15,7 +15,7 @@ from onnxprune.score.mixture import parse
 from onnxprune.search.options import Options
 
 UNITS = ("heads", "neurons", "blocks")
-"""What goes by default; channels too where a graph is made of them."""
+"""What goes by default; channels too where a graph is made of them, dimensions of heads where `_ranks`."""
 
 
 def settled(options: Options, structure: Structure) -> Options:
@@ -31,8 +31,19 @@ def settled(options: Options, structure: Structure) -> Options:
     attends = any(kind in ("heads", "query_heads", "head_dims") for kind in kinds) or any(
         branch.kind == "attention" for branch in structure.branches
     )
+    ranks = ("head_ranks",) if _ranks(options) else ()
     convolved = channels > 0 and (not attends or channels > kinds.total())
-    return replace(options, units=(*UNITS, "channels") if convolved else UNITS)
+    return replace(options, units=(*UNITS, *ranks, "channels") if convolved else (*UNITS, *ranks))
+
+
+def _ranks(options: Options) -> bool:
+    """Whether dimensions of rotated heads are among what goes by default.
+
+    Where the papers' methods are asked for, their units are; times of heads and of their dimensions do not add up; and
+    what zeros are solved for after units went has been measured on whole heads alone.
+    """
+    known = options.method in ("auto", "obs") and options.search == "table"
+    return known and options.budget.kind != "latency" and options.sparsity is None
 
 
 def method_of(options: Options, calibration: Dataset | None) -> str:

@@ -15,6 +15,7 @@ from onnxprune.graph import memory
 from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Plan, Structure
+from onnxprune.graph.structure.bases import rotatable
 from onnxprune.graph.structure.sites import Site, find_sites, meet
 from onnxprune.graph.structure.twins import leading
 from onnxprune.measure.batch_sizes import ACTIVATIONS, tokens_at_once, tokens_to_measure
@@ -142,6 +143,9 @@ class Problem:
         From here on the interpreter holds the model in these bases: it computes the same.
         """
         inner = [s for s in self.sites if s.group.kind == "head_dims"]
+        graph, told = self.whole[0].graph, self.whole[1]
+        if graph is not self.model.graph:  # further graphs hold the same weights
+            inner = [s for s in inner if rotatable(graph, told, told.group(s.id))]
         if inner and self.interpreter.streams:
             logger.info("heads keep their bases: rotating them takes all weights in memory at once")
         elif inner and self.calibration is not None:

@@ -151,9 +151,9 @@ def test_what_a_store_holds_is_not_made_again(place: Path, here: Path, tmp_path:
     rows[0].write_text(rows[0].read_text()[:-9])  # half an object counts for nothing
     for file in (tmp_path / "store" / "plans").glob("*/plan.json"):
         file.unlink()
-    (third,) = {"table"} & swept(place, tmp_path / "third", store=url)[0].report.seconds.keys()
+    third = swept(place, tmp_path / "third", store=url)
     same(here, tmp_path / "third")
-    assert third
+    assert any("table" in result.report.seconds for result in third)  # of the method whose row it was
 
 
 def test_a_single_plan_is_measured_by_workers_too(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from onnxprune.graph.plan import Branch, Budget, Group, Structure
 from onnxprune.search.defaults import settled
 from onnxprune.search.options import Options
 
-TRANSFORMER = ("heads", "neurons", "blocks")
+TRANSFORMER = ("heads", "neurons", "blocks", "head_ranks")
 CONVOLUTIONAL = (*TRANSFORMER, "channels")
 
 
@@ -43,3 +43,17 @@ def test_channels_where_they_are_what_there_is(
 def test_what_is_asked_for_stays() -> None:
     asked = Options(Budget("flops", 0.5), units=("neurons",))
     assert settled(asked, structure(["channels"])) is asked
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        Options(Budget("flops", 0.5), method="optin"),  # its paper's units
+        Options(Budget("flops", 0.5), search="rank"),
+        Options(Budget("latency", 0.5)),  # times of heads and of their dimensions do not add up
+        Options(Budget("flops", 0.5), sparsity="2:4"),
+    ],
+    ids=["method", "search", "latency", "sparsity"],
+)
+def test_heads_go_as_a_whole_where_their_dimensions_were_not_measured(asked: Options) -> None:
+    assert settled(asked, structure(["heads", "neurons"])).units == ("heads", "neurons", "blocks")
