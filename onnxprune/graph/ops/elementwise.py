@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from onnxprune.graph.ops.base import Constraints, attribute, broadcast, register, tie_broadcast
 
 _CAST = {
@@ -128,7 +130,7 @@ register(
     {
         "Add": "add", "Sub": "sub", "Mul": "mul", "Div": _div, "Pow": _pow, "Mod": _mod, "PRelu": _prelu,
         "And": "logical_and", "Or": "logical_or", "Xor": "logical_xor", "Not": "logical_not",
-        "Equal": "eq", "Less": "lt", "LessOrEqual": "le", "Greater": "gt", "GreaterOrEqual": "ge",
+        "Less": "lt", "LessOrEqual": "le", "Greater": "gt", "GreaterOrEqual": "ge",
         "BitwiseAnd": "bitwise_and", "BitwiseOr": "bitwise_or", "BitwiseXor": "bitwise_xor",
         "BitwiseNot": "bitwise_not", "BitShift": _shift,
         "Where": "where", "Min": _fold("minimum"), "Max": _fold("maximum"), "Sum": _fold("add"), "Mean": _mean,
@@ -146,6 +148,26 @@ register(
     },
     axes=broadcast,
 )  # fmt: skip
+
+
+def _equal_axes(node: Any, c: Constraints) -> None:
+    """As broadcasting ties them; what is compared with 0, 1, 2 … is a vocabulary, as its table would be (`Gather`)."""
+    broadcast(node, c)
+    for value in node.inputs:
+        axis = _counted_axis(c.constant(value))
+        if axis is not None:
+            c.pin(value, [axis], "a vocabulary, compared one by one")
+
+
+def _counted_axis(array: Any) -> int | None:
+    """The axis along which a constant counts from 0, all others being 1; None where none is such."""
+    if array is None or array.size < 2 or max(array.shape) != array.size:
+        return None
+    counts = bool((array.ravel() == np.arange(array.size)).all())
+    return int(np.argmax(array.shape)) if counts else None
+
+
+register({"Equal": "eq"}, axes=_equal_axes)
 
 
 def _first_axes(node: Any, c: Constraints) -> None:

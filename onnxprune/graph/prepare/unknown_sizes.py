@@ -1,7 +1,8 @@
 """Sizes that a file leaves open without a name, or writes as −1, 0 or "?", as exporters of several frameworks do.
 
 Each gets a name of its own, so that it can be reasoned about and stated with --shape; the file that is written leaves
-it open again. The first axis of an input counts rows, so that all inputs that do not name it share one.
+it open again. The first axis of an input counts rows, or the second of a recurrence's state, so that all inputs that do
+not name it share one.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def name_unknown(model: ir.Model) -> None:
         for axis, dim in enumerate(value.shape):
             if not _open(dim):
                 found.append(dim if isinstance(dim, int) else dim.value or "")
-            elif axis == 0 and len(value.shape) > 1:
+            elif axis == _row_axis(value):
                 rows = rows or _free("batch", taken)
                 found.append(rows)
             else:
@@ -42,6 +43,18 @@ def name_unknown(model: ir.Model) -> None:
             if value.is_graph_output():
                 value.meta.setdefault(_DECLARED, value.shape)
             value.shape = ir.Shape([None if _open(d) else d for d in value.shape])
+
+
+_STATE = re.compile(r"[hc](x|_?0)?|.*state.*", re.IGNORECASE)
+
+
+def _row_axis(value: ir.Value) -> int | None:
+    """The axis of the rows: the first; of a recurrence's state, [layers, rows, width], the second. None of a vector."""
+    shape = list(value.shape or ())
+    inside = len(shape) == 3 and not _open(shape[0]) and isinstance(shape[0], int) and _open(shape[1])
+    if inside and _STATE.fullmatch((value.name or "").rsplit("/", 1)[-1].removesuffix(":0")):
+        return 1
+    return 0 if len(shape) > 1 else None
 
 
 def _open(dim: int | ir.SymbolicDim) -> bool:

@@ -109,3 +109,22 @@ def test_sizes_behind_a_resize_are_not_simplified(tmp_path: Path, monkeypatch: p
     resized = next(n.outputs[0] for n in model.graph if n.op_type == "Resize")
     assert dims(resized) is not None
     assert None not in (dims(resized) or (None,))
+
+
+def test_the_rows_of_a_state_are_on_its_second_axis(tmp_path: Path) -> None:
+    """A streaming model whose file leaves all sizes open: [layers, rows, width] beside [rows, samples]."""
+    state = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 0, 8]) for name in ("state", "rate_table")]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", [n], [o]) for n, o in (("input", "y"), ("state", "next"), ("rate_table", "z"))],
+        "open",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [0, 0]), *state],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in ("y", "next", "z")],
+    )
+    path = tmp_path / "open.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 16)], ir_version=8), path)
+    shapes = {spec.name: spec.shape for spec in models.load(path).inputs}
+    assert shapes == {
+        "input": ("batch", "input_dim_1"),
+        "state": (2, "batch", 8),
+        "rate_table": (2, "rate_table_dim_1", 8),
+    }

@@ -237,3 +237,25 @@ def test_a_width_that_meets_itself_is_pinned(tmp_path: Path) -> None:
     subject = Subject.load(written(tmp_path, OUTER, {"up": (8, 4), "down": (16, 8)}))
     assert subject.structure.groups == ()
     assert any("twice" in why for pin in subject.structure.pins if pin.size == 4 for why in pin.reasons)
+
+
+ONE_HOT = """
+<ir_version: 9, opset_import: ["" : 17]>
+lookup (int64[N, 5] ids, float[9, 16] table, float[16, 6] down) => (float[N, 5, 6] y) {
+    axis = Constant<value_ints = [2]>()
+    wide = Unsqueeze(ids, axis)
+    all = Constant<value_ints = [0, 1, 2, 3, 4, 5, 6, 7, 8]>()
+    hits = Equal(wide, all)
+    hot = Cast <to = 1> (hits)
+    e = MatMul(hot, table)
+    a = Tanh(e)
+    y = MatMul(a, down)
+}
+"""
+
+
+def test_a_vocabulary_written_as_a_comparison_is_pinned(tmp_path: Path) -> None:
+    """Embeddings of exporters that know no Gather: rows of the table are tokens, not neurons."""
+    subject = Subject.load(written(tmp_path, ONE_HOT, {"table": (9, 16), "down": (16, 6)}))
+    assert [group.shape for group in subject.structure.groups] == [(16,)]
+    assert any("vocabulary" in why for pin in subject.structure.pins if pin.size == 9 for why in pin.reasons)
