@@ -18,6 +18,8 @@ import onnx_ir as ir
 from onnxprune.errors import UnsupportedError
 from onnxprune.graph.stored import SMALL, Taken
 
+GIVE_FLOATS = "quantised in a form that is not cut: give the float model; `--quantize int8` gives it back"
+"""What is said where integers cannot be told for weights."""
 FIXED_BLOCK = 16
 """The smallest block for which runtimes have kernels of their own: from here on, blocks stay as large as they are."""
 GROWTH = 2 ** (1 / 8)
@@ -340,6 +342,12 @@ def noted(node: ir.Node, note: Note | None = None) -> Note | None:
         node.meta[_NOTED] = note
     found: Note | None = node.meta.get(_NOTED)
     return found
+
+
+def is_quantised(graph: ir.Graph) -> bool:
+    """Whether a graph that was loaded has quantised weights, or operators that stand for ones on integers."""
+    weights = any(isinstance(v.const_value, Quantised) for v in graph.initializers.values())
+    return weights or any(noted(n) is not None for n in graph)
 
 
 def forget(node: ir.Node) -> None:

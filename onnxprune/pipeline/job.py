@@ -18,7 +18,7 @@ import onnx_ir as ir
 from onnxprune import report as reports
 from onnxprune import rewrite
 from onnxprune.data import Dataset
-from onnxprune.errors import BudgetError, CheckError
+from onnxprune.errors import BudgetError, CheckError, UsageError
 from onnxprune.export.precision import Step, measure_steps
 from onnxprune.export.precision.apply import scheme_of
 from onnxprune.graph import joined, memory, runtime
@@ -29,6 +29,7 @@ from onnxprune.graph.model import Model
 from onnxprune.graph.outputs import Inputs, OutputSet
 from onnxprune.graph.plan import Budget, Plan, Structure
 from onnxprune.graph.prepare import optional_inputs
+from onnxprune.graph.quantised import is_quantised
 from onnxprune.graph.runtime import CPU, resolve_providers
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.measure import latency, uncounted
@@ -144,6 +145,11 @@ class Job:
         with clock.stage("load"):
             dense = joined.load(source, options.calls)
             require_one_graph(dense, options, quantize)
+            if quantize is not None and is_quantised(dense.graph):
+                raise UsageError(
+                    f"--quantize {quantize}: {dense.path} is quantised already, and so will the pruned file be; "
+                    "leave the option out"
+                )
         with clock.stage("read"):  # before the analysis: what is wrong with rows is told at once
             learn, judge = (
                 rows and rows.read_by(metric) for rows in read_rows(dense, calibration, evaluation, options, **asked)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
 from onnxprune.graph.plan import Structure
+from onnxprune.graph.quantised import GIVE_FLOATS
 from onnxprune.probe.engine import has_torch, require_torch
 from onnxprune.score import METHODS
 from onnxprune.score.mixture import parse
@@ -75,7 +76,10 @@ def why_nothing(structure: Structure, options: Options) -> str:
     """The message for a model in which no unit of the wanted kinds is free."""
     other = sorted({g.kind for g in structure.groups} - set(options.units))
     hint = f" It has {', '.join(other)}: name them with --units." if other else ""
-    reasons = sorted({why for pin in structure.pins for why in pin.reasons})[:6]
+    reasons = sorted(
+        {why for pin in structure.pins for why in pin.reasons}, key=lambda why: (GIVE_FLOATS not in why, why)
+    )
+    reasons = reasons[:6]
     return (
         f"nothing to prune: no {', '.join(u for u in options.units if u != 'blocks')} are free to be cut.{hint} "
         f"What pins the dimensions: {'; '.join(reasons) or 'there are no matrices with a free dimension'}. "

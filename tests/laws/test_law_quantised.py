@@ -15,11 +15,13 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from plans import Arrays, Subject, distance, random_plan
-from quantised_graphs import FORMS, by_runtime, convolutions, dequantized, mlp, plain
+from quantised_graphs import FORMS, by_runtime, convolutions, dequantized, mlp, plain, save
 from zoo import ZooModel
 
+import onnxprune
+from onnxprune.errors import NothingToPruneError, UsageError
 from onnxprune.graph import model as models
 from onnxprune.graph.plan import Plan
 from onnxprune.graph.structure.linear_layers import find_linears
@@ -212,3 +214,33 @@ def test_gradients_pass_what_is_rounded(tmp_path: Path) -> None:
         (found,) = subject.interpreter.run({"x": x}).values()
         found.square().sum().backward()
         assert x.grad is not None and float(x.grad.abs().min()) > 0, how
+
+
+def test_what_cannot_be_told_for_a_weight_is_refused(tmp_path: Path) -> None:
+    """Integers that are no product of numbers: the float model is asked for."""
+    made = [
+        helper.make_node("MatMulInteger", ["x", "w"], ["y"], name="first"),
+        helper.make_node("Cast", ["y"], ["f"], to=TensorProto.FLOAT),
+    ]
+    faces = [
+        helper.make_tensor_value_info("x", TensorProto.UINT8, ["batch", 8]),
+        helper.make_tensor_value_info("f", TensorProto.FLOAT, ["batch", 6]),
+    ]
+    weight = onnx.numpy_helper.from_array(np.ones((8, 6), np.int8), "w")
+    file = save(tmp_path / "model.onnx", made, [weight], faces[:1], faces[1:])
+    with pytest.raises(NothingToPruneError, match="give the float model; `--quantize int8` gives it back"):
+        onnxprune.prune(file, flops=0.5, measure_latency=False)
+
+
+def test_a_quantised_model_is_not_quantised_again(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="quantised already"):
+        onnxprune.prune(mlp(tmp_path / "m.onnx", FORMS["output"]), flops=0.5, quantize="int8")
+
+
+def test_from_a_file_to_a_file_with_refits_on_the_grid(tmp_path: Path) -> None:
+    file = mlp(tmp_path / "model.onnx", FORMS["output"])
+    rows = [{"x": feeds_for(file, seed)["x"][0]} for seed in range(24)]
+    result = onnxprune.prune(file, tmp_path / "small.onnx", flops=0.6, calibration=rows, measure_latency=False)
+    assert result.report.flops.ratio <= 0.6
+    assert types(tmp_path / "small.onnx")[TensorProto.INT8] == types(file)[TensorProto.INT8]
+    assert operators(tmp_path / "small.onnx")["DequantizeLinear"] == operators(file)["DequantizeLinear"]

@@ -1,7 +1,7 @@
 """Quantised tensors: to and from integers, and products of integers.
 
-A zero that gates a quantised operand is not its zero point, so that products of integers read no axis that can be cut;
-models are pruned before they are quantised, or in the QDQ form, where products are of floating-point numbers.
+A zero that gates a quantised operand is not its zero point, so that products of integers read no axis that can be cut.
+Those that `prepare.quantised` knows stand in a loaded graph as products of numbers; what is left here is pinned.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from onnxprune.graph.ops.base import Constraints, Sizes, attribute, axis_of, opaque, register
 from onnxprune.graph.ops.conv import conv, conv_macs
 from onnxprune.graph.ops.elementwise import torch_dtype
+from onnxprune.graph.quantised import GIVE_FLOATS
 
 
 def _spread(node: Any, x: Any, parameter: Any) -> Any:
@@ -113,6 +114,12 @@ def rounded_dynamically(x: Any, torch: Any = None) -> Any:
     return x + (y - x).detach() if _differentiated(torch, x) else y
 
 
+def _on_integers(node: Any, c: Constraints) -> None:
+    """Products that were not recognised as those of numbers (`prepare.quantised`)."""
+    for value in (*node.inputs, *node.outputs):
+        c.pin(value, None, f"{node.op_type} {node.name}: {GIVE_FLOATS}")
+
+
 def _centred(torch: Any, x: Any, zero: Any, place: int) -> Any:
     """Integers less their zero point, as float64, in which products and sums of them are exact."""
     x = x.double()
@@ -147,7 +154,7 @@ def _qlinear_matmul(
     return _saturated(torch, torch.round(total * (rows * b_scale / y_scale).double()) + y_zero.double(), y_zero.dtype)
 
 
-register({"MatMulInteger": _matmul_integer, "QLinearMatMul": _qlinear_matmul}, axes=opaque, macs=_matmul_macs)
+register({"MatMulInteger": _matmul_integer, "QLinearMatMul": _qlinear_matmul}, axes=_on_integers, macs=_matmul_macs)
 
 
 def _conv_integer(torch: Any, node: Any, x: Any, w: Any, x_zero: Any = None, w_zero: Any = None) -> Any:
@@ -175,5 +182,5 @@ def _qlinear_conv_macs(node: Any, s: Sizes) -> int:
     return math.prod(s.shape(node.outputs[0])) * math.prod(s.shape(node.inputs[3])[1:])
 
 
-register({"ConvInteger": _conv_integer}, axes=opaque, macs=conv_macs)
-register({"QLinearConv": _qlinear_conv}, axes=opaque, macs=_qlinear_conv_macs)
+register({"ConvInteger": _conv_integer}, axes=_on_integers, macs=conv_macs)
+register({"QLinearConv": _qlinear_conv}, axes=_on_integers, macs=_qlinear_conv_macs)

@@ -7,6 +7,7 @@ writes and another reads.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -21,7 +22,7 @@ from onnxprune.graph.model import Model
 from onnxprune.graph.ops.normalize import narrow_axes, narrows
 from onnxprune.graph.ops.recurrent import RECURRENCE
 from onnxprune.graph.plan import Group, Pin, Reader, Structure
-from onnxprune.graph.quantised import Quantised
+from onnxprune.graph.quantised import GIVE_FLOATS, Quantised
 from onnxprune.graph.single_nodes import bodies, reads
 from onnxprune.graph.structure.twins import branches_of, mirrors
 from onnxprune.graph.values import dims
@@ -187,7 +188,14 @@ class Ties:
         return self._symbols[name]
 
 
+_QUANTISED = re.compile(r"Q[A-Z]|DynamicQuantize|MatMul(Integer|NBits|Bnb4|Fp)|GatherBlockQuantized|QMoE|.*Quantize")
+"""Operators on integers, or on weights of few bits."""
+
+
 def _hint(node: ir.Node) -> str:
+    """What can be done about an operator that is not known."""
+    if node.domain == "com.microsoft" and _QUANTISED.match(node.op_type):
+        return f": {GIVE_FLOATS}"
     if node.domain == "com.microsoft.nchwc":
         return ": saved from a session for one machine's caches; save it at optimisation level basic or extended"
     return ""
