@@ -175,7 +175,7 @@ def prune(
             metric=metric,
             measure_latency=measure,
             progress=bar,
-            reads=reads(),
+            reads=reads(target),
             **options,
         )
     if as_json:

@@ -348,10 +348,19 @@ def talk(command: Any) -> Any:
     return click.option("--verbose", "-v", count=True, help="Say more, on stderr.")(command)
 
 
-def reads() -> list[Path]:
-    """Files that brought the command here (a recipe), which it must not write."""
+def reads(target: Path | None = None) -> list[Path]:
+    """Files that brought the command here (a recipe), which it must not write.
+
+    Args:
+        target: the model that is written: the report of an older set of that name, which is repeated, goes with the set
+            if that is replaced.
+    """
     context = click.get_current_context(silent=True)
-    return list(context.obj or ()) if context is not None else []
+    files: list[Path] = list(context.obj or ()) if context is not None else []
+    if target is None:
+        return files
+    own = target.with_name(f"{target.name.removesuffix('.onnx')}.report.json").resolve()
+    return [file for file in files if file.suffix != ".json" or file.resolve() != own]
 
 
 def logs(verbose: int) -> None:

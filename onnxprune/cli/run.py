@@ -20,6 +20,8 @@ _AMOUNTS = {"flops": (1e9, "GMAC"), "params": (1e6, "M"), "size": (1e6, "MB"), "
 """Kind of budget -> what one of this unit is in the budget's own unit, and how it is written."""
 _MOST = 1 << 20
 """Bytes of a recipe."""
+_READ = ("options", "sources", "data")
+"""What is read of a report's recipe."""
 _NOT_FOR_FILES = ("as_json", "quiet", "verbose", "help")
 """How much is said is a matter of the moment."""
 
@@ -69,11 +71,14 @@ def _report(file: Path, prune: click.Command) -> dict[str, Any]:
     from onnxprune.report import Report
 
     report = Report.load(file)
-    options: dict[str, Any] = {**report.recipe.get("options", {}), **report.recipe.get("sources", {})}
+    told = built(
+        Mapping[str, Mapping[str, Any]], {k: report.recipe.get(k, {}) for k in _READ}, f"{file}: recipe", DataError
+    )
+    options: dict[str, Any] = {**told["options"], **told["sources"]}
     if "budget" not in options:
         raise DataError(f"{file}: the report does not hold the options of its run")
     budget: Budget = built(Budget, options.pop("budget"), f"{file}: recipe.options.budget", DataError)
-    if "calibration" in report.recipe.get("data", {}) and not options.get("calibration"):
+    if "calibration" in told["data"] and not options.get("calibration"):
         raise UsageError(
             f"{file}: the calibration rows of that run were no file, so that it cannot be repeated from one"
         )
@@ -86,11 +91,11 @@ def _report(file: Path, prune: click.Command) -> dict[str, Any]:
     known = {p.name: p for p in prune.params}
     if not report.model.path:
         raise DataError(f"{file}: the report names no model")
-    told = {_key(prune, n): v for n, v in options.items() if n in known and v not in (None, [], {}, known[n].default)}
+    given = {_key(prune, n): v for n, v in options.items() if n in known and v not in (None, [], {}, known[n].default)}
     there: dict[str, Any] = {
-        name: str(_located(file, told[name])) for name in ("calib", "eval", "tokenizer") if name in told
+        name: str(_located(file, given[name])) for name in ("calib", "eval", "tokenizer") if name in given
     }
-    return {"model": str(_located(file, report.model.path)), "output": report.model.pruned_path, **told, **there}
+    return {"model": str(_located(file, report.model.path)), "output": report.model.pruned_path, **given, **there}
 
 
 def _located(report: Path, named: str) -> str | Path:

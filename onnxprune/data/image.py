@@ -18,7 +18,7 @@ from onnxprune.data.optional_packages import package
 from onnxprune.data.outside import within
 from onnxprune.data.preprocess import Preprocess, fitted, plain, read_preprocess
 from onnxprune.data.sources import Row
-from onnxprune.errors import DataError, UsageError, reading, said
+from onnxprune.errors import DataError, OnnxPruneError, UsageError, reading, said
 
 Array = NDArray[Any]
 
@@ -180,7 +180,7 @@ def open_image(row: Row, field: str, *, outside: bool = False) -> Any:
             told = f"{image.width} x {image.height} pixels; 1 to {MOST_PIXELS // 1_000_000} million are read"
             raise DataError(f"{row.source}: field {field!r} has {told}")
         image.load()
-    except DataError:
+    except OnnxPruneError:
         raise
     except Exception as error:  # decoders raise whatever damaged bytes make them
         raise DataError(f"{row.source}: field {field!r} cannot be read as an image: {said(error)}") from error

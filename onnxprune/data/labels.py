@@ -48,6 +48,9 @@ def resolve(raw: Sequence[Any], job: Job, *, folders: bool = False) -> list[Any]
     elif any(isinstance(label, str) for label in present):
         job.say("labels: ignored, some are text and some are numbers")
         return [None] * len(labels)
+    if len({np.ndim(label) for label in labels if label is not None}) > 1:
+        job.say("labels: ignored, some are numbers and some are lists")
+        return [None] * len(labels)
     count = sum(label is not None for label in labels)
     if 0 < count < len(labels):
         job.say(f"labels: {count} of {len(labels)} rows have one")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from onnxprune.documents import regular
 from onnxprune.errors import DataError, LimitError, one_line
+from onnxprune.graph import outputs
 
 MOST_BYTES = 4_000_000_000
 """Of an archive's arrays, together."""
@@ -30,6 +31,7 @@ def within(value: str | Path, folder: Path | None, where: str, *, allowed: bool)
 
     Raises:
         DataError: there is no such file, it is larger than half a gigabyte, or lies outside.
+        UsageError: the run would overwrite it.
     """
     told = one_line(str(value), 120)
     path = (folder or Path()) / value
@@ -43,6 +45,7 @@ def within(value: str | Path, folder: Path | None, where: str, *, allowed: bool)
         raise DataError(f"{where}: {told} lies outside the folder of the rows: --allow-outside reads it")
     if (size := regular(path, DataError)) > MOST_FILE:
         raise DataError(f"{where}: {told} has {size / 1e6:.0f} MB; {MOST_FILE / 1e6:.0f} MB are the most")
+    outputs.reading(path)
     return path
 
 

@@ -23,6 +23,8 @@ OFFSET_POSITIONS = (
     *("roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
 )
 UNBOUNDED = 10**9  # transformers writes 1e30 where no limit is known
+LONG = 100
+"""Characters (or words) for each token that may stay: of what is longer, only as much is tokenised as can stay."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,31 @@ class Tokenizer:
         self.backend.no_padding()
         self.backend.no_truncation()
         if self.max_length is not None:
+            if self.cut == "right":  # cut at the left, where words and answers begin would be counted anew
+                texts = [self._bounded(text, words) for text in texts]
             self.backend.enable_truncation(self.max_length, strategy=strategy, direction=self.cut)
         encoded: list[Any] = self.backend.encode_batch(list(texts), is_pretokenized=words)
         return encoded
+
+    def _bounded(self, text: Any, words: bool) -> Any:
+        """A text, a pair of them or a list of words, as far as what is beyond cannot matter.
+
+        A text of ten megabytes would take seconds, and gigabytes, of which a few hundred tokens stay. What is taken has
+        twice as many tokens as may stay, so that where it ends changes none of those.
+        """
+        assert self.max_length is not None
+        if isinstance(text, tuple) and not words:
+            return tuple(self._bounded(part, words) for part in text)
+        size = LONG * self.max_length
+        while len(text) > size:
+            part = text[:size]
+            if (
+                len(self.backend.encode(part, is_pretokenized=words, add_special_tokens=False).ids)
+                >= 2 * self.max_length
+            ):
+                return part
+            size *= 2
+        return text
 
     def special_tokens(self, pair: bool) -> int:
         """How many tokens are added to every row."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from onnxprune.export.precision.integer import quiet
-from onnxprune.graph import runtime
+from onnxprune.graph import outputs, runtime
 from onnxprune.graph.runtime import SavedStyle
 
 
@@ -28,13 +27,13 @@ def required_operators(made: Sequence[tuple[Path, SavedStyle, Path]], target: Pa
     Args:
         made: (source, style, .ort file) of every model that goes into the app.
     """
-    with quiet(), tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
+    with quiet(), outputs.scratch() as scratch:
         from onnxruntime.tools.ort_format_model import create_config_from_models
 
         files = [file for *_, file in made]
         for number, (source, style, _) in enumerate(made):
             if style == "runtime":  # the operators that saved optimizations make, where they are replayed
-                files.append(convert(source, Path(scratch) / f"{number}.ort", "applied"))
+                files.append(convert(source, scratch / f"{number}.ort", "applied"))
         create_config_from_models(files, target, True)
     lines = target.read_text(encoding="utf-8").splitlines()
     named = [f"# {', '.join(file.name for *_, file in made)}", *(line for line in lines if not line.startswith("#"))]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -86,9 +85,9 @@ def export(
     chosen, original = _target(target), _dense(file, dense)
     inputs = _inputs(file, original, calibration, evaluation, vocab, web_runtime, reading.get("tokenizer"), *reads)
     with outputs.folder(place, inputs=inputs, force=force) as out:
-        with tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
+        with outputs.scratch() as scratch:
             asked = Asked(quantize, dict(shape or {}), bench, None if web_runtime is None else Path(web_runtime))
-            job = _Job(chosen, file, out.folder, Path(scratch), asked, calibration, evaluation, reading)
+            job = _Job(chosen, file, out.folder, scratch, asked, calibration, evaluation, reading)
             made = job.run(original, vocab, metric)
         made = replace(made, folder=out.folder, seconds=time.perf_counter() - started)
         bundle.write_report(made)

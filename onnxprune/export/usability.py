@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.export.precision.integer import quiet
+from onnxprune.graph import outputs
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ def supported_operators(provider: str) -> frozenset[str]:
 
 def survey(file: Path, stage: str, providers: Sequence[str] = PROVIDERS) -> list[Usability]:
     """Coverage and partitions of a `.onnx` file for each provider, fixed shapes required."""
-    with quiet(), tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
+    with quiet(), outputs.scratch() as scratch:
         from onnxruntime.tools import onnx_model_utils
 
         # The providers see the graph after these optimizations; they are the ones an ORT-format file holds.
-        optimized = Path(scratch) / "optimized.onnx"
+        optimized = scratch / "optimized.onnx"
         onnx_model_utils.optimize_model(file, optimized, use_external_initializers=True)
         shaped = onnx_model_utils.ModelProtoWithShapeInfo(optimized).model_with_shape_info
         return [_usability(_checks()[p](shaped), stage, p) for p in providers]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -247,7 +248,7 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> list[Path]:
 def write(model: ir.Model, path: Path) -> list[Path]:
     """Write a graph as it stands. Returns the files."""
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    if size <= (min(_EMBED_LIMIT, memory.share()) if memory.stated() else _EMBED_LIMIT):
+    if not apart(size):
         _internalise(model)
         ir.save(model, path)
         return [path]
@@ -256,14 +257,36 @@ def write(model: ir.Model, path: Path) -> list[Path]:
     return [path, data]
 
 
+def apart(nbytes: int) -> bool:
+    """Whether weights of so many bytes are written to a file beside the graph's."""
+    return nbytes > (min(_EMBED_LIMIT, memory.share()) if memory.stated() else _EMBED_LIMIT)
+
+
+def move(file: Path, target: Path) -> list[Path]:
+    """Move a model, whose weights may lie beside it in a file named after it; where its files now are."""
+    import onnx
+
+    names = {name: target.name + name.removeprefix(file.name) for name in locations(file) if name.startswith(file.name)}
+    if not names:
+        return [Path(shutil.move(file, target))]
+    proto = onnx.load(file, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = names.get(entry.value, entry.value)
+    target.write_bytes(proto.SerializeToString())
+    file.unlink()
+    return [target, *(Path(shutil.move(file.parent / old, target.parent / new)) for old, new in names.items())]
+
+
 def size(file: Path) -> int:
     """Bytes of a model file and of the weights that it keeps in other files."""
-    held = {file, *(file.parent / name for name in _locations(file))} if file.suffix == ".onnx" else {file}
+    held = {file, *(file.parent / name for name in locations(file))} if file.suffix == ".onnx" else {file}
     return sum(f.stat().st_size for f in held if f.exists())
 
 
-def _locations(file: Path) -> set[str]:
-    """The files of a model's external tensors, relative to its folder."""
+def locations(file: Path) -> set[str]:
+    """The files of a model's external tensors, as they are named in it: relative to its folder."""
     import onnx
 
     graph = onnx.load(file, load_external_data=False).graph
@@ -311,6 +334,7 @@ def _digest(file: Path, model: ir.Model) -> str:
 
 def spec(value: ir.Value) -> InputSpec:
     """Name, type and shape of a graph input or output."""
-    dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(object)
+    known = value.dtype not in (None, ir.DataType.UNDEFINED)
+    dtype = value.dtype.numpy() if value.dtype is not None and known else np.dtype(object)
     dims = () if value.shape is None else value.shape
     return InputSpec(value.name or "", np.dtype(dtype), tuple(d if isinstance(d, int) else d.value for d in dims))

@@ -21,6 +21,7 @@ import numpy as np
 
 from onnxprune.documents import utf8
 from onnxprune.errors import CheckError, DataError, ModelError, OnnxPruneError, UnsupportedError, UsageError
+from onnxprune.graph import patience
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -316,6 +317,7 @@ def run(opened: Session, feeds: Feeds, outputs: Sequence[str] | None = None) -> 
     Raises:
         DataError: an input is missing, or has the wrong type or shape.
         ModelError: a node failed.
+        LimitError: a loop does not end.
     """
     wanted = list(outputs) if outputs is not None else [o.name for o in opened.get_outputs()]
     taken = {i.name for i in opened.get_inputs()}
@@ -323,7 +325,9 @@ def run(opened: Session, feeds: Feeds, outputs: Sequence[str] | None = None) -> 
     if missing:
         raise DataError(f"the rows hold no values for the graph's input {', '.join(missing)}")
     try:
-        values = opened.run(wanted, {name: value for name, value in feeds.items() if name in taken})
+        values = patience.run(opened, wanted, {name: value for name, value in feeds.items() if name in taken})
+    except OnnxPruneError:
+        raise
     except Exception as error:  # as above
         kind = DataError if type(error).__name__ == "InvalidArgument" or isinstance(error, RuntimeError) else ModelError
         raise kind(f"ONNX Runtime could not run the graph: {_message(error)}") from error

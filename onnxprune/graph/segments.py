@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import ModelError
-from onnxprune.graph import memory, runtime
+from onnxprune.graph import memory, patience, runtime
 
 _MAPPED = {"session.disable_prepacking": "1"}
 """Weights that are packed for a kernel are copied; mapped ones are pages of their file."""
@@ -114,7 +114,7 @@ class Segments:
         for part, done in zip(self.parts, self._done, strict=True):
             session = self._session(part)
             for own in values:
-                found = session.run_with_ort_values(list(part.gives), {k: own[k] for k in part.reads})
+                found = patience.run(session, list(part.gives), {k: own[k] for k in part.reads}, values=True)
                 own.update(zip(part.gives, found, strict=True))
                 for name in done - set(names):
                     own.pop(name, None)

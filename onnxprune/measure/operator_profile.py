@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 from statistics import median
 
 from onnxprune.errors import UnsupportedError
-from onnxprune.graph import runtime
+from onnxprune.graph import outputs, runtime
 
 Shape = tuple[int, ...]
 _SUFFIX = "_kernel_time"
@@ -51,8 +50,8 @@ def by_operator(
 
     Medians over passes, the first two left out. Profiling costs time of its own at every node.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxprune-profile-") as folder:
-        opened = runtime.session(model, threads=threads, profile=Path(folder) / "run")
+    with outputs.scratch() as folder:
+        opened = runtime.session(model, threads=threads, profile=folder / "run")
         try:
             for _ in range(passes + 2):
                 runtime.run(opened, feeds)
@@ -81,11 +80,11 @@ def calls(
     Raises:
         DataError, ModelError: as `runtime.run`.
     """
-    with tempfile.TemporaryDirectory(prefix="onnxprune-profile-") as folder:
+    with outputs.scratch() as folder:
         opened = runtime.session(
             model,
             optimization=optimization,
-            profile=Path(folder) / "run",
+            profile=folder / "run",
             config={"session.disable_prepacking": "1"},
         )
         try:

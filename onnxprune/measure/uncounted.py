@@ -7,17 +7,15 @@ Runtime's own profile says how much that is.
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx_ir as ir
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.graph import model as models
-from onnxprune.graph import ops, runtime
+from onnxprune.graph import ops, outputs, runtime
 from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.model import Model
 from onnxprune.measure.operator_profile import Call, calls, counted
@@ -121,8 +119,8 @@ def _profile(dense: Model, bindings: Mapping[str, int], examples: Sequence[runti
     """The calls of one pass over the graph as it was read, whose nodes have names; none where it does not run."""
     try:
         feeds = synthesize(dense.inputs, dims=bindings, examples=examples)
-        with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
-            file = models.save(dense.ir, Path(folder) / "profiled.onnx")[0]
+        with outputs.scratch() as folder:
+            file = models.save(dense.ir, folder / "profiled.onnx")[0]
             return calls(file, feeds)
     except OnnxPruneError:
         return ()

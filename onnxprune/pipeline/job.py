@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -352,12 +350,12 @@ class Job:
             bindings = self.planner.costs.bindings
             return latency.bench(dense, step, providers=self.providers, dims=bindings, examples=examples)[0]
 
-        with self.clock.stage("quantize"), tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
+        with self.clock.stage("quantize"), outputs.scratch() as scratch:
             steps = measure_steps(
-                self.teacher, dense, file, scheme, rows, Path(scratch), metric=self.metric, seed=self.options.seed,
+                self.teacher, dense, file, scheme, rows, scratch, metric=self.metric, seed=self.options.seed,
                 time=timed if self.measure else None,
             )  # fmt: skip
-            shutil.move(Path(scratch) / "pruned.onnx", target)
+            models.move(scratch / "pruned.onnx", target)
         return tuple(steps)
 
     def _report(

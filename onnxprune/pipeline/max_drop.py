@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import math
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from onnxprune import rewrite
 from onnxprune.errors import BudgetError, UsageError
+from onnxprune.graph import outputs
 from onnxprune.graph.plan import Budget, Plan
 from onnxprune.measure.drop_search import DropSearch, DropTry
 from onnxprune.measure.metrics.intervals import rows_to_show
@@ -144,8 +143,8 @@ def _why_not(limit: Limit, tries: Sequence[DropTry], rows: int) -> str:
 
 
 def _accuracies(job: Job, plan: Plan) -> tuple[Accuracy, ...]:
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
-        made = write(job.dense, rewrite.apply(job.dense, job.structure, plan), Path(scratch), "candidate.onnx")
+    with outputs.scratch() as scratch:
+        made = write(job.dense, rewrite.apply(job.dense, job.structure, plan), scratch, "candidate.onnx")
         evidence = job.evidence(made.whole)
     assert evidence is not None
     return (evidence.accuracy, *evidence.further)

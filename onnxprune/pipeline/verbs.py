@@ -15,7 +15,7 @@ from typing import Any
 
 from onnxprune import data, rewrite
 from onnxprune.errors import ModelError, UsageError
-from onnxprune.graph import joined, memory
+from onnxprune.graph import joined, memory, plan_fit
 from onnxprune.graph.companions import add_companions
 from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.finite import check_weights
@@ -309,6 +309,7 @@ def _apply(
     known = {name: size for name, size in _sizes(plan).items() if name in symbols(dense)}
     feeds = synthesize(dense.inputs, dims=runnable(dense, known, 8))
     if plan.digest == dense.digest:
+        plan_fit.require(plan, dense.graph, structure)
         plan = Gates(structure, Interpreter(dense.graph)).complete(plan, feeds)
     pruned = rewrite.apply(dense, structure, plan)
     if not keep_unread:

@@ -7,15 +7,14 @@ length are often small, and a sum of large matrices after each would take longer
 from __future__ import annotations
 
 import shutil
-import tempfile
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onnxprune.errors import LimitError
+from onnxprune.graph import outputs
 
 CHUNK = 4096
 """Tokens in one product."""
@@ -43,8 +42,9 @@ class _Folder:
     """A folder for temporary files, which goes with the last that refers to it."""
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="onnxprune-"))
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+        held = outputs.Scratch()
+        self.path = held.path
+        weakref.finalize(self, held.close)
 
 
 class Store:

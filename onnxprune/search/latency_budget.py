@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,7 +12,7 @@ from typing import Any
 from onnxprune import rewrite
 from onnxprune.errors import UsageError
 from onnxprune.graph import model as models
-from onnxprune.graph import runtime
+from onnxprune.graph import outputs, runtime
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Plan, Structure
 from onnxprune.graph.structure.sites import Site
@@ -134,8 +133,8 @@ def timing(
     pruned = rewrite.apply(model, structure, plan)
     if not keep_unread:
         rewrite.drop_unread(pruned)
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
-        file = models.save(pruned, Path(scratch) / "plan.onnx")[0]
+    with outputs.scratch() as scratch:
+        file = models.save(pruned, scratch / "plan.onnx")[0]
         (row,) = latency.bench(
             model.path, file, providers=(costs.table.provider,), dims=costs.bindings, threads=costs.table.threads,
             examples=examples, runs=RUNS,

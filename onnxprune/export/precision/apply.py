@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -13,7 +13,7 @@ from onnxprune.errors import UsageError
 from onnxprune.export.precision import integer, storage
 from onnxprune.export.precision.integer import Feeds
 from onnxprune.graph import model as models
-from onnxprune.graph import prepare
+from onnxprune.graph import outputs, prepare
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def _half(source: Path, target: Path, rows: Sequence[Feeds]) -> None:
 
     with integer.quiet():
         half = convert_float_to_float16(onnx.load(source), keep_io_types=True)
-    onnx.save(half, target)
+    beside: dict[str, Any] = {"save_as_external_data": True, "location": f"{target.name}.data", "size_threshold": 128}
+    onnx.save(half, target, **(beside if models.apart(models.size(source) // 2) else {}))
 
 
 SCHEMES: dict[str, Scheme] = {
@@ -112,13 +113,13 @@ def quantize(source: Path, target: Path, scheme: str, rows: Sequence[Feeds] = ()
     if chosen.rows and not rows:
         other = "fp16" if name.startswith("a") else "int8-dynamic"
         raise UsageError(f"--quantize {name} takes its ranges from rows: give --calib, or choose {other}")
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
+    with outputs.scratch() as scratch:
         stored = source
         if chosen.store is not None:
             model = models.read(source)
             prepare.stamp(model)
             chosen.store(model, by_row)
-            stored = Path(scratch) / "stored.onnx"
+            stored = scratch / "stored.onnx"
             models.save(model, stored if chosen.convert is not None else target)
         if chosen.convert is not None:
             chosen.convert(stored, target, rows)

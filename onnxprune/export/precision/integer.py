@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from onnxprune.export.precision import storage
 from onnxprune.graph import model as models
-from onnxprune.graph import prepare, runtime
+from onnxprune.graph import outputs, prepare, runtime
 
 Feeds = Mapping[str, NDArray[Any]]
 MATRICES = ("MatMul", "Gemm", "Conv", "Attention")
@@ -55,6 +54,7 @@ def dynamic(source: Path, target: Path) -> None:
         quantize_dynamic(
             source, target, op_types_to_quantize=["MatMul", "Attention"], per_channel=True, weight_type=QuantType.QInt8,
             reduce_range=REDUCED, extra_options={"MatMulConstBOnly": True},
+            use_external_data_format=models.apart(models.size(source)),
         )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def static(source: Path, target: Path, rows: Sequence[Feeds]) -> None:
             source, target, _reader(rows), quant_format=QuantFormat.QDQ, op_types_to_quantize=list(MATRICES),
             per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=REDUCED,
             nodes_to_exclude=noisy(source, rows), calibrate_method=CalibrationMethod.MinMax,
-            extra_options={"MatMulConstBOnly": True},
+            extra_options={"MatMulConstBOnly": True}, use_external_data_format=models.apart(models.size(source)),
         )  # fmt: skip
     model = models.read(target)
     if storage.store_bytes(prepare.stamp(model)):
@@ -101,8 +101,8 @@ def noisy(source: Path, rows: Sequence[Feeds], limit: float = NOISE) -> list[str
     for name in readers:
         if name not in declared | fed:
             model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
-        file = Path(scratch) / "watched.onnx"
+    with outputs.scratch() as scratch:
+        file = scratch / "watched.onnx"
         onnx.save(model, file, save_as_external_data=True, size_threshold=1024)
         session = runtime.session(file)
         watched = [name for name in readers if name not in fed]
@@ -169,11 +169,14 @@ def _reader(rows: Sequence[Feeds]) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """ONNX Runtime's tools print, log through the root logger, and advise what was done already."""
+    """ONNX Runtime's tools print, log through the root logger, advise what was done, and make temporary files."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            outputs.everything(), warnings.catch_warnings(), np.errstate(all="ignore"),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):  # fmt: skip
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -12,7 +12,7 @@ from onnxprune.errors import LimitError, ModelError, one_line
 MOST_NODES = 1_000_000
 """Of a graph whose functions are written out; the largest decoders have some ten thousand."""
 MOST_TURNS = 1_000_000
-"""Of a loop whose number of turns is a constant."""
+"""Of a loop whose number of turns is a constant; where loops stand in loops, theirs multiplied."""
 
 Function = tuple[str, str, str]
 """Domain, name and overload."""
@@ -38,15 +38,9 @@ def check(model: ir.Model, file: Path) -> None:
             ):
                 told = one_line(value.name or "", 60)
                 raise ModelError(f"{file}: node {one_line(node.name or '', 60)} reads {told}, which nothing makes")
-    for node in _all(model):
-        if node.op_type == "Loop" and node.domain in ("", "ai.onnx"):
-            _check_loop(node, file)
-
-
-def _all(model: ir.Model) -> Iterator[ir.Node]:
-    yield from model.graph.all_nodes()
+    _turns(model.graph, file)
     for function in model.functions.values():
-        yield from function.all_nodes()
+        _turns(function, file)
 
 
 def _unfolded(model: ir.Model, file: Path) -> int:
@@ -76,18 +70,47 @@ def _size(nodes: list[ir.Node], sizes: dict[Function, int]) -> int:
     return sum(sizes.get((n.domain, n.op_type, n.overload), 1) for n in nodes)
 
 
-def _check_loop(node: ir.Node, file: Path) -> None:
-    """A loop ends by its number of turns, or by a condition that its body computes."""
+def _turns(part: ir.Graph | ir.Function, file: Path) -> int:
+    """How often the most repeated node of a graph runs, as far as that is written down.
+
+    Raises:
+        LimitError: more often than `MOST_TURNS`.
+    """
+    most = 1
+    for node in part:
+        inside = max((_turns(graph, file) for graph in _bodies(node)), default=1)
+        if node.op_type == "Loop" and node.domain in ("", "ai.onnx"):
+            inside *= _own_turns(node, file)
+            if inside > MOST_TURNS:
+                raise LimitError(
+                    f"{file}: the loop {one_line(node.name or '', 60)} takes {inside:,} turns in all; "
+                    f"{MOST_TURNS:,} are the most"
+                )
+        most = max(most, inside)
+    return most
+
+
+def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def _own_turns(node: ir.Node, file: Path) -> int:
+    """A loop ends by its number of turns, or by a condition that its body computes (for which 1 stands here).
+
+    Raises:
+        LimitError: by neither.
+    """
     turns = _constant(node.inputs[0]) if node.inputs else None
     body = node.attributes["body"].as_graph() if "body" in node.attributes else None
     condition = body.outputs[0] if body is not None and body.outputs else None
     ends = condition is not None and not _passed_on(condition, body) and _constant(condition) is None
-    if turns is not None and turns > MOST_TURNS and not ends:
-        raise LimitError(
-            f"{file}: the loop {one_line(node.name or '', 60)} takes {turns:,} turns; {MOST_TURNS:,} are the most"
-        )
     if turns is None and (not node.inputs or node.inputs[0] is None) and not ends:
         raise LimitError(f"{file}: the loop {one_line(node.name or '', 60)} never ends")
+    return 1 if turns is None or ends else max(turns, 0)
 
 
 def _constant(value: ir.Value | None) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ def check(proto: Any, file: Path) -> dict[str, Place]:
 def _graphs(proto: Any, file: Path) -> Iterator[Any]:
     """The graph and the bodies in it and in the functions; their nodes are checked on the way."""
     yield proto.graph
+    _check_ends(file, proto.graph)
+    version = max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
     open_nodes = [*proto.graph.node]
     inside = [n for f in proto.functions for n in f.node]
     for nodes, in_function in ((open_nodes, False), (inside, True)):
@@ -60,10 +63,47 @@ def _graphs(proto: Any, file: Path) -> Iterator[Any]:
         while stack:
             node = stack.pop()
             _check_node(file, node, in_function)
+            if not in_function:
+                _check_arity(file, node, version)
             for attribute in node.attribute:
                 for graph in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
                     yield graph
                     stack.extend(graph.node)
+
+
+def _check_ends(file: Path, graph: Any) -> None:
+    """Every input that a caller must give says of which element type it is."""
+    held = {tensor.name for tensor in graph.initializer}
+    for value in graph.input:
+        if value.name not in held and value.type.WhichOneof("value") in (None, "tensor_type"):
+            kind = value.type.tensor_type.elem_type
+            if kind == ir.DataType.UNDEFINED or kind not in set(ir.DataType):
+                raise ModelError(f"{file}: input {one_line(value.name, 80)} has no known element type: export it again")
+
+
+def _check_arity(file: Path, node: Any, version: int) -> None:
+    """A node of the default domain has as many inputs and outputs as its operator takes and gives."""
+    bounds = _arity(node.op_type, version) if node.domain in ("", "ai.onnx") else None
+    for what, count, (low, high) in zip(("inputs", "outputs"), (len(node.input), len(node.output)), bounds or ()):
+        if not low <= count <= high:
+            where = one_line(node.name or next(iter(node.output), ""), 80)
+            told = str(low) if low == high else f"{low} or more" if high > MOST_DIMENSIONS else f"{low} to {high}"
+            raise ModelError(
+                f"{file}: node {where} ({one_line(node.op_type, 40)}, opset {version}) has {count} {what}, and the "
+                f"operator {told}: the file is damaged"
+            )
+
+
+@lru_cache(maxsize=1024)
+def _arity(operator: str, version: int) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """The fewest and most inputs and outputs; None for an operator that is not known."""
+    import onnx
+
+    try:
+        schema = onnx.defs.get_schema(operator, min(max(version, 1), onnx.defs.onnx_opset_version()), "")
+    except onnx.defs.SchemaError:
+        return None
+    return (schema.min_input, schema.max_input), (schema.min_output, schema.max_output)
 
 
 def _check_node(file: Path, node: Any, in_function: bool) -> None:

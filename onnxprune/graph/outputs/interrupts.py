@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+_PAUSE = 2.0
+"""Seconds in which a further signal is the same one again: terminals and supervisors send several, and what tidies up
+is not to be stopped half-way. Later ones count, lest an exception that some library swallowed be the last word."""
 
 
 class Interrupted(BaseException):
@@ -32,6 +36,7 @@ class _State:
         kept: caches that a further run goes on from.
         deferred: how many sections are running that must not be left half-way.
         waiting: the first signal that came meanwhile.
+        raised: when a signal last became an exception, by the monotonic clock.
     """
 
     def __init__(self) -> None:
@@ -39,6 +44,7 @@ class _State:
         self.kept: dict[Path, None] = {}
         self.deferred = 0
         self.waiting: int | None = None
+        self.raised = -_PAUSE
 
 
 _state = _State()
@@ -75,14 +81,21 @@ def uninterrupted() -> Iterator[None]:
         _state.deferred -= 1
         if not _state.deferred and _state.waiting is not None:
             number, _state.waiting = _state.waiting, None
-            raise Interrupted(number)
+            _raise(number)
 
 
 def _arrived(number: int, frame: FrameType | None) -> None:
     if _state.deferred:
         _state.waiting = _state.waiting or number
         return
-    raise Interrupted(number)
+    _raise(number)
+
+
+def _raise(number: int) -> None:
+    now = time.monotonic()
+    if now - _state.raised >= _PAUSE:
+        _state.raised = now
+        raise Interrupted(number)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ dead run. Where a file system has no locks, the process number in the file decid
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -99,6 +100,10 @@ def acquire(folder: Path, names: Sequence[str]) -> Lock:
             descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except FileNotFoundError:  # the run that held it has just removed it
             continue
+        except OSError:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # which leaves it if there is anything in it
+            raise
         if not locked(descriptor):
             holder = _holder(descriptor)
             os.close(descriptor)

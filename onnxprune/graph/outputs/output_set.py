@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from onnxprune.errors import UsageError
 from onnxprune.graph.outputs import interrupts, lock, manifest, single_file, swap
 from onnxprune.graph.outputs.inputs import Inputs
+from onnxprune.graph.outputs.temporary import scratch
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ class OutputSet:
         inputs: what the run reads.
         force: whether an older set is replaced.
         said: what the user should know of it.
+        noted: what else the run has read, by device and number: rows name thousands of files.
     """
 
     base: Path | None
@@ -38,6 +39,7 @@ class OutputSet:
     inputs: Inputs = field(default_factory=Inputs)
     force: bool = False
     said: list[str] = field(default_factory=list)
+    noted: dict[tuple[int, int], Path] = field(default_factory=dict)
 
     @property
     def target(self) -> Path:
@@ -54,6 +56,26 @@ class OutputSet:
         if self.base is not None:
             _refuse_inputs(self.base, self.names, self.inputs)
 
+    def note(self, file: Path) -> None:
+        """Count a file, which is there, among what the run reads.
+
+        Raises:
+            UsageError: the set would overwrite it.
+        """
+        found = file.stat()
+        self.noted[found.st_dev, found.st_ino] = file
+        self._refuse_noted(self.names)
+
+    def _refuse_noted(self, names: Iterable[str]) -> None:
+        if self.base is None:
+            return
+        for name in names if self.noted else ():
+            place = self.base / name
+            if place.exists() and (clash := self.noted.get((place.stat().st_dev, place.stat().st_ino))) is not None:
+                raise UsageError(
+                    f"{place}: the output would overwrite {clash}, which the rows name; choose another name with -o"
+                )
+
     def add(self, file: Path, name: str) -> None:
         """A copy of a file into the set."""
         shutil.copyfile(file, self.folder / name)
@@ -68,6 +90,7 @@ class OutputSet:
             return []
         made = sorted(f.relative_to(self.folder).as_posix() for f in self.folder.rglob("*") if not f.is_dir())
         _refuse_inputs(self.base, made, self.inputs)
+        self._refuse_noted(made)
         if not self.force:
             _refuse_existing(self.base, [name for name in made if name in self.names])
         with interrupts.uninterrupted():
@@ -98,9 +121,11 @@ def files(
     if len(set(names)) < len(names):
         raise UsageError(f"{target}: another file of the same output has that name; choose another")
     refuse(target, beside, inputs=inputs, force=force)
-    made = _parents(base)
-    with _held(base, base / f".{target.name}{lock.SUFFIX}", names, made) as place:
-        yield OutputSet(base, place, target.name, names, inputs, force)
+    with (
+        _held(base, base / f".{target.name}{lock.SUFFIX}", names) as place,
+        _open(OutputSet(base, place, target.name, names, inputs, force)) as out,
+    ):
+        yield out
 
 
 def refuse(target: Path, beside: Sequence[str] = (), *, inputs: Inputs, force: bool) -> None:
@@ -132,24 +157,50 @@ def folder(place: Path, *, inputs: Inputs | None = None, force: bool = False) ->
         raise UsageError(f"{place}: is a file; name a folder with -o")
     real = place.resolve()
     if not real.exists():
-        made = _parents(real.parent)
-        with _held(real.parent, real.parent / f".{real.name}{lock.SUFFIX}", (real.name,), made) as staging:
-            yield _NewFolder(place, staging, manifest.MANIFEST, (), inputs, force)
+        with (
+            _held(real.parent, real.parent / f".{real.name}{lock.SUFFIX}", (real.name,)) as staging,
+            _open(_NewFolder(place, staging, manifest.MANIFEST, (), inputs, force)) as out,
+        ):
+            yield out
         return
     tidy(real.parent, real.name)  # of the run that made the folder, if it died just then
     tidy(real)
     _replaceable(place, force=force)  # what is refused is not touched by as much as a lock
-    with _held(real, real / lock.INSIDE, (), ()) as staging:
+    with _held(real, real / lock.INSIDE, ()) as staging:
         names = _replaceable(place, force=force)
         _refuse_inputs(place, names, inputs)
-        yield _OwnFolder(place, staging, manifest.MANIFEST, names, inputs, force)
+        with _open(_OwnFolder(place, staging, manifest.MANIFEST, names, inputs, force)) as out:
+            yield out
+
+
+_opened: list[OutputSet] = []
+"""The sets that this process is writing."""
+
+
+@contextmanager
+def _open(out: OutputSet) -> Iterator[OutputSet]:
+    _opened.append(out)
+    try:
+        yield out
+    finally:
+        _opened.remove(out)
+
+
+def reading(file: Path) -> None:
+    """Count a file, which is there, among what the run reads: none of the sets that are being written may replace it.
+
+    Raises:
+        UsageError: one would.
+    """
+    for out in _opened:
+        out.note(file)
 
 
 @contextmanager
 def unnamed(name: str) -> Iterator[OutputSet]:
     """A set that is made, looked at and thrown away."""
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
-        yield OutputSet(None, Path(scratch), name)
+    with scratch() as place:
+        yield OutputSet(None, place, name)
 
 
 class _NewFolder(OutputSet):
@@ -181,6 +232,7 @@ class _OwnFolder(OutputSet):
                 "choose another folder with -o"
             )
         _refuse_inputs(self.base, sorted(made), self.inputs)
+        self._refuse_noted(sorted(made))
         with interrupts.uninterrupted():
             swap.swap(self.folder.parent, [*self.names, *made])
             interrupts.wrote([self.base])
@@ -188,15 +240,18 @@ class _OwnFolder(OutputSet):
 
 
 @contextmanager
-def _held(base: Path, hidden: Path, names: Sequence[str], made: Sequence[Path]) -> Iterator[Path]:
-    """The place to put a set together, while its hidden folder is held; gone when the block is left."""
+def _held(base: Path, hidden: Path, names: Sequence[str]) -> Iterator[Path]:
+    """The place to put a set together, while its hidden folder is held; gone when the block is left.
+
+    The folders that they are in are made where they are missing, and go again if nothing comes into them.
+    """
+    missing = [p for p in (base, *base.parents) if not p.exists()]
+    held: lock.Lock | None = None
     try:
-        tidy(base)
-        held = lock.acquire(hidden, names)
-    except BaseException:
-        _take_back(made)
-        raise
-    try:
+        with interrupts.uninterrupted():  # between making a folder and knowing of it nobody would take it away
+            base.mkdir(parents=True, exist_ok=True)
+            tidy(base)
+            held = lock.acquire(hidden, names)
         lock.refuse_shared(base, hidden, names)
         place = hidden / "new"
         place.mkdir()
@@ -207,8 +262,9 @@ def _held(base: Path, hidden: Path, names: Sequence[str], made: Sequence[Path]) 
         raise
     finally:
         with interrupts.uninterrupted():
-            _let_go(held)
-            _take_back(made)
+            if held is not None:
+                _let_go(held)
+            _take_back(missing)
 
 
 def tidy(base: Path, name: str = "*") -> None:
@@ -217,7 +273,7 @@ def tidy(base: Path, name: str = "*") -> None:
         for held in lock.left_behind(base, name):
             done = _let_go(held)
             said = {
-                None: "nothing had been replaced",
+                None: "what it left half-made is removed",
                 True: "its files, which were complete, are in place",
                 False: "what it had begun to replace is as it was before",
             }[done]
@@ -233,13 +289,6 @@ def _let_go(held: lock.Lock) -> bool | None:
         raise
     held.release()
     return done
-
-
-def _parents(base: Path) -> list[Path]:
-    """Make a folder and those it is in; the ones that were made, innermost first."""
-    missing = [p for p in (base, *base.parents) if not p.exists()]
-    base.mkdir(parents=True, exist_ok=True)
-    return missing
 
 
 def _take_back(made: Sequence[Path]) -> None:

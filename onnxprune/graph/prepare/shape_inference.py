@@ -10,8 +10,11 @@ from functools import cache, lru_cache, partial
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from onnxprune.errors import OnnxPruneError
 from onnxprune.graph import runtime
+from onnxprune.graph.intake.tensors import MOST_DIMENSIONS
 from onnxprune.graph.prepare import exact_shapes
 
 logger = logging.getLogger(__name__)
@@ -288,10 +291,21 @@ def _inference() -> Any:
             batch = self._broadcast_shapes(left[:-2], right[:-2])
             self._write(node, [*batch, *left[-2:-1], *(right[-1:] if len(right) > 1 else [])])
 
+        def _refuse_dimensions(self, op: str, node: Any) -> None:
+            """What a shape of thousands of dimensions gives is unknown: symbols of that many take minutes."""
+            place = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0}.get(op)
+            if place is None or place >= len(node.input):
+                return
+            given, value = self._try_get_shape(node, place) or (), self._try_get_value(node, place)
+            counts = [*(d for d in given[:1] if isinstance(d, int)), np.size(value) if value is not None else 0]
+            if max(counts, default=0) > MOST_DIMENSIONS:
+                raise ValueError("more dimensions than a tensor has")
+
         def _guarded(self, op: str, rule: Callable[[Any], None]) -> Callable[[Any], None]:
             def infer(node: Any) -> None:
                 try:
                     if node.domain in _DOMAINS:
+                        self._refuse_dimensions(op, node)
                         rule(node)
                 except Exception as error:
                     logger.debug("shape inference of %s %s failed: %s", op, node.name, error)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import NothingToPruneError
+from onnxprune.graph import model as models
 from onnxprune.graph.outputs import manifest
 from onnxprune.graph.structure.sites import Site, find_sites, levels
 from onnxprune.measure.cost import Costs
@@ -47,9 +48,9 @@ def export(costs: Sequence[LatencyCosts], folder: Path) -> Path:
     source = costs[0].model.path
     assert source is not None
     shutil.copy(source, folder / MODEL)
-    # Weights beside a file are found by the name that stands in it.
-    for data in {Path(t.path) for t in _external(costs[0])}:
-        shutil.copy(data, folder / data.name)
+    for name in models.locations(source):  # weights beside a file are found by the name that stands in it
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source.parent / name, folder / name)
     shapes = [{"shape": dict(c.bindings), "entries": [_entry(m, micro, c) for m in c.needed()]} for c in costs]
     (folder / "setup.json").write_text(
         json.dumps({"format": timing_script.FORMAT, "shapes": shapes}, indent=1) + "\n", encoding="utf-8"
@@ -64,13 +65,6 @@ def export(costs: Sequence[LatencyCosts], folder: Path) -> Path:
 def _entry(micro: Micro, folder: Path, costs: LatencyCosts) -> dict[str, Any]:
     made = entry(micro, write(micro, folder.parent / MODEL, folder), costs.bindings)
     return {**made, "file": Path(made["file"]).relative_to(folder.parent).as_posix()}
-
-
-def _external(costs: LatencyCosts) -> list[Any]:
-    import onnx_ir as ir
-
-    tensors = (v.const_value for v in costs.model.graph.initializers.values())
-    return [t for t in tensors if isinstance(t, ir.ExternalTensor)]
 
 
 def costs_of(

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 from onnxprune.errors import DataError
 from onnxprune.graph import model as models
-from onnxprune.graph import runtime
+from onnxprune.graph import outputs, patience, runtime
 from onnxprune.graph.structure.sites import Site
 from onnxprune.measure.tables import timing_script
 from onnxprune.measure.tables.micro_models import IDLE, UNCUT, WHOLE, Cutter, Micro
@@ -73,8 +72,8 @@ def measured(
     """
     path = cutter.costs.model.path
     assert path is not None
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
-        told = [entry(micro, write(micro, path, Path(scratch)), cutter.costs.bindings) for micro in needed]
+    with outputs.scratch() as scratch:
+        told = [entry(micro, write(micro, path, scratch), cutter.costs.bindings) for micro in needed]
 
         def opened(one: Mapping[str, Any]) -> Run:
             fixed = one["fixed"] if provider in runtime.FIXED_SHAPES else {}
@@ -82,7 +81,7 @@ def measured(
             if one["kind"] == WHOLE:
                 runtime.placed(session)
             feeds = timing_script.drawn(one["ports"])
-            return partial(session.run, None, feeds)
+            return partial(patience.run, session, None, feeds)
 
         rows = timing_script.timed(told, opened, timing_script.clock(provider, threads), progress=progress)
     kept = ("signature", "kind", "units", "of", "ms", "error")

@@ -101,6 +101,82 @@ def test_no_input_is_written(run: Run, folder: Path, case: str) -> None:
         assert "overwrite the input" in err or "is a file" in err or "without a manifest.json" in err
 
 
+@pytest.mark.parametrize("verb", ["prune", "plan", "sweep"])
+def test_no_file_that_rows_name_is_written(run: Run, folder: Path, verb: str) -> None:
+    """Images are inputs as much as the file of rows is."""
+    from PIL import Image
+    from random_graphs import build
+
+    onnx.save(build("resnet", 1), folder / "conv.onnx")
+    (folder / "sw").mkdir()
+    outs = {"prune": "a.onnx", "plan": "a.json", "sweep": "sw/conv.flops-0.8.report.html"}
+    image = folder / outs[verb].replace("a.onnx", "a.report.html")
+    Image.new("RGB", (8, 8)).save(image, "PNG")
+    named = image.relative_to(folder).as_posix()
+    (folder / "images.jsonl").write_text(f'{{"image": "{named}"}}\n' * 4)
+    before = contents(folder)
+    out = "sw" if verb == "sweep" else outs[verb]
+    timed = [] if verb == "plan" else ["--no-latency"]
+    asked = [verb, "conv.onnx", "-o", out, "--flops", "0.8", *timed, "--calib", "images.jsonl", "-q", "--force"]
+    code, _, error = run(*asked)
+    assert code == 2 and "would overwrite" in error and "which the rows name" in error, error
+    assert contents(folder) == before
+
+
+def test_a_report_repeats_its_run_in_place(run: Run, folder: Path) -> None:
+    """The report that is read belongs to the set that is replaced, and goes with it; as a target it does not."""
+    assert run("prune", "model.onnx", "-o", "o.onnx", *QUICK)[0] == 0
+    before, plan = contents(folder), (folder / "o.plan.json").read_bytes()
+    code, _, error = run("run", "o.report.json", "-q")
+    assert code == 2 and "exists already" in error and contents(folder) == before
+    code, _, error = run("run", "o.report.json", "-q", "--force", "-o", "o.report.json")
+    assert code == 2 and "overwrite the input" in error and contents(folder) == before
+    code, _, error = run("run", "o.report.json", "-q", "--force")
+    assert code == 0, error
+    assert (folder / "o.plan.json").read_bytes() == plan and contents(folder).keys() == before.keys()
+    assert onnx.load(folder / "o.onnx").graph.node == onnx.load_from_string(before["o.onnx"]).graph.node
+    (folder / "other.report.json").write_bytes((folder / "o.report.json").read_bytes())
+    code, _, error = run(
+        "run", "other.report.json", "-q", "--force", "--calib", "other.report.json", "-o", "other.onnx"
+    )
+    assert code == 2 and "overwrite the input" in error, "rows stay, whatever they are called"
+
+
+@pytest.mark.parametrize("scheme", ["fp16", "fp16-compute"])
+def test_a_file_in_fewer_bits_brings_its_weights(
+    run: Run, folder: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of more than two gigabytes, which lie beside the file and are found by the name in it."""
+    from onnxprune.graph import model as models
+    from onnxprune.graph import runtime
+
+    monkeypatch.setattr(models, "_EMBED_LIMIT", 100)
+    code, _, error = run("prune", "model.onnx", "-o", "o.onnx", "--quantize", scheme, *QUICK)
+    assert code == 0, error
+    fewer = folder / f"o.{scheme}.onnx"
+    assert fewer.exists() and "no file in fewer bits" not in error
+    assert models.locations(fewer) == {f"{fewer.name}.data"} and (folder / f"{fewer.name}.data").exists()
+    (folder / "elsewhere").mkdir()
+    for name in (fewer.name, f"{fewer.name}.data"):
+        (folder / name).rename(folder / "elsewhere" / name)
+    runtime.session(folder / "elsewhere" / fewer.name)
+
+
+def test_a_kit_for_elsewhere_has_its_weights_by_the_names_in_the_file(run: Run, folder: Path) -> None:
+    """As a cache keeps them: the model and its weights are links to what other names stand for."""
+    from onnxprune.graph import runtime
+
+    (folder / "blobs").mkdir()
+    (folder / "snapshot").mkdir()
+    for name, blob in (("parted.onnx", "aaa"), ("parted.bin", "bbb")):
+        (folder / name).rename(folder / "blobs" / blob)
+        (folder / "snapshot" / name).symlink_to(f"../blobs/{blob}")
+    code, _, error = run("profile", "snapshot/parted.onnx", "--micro", "kit", *PROFILE)
+    assert code == 0, error
+    assert (folder / "kit" / "parted.bin").is_file() and not (folder / "kit" / "bbb").exists()
+    runtime.session(folder / "kit" / "model.onnx")
+
+
 def onnxprune_plan(folder: Path) -> None:
     import numpy as np
 

@@ -88,6 +88,10 @@ def test_a_report_repeats_its_run(run: Run, folder: Path) -> None:
     assert first["recipe"]["options"] == second["recipe"]["options"]
     assert first["recipe"]["sources"] == second["recipe"]["sources"]
     held = json.loads(report.read_text())
+    for part in ("options", "sources", "data"):
+        report.write_text(json.dumps(held | {"recipe": held["recipe"] | {part: 0.5}}))
+        code, _, error = run("run", report, "-o", folder / "third.onnx")
+        assert code == 3 and f"recipe.{part}" in error
     held["recipe"]["sources"]["calibration"] = None
     report.write_text(json.dumps(held))
     code, _, error = run("run", report, "-o", folder / "third.onnx")

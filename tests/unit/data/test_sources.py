@@ -246,3 +246,10 @@ def test_damaged_configuration_is_said(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(DataError, match="it holds a list, not an object"):
         read(ROWS, [IDS], folder=tmp_path)
+
+
+def test_labels_of_several_shapes_are_ignored() -> None:
+    rows = [{**row, "label": label} for row, label in zip(ROWS, (1, [0, 1], 0), strict=True)]
+    data = read(rows, [IDS])
+    assert data.labels is None
+    assert "labels: ignored, some are numbers and some are lists" in data.description

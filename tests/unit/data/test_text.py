@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from onnxprune.data import Dataset, read
+from onnxprune.data import Dataset, read, tokenizer
 from onnxprune.errors import DataError, UsageError
 from onnxprune.graph.model import InputSpec
 
@@ -69,6 +69,45 @@ def test_rows_are_the_tokenizers_ids_and_never_padded(model: Path, texts: list[l
         assert example.real is None
     for batch in data.batches(3):
         assert (batch.feeds["attention_mask"] == 1).all()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "the cat sat " * 800},
+        {"text": "the cat", "text_pair": "a  mat " * 800},
+        {"text": "cats jumped. " * 140, "text_pair": "who " * 450},
+        {"text": " " * 8000 + "where was the cat"},
+        {"tokens": ["the", "cat", ""] * 2000},
+        {"question": "where", "context": "a mat here " * 800, "answers": ["a mat"]},
+    ],
+    ids="+".join,
+)
+def test_a_long_text_is_tokenised_as_far_as_it_counts(
+    model: Path, row: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = text_rows([row], model, max_length=16)
+    read_of_all: list[int] = []
+    monkeypatch.setattr(tokenizer.Tokenizer, "_bounded", lambda self, text, words: read_of_all.append(1) or text)
+    whole = text_rows([row], model, max_length=16)
+    assert read_of_all
+    for one, other in zip(found.examples, whole.examples, strict=True):
+        assert all(np.array_equal(one.feeds[name], other.feeds[name]) for name in other.feeds)
+        assert np.array_equal(one.label, other.label) if other.label is not None else one.label is None
+    assert found.description == whole.description
+
+
+def test_a_text_of_megabytes_takes_no_more_than_its_beginning(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    encode = tokenizer.Tokenizer._bounded
+
+    def noted(self: tokenizer.Tokenizer, text: Any, words: bool) -> Any:
+        taken.append(len(found := encode(self, text, words)))
+        return found
+
+    monkeypatch.setattr(tokenizer.Tokenizer, "_bounded", noted)
+    text_rows([{"text": "the cat sat " * 400_000}], model, max_length=16)
+    assert taken == [tokenizer.LONG * 16]
 
 
 def test_only_what_the_graph_wants(model: Path) -> None:

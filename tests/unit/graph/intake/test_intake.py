@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -251,6 +253,36 @@ def test_what_never_ends_is_refused(folder: Path, change: Change) -> None:
         models.read(perceptron.write(folder / "model.onnx", model))
 
 
+def nested(*turns: int) -> Change:
+    """Loops in loops, the outermost first."""
+
+    def change(model: onnx.ModelProto) -> None:
+        value = helper.make_tensor_value_info
+        inner: list[onnx.NodeProto] = []
+        for depth in reversed(range(len(turns))):
+            ends = [value(f"{n}{depth}", t, []) for n, t in (("i", 7), ("c", 9), ("v", 1))]
+            last = inner or [helper.make_node("Identity", [f"v{depth}"], [f"w{depth}"])]
+            steps = [helper.make_node("Identity", [f"c{depth}"], [f"d{depth}"]), *last]
+            body = helper.make_graph(steps, "body", ends, [value(f"d{depth}", 9, []), value(f"w{depth}", 1, [])])
+            source, result = ("x", "y") if not depth else (f"v{depth - 1}", f"w{depth - 1}")
+            inner = [helper.make_node("Loop", [f"turns{depth}", "go", source], [result], body=body)]
+            model.graph.initializer.append(numpy_helper.from_array(np.array(turns[depth]), f"turns{depth}"))
+        model.graph.initializer.append(numpy_helper.from_array(np.array(True), "go"))
+        put(inner[0])(model)
+
+    return change
+
+
+def test_turns_of_loops_in_loops_are_multiplied(folder: Path) -> None:
+    model = perceptron.perceptron()
+    nested(1000, 1000, 1000)(model)
+    with pytest.raises(LimitError, match="1,000,000,000 turns in all"):
+        models.read(perceptron.write(folder / "model.onnx", model))
+    model = perceptron.perceptron()
+    nested(100, 100, 100)(model)
+    models.read(perceptron.write(folder / "model.onnx", model))
+
+
 def test_functions_in_a_circle_are_refused_and_loops_that_end_are_not(folder: Path) -> None:
     model = perceptron.perceptron()
     functions(1500, closed=True)(model)
@@ -304,3 +336,34 @@ def test_a_graph_may_be_deep(folder: Path) -> None:
     model.graph.node.extend(nodes)
     structure = analyze(models.load(perceptron.write(folder / "model.onnx", model)))
     assert sum(g.kind == "neurons" for g in structure.groups) == 250
+
+
+def test_nodes_have_what_their_operator_takes(folder: Path) -> None:
+    for change, said in (
+        (lambda m: m.graph.node[0].input.append("x"), r"\(MatMul, opset 17\) has 3 inputs, and the operator 2:"),
+        (lambda m: m.graph.node[-1].input.__delitem__(slice(1, 3)), r"has 1 inputs, and the operator 2 to 3"),
+        (lambda m: m.graph.node[0].output.append("more"), "has 2 outputs, and the operator 1"),
+        (lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 0), "input x has no known element type"),
+        (lambda m: m.graph.input[0].ClearField("type"), "input x has no known element type"),
+    ):
+        model = perceptron.perceptron()
+        change(model)
+        with pytest.raises(ModelError, match=said):
+            models.read(perceptron.write(folder / "model.onnx", model))
+
+
+@pytest.mark.parametrize("operator", ["Reshape", "Expand", "ConstantOfShape"])
+@pytest.mark.parametrize("known", [True, False])
+def test_shapes_of_thousands_of_dimensions_are_not_worked_out(folder: Path, operator: str, known: bool) -> None:
+    """Each would be a symbol, and their product one of thousands."""
+    model = perceptron.perceptron()
+    shape = np.ones(20_000, np.int64)
+    if known:
+        model.graph.initializer.append(numpy_helper.from_array(shape, "shape"))
+    else:
+        model.graph.input.append(helper.make_tensor_value_info("shape", TensorProto.INT64, [len(shape)]))
+    put(helper.make_node(operator, (["x"] if operator != "ConstantOfShape" else []) + ["shape"], ["y"]))(model)
+    started = time.process_time()
+    with contextlib.suppress(OnnxPruneError):
+        models.load(perceptron.write(folder / "model.onnx", model))
+    assert time.process_time() - started < 8

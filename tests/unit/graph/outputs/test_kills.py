@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from unit.graph.outputs.test_output_set import fill, held, put
 
 from onnxprune.graph import outputs
-from onnxprune.graph.outputs import lock, single_file, swap
+from onnxprune.graph.outputs import interrupts, lock, single_file, swap
 
 EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
 
@@ -281,3 +282,37 @@ def test_nothing_begun_is_nothing_to_recover(tmp_path: Path) -> None:
     assert swap.recover(tmp_path) is None
     put(tmp_path, **{"journal.json": "{"})
     assert swap.recover(tmp_path) is None
+
+
+@pytest.mark.parametrize("case", ["first set", "same names", "first folder", "folder"])
+def test_told_to_end_at_any_event(tmp_path: Path, watch: Watch, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal, and another in the midst of tidying up: nothing stays, not even folders that were just being made."""
+    new, at, told = after(tmp_path, case), 0, 0
+    count = [0]
+
+    def signalled() -> None:
+        if watch.on:
+            count[0] += 1
+            if count[0] in (at, at + 2):
+                signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(watch, "tick", signalled)
+    while True:
+        at, count[0] = at + 1, 0
+        folder, old, act = tried(tmp_path / str(at), case)
+        empty = {p for p in folder.rglob("*") if p.is_dir()}
+        watch.start(at)
+        try:
+            with interrupts.heard():
+                act(folder)
+            if count[0] < at:
+                break
+        except interrupts.Interrupted:
+            told += 1
+        finally:
+            watch.stop()
+        assert held(folder) in (old, new), f"event {at}: {held(folder)}"
+        assert not leftovers(folder), f"event {at}: {leftovers(folder)}"
+        made = {p for p in folder.rglob("*") if p.is_dir() and not any(p.iterdir())}
+        assert not made - empty, f"event {at}: {made - empty}"
+    assert told > 12

@@ -267,6 +267,29 @@ def test_an_input_inside_the_folder_stays(tmp_path: Path) -> None:
         pass
 
 
+def test_what_is_found_to_be_read_on_the_way_is_an_input_too(tmp_path: Path) -> None:
+    put(tmp_path, b="an image", other="x")
+    (tmp_path / "link").symlink_to("b")
+    for named in ("b", "link"):
+        with (
+            pytest.raises(UsageError, match="b: the output would overwrite"),
+            outputs.files(tmp_path / "a", ["b"], force=True),
+        ):
+            outputs.reading(tmp_path / "other")
+            outputs.reading(tmp_path / named)
+    with outputs.files(tmp_path / "a", force=True) as out:
+        outputs.reading(tmp_path / "b")
+        put(out.folder, a="1", b="a companion that was not announced")
+        with pytest.raises(UsageError, match="b: the output would overwrite"):
+            out.commit()
+    outputs.reading(tmp_path / "b")  # and no set is open any more
+    place = tmp_path / "web"
+    fill(place, a="1")
+    with pytest.raises(UsageError, match="a: the output would"), outputs.folder(place, force=True):
+        outputs.reading(place / "a")
+    assert held(tmp_path)["b"] == "an image" and held(place)["a"] == "1"
+
+
 # ---- caches
 
 
