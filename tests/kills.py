@@ -117,6 +117,20 @@ def mlp(width: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
+def warm(arguments: Sequence[str], folder: Path) -> None:
+    """Run a command in this process, so that its children have all of it imported: most of a case's time."""
+    from onnxprune.cli import main
+
+    before, sys.argv = Path.cwd(), ["onnxprune", *arguments, "--quiet"]
+    os.chdir(folder)
+    try:
+        main()
+    except SystemExit as done:
+        assert not done.code, arguments
+    finally:
+        os.chdir(before)
+
+
 def run(arguments: Sequence[str], folder: Path, at: int = 0, log: Path | None = None) -> tuple[int, str]:
     """The command in a child; it dies at the `at`-th event (0: never). Its status (-9: killed), and what it said."""
     said = folder.parent / "said"
@@ -233,9 +247,12 @@ def main(folder: Path, name: str, step: int) -> dict[str, Any]:
     makers, replacing = COMMANDS[name]
     base = folder / "base"
     inputs(base)
+    shutil.copytree(base, folder / "warm")
     for maker in makers:
+        warm(maker, folder / "warm")
         code, said = run(maker, base)
         assert code == 0, said
+    warm([*replacing, "--force"], folder / "warm")
     for cache in (base / "out").glob("*.scores.json"):
         cache.unlink()
     old, log = held(base), folder / "events"

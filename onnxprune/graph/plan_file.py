@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,15 +45,37 @@ def tensors_beside(plan: Path) -> Path:
 
 def write_tensors(plan: Path, tensors: Mapping[str, Mapping[str, np.ndarray]]) -> str | None:
     """Write kind -> name -> tensor; the file's SHA-256, or None where there are none and no file is written."""
-    from safetensors.numpy import save_file
-
-    named = {f"{kind}/{key}": np.ascontiguousarray(t) for kind, held in tensors.items() for key, t in held.items()}
+    named = {f"{kind}/{key}": np.asarray(t) for kind, held in tensors.items() for key, t in held.items()}
     if not named:
         return None
     file = tensors_beside(plan)
-    save_file(named, file)
+    _write(file, named)
     ordinary_mode(file)
     return digest(file)
+
+
+_TYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+"""Element types as a .safetensors file names them."""
+
+
+def _write(file: Path, named: Mapping[str, np.ndarray]) -> None:
+    """A .safetensors file, byte by byte the library's, which would hold all tensors a second time to write them.
+
+    Eight bytes that count those of a JSON header, the header, and the tensors one after another where it says.
+    """
+    header: dict[str, Any] = {}
+    order, place = sorted(named, key=lambda name: (-named[name].dtype.itemsize, name)), 0
+    for name in order:
+        array = named[name]
+        ends = [place, place + array.nbytes]
+        header[name] = {"dtype": _TYPES[array.dtype.name], "shape": list(array.shape), "data_offsets": ends}
+        place = ends[1]
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            stream.write(named[name].tobytes())
 
 
 def tensors_of(plan: Path, held: Written) -> dict[str, dict[str, np.ndarray]]:
@@ -95,14 +118,14 @@ def read_tensors(path: Path | None) -> dict[str, dict[str, np.ndarray]]:
     Raises:
         InputError: there is no such file, it is damaged, or holds what no plan does.
     """
-    from safetensors.numpy import load_file
+    from safetensors import safe_open
 
     found: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in KINDS}
     if path is None:
         return found
     regular(path)
-    with reading(f"{path}: the tensors of a plan cannot be read"):
-        tensors: dict[str, np.ndarray] = load_file(path)
+    with reading(f"{path}: the tensors of a plan cannot be read"), safe_open(path, framework="numpy") as held:
+        tensors: dict[str, np.ndarray] = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118
     for name, tensor in tensors.items():
         kind, _, key = name.partition("/")
         if kind not in KINDS or not key:

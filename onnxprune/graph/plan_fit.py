@@ -43,7 +43,7 @@ def _same(kind: str, name: str, array: np.ndarray, shape: object) -> None:
     if shape is None:
         raise InputError(f"{told} belongs to nothing in the model: the plan was changed; make it anew")
     wanted = tuple(shape)  # type: ignore[arg-type, var-annotated]
-    if tuple(array.shape) != wanted or array.dtype.kind != "f":
+    if tuple(array.shape) != wanted or not (array.dtype.kind == "f" or array.dtype.name == "bfloat16"):
         raise InputError(
             f"{told} is {array.dtype} {list(array.shape)} where the model has {list(wanted)}: the plan was changed; "
             "make it anew"

@@ -84,7 +84,11 @@ def _check_ends(file: Path, graph: Any) -> None:
 def _check_arity(file: Path, node: Any, version: int) -> None:
     """A node of the default domain has as many inputs and outputs as its operator takes and gives."""
     bounds = _arity(node.op_type, version) if node.domain in ("", "ai.onnx") else None
-    for what, count, (low, high) in zip(("inputs", "outputs"), (len(node.input), len(node.output)), bounds or ()):
+    if bounds is None:
+        return
+    for what, count, (low, high) in zip(
+        ("inputs", "outputs"), (len(node.input), len(node.output)), bounds, strict=True
+    ):
         if not low <= count <= high:
             where = one_line(node.name or next(iter(node.output), ""), 80)
             told = str(low) if low == high else f"{low} or more" if high > MOST_DIMENSIONS else f"{low} to {high}"

@@ -108,7 +108,7 @@ def acquire(folder: Path, names: Sequence[str]) -> Lock:
             holder = _holder(descriptor)
             os.close(descriptor)
             raise UsageError(_told(folder, holder))
-        if _is_at(descriptor, folder / _LOCK):
+        if is_at(descriptor, folder / _LOCK):
             break
         os.close(descriptor)  # removed between opening and locking
     held = Lock(folder, descriptor)
@@ -131,7 +131,7 @@ def left_behind(base: Path, name: str = "*") -> Iterator[Lock]:
                 descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT)
             except OSError:
                 continue
-            if locked(descriptor) and _is_at(descriptor, folder / _LOCK):
+            if locked(descriptor) and is_at(descriptor, folder / _LOCK):
                 yield Lock(folder, descriptor)
             else:
                 os.close(descriptor)
@@ -183,7 +183,8 @@ def _holder(descriptor: int) -> dict[str, Any]:
         return {}
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
+def is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one that has a name."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except OSError:

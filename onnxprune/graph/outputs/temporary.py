@@ -38,15 +38,25 @@ class Scratch:
 
     def __init__(self) -> None:
         tidy()
+        while not self._made():
+            pass
+
+    def _made(self) -> bool:
+        """Make and lock it; False where another process took it for a dead one's before it was locked."""
         self._root = Path(tempfile.mkdtemp(prefix=PREFIX))
         self.path = self._root / "files"
+        self._descriptor = -1
         try:
             self._descriptor = os.open(self._root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-            lock.locked(self._descriptor)
+            if not lock.locked(self._descriptor) or not lock.is_at(self._descriptor, self._root / _LOCK):
+                os.close(self._descriptor)
+                return False
             os.write(self._descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
             self.path.mkdir()
-        except BaseException:
-            shutil.rmtree(self._root, ignore_errors=True)
+            return True
+        except BaseException as error:
+            self.close()
+            _placed(error, self._root)
             raise
 
     def close(self) -> None:
@@ -64,8 +74,17 @@ def scratch() -> Iterator[Path]:
     held = Scratch()
     try:
         yield held.path
+    except OSError as error:
+        _placed(error, held.path)
+        raise
     finally:
         held.close()
+
+
+def _placed(error: BaseException, folder: Path) -> None:
+    """A full disk is told of no file: it is the one where temporary files go, not that of the output."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        error.filename = f"{folder} (TMPDIR names another place for temporary files)"
 
 
 @contextmanager
@@ -87,21 +106,23 @@ def tidy() -> None:
     _tidied.add(base)
     for folder in Path(base).glob(f"{PREFIX}*"):
         with suppress(OSError):
-            if _left(folder):
-                shutil.rmtree(folder, ignore_errors=True)
-                logger.info("%s: was left by a run that was killed, and is removed", folder)
+            _remove_left(folder)
 
 
-def _left(folder: Path) -> bool:
-    """Whether a folder is one of these whose process is dead."""
+def _remove_left(folder: Path) -> None:
+    """Remove a folder if it is one of these whose process is dead; its lock is held meanwhile."""
     found = folder.lstat()
     if folder.is_symlink() or not folder.is_dir() or (hasattr(os, "geteuid") and found.st_uid != os.geteuid()):
-        return False
+        return
     try:
         descriptor = os.open(folder / _LOCK, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
     except FileNotFoundError:
-        return time.time() - found.st_mtime > _YOUNG and not any(folder.iterdir())
+        if time.time() - found.st_mtime > _YOUNG:
+            folder.rmdir()  # which leaves it if there is anything in it
+        return
     try:
-        return lock.locked(descriptor)
+        if lock.locked(descriptor):
+            shutil.rmtree(folder, ignore_errors=True)
+            logger.info("%s: was left by a run that was killed, and is removed", folder)
     finally:
         os.close(descriptor)

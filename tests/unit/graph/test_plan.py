@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from onnxprune.errors import InputError, UsageError
+from onnxprune.graph import plan_file
 from onnxprune.graph.plan import Branch, Budget, Group, Plan, Ranking, Reader, Structure
 
 READER = Reader("node", 0, 2, "w", 0)
@@ -150,3 +151,25 @@ def test_budgets(kind: str, text: str, value: float, relative: bool) -> None:
 def test_what_is_no_budget(kind: str, text: str) -> None:
     with pytest.raises(UsageError, match=f"--{kind}"):
         Budget.parse(kind, text)
+
+
+def test_tensors_are_written_as_the_library_writes_them(tmp_path: Path) -> None:
+    """One after another, without a second copy of all of them."""
+    from safetensors.numpy import save
+
+    rng = np.random.default_rng(0)
+    tensors = {
+        "weight": {
+            "b": rng.standard_normal((2, 3)).astype(np.float32),
+            "a": rng.standard_normal((3, 2)).T.astype("f4"),
+        },
+        "intercept": {'é"x': rng.standard_normal(3)},
+        "rest": {"r": np.ones((), np.float32)},
+        "map": {"0": np.zeros((0, 2), np.float16), "1": np.ones(3, np.float16)},
+    }
+    plan_file.write_tensors(tmp_path / "p.json", tensors)
+    named = {f"{kind}/{name}": np.array(t, order="C") for kind, held in tensors.items() for name, t in held.items()}
+    assert (tmp_path / "p.safetensors").read_bytes() == save(named)
+    found = plan_file.read_tensors(tmp_path / "p.safetensors")
+    for kind, held in tensors.items():
+        assert all(np.array_equal(found[kind][name], array) for name, array in held.items())

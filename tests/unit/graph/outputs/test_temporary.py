@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from onnxprune.errors import explained
 from onnxprune.graph import outputs
-from onnxprune.graph.outputs import temporary
+from onnxprune.graph.outputs import lock, temporary
 
 
 @pytest.fixture
@@ -75,3 +77,27 @@ def test_an_empty_folder_goes_when_it_is_old(place: Path) -> None:
     with outputs.scratch():
         pass
     assert [p.name for p in place.iterdir()] == ["onnxprune-new"]
+
+
+def test_a_full_disk_is_that_of_temporary_files(place: Path) -> None:
+    with pytest.raises(OSError, match="No space") as caught, outputs.scratch() as folder:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert str(folder) in str(explained(caught.value)) and "TMPDIR" in str(explained(caught.value))
+
+
+def test_one_that_is_taken_for_a_dead_ones_is_made_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between making a folder and locking it another process may find it unlocked, and remove it."""
+    locked, calls = lock.locked, []
+
+    def raced(descriptor: int) -> bool:
+        if not calls:
+            calls.append(1)
+            for folder in place.iterdir():
+                temporary._remove_left(folder)
+        return locked(descriptor)
+
+    monkeypatch.setattr(lock, "locked", raced)
+    with outputs.scratch() as folder:
+        (folder / "a").write_text("x")
+        assert len(list(place.iterdir())) == 1
+    assert calls and not list(place.iterdir())
