@@ -19,7 +19,7 @@ from onnxprune.data import Dataset
 from onnxprune.errors import BudgetError, CheckError, UsageError
 from onnxprune.export.precision import Step, measure_steps
 from onnxprune.export.precision.apply import scheme_of
-from onnxprune.graph import joined, memory, runtime
+from onnxprune.graph import joined, memory, outputs, runtime
 from onnxprune.graph import model as models
 from onnxprune.graph.companions import add_companions
 from onnxprune.graph.example_feeds import synthesize

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from onnxprune.errors import UsageError
 from onnxprune.graph import model as models
-from onnxprune.graph import runtime
+from onnxprune.graph import outputs, runtime
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.measure.cost import Costs
 from onnxprune.measure.tables import device_kit, source
@@ -83,9 +82,9 @@ def _there(file: Path, asked: Asked, cluster: str, tag: str) -> list[LatencyTabl
 def measured_there(task: tuple[str, Asked], files: remote.Files) -> list[dict[str, Any]]:
     """In a worker: the tables, as JSON has them."""
     name, asked = task
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
-        remote.receive(files, Path(scratch))
-        return [table.to_json() for table in profile(Path(scratch) / name, *asked)]
+    with outputs.scratch() as scratch:
+        remote.receive(files, scratch)
+        return [table.to_json() for table in profile(scratch / name, *asked)]
 
 
 def export(

@@ -19,7 +19,7 @@ import numpy as np
 from onnxprune import rewrite
 from onnxprune.data import Dataset
 from onnxprune.errors import ModelError, UnsupportedError
-from onnxprune.graph import joined, memory
+from onnxprune.graph import joined, memory, outputs
 from onnxprune.graph import model as models
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Budget, Plan, Ranking, Structure
@@ -135,11 +135,11 @@ def plan(task: Task, brief: Brief, files: Files | None = None) -> Planned | Lack
         assert task.budget is not None
         before = dict(planner.clock.seconds)
         made = plan_within(planner, place.dense, place.structure, task.budget)
-        with tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
+        with outputs.scratch() as scratch:
             pruned = rewrite.apply(place.dense, place.structure, made)
             if not planner.options.keep_unread:
                 rewrite.drop_unread(pruned)
-            file = write(place.dense, pruned, Path(scratch), "plan.onnx").whole
+            file = write(place.dense, pruned, scratch, "plan.onnx").whole
             with planner.clock.stage("validate"):
                 evidence = place.evidence(file)
             seconds = {k: s - before.get(k, 0.0) for k, s in planner.clock.seconds.items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import UsageError
-from onnxprune.graph import joined, memory
+from onnxprune.graph import joined, memory, outputs
 from onnxprune.graph.outputs import Inputs, OutputSet
 from onnxprune.graph.plan import Budget, Plan
 from onnxprune.pipeline import output_files
@@ -142,13 +141,13 @@ def _quiet(plans: Iterator[tuple[int, int, Plan]], timed: bool) -> Iterator[tupl
     if not timed:
         yield from plans
         return
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
+    with outputs.scratch() as scratch:
         waiting = []
         for i, k, plan in plans:
-            plan.save(Path(scratch) / f"{i}.{k}.json")
+            plan.save(scratch / f"{i}.{k}.json")
             waiting.append((i, k, plan.notes))
         for i, k, notes in sorted(waiting, key=lambda one: one[:2]):
-            yield i, k, replace(Plan.load(Path(scratch) / f"{i}.{k}.json"), notes=notes)
+            yield i, k, replace(Plan.load(scratch / f"{i}.{k}.json"), notes=notes)
 
 
 def _target(folder: Path, file: Path, series: Series, kind: str, budget: Budget) -> Path:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import tempfile
 from pathlib import Path
 
 from onnxprune.errors import InputError
+from onnxprune.graph import outputs
 from onnxprune.graph.plan import Budget, Plan
 from onnxprune.graph.plan_file import tensors_beside
 from onnxprune.search.planner import Planner
@@ -42,12 +42,12 @@ def kept(planner: Planner, budget: Budget) -> Plan | None:
     held = store.below(name)
     if _FILE not in held:
         return None
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
+    with outputs.scratch() as scratch:
         for part, data in held.items():
             if Path(part).name == part:
-                (Path(scratch) / part).write_bytes(data)
+                (scratch / part).write_bytes(data)
         try:
-            plan = Plan.load(Path(scratch) / _FILE)
+            plan = Plan.load(scratch / _FILE)
         except InputError as error:
             logger.info("planned anew: %s", error)
             return None
@@ -59,8 +59,8 @@ def keep(planner: Planner, budget: Budget, plan: Plan) -> None:
     store, name = planner.scores.store, name_of(planner, budget)
     if store is None or name is None:
         return
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as scratch:
-        file = Path(scratch) / _FILE
+    with outputs.scratch() as scratch:
+        file = scratch / _FILE
         plan.save(file)
         _put(store, name, tensors_beside(file)) and _put(store, name, file)
 

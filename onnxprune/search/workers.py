@@ -7,8 +7,6 @@ it was at, which run again elsewhere: joblib's processes are started anew here, 
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from onnxprune.errors import OnnxPruneError, UsageError
+from onnxprune.graph import outputs
 
 DEATHS = 3
 """How often workers may die in one run before it is given up: a task that takes too much memory kills each."""
@@ -147,14 +146,14 @@ class _Local:
 
     def __init__(self, count: int, threads: int) -> None:
         self.count, self.threads = count, threads
-        self._folder = Path(tempfile.mkdtemp(prefix="onnxprune-"))
+        self._scratch = outputs.Scratch()
         self._shared = 0
 
     def share(self, value: Any) -> _File:
         import joblib
 
         self._shared += 1
-        file = self._folder / f"{self._shared}.pkl"
+        file = self._scratch.path / f"{self._shared}.pkl"
         joblib.dump(value, file)
         return _File(file)
 
@@ -187,7 +186,7 @@ class _Local:
         from joblib.externals.loky import get_reusable_executor
 
         get_reusable_executor(reuse=True).shutdown(wait=True)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._scratch.close()
 
 
 @dataclass(eq=False)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
-import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +14,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.graph import model as models
-from onnxprune.graph import prepare
+from onnxprune.graph import outputs, prepare
 from onnxprune.graph.joined.join import join
 from onnxprune.graph.joined.merged import BEHIND, FIRST, apart, branch_of, together
 from onnxprune.graph.joined.split import split
@@ -32,8 +30,9 @@ class Scratch:
     """A folder that lasts as long as this does."""
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="onnxprune-"))
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+        held = outputs.Scratch()
+        self.path = held.path
+        weakref.finalize(self, held.close)
 
 
 def is_job(path: Path) -> bool:
