@@ -96,6 +96,12 @@ class LatencyTable:
         table: LatencyTable = built(cls, data, "table", DataError)
         if not table.entries or not all(math.isfinite(e.ms) and e.ms >= 0 for e in table.entries):
             raise DataError("no entries, or times that are no times")
+        if not 1 <= table.threads <= MOST_THREADS:
+            raise DataError(f"threads: {table.threads}, where 1 to {MOST_THREADS} are possible")
+        if not all(0 <= count < 2**31 for e in table.entries for count in (e.units, e.of)):
+            raise DataError("numbers of units that no module has")
+        if not all(0 < size < 2**31 for size in table.shape.values()):
+            raise DataError("a shape whose sizes are none")
         return table
 
 
@@ -127,6 +133,10 @@ _WHAT = (
     "a latency table (`onnxprune profile` makes one, and `onnxprune bench --import RESULT --table TABLE` makes one "
     "from what a phone measured)"
 )
+
+
+MOST_THREADS = 1024
+"""Inside an operator; a runtime takes what it is told, and dies of too many."""
 
 
 class Curve:

@@ -244,3 +244,23 @@ def test_what_is_measured_is_none_all_and_widths_that_may_be_kept(size: int, rou
     each = fast_widths.step(held, "CPUExecutionProvider", round_to)
     assert found[0] == 0 and found[-1] == size and len(found) <= 49
     assert all(units % each == 0 for units in found[:-1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"threads": 2**40}, "threads: 1099511627776, where 1 to 1024"),
+        ({"threads": 0}, "threads: 0"),
+        ({"shape": {"batch": 0}}, "a shape whose sizes are none"),
+        ({"shape": {"batch": 2**62}}, "a shape whose sizes are none"),
+        ({"entries": [{"units": -1}]}, "numbers of units"),
+        ({"entries": [{"of": 2**40}]}, "numbers of units"),
+    ],
+)
+def test_a_table_of_numbers_that_cannot_be_is_refused(changes: dict[str, Any], said: str) -> None:
+    entry = {"signature": "s", "kind": "neurons", "units": 4, "of": 8, "ms": 1.0, "error": 0.1}
+    told = {"provider": "cpu", "threads": 1, "shape": {"batch": 1}, "machine": "m", "runtime": "r", "entries": [entry]}
+    LatencyTable.from_json(told)
+    odd = [entry | change for change in changes.get("entries", [{}])]
+    with pytest.raises(DataError, match=said):
+        LatencyTable.from_json({**told, **changes, "entries": odd})
