@@ -357,7 +357,7 @@ def reads(target: Path | None = None) -> list[Path]:
     """
     context = click.get_current_context(silent=True)
     files: list[Path] = list(context.obj or ()) if context is not None else []
-    if target is None:
+    if target is None or not target.name:
         return files
     own = target.with_name(f"{target.name.removesuffix('.onnx')}.report.json").resolve()
     return [file for file in files if file.suffix != ".json" or file.resolve() != own]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.documents import regular
-from onnxprune.errors import InputError, one_line, reading
+from onnxprune.errors import InputError, UsageError, one_line, reading
 from onnxprune.graph.outputs import digest, ordinary_mode
 
 KINDS = ("weight", "intercept", "rest", "map")
@@ -39,7 +39,13 @@ class Written:
 
 
 def tensors_beside(plan: Path) -> Path:
-    """Where the tensors of a plan lie."""
+    """Where the tensors of a plan lie.
+
+    Raises:
+        UsageError: the plan's path names no file.
+    """
+    if not plan.name:
+        raise UsageError(f"{plan}: is a folder; name a file in it")
     return plan.with_suffix(".safetensors")
 
 

@@ -123,6 +123,16 @@ def test_no_file_that_rows_name_is_written(run: Run, folder: Path, verb: str) ->
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize("named", ["", ".", "..", "/"])
+def test_a_name_that_is_none_is_said(run: Run, folder: Path, named: str) -> None:
+    for command in (
+        ["prune", "model.onnx", "-o", named, *QUICK],
+        ["plan", "model.onnx", "-o", named, "--flops", "0.6", *ROWS],
+    ):
+        code, _, error = run(*command)
+        assert code == 2 and "name a file in it" in error, error
+
+
 def test_a_report_repeats_its_run_in_place(run: Run, folder: Path) -> None:
     """The report that is read belongs to the set that is replaced, and goes with it; as a target it does not."""
     assert run("prune", "model.onnx", "-o", "o.onnx", *QUICK)[0] == 0
