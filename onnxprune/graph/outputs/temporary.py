@@ -6,6 +6,7 @@ whose lock is free can go; one without that file is nobody's of ours, whatever i
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -25,6 +26,8 @@ PREFIX = "onnxprune-"
 _LOCK = ".onnxprune-lock"
 _YOUNG = 3600
 """Seconds in which an empty folder may be one whose maker has not come to lock it."""
+_FULL = 1 << 20
+"""Bytes that are left of a disk that is full: less than a write that failed."""
 _tidied: set[str] = set()
 """Places where this process has looked for what the dead left."""
 
@@ -82,9 +85,12 @@ def scratch() -> Iterator[Path]:
 
 
 def _placed(error: BaseException, folder: Path) -> None:
-    """A full disk is told of no file: it is the one where temporary files go, not that of the output."""
-    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-        error.filename = f"{folder} (TMPDIR names another place for temporary files)"
+    """A full disk is told of no file: say so where it is the one of temporary files, not that of the output."""
+    if not (isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None):
+        return
+    with suppress(OSError):
+        if shutil.disk_usage(folder if folder.exists() else folder.parent).free < _FULL:
+            error.filename = f"{folder} (TMPDIR names another place for temporary files)"
 
 
 @contextmanager

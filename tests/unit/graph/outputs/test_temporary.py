@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -79,10 +81,13 @@ def test_an_empty_folder_goes_when_it_is_old(place: Path) -> None:
     assert [p.name for p in place.iterdir()] == ["onnxprune-new"]
 
 
-def test_a_full_disk_is_that_of_temporary_files(place: Path) -> None:
+@pytest.mark.parametrize("free", [0, 10**12])
+def test_a_full_disk_is_named(place: Path, free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where temporary files go, or else that of the output, which is told further out."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
     with pytest.raises(OSError, match="No space") as caught, outputs.scratch() as folder:
         raise OSError(errno.ENOSPC, "No space left on device")
-    assert str(folder) in str(explained(caught.value)) and "TMPDIR" in str(explained(caught.value))
+    assert ("TMPDIR" in str(explained(caught.value))) == (str(folder) in str(explained(caught.value))) == (not free)
 
 
 def test_one_that_is_taken_for_a_dead_ones_is_made_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
