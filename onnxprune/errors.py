@@ -112,6 +112,15 @@ def reading(what: str, kind: type[OnnxPruneError] = InputError) -> Iterator[None
         raise kind(f"{what}: {said(error)}") from error
     except Exception as error:
         raise (LimitError if out_of_memory(error) else kind)(f"{what}: {said(error)}") from error
+    except BaseException as error:
+        if not panicked(error):
+            raise
+        raise kind(f"{what}: {said(error)}") from error
+
+
+def panicked(error: BaseException) -> bool:
+    """Whether a library written in Rust gave up, which is no Exception to Python."""
+    return type(error).__name__ == "PanicException"
 
 
 def out_of_memory(error: BaseException) -> bool:

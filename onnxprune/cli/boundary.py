@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import click
 
-from onnxprune.errors import OnnxPruneError, explained
+from onnxprune.errors import OnnxPruneError, explained, panicked
 from onnxprune.graph.outputs import interrupts
 
 TRACEBACK = "--traceback"
@@ -48,9 +48,13 @@ def guarded(call: Callable[[], object]) -> int:
         return OnnxPruneError.exit_code
     except Exception as error:
         return _failed(error)
+    except BaseException as error:
+        if not panicked(error):
+            raise
+        return _failed(error)
 
 
-def _failed(error: Exception) -> int:
+def _failed(error: BaseException) -> int:
     if TRACEBACK in sys.argv:
         _tell("".join(traceback.format_exception(error)))
     known = explained(error)

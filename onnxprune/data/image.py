@@ -170,7 +170,7 @@ def open_image(row: Row, field: str, *, outside: bool = False) -> Any:
             if not isinstance(value, bytes):
                 value = within(value, row.folder, row.source, allowed=outside).read_bytes()
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", pil.DecompressionBombWarning)  # our own limit follows
+                warnings.simplefilter("ignore")  # of bombs, for which our own limit follows, and of damaged tags
                 image = pil.open(io.BytesIO(value), formats=FORMATS)
         elif isinstance(value, pil.Image):
             image = value

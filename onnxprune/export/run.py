@@ -15,7 +15,7 @@ from typing import Any
 from onnxprune import data
 from onnxprune.data import Dataset
 from onnxprune.documents import read_object
-from onnxprune.errors import CheckError, OnnxPruneError, UsageError
+from onnxprune.errors import CheckError, DataError, OnnxPruneError, UsageError, reading
 from onnxprune.export import bundle, samples, shipped_files, usability, vocabulary
 from onnxprune.export.base import Artefact, Asked, Exported, Target, Workshop, scheme_for
 from onnxprune.export.precision import SCHEMES, measure_steps
@@ -144,7 +144,8 @@ class _Job:
         if vocab is not None:
             companions = self.scratch / "companions"
             companions.mkdir()
-            model, trimmed = vocabulary.trim(model, self.source.parent, Path(vocab), companions)
+            with reading(f"{self.source.parent}: its tokenizer cannot be trimmed", DataError):
+                model, trimmed = vocabulary.trim(model, self.source.parent, Path(vocab), companions)
         file = self.source
         if trimmed is not None:
             file = models.save(sweep(model.clone().ir), companions / "model.onnx")[0]

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.errors import UnsupportedError
+from onnxprune.errors import ModelError, UnsupportedError, one_line
 from onnxprune.graph import joined, ops, prepare
 from onnxprune.graph.axes import Layout, Mask, atoms_of, kept_ratio
 from onnxprune.graph.dimensions import evaluate, require_sizes
@@ -75,7 +75,11 @@ class Costs:
                 node = self._nodes[name]
                 operator = ops.lookup(node)
                 assert operator is not None and operator.macs is not None
-                found[name] = int(operator.macs(node, sizes)) * self._times(name)
+                try:
+                    found[name] = int(operator.macs(node, sizes)) * self._times(name)
+                except IndexError as error:
+                    said = f"node {one_line(name, 80)} ({node.op_type}): its inputs have fewer axes than it takes"
+                    raise ModelError(f"{said}: the file is damaged") from error
         for weight, tiles in plan.tiles.items() if plan is not None else ():
             whole = math.prod(sizes.shape(self.model.graph.initializers[weight]))
             for name in self._readers_of[weight] & found.keys():

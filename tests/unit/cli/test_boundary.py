@@ -17,7 +17,7 @@ import pytest
 
 import onnxprune
 from onnxprune.cli.boundary import guarded
-from onnxprune.errors import DataError
+from onnxprune.errors import DataError, reading
 
 
 def raising(error: BaseException) -> Callable[[], None]:
@@ -109,3 +109,25 @@ def test_text_files_are_utf8_wherever_they_are_opened() -> None:
                 if name in ("read_text", "write_text", "fdopen") and "encoding" not in {k.arg for k in node.keywords}:
                     bare.append(f"{file.name}:{node.lineno} {name}")
     assert not bare
+
+
+def test_what_a_library_in_rust_gives_up_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its exception is none to `except Exception`."""
+    panic = type("PanicException", (BaseException,), {})
+
+    def gives_up() -> None:
+        raise panic("no entry found for key")
+
+    assert guarded(gives_up) == 1
+    assert "no entry found for key" in capsys.readouterr().err
+    with pytest.raises(DataError, match="no entry found"), reading("t.json", DataError):
+        gives_up()
+    with pytest.raises(KeyboardInterrupt), reading("t.json", DataError):
+        raise KeyboardInterrupt
+
+
+def test_a_product_of_too_few_axes_is_a_damaged_file(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    model = perceptron.perceptron()
+    del model.graph.input[0].type.tensor_type.shape.dim[0]
+    code, _, error = run("inspect", perceptron.write(tmp_path / "m.onnx", model))
+    assert code in (0, 3, 4) and "a fault of" not in error, error
