@@ -110,8 +110,13 @@ def _numbers(
         return None
     if (codes, scale, zero) not in made:
         given = [codes, scale] if zero is None else [codes, scale, zero]
-        new = ir.node("DequantizeLinear", given, name=f"{codes.name}_dequantize_{len(made)}")
-        new.outputs[0].name = f"{codes.name}_numbers_{len(made)}"
+        # A file that was read once and written may have such names.
+        graph, count = known.model.graph, len(made)
+        taken = {n.name for n in graph} | {v.name for n in graph for v in n.outputs}
+        while {f"{codes.name}_dequantize_{count}", f"{codes.name}_numbers_{count}"} & taken:
+            count += 1
+        new = ir.node("DequantizeLinear", given, name=f"{codes.name}_dequantize_{count}")
+        new.outputs[0].name = f"{codes.name}_numbers_{count}"
         producer = codes.producer()
         if producer is None:
             known.model.graph.insert_before(known.model.graph[0], new)
