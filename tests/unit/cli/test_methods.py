@@ -163,7 +163,8 @@ def test_another_method_on_the_same_rows_measures_anew(zoo: Build) -> None:
     first = Planner(loaded, analyze(loaded), options, learn, shape_of(loaded, {}, learn))
     _ = first.start
     other = first.again(replace(options, method="obs"))
-    alone = Planner(loaded, first.structure, replace(options, method="obs"), learn, first.costs.bindings)
+    same = replace(options, method="obs", units=first.options.units)
+    alone = Planner(loaded, first.structure, same, learn, first.costs.bindings)
     assert {k: r.order for k, r in other.start.rankings.items()} == {
         k: r.order for k, r in alone.start.rankings.items()
     }
