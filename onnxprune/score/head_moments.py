@@ -25,7 +25,9 @@ the same to a query's scores, which the softmax over them ignores."""
 class Meeting(Protocol):
     """A product of queries and keys whose operands are watched."""
 
-    used: Mapping[Usage, Callable[[Any, Any], None]]
+    @property
+    def used(self) -> Mapping[Usage, Callable[[Any, Any], None]]:
+        """What is told of the operands: usage -> (tensor, which of its tokens are real)."""
 
     def moments(self, weight: Weight) -> Moments:
         """What was seen, with the weights inside the operator as they are."""

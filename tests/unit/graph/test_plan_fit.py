@@ -48,10 +48,11 @@ def test_what_belongs_to_nothing_is_refused(
 ) -> None:
     dense = models.load(write(tmp_path / "model.onnx"))
     structure = analyze(dense)
-    plan = replace(Plan(dense.digest), **{
+    named: dict[str, Any] = {
         kind: {structure.branches[0].id if name == "ffn.0" else name: held for name, held in told.items()}
         for kind, told in changes.items()
-    })  # fmt: skip
+    }
+    plan = replace(Plan(dense.digest), **named)
     if error is None:
         plan_fit.require(plan, dense.graph, structure)
         return

@@ -92,7 +92,8 @@ def test_a_full_disk_is_named(place: Path, free: int, monkeypatch: pytest.Monkey
 
 def test_one_that_is_taken_for_a_dead_ones_is_made_again(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between making a folder and locking it another process may find it unlocked, and remove it."""
-    locked, calls = lock.locked, []
+    locked = lock.locked
+    calls: list[int] = []
 
     def raced(descriptor: int) -> bool:
         if not calls:
