@@ -81,7 +81,7 @@ def test_a_loop_that_ends_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_command_ends(verb: str, tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(patience.VARIABLE, "0.2")
     model, rows = write(tmp_path / "m.onnx", looping(condition=True)), write_rows(tmp_path / "rows.jsonl", 6)
-    commands = {
+    commands: dict[str, list[Any]] = {
         "inspect": [model],
         "prune": [model, "-o", tmp_path / "o.onnx", "--flops", "0.6", "--no-latency"],
         "plan": [model, "-o", tmp_path / "o.json", "--flops", "0.6", "--calib", rows],
