@@ -9,6 +9,7 @@ And law 2 under the damage table: dead units go first, whatever the graph, live 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,18 @@ def test_a_budget_is_met_from_below(seed: int, tmp_path: Path) -> None:
     widths = [u.total for u in result.report.units if u.kind != "blocks"]
     unit = max(1 / w for w in widths) / len(widths)  # about what the dearest unit is of the whole
     if not uniform and kind == "flops" and search == "table":
-        assert after >= (share - max(0.03 * share, 2.5 * unit)) * before, (
+        assert after >= (share - max(0.03 * share, 2.5 * unit, _dearest(dense, result.plan))) * before, (
             f"{family}: {after / before:.4f} of {share:.4f}"
         )
+
+
+def _dearest(file: Path, plan: onnxprune.Plan) -> float:
+    """The share that one unit of the dearest group costs: a channel of a stream that every convolution reads."""
+    _, structure, costs = onnxprune.inspect(file)
+    less = [
+        replace(plan, keep={g.id: tuple(range(g.size - 1))}, drop=()) for g in structure.groups if g.id in plan.keep
+    ]
+    return max((1 - costs.total("flops", one) / costs.total("flops") for one in less), default=0.0)
 
 
 @pytest.mark.parametrize("seed", range(GRAPHS // 2))
