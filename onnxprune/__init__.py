@@ -16,25 +16,34 @@ if TYPE_CHECKING:
     from onnxprune.graph.structure.analyze import analyze
     from onnxprune.measure.validation import validate
     from onnxprune.pipeline.result import Result
+    from onnxprune.pipeline.steps import Steps
     from onnxprune.pipeline.sweep import sweep
     from onnxprune.pipeline.verbs import apply, inspect, make_plan, prune
+    from onnxprune.score import add_method, per_unit
+    from onnxprune.search.options import Options
 
 _HOME = {
     "load": "graph.model", "analyze": "graph.structure.analyze", "Plan": "graph.plan", "Budget": "graph.plan",
     "Structure": "graph.plan", "validate": "measure.validation", "prune": "pipeline.verbs", "apply": "pipeline.verbs",
     "inspect": "pipeline.verbs", "make_plan": "pipeline.verbs", "sweep": "pipeline.sweep", "Result": "pipeline.result",
+    "Steps": "pipeline.steps", "add_method": "score", "per_unit": "score",
+    "Options": "search.options",
 }  # fmt: skip
 
 __all__ = [
     "Budget",
+    "Options",
     "Plan",
     "Result",
+    "Steps",
     "Structure",
+    "add_method",
     "analyze",
     "apply",
     "inspect",
     "load",
     "make_plan",
+    "per_unit",
     "prune",
     "sweep",
     "validate",

@@ -212,7 +212,7 @@ def sweep(
     from onnxprune.graph import joined, outputs
     from onnxprune.pipeline import output_files
     from onnxprune.pipeline.sweep import sweep as curve
-    from onnxprune.report import html, terminal
+    from onnxprune.report import sweep_page, terminal
 
     logs(verbose)
     if bool(flops) == bool(latency):
@@ -241,7 +241,7 @@ def sweep(
             )  # fmt: skip
         reports = [r.report for r in results]
         if page is not None:
-            (page.folder / page.first).write_text(html.render(reports[0], reports), encoding="utf-8")
+            (page.folder / page.first).write_text(sweep_page.render(reports), encoding="utf-8")
             page.commit()
     if as_json:
         click.echo(json.dumps([r.to_json() for r in reports], indent=1))

@@ -241,6 +241,10 @@ class Plan:
     tiles: Mapping[str, tuple[Tile, ...]] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        units = sum(map(len, self.keep.values()))
+        return f"<Plan: {units} units kept of {len(self.keep)} groups, {len(self.drop)} branches dropped>"
+
     def masks(self, structure: Structure) -> dict[int, Mask]:
         """atom -> Mask, for `axes.flat_mask`.
 

@@ -68,7 +68,7 @@ def preview(
     Raises:
         BudgetError: no plan would be that cheap.
     """
-    asked = Options(budget, **options)
+    asked = Options.of(budget, options)
     measured = budget.kind == "latency"
     settled = replace(asked, budget=Budget("flops", 1.0)) if measured else asked
     with (

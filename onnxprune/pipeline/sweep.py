@@ -19,6 +19,7 @@ from onnxprune.graph.plan import Budget, Plan
 from onnxprune.pipeline import output_files
 from onnxprune.pipeline.debug_bundle import Place
 from onnxprune.pipeline.fleet import Fleet
+from onnxprune.pipeline.in_memory import takes_models
 from onnxprune.pipeline.job import Job
 from onnxprune.pipeline.result import Result
 from onnxprune.search import workers as engines
@@ -47,8 +48,10 @@ def series_of(methods: Sequence[str], seeds: Sequence[int]) -> list[Series]:
     return made
 
 
+@takes_models
 def sweep(
     source: str | os.PathLike[str],
+    /,
     budgets: Sequence[float | str],
     folder: str | os.PathLike[str] | None = None,
     *,
@@ -88,7 +91,7 @@ def sweep(
         raise UsageError("a sweep needs at least one budget")
     options = {"provider": _first(common.get("providers", ())), **(options or {})}
     tried = series_of(methods or [options.get("method", "auto")], seeds or [options.get("seed", 0)])
-    made = [Options(asked[0], **{**options, "method": one.method, "seed": one.seed}) for one in tried]
+    made = [Options.of(asked[0], {**options, "method": one.method, "seed": one.seed}) for one in tried]
     file = joined.find(source)
     inputs = output_files.inputs_of(
         file, calibration, evaluation, options.get("latency_table"), *reads, tokenizer=common.get("tokenizer")

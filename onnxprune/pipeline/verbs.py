@@ -32,6 +32,7 @@ from onnxprune.measure.runnable_sizes import runnable
 from onnxprune.pipeline import output_files
 from onnxprune.pipeline.debug_bundle import Place
 from onnxprune.pipeline.fleet import Fleet
+from onnxprune.pipeline.in_memory import takes_models
 from onnxprune.pipeline.job import Job
 from onnxprune.pipeline.max_drop import Limit, smallest_within
 from onnxprune.pipeline.own_targets import with_targets
@@ -57,8 +58,10 @@ _LARGEST = 4096
 """Size of a dimension that a plan may ask a check to run at."""
 
 
+@takes_models
 def prune(
     source: str | os.PathLike[str],
+    /,
     output: str | os.PathLike[str] | None = None,
     *,
     flops: float | str | None = None,
@@ -89,8 +92,8 @@ def prune(
     """Prune a model to a budget and measure what it cost.
 
     Args:
-        source: a `.onnx` file or an optimum folder; several graphs in it (encoder and decoders, two towers) are one
-            job.
+        source: a `.onnx` file, an `onnx.ModelProto`, an `onnx_ir.Model`, or an optimum folder; several graphs in it
+            (encoder and decoders, two towers) are one job.
         output: file to write, with its report and plan beside it, or the folder of several graphs; None writes nothing.
         flops, params, size, latency: the fraction to keep (0.6, "60%") or an amount ("6GMAC", "30M", "25MB", "8ms");
             a latency is that of the first provider, measured here unless `latency_table` names a file.
@@ -104,6 +107,7 @@ def prune(
         force: replace an older output: the model, and its plan, report and tokenizer with it.
         workers, cluster: where units are ordered and damages measured (`search.workers.opened`); None for here.
         store: URL of a folder in which what is measured outlives the run (`search.store.Store`).
+        progress: called with (stage, done, of) as the run goes on (`search.progress`).
         reads: further files that must stay as they are (a recipe).
         debug_bundle: a zip file to write what reproduces it to, should the check of the written file fail.
         options: fields of `search.options.Options`, and how images are prepared (preset, mean, std, scale, layout).
@@ -117,6 +121,7 @@ def prune(
     limits = {"flops": flops, "params": params, "size": size, "latency": latency}
     options.setdefault("provider", _first(providers))
     budget = _budget(limits, max_drop, options)
+    asked_options = Options.of(budget, options, _NAMES)
     target, file = Path(output) if output is not None else None, joined.find(source)
     inputs = _inputs(file, calibration, evaluation, tokenizer, options, reads)
     bundle = None if debug_bundle is None else Place.of(debug_bundle, inputs + Inputs.of(target), force=force)
@@ -125,7 +130,7 @@ def prune(
         output_files.opened(target, file, inputs, quantize=quantize, force=force) as out,
     ):
         job = Job.open(
-            source, Options(budget, **options), calibration, evaluation, measure=measure_latency,
+            source, asked_options, calibration, evaluation, measure=measure_latency,
             scores=target.parent if target else None, store=None if store is None else Store(store),
             allow_outside=allow_outside, **common,
         )  # fmt: skip
@@ -185,6 +190,14 @@ def dry_run(
     )  # fmt: skip
 
 
+_NAMES = (
+    "output", "flops", "params", "size", "latency", "max_drop", "calibration", "evaluation", "providers", "metric",
+    "measure_latency", "quantize", "force", "debug_bundle", "columns", "pairs", "tokenizer", "max_length",
+    "allow_outside", "progress", "workers", "cluster", "store",
+)  # fmt: skip
+"""Keyword arguments of `prune` besides the fields of `Options`."""
+
+
 def _budget(limits: Mapping[str, float | str | None], max_drop: str | None, options: Mapping[str, Any]) -> Budget:
     if max_drop is None:
         return budget_of(**limits, whole=needs_no_budget(options))
@@ -224,8 +237,10 @@ def needs_no_budget(options: Mapping[str, Any]) -> bool:
     return options.get("sparsity") is not None or options.get("snip_threshold") is not None
 
 
+@takes_models
 def make_plan(
     source: str | os.PathLike[str],
+    /,
     calibration: Any,
     options: Options,
     progress: Callable[..., None] | None = None,
@@ -274,6 +289,7 @@ def _make_plan(
     return replace(plan, notes={"shape": bindings, **landed}, files=dense.digests)
 
 
+@takes_models
 def apply(
     source: str | os.PathLike[str],
     plan: Plan,
@@ -331,6 +347,7 @@ def _sizes(plan: Plan) -> dict[str, int]:
     return {str(name): size for name, size in held if isinstance(size, int) and 0 < size <= _LARGEST}
 
 
+@takes_models
 def inspect(
     source: str | os.PathLike[str], shape: Mapping[str, int] | None = None, calls: Mapping[str, int] | None = None
 ) -> tuple[Model, Structure, Costs]:

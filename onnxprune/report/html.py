@@ -6,62 +6,37 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
-from onnxprune.documents import utf8
 from onnxprune.export.precision import Step
 from onnxprune.measure.latency import LatencyRow
 from onnxprune.measure.validation import Accuracy
 from onnxprune.report import advice, charts, text
 from onnxprune.report.markup import Child, Markup, join, table, tag
 from onnxprune.report.names import layer_names
+from onnxprune.report.page import page, section
 from onnxprune.report.schema import Change, Report, Units
-from onnxprune.report.style import STYLE
 
 _CELLS = 64
 """Groups of up to this many units are drawn unit by unit, larger ones as a bar."""
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def render(report: Report, sweep: Sequence[Report] = ()) -> str:
-    """The page.
-
-    Args:
-        report: what is described.
-        sweep: reports of the same model at several budgets, for the accuracy and latency curves.
-    """
+def render(report: Report) -> str:
+    """The page of one pruned model."""
     parts = [
         _header(report),
         _warnings(report),
-        _section("What was cut where", _MAP_NOTE, _unit_map(report.units)),
-        _section("Accuracy", _accuracy_note(report), _accuracy(report)),
-        _section("Accuracy against cost", _SWEEP_NOTE, _sweep(sweep)) if len(sweep) > 1 else None,
-        _section("Fewer bits", _STEPS_NOTE, _precision(report.steps)),
-        _section("Latency", _latency_note(report), _latency(report.latency)),
-        _section("Cost by operator", _flops_note(report), _flops(report)),
-        _section("What to do next", None, _steps(report)),
-        _section("How it was made", None, _details(report)),
+        section("What was cut where", _MAP_NOTE, _unit_map(report.units)),
+        section("Accuracy", _accuracy_note(report), _accuracy(report)),
+        section("Fewer bits", _STEPS_NOTE, _precision(report.steps)),
+        section("Latency", _latency_note(report), _latency(report.latency)),
+        section("Cost by operator", _flops_note(report), _flops(report)),
+        section("What to do next", None, _steps(report)),
+        section("How it was made", None, _details(report)),
     ]
-    head = join(
-        [
-            Markup('<meta charset="utf-8">'),
-            Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-            Markup(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
-            tag("title", f"{text.name(report)}: pruning report"),
-            tag("style", Markup(STYLE)),
-        ]
-    )
-    page = tag("html", tag("head", head), tag("body", tag("main", *parts)), lang="en")
-    return utf8(f"<!doctype html>\n{page}\n")
+    return page(f"{text.name(report)}: pruning report", parts)
 
 
 _MAP_NOTE = "Each row is a layer, in the order of the graph. Filled is what stays."
 _STEPS_NOTE = "Pruning alone, fewer bits alone, and both together, against the dense model on the same rows."
-_SWEEP_NOTE = "Each point is a pruned model; bars are 95% intervals on the evaluation rows."
-
-
-def _section(title: str, note: str | None, content: Markup | None) -> Markup | None:
-    if content is None:
-        return None
-    return tag("section", tag("h2", title), tag("p", note) if note else None, content)
 
 
 # ---- head of the page
@@ -272,67 +247,6 @@ def _drift(report: Report) -> Markup | None:
         ("Compared by", held.measure),
     ]
     return join([tag("h3", "Outputs against the dense model's"), _pairs(pairs)])
-
-
-def _sweep(reports: Sequence[Report]) -> Markup | None:
-    kept = [(r, r.accuracy) for r in reports if r.accuracy is not None]
-    if not kept:
-        return None
-    names = text.series([r for r, _ in kept])
-    held = [(r, a, name) for (r, a), name in zip(kept, names, strict=True)]
-    first = held[0][1]
-    fraction = text.metric_value(first, 1.0).endswith("%")
-    scale, unit = (100, "%") if fraction else (1, "")
-    title = text.metric_title(first.metric)
-    by_cost = [
-        charts.Point(100 * r.flops.ratio, scale * a.pruned, _told(r, a, name), y_range=_bounds(a, scale), series=name)
-        for r, a, name in held
-    ]
-    by_speed = [
-        charts.Point(
-            r.latency[0].speedup,
-            scale * a.pruned,
-            f"{_told(r, a, name)}, {text.speedup(r.latency[0])}",
-            x_range=r.latency[0].speedup_interval,
-            y_range=_bounds(a, scale),
-            series=name,
-        )
-        for r, a, name in held
-        if r.latency
-    ]
-    drawn = [charts.curve(by_cost, scale * first.dense, ("FLOPs kept", "%"), (title, unit))]
-    if len(by_speed) > 1:
-        row = next(r.latency[0] for r, _, _ in held if r.latency)
-        where = f"speed-up on {text.provider(row.provider)} at {text.shape(row)}, {_threads(row.threads)}"
-        drawn.append(charts.curve(by_speed, scale * first.dense, (where, "×"), (title, unit)))
-    rows = [
-        [
-            *([name] if any(names) else []),
-            text.percent(r.flops.ratio),
-            text.percent(r.params.ratio),
-            text.metric_value(a, a.pruned),
-            text.drop(a),
-            text.speedup(r.latency[0]) if r.latency else "not measured",
-        ]
-        for r, a, name in sorted(held, key=lambda one: (names.index(one[2]), -one[0].flops.ratio))
-    ]
-    own = ["Method"] if any(names) else []
-    columns = [*own, "FLOPs kept", "Parameters kept", title, "Change", "Speed-up"]
-    return join([*drawn, table(columns, rows, [*[""] * len(own), "", "n", "n", "n", "n"])])
-
-
-def _told(report: Report, accuracy: Accuracy, series: str) -> str:
-    named = f"{series}, " if series else ""
-    return f"{named}{text.percent(report.flops.ratio)} of the FLOPs: {text.metric_value(accuracy, accuracy.pruned)}"
-
-
-def _bounds(accuracy: Accuracy, scale: float) -> tuple[float, float] | None:
-    """The interval of the drop, put around the dense model's value."""
-    if accuracy.confidence_interval is None:
-        return None
-    turn = -1 if accuracy.higher_is_better else 1
-    ends = [scale * (accuracy.dense + turn * bound) for bound in accuracy.confidence_interval]
-    return min(ends), max(ends)
 
 
 # ---- latency

@@ -190,6 +190,10 @@ class Report:
     peak_memory_bytes: int = 0
     schema_version: int = SCHEMA_VERSION
 
+    def __repr__(self) -> str:
+        kept = f"{self.flops.ratio:.1%} of the FLOPs, {self.size_bytes.ratio:.1%} of the bytes"
+        return f"<Report of {self.model.path}: {kept}>"
+
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, strings and numbers; numbers that JSON lacks become None."""
         written = _write(self)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from onnxprune.errors import UsageError
@@ -161,6 +162,24 @@ class Options:
             parse_pattern(self.sparsity)
         elif self.finetune or self.solver != "auto":
             raise UsageError("--solver and --finetune are about sparse weights: name a pattern, --sparsity 2:4")
+
+    @classmethod
+    def of(cls, budget: Budget, options: Mapping[str, Any], also: Iterable[str] = ()) -> Options:
+        """Options by name.
+
+        Args:
+            also: further names that the caller takes, for the message.
+
+        Raises:
+            TypeError: a name that is none of them; says which is near.
+        """
+        known = [f.name for f in fields(cls) if f.name != "budget"]
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, [*known, *also], 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted([*known, *also]))}"
+                raise TypeError(f"unexpected option {name!r}: {hint}")
+        return cls(budget, **options)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, for the report's recipe."""

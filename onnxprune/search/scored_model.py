@@ -12,7 +12,7 @@ from onnxprune.graph.structure.sites import Site, even, kept_by
 from onnxprune.probe.engine import to_numpy
 from onnxprune.probe.forward import NOTHING
 from onnxprune.refit.linear_stand_ins import StandIn, with_stand_ins
-from onnxprune.score import METHODS, collect, configured, stepwise
+from onnxprune.score import METHODS, collect, configured, lasting, stepwise
 from onnxprune.score.magnitude import magnitude
 from onnxprune.score.mixture import parse
 from onnxprune.score.query_key import pair_rankings
@@ -134,7 +134,8 @@ def scored(problem: Problem, plan: Plan, scores: Scores) -> Stage:
 def lasts(problem: Problem, plan: Plan) -> bool:
     """Whether what is measured on a plan's model holds for every budget."""
     needs = parse(problem.method, METHODS).needs
-    return problem.calibration is not None and not (plan.keep or plan.drop) and "order" not in needs
+    whole = problem.calibration is not None and not (plan.keep or plan.drop)
+    return whole and "order" not in needs and lasting(problem.method)
 
 
 def told_apart(ranking: Ranking, magnitudes: np.ndarray) -> Ranking:

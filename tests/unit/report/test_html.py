@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from unit.report.test_report import EVIL, full, latency
 
 from onnxprune.measure.validation import Accuracy, Drift
-from onnxprune.report import Budget, Change, Flops, ModelInfo, Report, Sparsity, Units, charts, html
+from onnxprune.report import Budget, Change, Flops, ModelInfo, Report, Sparsity, Units, charts, html, sweep_page
 from onnxprune.report.markup import Markup, tag
 
 
@@ -44,8 +46,10 @@ class Page(HTMLParser):
         return sum(tag == name and held.get("class") == class_ for tag, held in self.elements)
 
 
-def test_the_page_loads_and_runs_nothing() -> None:
-    page = html.render(full(), [full(), full(flops=Flops(1000, 400))])
+@pytest.mark.parametrize(
+    "page", [html.render(full()), sweep_page.render([full(), full(flops=Flops(1000, 400))])], ids=["report", "sweep"]
+)
+def test_the_page_loads_and_runs_nothing(page: str) -> None:
     parsed = Page(page)
     names = {name for name, _ in parsed.elements}
     assert not names & {"script", "link", "img", "iframe", "object", "embed", "base", "form", "audio", "video", "use"}
@@ -72,7 +76,7 @@ def test_everything_is_escaped() -> None:
         warnings=(EVIL,),
         seconds={EVIL: 1.0},
     )
-    page = html.render(evil, [evil, evil])
+    page = html.render(evil) + sweep_page.render([evil, evil])
     parsed = Page(page)
     assert "script" not in {name for name, _ in parsed.elements}
     assert "<script" not in page.lower()
@@ -96,13 +100,28 @@ def test_every_speedup_on_the_page_has_its_interval() -> None:
     assert parsed.count("circle", "dot bad") == 1
 
 
-def test_the_curve_needs_several_reports() -> None:
-    assert "Accuracy against cost" not in Page(html.render(full(), [full()])).text
+def test_a_sweep_has_its_curves_and_a_recommendation() -> None:
     several = [full(flops=Flops(1000, kept)) for kept in (900, 600, 300)]
-    parsed = Page(html.render(several[1], several))
+    parsed = Page(sweep_page.render(several))
     assert "Accuracy against cost" in parsed.text
-    assert parsed.count("circle", "dot") == 6
-    assert "Accuracy against cost" not in Page(html.render(full(), [full(accuracy=None)] * 2)).text
+    assert parsed.count("circle", "dot") == 7  # of one curve the dense model, too
+    assert "Take 30.0% of the FLOPs: 1.60× [1.55, 1.65] faster" in parsed.text
+    assert "smallest whose loss is within chance" in parsed.text
+
+
+def test_a_sweep_recommends_by_intervals() -> None:
+    def at(kept: int, drop: float, low: float, high: float) -> Report:
+        accuracy = Accuracy("accuracy", 0.9, 0.9 - drop, drop, 872, (low, high), True, "")
+        return full(flops=Flops(1000, kept), accuracy=accuracy)
+
+    harmless, lossy, broken = at(600, 0.0, -0.01, 0.01), at(300, 0.1, 0.05, 0.15), at(200, 0.0, -0.01, 0.01)
+    assert "60.0%" in sweep_page.recommended([lossy, harmless])[0]
+    assert "60.0%" in sweep_page.recommended([replace(broken, broken=("all answers alike",)), harmless])[0]
+    worse = at(200, 0.2, 0.15, 0.25)
+    advice, why = sweep_page.recommended([worse, lossy])
+    assert "30.0%" in advice and "loses least" in why
+    assert "No budget" in sweep_page.recommended([full(accuracy=None)] * 2)[0]
+    assert "Accuracy against cost" not in Page(sweep_page.render([full(accuracy=None)] * 2)).text
 
 
 def test_a_bare_page() -> None:
