@@ -128,7 +128,7 @@ MODELS = (
     Shipped("PP-OCR detector (rapidocr)", "rapidocr/models/*det*.onnx", lines_of_text(160, 160)),
     Shipped("PP-OCR recogniser (rapidocr)", "rapidocr/models/*rec*.onnx", lines_of_text(48, 160)),
     Shipped("PP-OCR angle classifier (rapidocr)", "rapidocr/models/*cls*.onnx", lines_of_text(48, 192)),
-    Shipped("YOLOv8n, 320 px (nudenet)", "nudenet/320n.onnx", photographs("images", 192)),
+    Shipped("YOLOv8n (nudenet), 192 px rows", "nudenet/320n.onnx", photographs("images", 192)),
     Shipped("magika", "magika/models/*/model.onnx", files, options=("--units", "neurons,channels")),
     Shipped("silero_vad, opset 15", "silero_vad/data/silero_vad_16k_op15.onnx", sounds),
     Shipped("silero_vad, sequence", "silero_vad/data/silero_vad_16k_sequence.onnx", sounds),
