@@ -23,13 +23,14 @@ COPIES = 0.1
 
 
 def units_of(structure: Structure, plan: Plan, planner: Planner) -> tuple[report.Units, ...]:
-    """What every site and branch keeps."""
-    found = []
+    """What every site and branch keeps; dimensions within heads count as of the layer of their heads."""
+    found, heads = [], {g.branch: g.layer for g in structure.groups if g.kind == "heads" and g.branch is not None}
     for site in planner.sites:
         group = site.group
         gone = group.branch is not None and group.branch in plan.drop
         kept = () if gone else plan.keep.get(group.id, tuple(range(group.size)))
-        found.append(report.Units(group.id, group.kind, group.layer, group.size, len(kept), tuple(kept), group.name))
+        layer = heads.get(group.branch, group.layer) if group.kind == "head_dims" else group.layer
+        found.append(report.Units(group.id, group.kind, layer, group.size, len(kept), tuple(kept), group.name))
     for branch in structure.branches:
         there = int(branch.id not in plan.drop)
         index = (0,) if there else ()

@@ -104,7 +104,7 @@ class Units:
     Attributes:
         id: as in the plan.
         kind: heads, neurons, channels, …
-        layer: position among the groups of its kind.
+        layer: position among the groups of its kind; of dimensions within heads, that of their heads.
         total, kept: counts.
         index: which ones are kept, sorted; None where that is not told.
         name: the node that reads them, or, of a branch, adds it; empty where that is not told.
