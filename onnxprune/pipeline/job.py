@@ -47,11 +47,10 @@ from onnxprune.pipeline.remote import plan_within
 from onnxprune.pipeline.result import Result
 from onnxprune.pipeline.rows import read_rows, require_memory, require_one_graph, require_there, shape_of
 from onnxprune.pipeline.written import Written, listed, name_of, write
-from onnxprune.probe.engine import require_torch
 from onnxprune.refit.sparsify import zeros_in
 from onnxprune.report import html
 from onnxprune.search import plan_store
-from onnxprune.search.defaults import settled
+from onnxprune.search.defaults import require_engine, settled
 from onnxprune.search.latency_budget import verified
 from onnxprune.search.options import Options
 from onnxprune.search.planner import Planner
@@ -134,8 +133,7 @@ class Job:
         """
         clock = Clock(progress=progress or quiet)
         resolve_providers(providers)  # what is not there is said before anything is measured
-        if calibration is not None:
-            require_torch("learning from rows (--calib)")
+        require_engine(options, calibration)
         require_known(metric)
         if quantize is not None:
             scheme_of(quantize)

@@ -24,7 +24,8 @@ COPIES = 0.1
 
 def units_of(structure: Structure, plan: Plan, planner: Planner) -> tuple[report.Units, ...]:
     """What every site and branch keeps; dimensions within heads count as of the layer of their heads."""
-    found, heads = [], {g.branch: g.layer for g in structure.groups if g.kind == "heads" and g.branch is not None}
+    found = []
+    heads: dict[str | None, int] = {g.branch: g.layer for g in structure.groups if g.kind == "heads" and g.branch}
     for site in planner.sites:
         group = site.group
         gone = group.branch is not None and group.branch in plan.drop

@@ -41,12 +41,12 @@ from onnxprune.pipeline.proof import prove
 from onnxprune.pipeline.result import Result
 from onnxprune.pipeline.rows import require_memory, require_one_graph, require_there, shape_of, vocabulary
 from onnxprune.pipeline.written import listed, write
-from onnxprune.probe.engine import require_torch
 from onnxprune.probe.gates import Gates
 from onnxprune.probe.interpreter import Interpreter
 from onnxprune.refit.sparsify import zeros_in
 from onnxprune.search import units_then_zeros
 from onnxprune.search import workers as engines
+from onnxprune.search.defaults import require_engine
 from onnxprune.search.options import Options
 from onnxprune.search.planner import Planner
 from onnxprune.search.progress import Progress
@@ -258,8 +258,7 @@ def _make_plan(
     progress: Callable[..., None] | None,
     **asked: Any,
 ) -> Plan:
-    if calibration is not None:
-        require_torch("learning from rows (--calib)")
+    require_engine(options, calibration)
     require_there(calibration)
     dense = joined.load(source, options.calls)
     require_one_graph(dense, options)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
 from onnxprune.graph.plan import Structure
 from onnxprune.graph.quantised import GIVE_FLOATS
 from onnxprune.probe.engine import has_torch, require_torch
+from onnxprune.refit.solvers import patterns
 from onnxprune.score import METHODS
 from onnxprune.score.mixture import parse
 from onnxprune.search.options import Options
@@ -58,11 +60,26 @@ def method_of(options: Options, calibration: Dataset | None) -> str:
     return options.method
 
 
+def require_engine(options: Options, calibration: Any) -> None:
+    """Refuse, before any work, what only torch computes, where it is not installed.
+
+    Args:
+        calibration: rows to learn from, in whatever form; None for none.
+
+    Raises:
+        UsageError: names what was asked for, and the extra that brings torch.
+    """
+    if calibration is not None:
+        require_torch("learning from rows (--calib)")
+    if options.sparsity is not None and isinstance(patterns.parse(options.sparsity), patterns.Tiles):
+        require_torch("--sparsity tiles")
+    if options.device == "cuda":
+        require_torch("--device cuda")
+
+
 def device_of(wanted: str) -> str:
     """Where scoring runs, "cpu" or "cuda"."""
     if not has_torch():
-        if wanted == "cuda":
-            require_torch("--device cuda")
         return "cpu"
     import torch
 

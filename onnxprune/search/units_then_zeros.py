@@ -14,7 +14,6 @@ from onnxprune.errors import NothingToPruneError, UsageError
 from onnxprune.graph.plan import Budget, Plan
 from onnxprune.graph.structure.linear_layers import Linear, find_linears
 from onnxprune.probe.branch_norms import flows
-from onnxprune.probe.engine import require_torch
 from onnxprune.refit.finetune import finetune
 from onnxprune.refit.linear_stand_ins import cheaper, mapped
 from onnxprune.refit.solvers import Tiled, Tiles, parse
@@ -47,7 +46,6 @@ def carry_out(planner: Planner, budget: Budget) -> Plan:
     limit = budget.limit(planner.costs.total(budget.kind))
     pattern = None if planner.options.sparsity is None else parse(planner.options.sparsity)
     if isinstance(pattern, Tiles):
-        require_torch("--sparsity tiles")
         return planner.based(sparse(planner, tiled(planner, pattern, budget.kind, limit)))
     plan = structured(planner, budget.kind, limit)
     return planner.based(plan if pattern is None else sparse(planner, plan))

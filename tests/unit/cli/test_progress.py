@@ -35,7 +35,7 @@ def test_every_stage_and_every_guess_is_a_line(run: Run, folder: Path) -> None:
     )
     assert code == 0, err
     lines = err.splitlines()
-    stages = [STAGES[s] + " …" for s in ("load", "analyze", "read", "score", "table", "search", "rewrite", "check")]
+    stages = [STAGES[s] + " …" for s in ("load", "read", "analyze", "score", "table", "search", "rewrite", "check")]
     assert [line for line in lines if line in stages] == stages
     assert any(line.startswith("  rows: 60 of tensors from ") for line in lines)
     assert any(re.match(r"  costs are counted at batch=1; --shape says otherwise", line) for line in lines)

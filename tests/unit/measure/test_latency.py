@@ -49,7 +49,7 @@ class Session:
         self.name, self.clock, self.log, self.times, self.provider = name, clock, log, times, provider
         self.calls = 0
 
-    def run(self, outputs: Any, feeds: Any) -> list[np.ndarray]:
+    def run(self, outputs: Any, feeds: Any, options: Any = None) -> list[np.ndarray]:
         self.log.append(self.name)
         self.clock.now += round(self.times[self.calls % len(self.times)] * 1e6)
         self.calls += 1
@@ -118,7 +118,7 @@ def test_a_speed_up_that_processor_time_denies_is_not_quoted(monkeypatch: pytest
     """Other programs had the cores while the dense model ran."""
     dense = Session.run
 
-    def interrupted(self: Session, outputs: Any, feeds: Any) -> list[np.ndarray]:
+    def interrupted(self: Session, outputs: Any, feeds: Any, options: Any = None) -> list[np.ndarray]:
         before = self.clock.now
         found = dense(self, outputs, feeds)
         self.clock.waited += round((self.clock.now - before) * (1 - 1 / 5)) if self.name == "d" else 0

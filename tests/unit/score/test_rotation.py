@@ -93,7 +93,7 @@ def test_heads_of_low_rank_lose_the_rest_unnoticed(tmp_path: Path) -> None:
     )  # fmt: skip
     assert {k: tuple(v) for k, v in result.plan.keep.items()} == low
     feeds = {"x": RNG.standard_normal((2, 7, 16), dtype=np.float32)}
-    assert distance(in_runtime(result.model, feeds), in_runtime(path, feeds)) < 1e-5
+    assert distance(in_runtime(result.model, feeds), in_runtime(path, feeds)) < 1e-4
 
 
 def test_a_plan_of_rotated_heads_is_repeated_without_data(tmp_path: Path) -> None:
