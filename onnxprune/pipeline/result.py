@@ -56,7 +56,7 @@ class Result:
             UsageError: there is one and `force` is off, or the name is that of something the run read.
         """
         target, sources = Path(path), self.report.recipe.get("sources", {})
-        if target.suffix != ".onnx" and (self.dense is None or not self.dense.parts):
+        if target.suffix != ".onnx" and not target.is_file() and (self.dense is None or not self.dense.parts):
             return self._saved_whole(target, force)
         read = [sources.get(name) for name in ("calibration", "evaluation")]
         inputs = output_files.inputs_of(Path(self.report.model.path), *read, tokenizer=sources.get("tokenizer"))

@@ -118,7 +118,9 @@ def shape_of(dense: Model, shape: Mapping[str, int], rows: Dataset | None) -> di
     if unknown:
         raise UsageError(f"--shape {unknown[0]}: the graph's dimensions are {', '.join(sorted(known)) or 'all fixed'}")
     found = {**(rows.mean_shape(dense.inputs) if rows is not None else {}), **shape}
-    found = default_bindings(dense, _summed(found, shape, known))
+    found = _summed(found, shape, known)
+    empty = {name: 0 for name, size in found.items() if not size and name not in shape}  # as rows have it
+    found = {**default_bindings(dense, {n: s for n, s in found.items() if n not in empty}), **empty}
     missing = sorted(known - found.keys())
     if missing:
         stated = ",".join(f"{name}=128" for name in missing)
