@@ -22,3 +22,10 @@ def test_an_input_that_nothing_reads_may_be_empty(tmp_path: Path) -> None:
     asked = {"flops": 0.6, "units": ("neurons",), "round_to": 1, "compensate": False, "measure_latency": False}
     result = onnxprune.prune(model, tmp_path / "small.onnx", calibration=rows, **asked)  # type: ignore[arg-type]
     assert result.report.flops.ratio <= 0.6
+
+
+def test_what_is_thrown_away_has_no_place(tmp_path: Path) -> None:
+    model = written(tmp_path, TEXT, {"a": (6, 32), "b": (32, 3)})
+    result = onnxprune.prune(model, params=0.7, method="magnitude", units=("neurons",), shape={"n": 1, "k": 1})
+    assert result.files == ()
+    assert not result.report.model.pruned_path
