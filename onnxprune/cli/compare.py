@@ -12,8 +12,8 @@ import click
 from click.core import ParameterSource
 
 from onnxprune.cli.export import import_bench
-from onnxprune.cli.help import Command, among, metrics, providers
-from onnxprune.cli.options import MODEL, MOST, Pairs, ints, logs, split, stated_shape, talk
+from onnxprune.cli.help import Command
+from onnxprune.cli.options import MODEL, MOST, Pairs, in_metrics, ints, logs, on_providers, stated_shape, talk
 from onnxprune.cli.progress import Bar
 from onnxprune.cli.reading import OUTSIDE, images
 from onnxprune.errors import UsageError
@@ -23,15 +23,8 @@ from onnxprune.errors import UsageError
 @MODEL
 @click.argument("pruned", type=click.Path(path_type=Path))
 @click.option("--eval", "evaluation", required=True, metavar="ROWS", help="Rows to compare on.")
-@click.option("--metric", shell_complete=among(metrics), multiple=True, help="Task metric; guessed.")
-@click.option(
-    "--ep",
-    shell_complete=among(providers),
-    default="cpu",
-    show_default=True,
-    callback=split,
-    help="Execution providers.",
-)
+@in_metrics("Task metric; guessed.")
+@on_providers("Execution providers.")
 @click.option("--columns", type=Pairs(str))
 @click.option("--pairs", type=click.Choice(["joint", "separate"]))
 @click.option("--tokenizer", type=click.Path(path_type=Path))
@@ -90,14 +83,7 @@ def validate(
 @click.option("--import", "imported", type=click.Path(path_type=Path), help="What a phone measured: result.json.")
 @click.option("--table", type=click.Path(path_type=Path), help="With --import: latency table to write.")
 @click.option("--force", is_flag=True, help="Replace a table that exists.")
-@click.option(
-    "--ep",
-    shell_complete=among(providers),
-    default="cpu",
-    show_default=True,
-    callback=split,
-    help="Execution providers.",
-)
+@on_providers("Execution providers.")
 @click.option("--batch", default="1", show_default=True, callback=ints, help="Batch sizes: 1,8.")
 @click.option("--seq", default="", callback=ints, help="Sequence lengths: 64,128,384.")
 @stated_shape("Other dimensions, by the graph's names.")

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from onnxprune.cli.help import Command
-from onnxprune.cli.options import MODEL, MOST, Pairs, logs, reads, stated_shape, talk
+from onnxprune.cli.options import MODEL, MOST, Pairs, in_metrics, logs, reads, stated_shape, talk
 from onnxprune.cli.progress import Bar
 from onnxprune.cli.reading import OUTSIDE
 
@@ -44,7 +44,7 @@ class _Targets(click.Choice):  # type: ignore[type-arg,unused-ignore]
 @stated_shape("Sizes where the target fixes them, by the graph's names.")
 @click.option("--bench", is_flag=True, help="android: add scripts that measure on a phone.")
 @click.option("--web-runtime", type=click.Path(path_type=Path), help="web: folder with onnxruntime-web's files.")
-@click.option("--metric", multiple=True, help="Task metric; guessed.")
+@in_metrics("Task metric; guessed.")
 @click.option("--columns", type=Pairs(str), help="Rename columns: text=sentence1,label=gold.")
 @click.option("--pairs", type=click.Choice(["joint", "separate"]), help="Two texts as one input, or as two; guessed.")
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json or a folder.")

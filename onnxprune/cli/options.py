@@ -97,6 +97,32 @@ def rounding(ctx: click.Context, param: click.Parameter, value: str) -> int | No
         raise click.BadParameter(f"{value!r} is neither a number nor auto") from None
 
 
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def together(*options: Decorator) -> Decorator:
+    """Options as one decorator; a command shows the last of them first."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in options:
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def on_providers(what: str) -> Decorator:
+    """Execution providers, with commas between."""
+    return click.option(
+        "--ep", shell_complete=among(providers), default="cpu", show_default=True, callback=split, help=what
+    )
+
+
+def in_metrics(what: str) -> Decorator:
+    """Metrics of the task, of which several may be named."""
+    return click.option("--metric", shell_complete=among(metrics), multiple=True, help=what)
+
+
 MODEL = click.argument("model", type=click.Path(path_type=Path))
 
 
@@ -121,129 +147,126 @@ def budgets(command: Any) -> Any:
     return command
 
 
-def stated_shape(what: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def stated_shape(what: str) -> Decorator:
     """Sizes by the graph's names for them; several options say more, not something else."""
     return click.option("--shape", type=Pairs(size), multiple=True, callback=merged, help=what)
 
 
-def planning(command: Any) -> Any:
-    """What decides the plan: the fields of search.options.Options."""
-    for option in (
-        click.option(
-            "--method",
-            shell_complete=among(methods),
-            default="auto",
-            show_default=True,
-            help="How units are ordered: auto, obs, optin, seven, seven-dyn, snip, fisher, taylor, platon, wanda, "
-            "magnitude, or a mixture: optin+0.5*seven.",
-        ),
-        click.option(
-            "--alpha", default="0.8,0.8", show_default=True, callback=decays, help="SEVEN's decays of both moments."
-        ),
-        click.option(
-            "--search",
-            shell_complete=among(searches),
-            default="table",
-            show_default=True,
-            help="table: measured damage; rank: the papers' search.",
-        ),
-        click.option(
-            "--units",
-            shell_complete=among(kinds),
-            default="auto",
-            show_default=True,
-            callback=split,
-            help="What may go: heads, neurons, blocks, channels (auto: the first three, head_ranks with the default "
-            "method and search, and channels where the graph is made of convolutions); in place of heads, query_heads; "
-            "beside them head_ranks (dimensions within heads, rotated first) or head_dims (those that cannot be, too); "
-            "or hidden alone, the width of the stream (experimental).",
-        ),
-        click.option(
-            "--sparsity",
-            metavar="PATTERN",
-            help="Zeros in what is left: tiles:0.5 (skipped on every provider, and counted in the budget), 2:4, 8:16, "
-            "4x1:0.5 or 16x16:0.5 (blocks), pattern:4x4:0.5, unstructured:0.5.",
-        ),
-        click.option(
-            "--solver",
-            shell_complete=among(solvers),
-            default="auto",
-            show_default=True,
-            help="How --sparsity chooses zeros: admm, sparsegpt, wanda, magnitude, seven, seven-dyn, platon.",
-        ),
-        click.option(
-            "--finetune",
-            default=0,
-            type=click.IntRange(0, MOST),
-            metavar="STEPS",
-            help="Tune sparse weights with their masks; no labels.",
-        ),
-        click.option(
-            "--snip-threshold",
-            type=float,
-            metavar="NORM",
-            help="First drop every residual branch that writes less than this, relative to the stream (0.3).",
-        ),
-        click.option(
-            "--snip-spectral", is_flag=True, help="That norm with each weight divided by its largest singular value."
-        ),
-        click.option("--no-compensate", is_flag=True, help="Leave the surviving weights as they are."),
-        click.option(
-            "--round-to",
-            default="auto",
-            show_default=True,
-            callback=rounding,
-            help="Widths in multiples of this; auto: what runs fast.",
-        ),
-        click.option("--uniform", is_flag=True, help="Every layer alike."),
-        click.option("--include", multiple=True, callback=split, help="Only units or nodes that match (glob)."),
-        click.option("--exclude", multiple=True, callback=split, help="Not the units or nodes that match (glob)."),
-        stated_shape("Where FLOPs are counted, and of random rows: batch_size=1,sequence_length=128."),
-        click.option(
-            "--calls",
-            type=Pairs(size),
-            default={},
-            help="Of a folder of several graphs, how often each runs where FLOPs are counted: "
-            "decoder_with_past_model=32; once by default.",
-        ),
-        click.option(
-            "--rows",
-            default=512,
-            type=click.IntRange(1, MOST),
-            show_default=True,
-            help="The most calibration rows read.",
-        ),
-        click.option(
-            "--device",
-            shell_complete=among(lambda: ("auto", "cpu", "cuda")),
-            default="auto",
-            show_default=True,
-            help="Where scoring runs: auto, cpu, cuda.",
-        ),
-        click.option("--seed", default=0, type=click.IntRange(0, MOST), show_default=True, help="Of every draw."),
-        click.option("--threads", default=0, type=click.IntRange(0, MOST_THREADS), help="Of scoring; 0 for all cores."),
-        click.option(
-            "--max-memory",
-            metavar="SIZE",
-            callback=memory,
-            help="What the process may hold (8GB): batches are planned by it, models of more than a quarter of it are "
-            "read and run in parts, and what cannot fit is refused; default: what the machine has, and has free.",
-        ),
-        click.option(
-            "--latency-threads",
-            default=1,
-            type=click.IntRange(1, MOST_THREADS),
-            show_default=True,
-            help="Of the sessions that are timed.",
-        ),
-        click.option(
-            "--latency-table",
-            type=click.Path(exists=True, dir_okay=False, resolve_path=True),
-            help="A table measured elsewhere, by `profile` or a phone, instead of one measured here.",
-        ),
-    ):
-        command = option(command)
-    return command
+planning = together(
+    click.option(
+        "--method",
+        shell_complete=among(methods),
+        default="auto",
+        show_default=True,
+        help="How units are ordered: auto, obs, optin, seven, seven-dyn, snip, fisher, taylor, platon, wanda, "
+        "magnitude, or a mixture: optin+0.5*seven.",
+    ),
+    click.option(
+        "--alpha", default="0.8,0.8", show_default=True, callback=decays, help="SEVEN's decays of both moments."
+    ),
+    click.option(
+        "--search",
+        shell_complete=among(searches),
+        default="table",
+        show_default=True,
+        help="table: measured damage; rank: the papers' search.",
+    ),
+    click.option(
+        "--units",
+        shell_complete=among(kinds),
+        default="auto",
+        show_default=True,
+        callback=split,
+        help="What may go: heads, neurons, blocks, channels (auto: the first three, head_ranks with the default "
+        "method and search, and channels where the graph is made of convolutions); in place of heads, query_heads; "
+        "beside them head_ranks (dimensions within heads, rotated first) or head_dims (those that cannot be, too); "
+        "or hidden alone, the width of the stream (experimental).",
+    ),
+    click.option(
+        "--sparsity",
+        metavar="PATTERN",
+        help="Zeros in what is left: tiles:0.5 (skipped on every provider, and counted in the budget), 2:4, 8:16, "
+        "4x1:0.5 or 16x16:0.5 (blocks), pattern:4x4:0.5, unstructured:0.5.",
+    ),
+    click.option(
+        "--solver",
+        shell_complete=among(solvers),
+        default="auto",
+        show_default=True,
+        help="How --sparsity chooses zeros: admm, sparsegpt, wanda, magnitude, seven, seven-dyn, platon.",
+    ),
+    click.option(
+        "--finetune",
+        default=0,
+        type=click.IntRange(0, MOST),
+        metavar="STEPS",
+        help="Tune sparse weights with their masks; no labels.",
+    ),
+    click.option(
+        "--snip-threshold",
+        type=float,
+        metavar="NORM",
+        help="First drop every residual branch that writes less than this, relative to the stream (0.3).",
+    ),
+    click.option(
+        "--snip-spectral", is_flag=True, help="That norm with each weight divided by its largest singular value."
+    ),
+    click.option("--no-compensate", is_flag=True, help="Leave the surviving weights as they are."),
+    click.option(
+        "--round-to",
+        default="auto",
+        show_default=True,
+        callback=rounding,
+        help="Widths in multiples of this; auto: what runs fast.",
+    ),
+    click.option("--uniform", is_flag=True, help="Every layer alike."),
+    click.option("--include", multiple=True, callback=split, help="Only units or nodes that match (glob)."),
+    click.option("--exclude", multiple=True, callback=split, help="Not the units or nodes that match (glob)."),
+    stated_shape("Where FLOPs are counted, and of random rows: batch_size=1,sequence_length=128."),
+    click.option(
+        "--calls",
+        type=Pairs(size),
+        default={},
+        help="Of a folder of several graphs, how often each runs where FLOPs are counted: "
+        "decoder_with_past_model=32; once by default.",
+    ),
+    click.option(
+        "--rows",
+        default=512,
+        type=click.IntRange(1, MOST),
+        show_default=True,
+        help="The most calibration rows read.",
+    ),
+    click.option(
+        "--device",
+        shell_complete=among(lambda: ("auto", "cpu", "cuda")),
+        default="auto",
+        show_default=True,
+        help="Where scoring runs: auto, cpu, cuda.",
+    ),
+    click.option("--seed", default=0, type=click.IntRange(0, MOST), show_default=True, help="Of every draw."),
+    click.option("--threads", default=0, type=click.IntRange(0, MOST_THREADS), help="Of scoring; 0 for all cores."),
+    click.option(
+        "--max-memory",
+        metavar="SIZE",
+        callback=memory,
+        help="What the process may hold (8GB): batches are planned by it, models of more than a quarter of it are "
+        "read and run in parts, and what cannot fit is refused; default: what the machine has, and has free.",
+    ),
+    click.option(
+        "--latency-threads",
+        default=1,
+        type=click.IntRange(1, MOST_THREADS),
+        show_default=True,
+        help="Of the sessions that are timed.",
+    ),
+    click.option(
+        "--latency-table",
+        type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+        help="A table measured elsewhere, by `profile` or a phone, instead of one measured here.",
+    ),
+)
+"""What decides the plan: the fields of search.options.Options."""
 
 
 def seeds(ctx: click.Context, param: click.Parameter, value: Any) -> tuple[int, ...]:
@@ -264,20 +287,17 @@ CLUSTER = click.option(
 )
 
 
-def spread(command: Any) -> Any:
-    """Where the work is done, and where what is measured outlives the run."""
-    for option in (
-        click.option("--workers", type=click.IntRange(1, MOST_THREADS), help="Processes of this machine that plan."),
-        CLUSTER,
-        click.option(
-            "--store",
-            metavar="URL",
-            help="Keep what is measured, and finished plans, in this folder (s3://bucket/runs, or any that fsspec "
-            "knows): a run that was lost goes on from there, on any machine.",
-        ),
-    ):
-        command = option(command)
-    return command
+spread = together(
+    click.option("--workers", type=click.IntRange(1, MOST_THREADS), help="Processes of this machine that plan."),
+    CLUSTER,
+    click.option(
+        "--store",
+        metavar="URL",
+        help="Keep what is measured, and finished plans, in this folder (s3://bucket/runs, or any that fsspec "
+        "knows): a run that was lost goes on from there, on any machine.",
+    ),
+)
+"""Where the work is done, and where what is measured outlives the run."""
 
 
 def rewriting(command: Any) -> Any:
@@ -309,33 +329,18 @@ def bundle_beside(asked: str | None, target: Path) -> Path | None:
     return Path(asked) if asked else target.with_name(f"{target.name.removesuffix('.onnx')}.debug.zip")
 
 
-def judged(command: Any) -> Any:
-    """What the result is measured on."""
-    for option in (
-        click.option(
-            "--eval",
-            "evaluation",
-            metavar="ROWS",
-            help="Rows for the report; default: some calibration rows, set aside.",
-        ),
-        click.option(
-            "--metric",
-            shell_complete=among(metrics),
-            multiple=True,
-            help="Task metric; guessed from labels and outputs.",
-        ),
-        click.option(
-            "--ep",
-            shell_complete=among(providers),
-            default="cpu",
-            show_default=True,
-            callback=split,
-            help="Execution providers to validate and time on.",
-        ),
-        click.option("--no-latency", is_flag=True, help="Do not time the models."),
-    ):
-        command = option(command)
-    return command
+judged = together(
+    click.option(
+        "--eval",
+        "evaluation",
+        metavar="ROWS",
+        help="Rows for the report; default: some calibration rows, set aside.",
+    ),
+    in_metrics("Task metric; guessed from labels and outputs."),
+    on_providers("Execution providers to validate and time on."),
+    click.option("--no-latency", is_flag=True, help="Do not time the models."),
+)
+"""What the result is measured on."""
 
 
 def talk(command: Any) -> Any:

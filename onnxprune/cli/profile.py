@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from onnxprune.cli.help import Command
-from onnxprune.cli.options import CLUSTER, MODEL, Pairs, ints, logs, reads, size, split, talk
+from onnxprune.cli.options import CLUSTER, MODEL, Pairs, ints, logs, on_providers, reads, size, split, talk
 from onnxprune.cli.progress import Bar
 
 
@@ -17,7 +17,7 @@ from onnxprune.cli.progress import Bar
 @MODEL
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="table.json to write.")
 @click.option("--micro", type=click.Path(path_type=Path), help="Folder to make, with what measures elsewhere.")
-@click.option("--ep", default="cpu", show_default=True, callback=split, help="Execution providers.")
+@on_providers("Execution providers.")
 @click.option("--shape", type=Pairs(size), multiple=True, help="Where to measure; may be given several times.")
 @click.option("--threads", default="1", show_default=True, callback=ints, help="Threads inside one operator: 1,2.")
 @click.option("--units", default="heads,neurons,blocks", show_default=True, callback=split, help="What may be cut.")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from onnxprune.cli.options import MOST, Pairs
+from onnxprune.cli.options import MOST, Pairs, together
 
 OUTSIDE = click.option(
     "--allow-outside", is_flag=True, help="Read images and sounds that lie outside of the rows' folder, too."
@@ -36,34 +35,28 @@ IMAGES = (
 )
 
 
-def images(command: Any) -> Any:
-    """How images are prepared."""
-    for option in IMAGES:
-        command = option(command)
-    return command
+images = together(*IMAGES)
+"""How images are prepared."""
 
 
-def calibration(command: Any) -> Any:
-    """What rows to learn from, and how they are read."""
-    for option in (
-        click.option(
-            "--calib",
-            "calibration",
-            metavar="ROWS",
-            help="Rows to learn from: .jsonl, .json, .csv, .tsv, .parquet, .npz, a folder of images, or `random`.",
-        ),
-        click.option("--columns", type=Pairs(str), help="Rename columns: text=sentence1,label=gold."),
-        click.option(
-            "--pairs",
-            type=click.Choice(["joint", "separate"]),
-            help="Two texts as one input, or as two; guessed and said.",
-        ),
-        click.option(
-            "--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json or a folder, if not beside the model."
-        ),
-        click.option("--max-length", type=click.IntRange(1, MOST), help="The most tokens of a row."),
-        *IMAGES,
-        OUTSIDE,
-    ):
-        command = option(command)
-    return command
+calibration = together(
+    click.option(
+        "--calib",
+        "calibration",
+        metavar="ROWS",
+        help="Rows to learn from: .jsonl, .json, .csv, .tsv, .parquet, .npz, a folder of images, or `random`.",
+    ),
+    click.option("--columns", type=Pairs(str), help="Rename columns: text=sentence1,label=gold."),
+    click.option(
+        "--pairs",
+        type=click.Choice(["joint", "separate"]),
+        help="Two texts as one input, or as two; guessed and said.",
+    ),
+    click.option(
+        "--tokenizer", type=click.Path(path_type=Path), help="tokenizer.json or a folder, if not beside the model."
+    ),
+    click.option("--max-length", type=click.IntRange(1, MOST), help="The most tokens of a row."),
+    *IMAGES,
+    OUTSIDE,
+)
+"""What rows to learn from, and how they are read."""

@@ -185,8 +185,7 @@ def _described(known: Any) -> Any:
 
     if not known.type.startswith("tensor("):
         raise ModelError(f"{known.name} is a {known.type}: the model cannot be run in segments; give more memory")
-    kind = known.type.removeprefix("tensor(").removesuffix(")").upper()
-    kind = onnx.TensorProto.DataType.Value({"FLOAT8E4M3FN": "FLOAT8E4M3FN"}.get(kind, kind))
+    kind = onnx.TensorProto.DataType.Value(known.type.removeprefix("tensor(").removesuffix(")").upper())
     # A session tells the same of a scalar as of a value whose shape it does not know.
     return onnx.helper.make_tensor_value_info(known.name, kind, list(known.shape) or None)
 

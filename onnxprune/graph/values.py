@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -37,12 +38,15 @@ def constant(model: ir.Model, array: Any, name: str, graph: ir.Graph | None = No
     return value
 
 
+_NAMES = "onnxprune.names"
+
+
 def _value_names(model: ir.Model) -> set[str]:
-    cached: set[str] | None = model.graph.meta.get("onnxprune.names")
+    cached: set[str] | None = model.graph.meta.get(_NAMES)
     if cached is None:
         cached = {v.name or "" for n in model.graph.all_nodes() for v in n.outputs}
         cached |= {v.name or "" for v in model.graph.inputs}
-        model.graph.meta["onnxprune.names"] = cached
+        model.graph.meta[_NAMES] = cached
     return cached
 
 
@@ -54,3 +58,25 @@ def hand_over(old: ir.Value, new: ir.Value) -> None:
         name, old.name = old.name, None
         new.name = name
         new.metadata_props.update(old.metadata_props)
+
+
+def succeed(node: ir.Node, made: Sequence[ir.Node]) -> None:
+    """Put nodes in another's place; the last of them gives what it gave, under its name, and the node goes."""
+    assert node.graph is not None
+    result, value = node.outputs[0], made[-1].outputs[0]
+    value.shape, value.type = result.shape, result.type
+    node.prepend(made)
+    name, result.name = result.name, None
+    result.replace_all_uses_with(value, replace_graph_outputs=True)
+    value.name = name
+    node.graph.remove(node, safe=True)
+
+
+def is_matrix(tensor: ir.TensorProtocol | None) -> bool:
+    """Whether a tensor is there and has two axes or more of several indices."""
+    return tensor is not None and sum(size != 1 for size in tensor.shape.numpy()) > 1
+
+
+def forget_names(graph: ir.Graph) -> None:
+    """Let the names of a graph's values be looked up anew: they were given without `constant`."""
+    graph.meta.pop(_NAMES, None)

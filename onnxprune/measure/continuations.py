@@ -6,7 +6,6 @@ is checked a step further too.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,9 +13,8 @@ import numpy as np
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.graph import runtime
+from onnxprune.graph.joined.wiring import cache_key
 from onnxprune.graph.model import InputSpec, Model, Wires
-
-_PAST = re.compile(r"past(_key_values?|_key|_value)?", re.IGNORECASE)
 
 
 def caches(dense: Model) -> dict[str, str]:
@@ -28,18 +26,17 @@ def caches(dense: Model) -> dict[str, str]:
 
 def _continued(dense: Model) -> dict[str, str]:
     """The same of those caches that have one."""
-    given = {_key(spec): spec.name for spec in dense.outputs if _is_cache(spec) and "present" in spec.name.lower()}
-    taken = {spec.name: _key(spec) for spec in dense.inputs if _is_cache(spec) and "past" in spec.name.lower()}
+    given = {
+        cache_key(spec.name): spec.name for spec in dense.outputs if _is_cache(spec) and "present" in spec.name.lower()
+    }
+    taken = {
+        spec.name: cache_key(spec.name) for spec in dense.inputs if _is_cache(spec) and "past" in spec.name.lower()
+    }
     return {name: given[key] for name, key in taken.items() if key in given}
 
 
 def _is_cache(spec: InputSpec) -> bool:
     return spec.dtype.kind == "f" and len(spec.shape) >= 4
-
-
-def _key(spec: InputSpec) -> str:
-    """What is left of a cache's name without the word for its time."""
-    return _PAST.sub("", re.sub("present(_key_values?)?", "", spec.name, flags=re.IGNORECASE)).strip("._")
 
 
 def continued(dense: Model, feeds: Sequence[runtime.Feeds], most: int = 2) -> list[runtime.Feeds]:
@@ -58,9 +55,7 @@ def continued(dense: Model, feeds: Sequence[runtime.Feeds], most: int = 2) -> li
     return [step for step in steps if step is not None]
 
 
-def going_on(
-    model: Model, feeds: runtime.Feeds, outputs: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray] | None:  # fmt: skip
+def going_on(model: Model, feeds: runtime.Feeds, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray] | None:
     """A batch with a token more behind the caches that a graph gave for it; those that it does not give stay.
 
     Returns:

@@ -16,7 +16,7 @@ from onnxprune.graph import runtime, segments
 from onnxprune.graph.finite import require
 from onnxprune.graph.model import Model, Wires
 from onnxprune.graph.plan import Plan, Structure
-from onnxprune.graph.quantised import Quantised, noted
+from onnxprune.graph.quantised import is_quantised, noted
 from onnxprune.measure.unrounded import unrounded, unrounded_file
 from onnxprune.measure.unsaturated import unsaturated
 from onnxprune.probe.engine import to_numpy
@@ -295,7 +295,6 @@ def _kinds(dense: Model) -> set[str]:
     """What makes a graph's numbers coarse: names of `TOLERANCE` and `_MOST`."""
     types = {v.dtype.name.lower() for v in dense.graph.initializers.values() if v.dtype is not None} & set(TOLERANCE)
     coarse = any(n.op_type in _QUANTIZED or n.op_type.startswith("QLinear") for n in dense.graph.all_nodes())
-    coarse |= any(noted(n) is not None for n in dense.graph)
-    coarse |= any(isinstance(v.const_value, Quantised) for v in dense.graph.initializers.values())
+    coarse |= is_quantised(dense.graph)
     rounded = any(n.op_type in _ROUNDING or ((note := noted(n)) is not None and note.dynamic) for n in dense.graph)
     return types | ({"quantized"} if coarse else set()) | ({"rounded"} if rounded else set())

@@ -11,6 +11,7 @@ from onnxprune.graph import model as models
 from onnxprune.graph import segments
 from onnxprune.graph.dimensions import evaluate
 from onnxprune.graph.example_feeds import synthesize
+from onnxprune.graph.joined.wiring import NEXT
 from onnxprune.graph.model import Model
 from onnxprune.graph.runtime import run
 from onnxprune.measure.cost import default_bindings, symbols
@@ -19,8 +20,6 @@ logger = logging.getLogger(__name__)
 
 TRIED = (64, 256, 224, 512, 640, 576, 1024, 16000, 32, 16, 8, 1)
 """Of every open dimension, after the one that was asked for: lengths, edges of images, samples."""
-AHEAD = "next_"
-"""What begins the names of inputs and sizes of a step behind a cache, where several graphs are joined: one token."""
 LARGEST = 400_000_000
 """Bytes of a file that is run to find out; one of more takes the first."""
 
@@ -58,11 +57,11 @@ def runnable(dense: Model, stated: Mapping[str, int], first: int) -> dict[str, i
 
 
 def _filled(dense: Model, stated: Mapping[str, int], size: int) -> dict[str, int]:
-    """As stated, the batch 1, names `size`; sums of names follow their parts."""
+    """As stated, the batch 1, one token behind a cache, names `size`; sums of names follow their parts."""
     found = default_bindings(dense, dict(stated))
     names = symbols(dense)
-    ahead = {d for spec in dense.inputs for d in spec.shape if spec.name.startswith(AHEAD)}
-    found |= {name: 1 for name in names if name not in found and name in ahead and name.startswith(AHEAD)}
+    ahead = {d for spec in dense.inputs for d in spec.shape if spec.name.startswith(NEXT)}
+    found |= {name: 1 for name in names if name not in found and name in ahead and name.startswith(NEXT)}
     for name in names:
         if name.isidentifier() or "." in name:
             found.setdefault(name, size)

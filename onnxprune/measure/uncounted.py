@@ -8,7 +8,7 @@ Runtime's own profile says how much that is.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -18,6 +18,7 @@ from onnxprune.graph import model as models
 from onnxprune.graph import ops, outputs, runtime
 from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.model import Model
+from onnxprune.graph.single_nodes import bodies
 from onnxprune.measure.operator_profile import Call, calls, counted
 
 _PRODUCTS = frozenset(("CausalConvWithState", "DFT", "DeformConv", "Det", "LinearAttention", "STFT"))
@@ -104,15 +105,7 @@ def _runs_products(node: ir.Node) -> bool:
 
 def _inside(node: ir.Node) -> list[ir.Node]:
     """The nodes of the bodies of a node, and of theirs."""
-    return [inner for graph in _bodies(node) for inner in graph.all_nodes()]
-
-
-def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
+    return [inner for graph in bodies(node) for inner in graph.all_nodes()]
 
 
 def _profile(dense: Model, bindings: Mapping[str, int], examples: Sequence[runtime.Feeds]) -> tuple[Call, ...]:

@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from onnxprune.graph import model as models
+from onnxprune.graph import outputs
 from onnxprune.graph.ops.base import operand
 from onnxprune.graph.prepare import quantised
 from onnxprune.graph.quantised import forget, noted
+from onnxprune.graph.values import succeed
 
 
 def unrounded(model: ir.Model) -> ir.Model:
@@ -35,14 +36,7 @@ def unrounded(model: ir.Model) -> ir.Model:
         )
         if source is None or source.op_type != "QuantizeLinear" or source.inputs[0] is None or not _alike(source, node):
             continue
-        result = node.outputs[0]
-        made = ir.node("Identity", [source.inputs[0]], name=node.name, version=node.version)
-        made.outputs[0].shape, made.outputs[0].type = result.shape, result.type
-        node.prepend(made)
-        name, result.name = result.name, None
-        result.replace_all_uses_with(made.outputs[0], replace_graph_outputs=True)
-        made.outputs[0].name = name
-        clone.graph.remove(node, safe=True)
+        succeed(node, [ir.node("Identity", [source.inputs[0]], name=node.name, version=node.version)])
         if not source.outputs[0].uses() and not source.outputs[0].is_graph_output():
             clone.graph.remove(source, safe=True)
     return clone
@@ -66,5 +60,5 @@ def unrounded_file(file: Path) -> Iterator[Path]:
     model = models.read(file)
     quantised.fold(model)
     passes.RemoveUnusedNodesPass()(model)
-    with TemporaryDirectory(prefix="onnxprune-") as folder:
-        yield models.save(unrounded(model), Path(folder) / "unrounded.onnx")[0]
+    with outputs.scratch() as folder:
+        yield models.save(unrounded(model), folder / "unrounded.onnx")[0]

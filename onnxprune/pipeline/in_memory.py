@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import ModelError
 from onnxprune.graph import model as models
-from onnxprune.graph.joined.folder import Scratch
+from onnxprune.graph.outputs import Lasting
 from onnxprune.pipeline.result import Result
 
 P = ParamSpec("P")
@@ -34,7 +34,7 @@ def takes_models(
     def call(source: Source, *args: P.args, **kwargs: P.kwargs) -> T:
         if not isinstance(source, onnx.ModelProto | ir.Model):
             return function(source, *args, **kwargs)
-        scratch = Scratch()
+        scratch = Lasting()
         made: Any = function(written(source, scratch.path), *args, **kwargs)
         if isinstance(made, Result):
             made = replace(made, scratch=scratch)

@@ -43,13 +43,13 @@ from onnxprune.pipeline import output_files, report_facts
 from onnxprune.pipeline.debug_bundle import Place
 from onnxprune.pipeline.late import kept
 from onnxprune.pipeline.proof import prove
-from onnxprune.pipeline.remote import plan_within
 from onnxprune.pipeline.result import Result
 from onnxprune.pipeline.rows import read_rows, require_memory, require_one_graph, require_there, shape_of
 from onnxprune.pipeline.written import Written, listed, name_of, write
 from onnxprune.refit.sparsify import zeros_in
 from onnxprune.report import html
-from onnxprune.search import plan_store
+from onnxprune.report.text import UNITS
+from onnxprune.search import plan_store, units_then_zeros
 from onnxprune.search.defaults import require_engine, settled
 from onnxprune.search.latency_budget import verified
 from onnxprune.search.options import Options
@@ -58,9 +58,6 @@ from onnxprune.search.progress import Clock, Progress, quiet
 from onnxprune.search.store import Store
 
 logger = logging.getLogger(__name__)
-
-UNITS = {"flops": "MAC", "params": "parameters", "size": "bytes", "latency": "ms"}
-"""Of budgets that state an amount."""
 
 _ALIKE = (
     "refits took all tokens for equally important: what each weighs takes gradients, for which --max-memory would have "
@@ -179,7 +176,7 @@ class Job:
         known = plan_store.kept(self.planner, budget)
         if known is not None:
             return known
-        plan = plan_within(self.planner, self.dense, self.structure, budget)
+        plan = units_then_zeros.carry_out(self.planner, budget)
         plan_store.keep(self.planner, budget, plan)
         return plan
 
@@ -220,7 +217,8 @@ class Job:
         replace(plan, notes={**plan.notes, "shape": dict(self.planner.costs.bindings)}).save(
             out.folder / name_of(out, "plan.json")
         )
-        add_companions(self.home if self.dense.parts else self.home.parent, out)
+        assert self.dense.folder is not None
+        add_companions(self.dense.folder, out)
         report = replace(report, warnings=(*report.warnings, *out.said))
         with kept("no page", lacking):
             (out.folder / name_of(out, "report.html")).write_text(html.render(report), encoding="utf-8")

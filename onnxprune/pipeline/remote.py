@@ -26,7 +26,6 @@ from onnxprune.graph.plan import Budget, Plan, Ranking, Structure
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.measure.validation import Evidence, Teacher, compare
 from onnxprune.pipeline.written import write
-from onnxprune.refit.solvers.linalg import numpy_on_one_thread
 from onnxprune.search import by_table, units_then_zeros
 from onnxprune.search.damage_table import Row
 from onnxprune.search.options import Options
@@ -134,7 +133,7 @@ def plan(task: Task, brief: Brief, files: Files | None = None) -> Planned | Lack
         planner = place.planner(task)
         assert task.budget is not None
         before = dict(planner.clock.seconds)
-        made = plan_within(planner, place.dense, place.structure, task.budget)
+        made = units_then_zeros.carry_out(planner, task.budget)
         with outputs.scratch() as scratch:
             pruned = rewrite.apply(place.dense, place.structure, made)
             if not planner.options.keep_unread:
@@ -144,17 +143,6 @@ def plan(task: Task, brief: Brief, files: Files | None = None) -> Planned | Lack
                 evidence = place.evidence(file)
             seconds = {k: s - before.get(k, 0.0) for k, s in planner.clock.seconds.items()}
             return Planned(made, models.digest_of(file), evidence, seconds)
-
-
-def plan_within(planner: Planner, dense: Model, structure: Structure, budget: Budget) -> Plan:
-    """A plan within a budget, for every graph of the model.
-
-    Args:
-        structure: of the whole model; a planner's own leaves out what no output reads.
-    """
-    with numpy_on_one_thread():
-        plan = units_then_zeros.carry_out(planner, budget).everywhere(structure)
-        return replace(plan, files=dense.digests)
 
 
 class _Place:

@@ -10,8 +10,8 @@ import onnx_ir as ir
 
 from onnxprune.graph import model as models
 from onnxprune.graph.companions import add_companions
-from onnxprune.graph.joined.folder import Scratch
 from onnxprune.graph.model import Model
+from onnxprune.graph.outputs import Lasting, OutputSet
 from onnxprune.graph.plan import Plan
 from onnxprune.pipeline import output_files, written
 from onnxprune.report import Report, html, text
@@ -36,7 +36,7 @@ class Result:
     report: Report
     files: tuple[Path, ...] = ()
     dense: Model | None = None
-    scratch: Scratch | None = None
+    scratch: Lasting | None = None
 
     def __repr__(self) -> str:
         return f"<onnxprune.Result of {text.name(self.report)}: {text.sentence(self.report)}>"
@@ -55,32 +55,33 @@ class Result:
         Raises:
             UsageError: there is one and `force` is off, or the name is that of something the run read.
         """
-        target, sources = Path(path), self.report.recipe.get("sources", {})
-        if target.suffix != ".onnx" and not target.is_file() and (self.dense is None or not self.dense.parts):
-            return self._saved_whole(target, force)
-        read = [sources.get(name) for name in ("calibration", "evaluation")]
-        inputs = output_files.inputs_of(Path(self.report.model.path), *read, tokenizer=sources.get("tokenizer"))
-        with output_files.opened(target, Path(self.report.model.path), inputs, force=force) as out:
-            if self.dense is None or not self.dense.parts:
-                models.save(self.model, out.folder / target.name)
-            else:
-                made = written.write(self.dense, self.model, out.folder, target.name)
-                add_companions(out=out, source=Path(self.report.model.path))
+        target, source = Path(path), Path(self.report.model.path)
+        several = self.dense is not None and bool(self.dense.parts)
+        whole = target.suffix != ".onnx" and not target.is_file() and not several
+        if whole:
+            target = target / f"{source.stem}.pruned.onnx"
+        told = self.report.recipe.get("sources", {})
+        read = [told.get(name) for name in ("calibration", "evaluation")]
+        inputs = output_files.inputs_of(source, *read, tokenizer=told.get("tokenizer"))
+        with output_files.opened(target, source, inputs, force=force) as out:
+            if several:
+                assert self.dense is not None
+                made = written.write(self.dense, self.model, out.folder, out.first)
+                add_companions(source, out)
                 written.listed(out, self.dense, {}, made.files)
+            else:
+                models.save(self.model, out.folder / out.first)
+            if whole:
+                add_companions(source.parent, out)
+                self._tell(out)
             return out.commit()
 
-    def _saved_whole(self, folder: Path, force: bool) -> list[Path]:
-        source = Path(self.report.model.path)
-        stem = f"{source.stem}.pruned"
-        sources = self.report.recipe.get("sources", {})
-        read = [sources.get(name) for name in ("calibration", "evaluation")]
-        inputs = output_files.inputs_of(source, *read, tokenizer=sources.get("tokenizer"))
-        with output_files.opened(folder / f"{stem}.onnx", source, inputs, force=force) as out:
-            models.save(self.model, out.folder / out.first)
-            self.plan.save(out.folder / f"{stem}.plan.json")
-            add_companions(source.parent, out)
-            model = replace(self.report.model, pruned_path=str(out.target.absolute()))
-            report = replace(self.report, model=model, files={})
-            (out.folder / f"{stem}.report.html").write_text(html.render(report), encoding="utf-8")
-            replace(report, files=output_files.digests(out.folder)).save(out.folder / f"{stem}.report.json")
-            return out.commit()
+    def _tell(self, out: OutputSet) -> None:
+        """Put the plan and the reports beside the model."""
+        self.plan.save(out.folder / written.name_of(out, "plan.json"))
+        report = replace(
+            self.report, model=replace(self.report.model, pruned_path=str(out.target.absolute())), files={}
+        )
+        (out.folder / written.name_of(out, "report.html")).write_text(html.render(report), encoding="utf-8")
+        report = replace(report, files=output_files.digests(out.folder))
+        report.save(out.folder / written.name_of(out, "report.json"))

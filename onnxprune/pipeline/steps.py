@@ -10,12 +10,13 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxprune import rewrite
-from onnxprune.graph.joined.folder import Scratch
+from onnxprune.data import READING
+from onnxprune.graph import outputs
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Budget, Plan, Ranking, Structure
 from onnxprune.measure.validation import Evidence
-from onnxprune.pipeline.in_memory import written
 from onnxprune.pipeline.job import Job
+from onnxprune.pipeline.written import write
 from onnxprune.refit.solvers.linalg import numpy_on_one_thread
 from onnxprune.search.options import Options
 from onnxprune.search.planner import Planner
@@ -36,7 +37,6 @@ class Steps:
 
     job: Job
     budget: Budget
-    scratch: Scratch | None = None
 
     @classmethod
     def open(
@@ -49,14 +49,14 @@ class Steps:
             source: a file or a folder.
             calibration, evaluation: rows, as for `prune`.
             progress: called with (stage, done, of).
-            options: one budget (`flops`, `params`, `size`), how rows are read (`columns`, `pairs`, `tokenizer`,
-                `max_length`), `metric`, and fields of `search.options.Options`.
+            options: one budget (`flops`, `params`, `size`), how rows are read (`columns`, `tokenizer`, `preset`, …),
+                `metric`, and fields of `search.options.Options`.
         """
         limits = {kind: options.pop(kind) for kind in ("flops", "params", "size") if kind in options}
         budget = Budget("flops", 1.0)
         for kind, value in limits.items():
             budget = Budget.parse(kind, value)
-        asked = {name: options.pop(name, None) for name in ("columns", "pairs", "tokenizer", "max_length", "metric")}
+        asked = {name: options.pop(name) for name in (*READING, "metric") if name in options}
         job = Job.open(
             source,
             Options.of(budget, options),
@@ -110,9 +110,9 @@ class Steps:
 
     def rewrite(self, plan: Plan) -> ir.Model:
         """The graph with the plan carried out; `onnx_ir.save` writes it."""
-        return rewrite.apply(self.job.dense, self.structure, plan)
+        return rewrite.apply(self.job.dense, self.structure, plan.everywhere(self.structure))
 
     def validate(self, pruned: ir.Model) -> Evidence | None:
         """What a graph costs on the evaluation rows (or those set aside); None without rows."""
-        scratch = Scratch()
-        return self.job.evidence(written(pruned, scratch.path))
+        with outputs.scratch() as scratch:
+            return self.job.evidence(write(self.job.dense, pruned, scratch, "pruned.onnx").whole)

@@ -23,7 +23,7 @@ from onnxprune.pipeline.in_memory import takes_models
 from onnxprune.pipeline.job import Job
 from onnxprune.pipeline.result import Result
 from onnxprune.search import workers as engines
-from onnxprune.search.options import Options
+from onnxprune.search.options import Options, first_provider
 from onnxprune.search.store import Store
 from onnxprune.search.workers import Workers
 
@@ -89,7 +89,7 @@ def sweep(
     asked = [Budget.parse(kind, b) for b in budgets]
     if not asked:
         raise UsageError("a sweep needs at least one budget")
-    options = {"provider": _first(common.get("providers", ())), **(options or {})}
+    options = {"provider": first_provider(common.get("providers", ())), **(options or {})}
     tried = series_of(methods or [options.get("method", "auto")], seeds or [options.get("seed", 0)])
     made = [Options.of(asked[0], {**options, "method": one.method, "seed": one.seed}) for one in tried]
     file = joined.find(source)
@@ -157,9 +157,3 @@ def _target(folder: Path, file: Path, series: Series, kind: str, budget: Budget)
     stem, ending = (file.resolve().name, "") if file.is_dir() else (file.stem, ".onnx")
     name = ".".join(part for part in (stem, series.name, f"{kind}-{budget.value:g}") if part)
     return folder / f"{name}{ending}"
-
-
-def _first(providers: str | Sequence[str]) -> str:
-    """The provider that a latency budget is about."""
-    names = providers.split(",") if isinstance(providers, str) else providers
-    return next(iter(names), "cpu")

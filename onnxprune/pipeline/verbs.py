@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ from onnxprune.refit.sparsify import zeros_in
 from onnxprune.search import units_then_zeros
 from onnxprune.search import workers as engines
 from onnxprune.search.defaults import require_engine
-from onnxprune.search.options import Options
+from onnxprune.search.options import Options, first_provider
 from onnxprune.search.planner import Planner
 from onnxprune.search.progress import Progress
 from onnxprune.search.store import Store
@@ -119,9 +120,9 @@ def prune(
     asked |= {name: options.pop(name) for name in data.READING if name in options}
     common = {"providers": providers, "metric": metric, "quantize": quantize, "progress": progress, **asked}
     limits = {"flops": flops, "params": params, "size": size, "latency": latency}
-    options.setdefault("provider", _first(providers))
+    options.setdefault("provider", first_provider(providers))
     budget = _budget(limits, max_drop, options)
-    asked_options = Options.of(budget, options, _NAMES)
+    asked_options = Options.of(budget, options, signature(prune).parameters)
     target, file = Path(output) if output is not None else None, joined.find(source)
     inputs = _inputs(file, calibration, evaluation, tokenizer, options, reads)
     bundle = None if debug_bundle is None else Place.of(debug_bundle, inputs + Inputs.of(target), force=force)
@@ -165,18 +166,17 @@ def dry_run(
     reads: Sequence[str | os.PathLike[str]] = (),
     metric: str | Sequence[str] | None = None,
     progress: Progress | None = None,
-    columns: Mapping[str, str] | None = None,
-    pairs: Any = None,
-    max_length: int | None = None,
-    allow_outside: bool = False,
     **options: Any,
 ) -> Preview:
     """What `prune` would do with the same arguments: all is read and asked about, nothing scored, cut or written.
 
+    Args:
+        options: fields of `search.options.Options`, and how rows are read (`data.READING`).
+
     Raises:
         OnnxPruneError: as `prune` would, as far as that is known by then.
     """
-    options.setdefault("provider", _first(providers))
+    options.setdefault("provider", first_provider(providers))
     limits = {"flops": flops, "params": params, "size": size, "latency": latency}
     budget = _budget(limits, max_drop, options)
     file = joined.find(source)
@@ -185,17 +185,8 @@ def dry_run(
     return preview(
         file, Path(output), budget, max_drop, inputs, options,
         calibration, evaluation, force=force, quantize=quantize, providers=providers, metric=metric, progress=progress,
-        columns=columns, pairs=pairs, tokenizer=tokenizer, max_length=max_length, allow_outside=allow_outside,
-        **prepared,
+        tokenizer=tokenizer, **prepared,
     )  # fmt: skip
-
-
-_NAMES = (
-    "output", "flops", "params", "size", "latency", "max_drop", "calibration", "evaluation", "providers", "metric",
-    "measure_latency", "quantize", "force", "debug_bundle", "columns", "pairs", "tokenizer", "max_length",
-    "allow_outside", "progress", "workers", "cluster", "store",
-)  # fmt: skip
-"""Keyword arguments of `prune` besides the fields of `Options`."""
 
 
 def _budget(limits: Mapping[str, float | str | None], max_drop: str | None, options: Mapping[str, Any]) -> Budget:
@@ -224,12 +215,6 @@ def budget_of(*, whole: bool = False, **asked: float | str | None) -> Budget:
         raise UsageError(f"give exactly one budget ({', '.join(f'--{k}' for k in asked)}); got {got}")
     ((kind, value),) = given.items()
     return Budget.parse(kind, value)
-
-
-def _first(providers: str | Sequence[str]) -> str:
-    """The provider that a latency budget is about."""
-    names = providers.split(",") if isinstance(providers, str) else providers
-    return next(iter(names), "cpu")
 
 
 def needs_no_budget(options: Mapping[str, Any]) -> bool:
@@ -283,9 +268,9 @@ def _make_plan(
     for line in (*said, *uncounted.said(uncounted.find(dense, bindings, examples))):
         logger.warning("%s", line)
     planner = Planner(dense, structure, options, learn, bindings, progress=progress)
-    plan = units_then_zeros.carry_out(planner, options.budget).everywhere(structure)
+    plan = units_then_zeros.carry_out(planner, options.budget)
     landed = {} if planner.landing is None else {"latency": asdict(planner.landing)}
-    return replace(plan, notes={"shape": bindings, **landed}, files=dense.digests)
+    return replace(plan, notes={"shape": bindings, **landed})
 
 
 @takes_models
@@ -318,7 +303,7 @@ def _apply(
 ) -> Equivalence:
     dense = joined.load(source)
     structure = analyze(dense, hidden=any(name.startswith("hidden.") for name in plan.keep))
-    assert dense.home is not None
+    assert dense.folder is not None
     said = [*dense.said, *examine(dense)]
     # Sizes that the graph takes are those at which the plan was priced.
     known = {name: size for name, size in _sizes(plan).items() if name in symbols(dense)}
@@ -334,7 +319,7 @@ def _apply(
     for line in (*said, *more, *filter(None, [optional_inputs.changes(pruned)])):
         logger.warning("%s", line)
     zeros_in(made.whole, dense, structure, plan)
-    add_companions(dense.home if dense.parts else dense.home.parent, out)
+    add_companions(dense.folder, out)
     listed(out, dense, {}, made.files)
     return found
 

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnxprune.graph import joined
 from onnxprune.graph import model as models
 from onnxprune.graph.model import Model
-from onnxprune.graph.outputs import OutputSet, manifest
+from onnxprune.graph.outputs import Lasting, OutputSet, manifest
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def write(dense: Model, pruned: ir.Model, folder: Path, name: str) -> Written:
         file = models.save(pruned, folder / name)[0]
         return Written((file,), file)
     files = tuple(models.save(graph, folder / n)[0] for n, graph in joined.written(dense, pruned).items())
-    scratch = joined.Scratch()
+    scratch = Lasting()
     single = joined.alone(files, scratch)
     parts = tuple(single[part.file.stem][0] for part in dense.parts)
     assert dense.path is not None

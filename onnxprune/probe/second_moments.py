@@ -7,7 +7,6 @@ length are often small, and a sum of large matrices after each would take longer
 from __future__ import annotations
 
 import shutil
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -38,15 +37,6 @@ def drawn(count: int, rows: int, of: int) -> np.ndarray | None:
     return np.sort(np.random.default_rng(count).choice(count, quota, replace=False))
 
 
-class _Folder:
-    """A folder for temporary files, which goes with the last that refers to it."""
-
-    def __init__(self) -> None:
-        held = outputs.Scratch()
-        self.path = held.path
-        weakref.finalize(self, held.close)
-
-
 class Store:
     """Arrays that are done with for now: the first of them stay in memory, the others go to files that are mapped
     when they are read.
@@ -59,7 +49,7 @@ class Store:
 
     def __init__(self, limit: int) -> None:
         self.left = limit
-        self._folder: _Folder | None = None
+        self._folder: outputs.Lasting | None = None
         self._count = 0
 
     def keep(self, array: np.ndarray) -> Callable[[], np.ndarray]:
@@ -68,7 +58,7 @@ class Store:
             self.left -= array.nbytes
             return lambda: array
         if self._folder is None:
-            self._folder = _Folder()
+            self._folder = outputs.Lasting()
         self._count += 1
         folder, file = self._folder, self._folder.path / f"{self._count}.npy"
         free = shutil.disk_usage(folder.path).free

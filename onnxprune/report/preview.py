@@ -9,8 +9,6 @@ import click
 
 from onnxprune.report import text
 
-_UNITS = {"flops": "MAC", "params": "parameters", "size": "bytes", "latency": "ms"}
-
 
 def print_preview(found: Mapping[str, Any]) -> None:
     """On stdout.
@@ -28,7 +26,7 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     budget, shape = found["budget"], text.dims(found["shape"])
     kind = budget["kind"]
     if budget["allowed"] is not None:
-        unit = _UNITS[kind]
+        unit = text.UNITS[kind]
         at = f" at {shape}" if kind == "flops" and shape else ""
         yield (
             f"budget: --{kind} allows {text.si(budget['allowed'], unit)} of {text.si(budget['dense'], unit)}{at}; the "

@@ -35,6 +35,9 @@ _TITLES = {
     "r2": "R²",
 }
 
+UNITS = {"flops": "MAC", "params": "parameters", "size": "bytes", "latency": "ms"}
+"""Of budgets that state an amount."""
+
 TEACHER = ("agreement", "cosine", "teacher_spearman", "explained_variance")
 """Metrics of rows without labels: the dense model is what they compare with."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -184,3 +184,9 @@ class Options:
     def to_json(self) -> dict[str, Any]:
         """As plain data, for the report's recipe."""
         return asdict(self)
+
+
+def first_provider(providers: str | Sequence[str]) -> str:
+    """Of several execution providers, "cpu,cuda" or a sequence, the one that a latency budget is about."""
+    names = providers.split(",") if isinstance(providers, str) else providers
+    return next(iter(names), "cpu")

@@ -17,6 +17,7 @@ from onnxprune.probe.branch_norms import flows
 from onnxprune.refit.finetune import finetune
 from onnxprune.refit.linear_stand_ins import cheaper, mapped
 from onnxprune.refit.solvers import Tiled, Tiles, parse
+from onnxprune.refit.solvers.linalg import numpy_on_one_thread
 from onnxprune.refit.solvers.patterns import NARROWEST
 from onnxprune.refit.sparsify import Patterns, parts_of, sparsify
 from onnxprune.refit.tiles import arrange, emptied
@@ -35,20 +36,24 @@ NEAR, AIM = 0.99, 0.998
 
 
 def carry_out(planner: Planner, budget: Budget) -> Plan:
-    """The plan that a planner's options ask for, within a budget.
+    """The plan that a planner's options ask for, within a budget: for every graph of the model.
 
     Raises:
         BudgetError: no plan is that cheap.
         NothingToPruneError: a pattern of zeros is asked for, and there is no matrix for it.
     """
-    if planner.options.snip_threshold is not None and not planner.first.drop:
-        planner.first = begun(planner, planner.options.snip_threshold)
-    limit = budget.limit(planner.costs.total(budget.kind))
-    pattern = None if planner.options.sparsity is None else parse(planner.options.sparsity)
-    if isinstance(pattern, Tiles):
-        return planner.based(sparse(planner, tiled(planner, pattern, budget.kind, limit)))
-    plan = structured(planner, budget.kind, limit)
-    return planner.based(plan if pattern is None else sparse(planner, plan))
+    with numpy_on_one_thread():
+        if planner.options.snip_threshold is not None and not planner.first.drop:
+            planner.first = begun(planner, planner.options.snip_threshold)
+        limit = budget.limit(planner.costs.total(budget.kind))
+        pattern = None if planner.options.sparsity is None else parse(planner.options.sparsity)
+        if isinstance(pattern, Tiles):
+            plan = sparse(planner, tiled(planner, pattern, budget.kind, limit))
+        else:
+            plan = structured(planner, budget.kind, limit)
+            plan = plan if pattern is None else sparse(planner, plan)
+    model, structure = planner.whole
+    return replace(planner.based(plan).everywhere(structure), files=model.digests)
 
 
 def structured(planner: Planner, kind: str, limit: float) -> Plan:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx_ir as ir
 
 from onnxprune.errors import LimitError, ModelError, one_line
+from onnxprune.graph.single_nodes import bodies
 
 MOST_NODES = 1_000_000
 """Of a graph whose functions are written out; the largest decoders have some ten thousand."""
@@ -78,7 +78,7 @@ def _turns(part: ir.Graph | ir.Function, file: Path) -> int:
     """
     most = 1
     for node in part:
-        inside = max((_turns(graph, file) for graph in _bodies(node)), default=1)
+        inside = max((_turns(graph, file) for graph in bodies(node)), default=1)
         if node.op_type == "Loop" and node.domain in ("", "ai.onnx"):
             inside *= _own_turns(node, file)
             if inside > MOST_TURNS:
@@ -88,14 +88,6 @@ def _turns(part: ir.Graph | ir.Function, file: Path) -> int:
                 )
         most = max(most, inside)
     return most
-
-
-def _bodies(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def _own_turns(node: ir.Node, file: Path) -> int:

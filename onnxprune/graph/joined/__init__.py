@@ -5,11 +5,10 @@ be cut together, what a unit costs, what its loss does to the outputs) is asked 
 apart again, each with the interface of its file.
 """
 
-from onnxprune.graph.joined.folder import Scratch, alone, find, is_job, load, open_file, opened, written
+from onnxprune.graph.joined.folder import alone, find, is_job, load, open_file, opened, written
 from onnxprune.graph.joined.split import nodes_of, owners, split
 
 __all__ = [
-    "Scratch",
     "alone",
     "find",
     "is_job",

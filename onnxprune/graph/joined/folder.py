@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,25 +13,18 @@ import onnx_ir as ir
 
 from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.graph import model as models
-from onnxprune.graph import outputs, prepare
+from onnxprune.graph import prepare
 from onnxprune.graph.joined.join import join
 from onnxprune.graph.joined.merged import BEHIND, FIRST, apart, branch_of, together
 from onnxprune.graph.joined.split import split
 from onnxprune.graph.joined.wiring import Interface, running_order, wire
 from onnxprune.graph.model import Model, Part, Wires
+from onnxprune.graph.outputs import Lasting
+from onnxprune.graph.values import is_matrix
 
 _MERGED = re.compile(r"_merged$")
 _VARIANT = re.compile(r"_(quantized|fp16|int8|uint8|q4|q4f16|q8|bnb4|optimized|O[1-4])$")
 """What exporters append to the names of files in another precision."""
-
-
-class Scratch:
-    """A folder that lasts as long as this does."""
-
-    def __init__(self) -> None:
-        held = outputs.Scratch()
-        self.path = held.path
-        weakref.finalize(self, held.close)
 
 
 def is_job(path: Path) -> bool:
@@ -77,7 +69,7 @@ def _names(merged: Path) -> tuple[str, str]:
     return first, f"{stem}_with_past{'_model' if stem != first else ''}"
 
 
-def alone(files: Sequence[Path], scratch: Scratch) -> dict[str, tuple[Path, Path | None]]:
+def alone(files: Sequence[Path], scratch: Lasting) -> dict[str, tuple[Path, Path | None]]:
     """Name of a graph -> (a file with it alone, the merged file that it is from, if it is from one).
 
     Raises:
@@ -134,7 +126,7 @@ def load(path: str | os.PathLike[str], calls: Mapping[str, int] | None = None) -
             raise UsageError("--calls weighs the graphs of a folder against one another, and this is one graph")
         return models.load(path)
     files, said = members(folder)
-    scratch = Scratch()
+    scratch = Lasting()
     single = alone(files, scratch)
     loaded = {name: models.load(file) for name, (file, _) in single.items()}
     order, wires = _wired(list(loaded.values()))
@@ -166,7 +158,7 @@ class Opened:
     """
 
     file: Path
-    scratch: Scratch | None = None
+    scratch: Lasting | None = None
 
 
 def opened(path: str | os.PathLike[str]) -> Opened:
@@ -179,7 +171,7 @@ def opened(path: str | os.PathLike[str]) -> Opened:
     if not is_job(folder):
         return Opened(models.find_sound(path))
     files, _ = members(folder)
-    scratch = Scratch()
+    scratch = Lasting()
     by_name = {name: file for name, (file, _) in alone(files, scratch).items()}
     order, wires = _wired([Model(models.read(file), file, "") for file in by_name.values()])
     target = scratch.path / f"{folder.resolve().name}.onnx"
@@ -213,7 +205,7 @@ def _own_nothing(parts: Sequence[Part]) -> None:
         alone = [
             name
             for name, value in part.model.graph.initializers.items()
-            if name not in part.shared and value.const_value is not None and _matrix(value)
+            if name not in part.shared and _matrix(value.const_value)
         ]
         if alone:
             raise UnsupportedError(
@@ -223,9 +215,8 @@ def _own_nothing(parts: Sequence[Part]) -> None:
             )
 
 
-def _matrix(value: ir.Value) -> bool:
-    tensor = value.const_value
-    return tensor is not None and tensor.dtype.is_floating_point() and sum(s != 1 for s in tensor.shape.numpy()) > 1
+def _matrix(tensor: ir.TensorProtocol | None) -> bool:
+    return tensor is not None and tensor.dtype.is_floating_point() and is_matrix(tensor)
 
 
 def _calls(asked: Mapping[str, int], parts: Sequence[Part]) -> dict[str, int]:

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from onnxprune.errors import UnsupportedError
+from onnxprune.graph.joined.wiring import NEXT
 from onnxprune.graph.model import Wires
 from onnxprune.graph.prepare import optional_inputs
-from onnxprune.graph.values import dims
+from onnxprune.graph.values import dims, is_matrix
 
 _NAME = re.compile(r"[A-Za-z_]\w*(?!\w*\()")
 _INFERRED = "onnxprune.shape"
@@ -98,7 +99,7 @@ def _rename_sizes(graph: ir.Graph, wires: Wires, known: Mapping[str, ir.Value], 
                 free += [n for n in _NAME.findall(dim) if n not in free]
     stem = re.sub(r"\W", "_", name)
     for dim in free:
-        mark = "next_" if wires.follows else f"{stem}_"
+        mark = NEXT if wires.follows else f"{stem}_"
         own.setdefault(dim, f"{mark}{dim}" if dim in symbols else dim)
     symbols.update(d for d in own.values() if isinstance(d, str))
 
@@ -195,6 +196,6 @@ def _share(whole: ir.Graph, held: Mapping[str, Sequence[ir.Value]]) -> Shared:
 def _matrix(value: ir.Value) -> tuple[object, ...] | None:
     """What two matrices must have in common to be compared; None for what is no matrix."""
     tensor = value.const_value
-    if tensor is None or value.is_graph_output() or sum(size != 1 for size in tensor.shape.numpy()) < 2:
+    if tensor is None or value.is_graph_output() or not is_matrix(tensor):
         return None
     return tensor.dtype, tuple(tensor.shape.numpy())

@@ -11,6 +11,7 @@ import hashlib
 import onnx_ir as ir
 
 from onnxprune.graph.prepare import stamp
+from onnxprune.graph.single_nodes import reads
 
 ASKED = "use_cache_branch"
 """The input that tells the two apart."""
@@ -69,7 +70,7 @@ def apart(model: ir.Model, which: str) -> ir.Model:
     for stated, value in passed:
         value.name, value.shape, value.type = stated.name, stated.shape, stated.type
         value.metadata_props.update(stated.metadata_props)
-    read = _read(nodes)
+    read = {v for n in nodes for v in reads(n) if v is not None}
     made = ir.Graph(
         [v for v in inputs if v in read], [value for _, value in passed], nodes=nodes, name=body.name,
         opset_imports=dict(graph.opset_imports),
@@ -78,7 +79,6 @@ def apart(model: ir.Model, which: str) -> ir.Model:
         if value in read:
             made.register_initializer(value)
     found = ir.Model(made, ir_version=model.ir_version, producer_name=model.producer_name)
-    found.graph.meta.pop("onnxprune.names", None)
     return stamp(found)
 
 
@@ -160,14 +160,3 @@ def _empty(value: ir.Value) -> bool:
         return value.const_value is not None and value.const_value.size == 0
     held = node.attributes.get("value") if node.op_type == "Constant" else None
     return held is not None and held.as_tensor().size == 0
-
-
-def _read(nodes: list[ir.Node]) -> set[ir.Value]:
-    """What some nodes, and the graphs in them, read."""
-    found: set[ir.Value] = set()
-    for node in nodes:
-        found.update(v for v in node.inputs if v is not None)
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                found |= _read(list(attribute.as_graph())) | set(attribute.as_graph().outputs)
-    return found

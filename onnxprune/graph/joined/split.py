@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnxprune.graph.model import Part, Wires
 from onnxprune.graph.prepare import stamp
 from onnxprune.graph.single_nodes import bodies, reads
+from onnxprune.graph.values import forget_names
 
 
 def nodes_of(graph: ir.Graph, wires: Wires) -> list[ir.Node]:
@@ -76,7 +77,7 @@ def split(whole: ir.Model, part: Part) -> ir.Model:
             _own_name(value, part.prefix, stated)
         made.register_initializer(value)
     made.meta.update(own.graph.meta)
-    made.meta.pop("onnxprune.names", None)
+    forget_names(made)
     return stamp(
         ir.Model(
             made, ir_version=own.ir_version, producer_name=own.producer_name, producer_version=own.producer_version,

@@ -7,9 +7,9 @@ from onnxprune.graph.outputs.inputs import Inputs
 from onnxprune.graph.outputs.manifest import digest
 from onnxprune.graph.outputs.output_set import OutputSet, files, folder, reading, refuse, unnamed
 from onnxprune.graph.outputs.single_file import ordinary_mode, write_cache
-from onnxprune.graph.outputs.temporary import Scratch, everything, scratch
+from onnxprune.graph.outputs.temporary import Lasting, Scratch, everything, scratch
 
 __all__ = [
-    "Inputs", "OutputSet", "Scratch", "digest", "everything", "files", "folder", "ordinary_mode", "reading", "refuse",
-    "scratch", "unnamed", "write_cache",
+    "Inputs", "Lasting", "OutputSet", "Scratch", "digest", "everything", "files", "folder", "ordinary_mode", "reading",
+    "refuse", "scratch", "unnamed", "write_cache",
 ]  # fmt: skip

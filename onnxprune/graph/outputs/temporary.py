@@ -14,6 +14,7 @@ import shutil
 import socket
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -69,6 +70,19 @@ class Scratch:
             os.close(self._descriptor)
             self._descriptor = -1
         shutil.rmtree(self._root, ignore_errors=True)
+
+
+class Lasting:
+    """A folder for temporary files, which goes with the last that refers to this.
+
+    Attributes:
+        path: where they go.
+    """
+
+    def __init__(self) -> None:
+        held = Scratch()
+        self.path = held.path
+        weakref.finalize(self, held.close)
 
 
 @contextmanager

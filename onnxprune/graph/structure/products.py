@@ -32,6 +32,14 @@ class Product(Protocol):
     def refits(self) -> bool:
         """Whether least squares on `rows` may change the weight: all its inputs reach all its outputs, as they are."""
 
+    @property
+    def copies(self) -> int:
+        """How often the axis that is read stands in the matrix: once for each expert, for each direction."""
+
+    @property
+    def spatial(self) -> bool:
+        """Whether its tokens are positions of pictures or signals: many a row, and neighbours are alike."""
+
     def weight(self, array: np.ndarray) -> np.ndarray:
         """[inputs, outputs] of a weight in its own shape."""
 
@@ -106,6 +114,8 @@ class Contraction:
     read: tuple[int, ...]
     out: tuple[int, ...]
     kernel: int = 1
+    copies: int = 1
+    spatial: bool = False
     refits: bool = True
 
     def weight(self, array: np.ndarray) -> np.ndarray:
@@ -150,6 +160,8 @@ class Convolution:
 
     node: ir.Node
     shape: tuple[int, ...]
+    copies: int = 1
+    spatial: bool = True
 
     @property
     def groups(self) -> int:
@@ -199,11 +211,11 @@ class Stacked:
 
     shape: tuple[int, ...]
     kernel: int = 1
+    spatial: bool = False
     refits: bool = False
 
     @property
     def copies(self) -> int:
-        """How often the axis that is read stands in the matrix."""
         return self.shape[0]
 
     def weight(self, array: np.ndarray) -> np.ndarray:
@@ -234,6 +246,8 @@ class Spread:
     node: ir.Node
     shape: tuple[int, ...]
     kernel: int = 1
+    copies: int = 1
+    spatial: bool = True
     refits: bool = False  # patches overlap: what is written is a sum of several rows'
 
     @property
@@ -259,6 +273,8 @@ class Steps:
 
     node: ir.Node
     kernel: int = 1
+    copies: int = 1
+    spatial: bool = False
     refits: bool = True
 
     @property
@@ -289,11 +305,11 @@ class Recurrence:
 
     node: ir.Node
     kernel: int = 1
+    spatial: bool = False
     refits: bool = False
 
     @property
     def copies(self) -> int:
-        """How often the axis that is read stands in the matrix: once a direction."""
         weight = self.node.inputs[WEIGHT]
         assert weight is not None and weight.shape is not None
         return int(weight.shape.numpy()[0])

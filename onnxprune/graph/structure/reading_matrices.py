@@ -13,15 +13,7 @@ from onnxprune.graph import ops
 from onnxprune.graph.axes import atoms_of, index_of
 from onnxprune.graph.ops.normalize import narrows
 from onnxprune.graph.plan import Group, Reader, Structure
-from onnxprune.graph.structure.products import (
-    Contraction,
-    Convolution,
-    Product,
-    Recurrence,
-    Spread,
-    Stacked,
-    product_of,
-)
+from onnxprune.graph.structure.products import Contraction, Product, Recurrence, product_of
 
 
 @dataclass(frozen=True)
@@ -54,7 +46,7 @@ class Matrix:
     @property
     def spatial(self) -> bool:
         """Whether its tokens are the positions of pictures or signals: many a row, and neighbours are alike."""
-        return isinstance(self.product, Convolution | Spread)
+        return self.product.spatial
 
     @cached_property
     def states(self) -> str | None:
@@ -107,8 +99,7 @@ def matrices(graph: ir.Graph, structure: Structure, group: Group) -> list[Matrix
         whole = np.full(1, -1)
         for axis in axes:
             whole = np.maximum(whole[:, None], units[axis]).reshape(-1)
-        if isinstance(product, Recurrence | Stacked):
-            whole = np.tile(whole, product.copies)
+        whole = np.tile(whole, product.copies)
         found.append(
             Matrix(
                 reader,

@@ -18,6 +18,7 @@ from onnxprune.graph.joined import nodes_of
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Branch, Group, Structure
 from onnxprune.graph.structure.branches import find_branches
+from onnxprune.graph.values import is_matrix
 
 
 def branches_of(
@@ -117,6 +118,5 @@ def _weights_of(graph: ir.Graph) -> dict[str, set[str]]:
 
 def _matrices(node: ir.Node) -> Iterable[str]:
     for value in node.inputs:
-        tensor = value.const_value if value is not None else None
-        if value is not None and tensor is not None and sum(size != 1 for size in tensor.shape.numpy()) > 1:
+        if value is not None and is_matrix(value.const_value):
             yield value.name or ""

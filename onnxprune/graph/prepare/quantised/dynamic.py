@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnxprune.graph.ops.base import attribute, operand
 from onnxprune.graph.prepare.quantised.weights import Known, constant, quantised
 from onnxprune.graph.quantised import Form, Names, Note, noted
+from onnxprune.graph.values import succeed
 
 _PRODUCTS = {"MatMulInteger": "MatMul", "ConvInteger": "Conv"}
 
@@ -108,7 +109,7 @@ def _replace(known: Known, node: ir.Node, found: _Found) -> None:
     made = ir.Node("", operator, [found.source, weight], list(node.attributes.values()), name=node.name)
     note = Note(node.op_type, "", node.name or "", found.names, {"shape": [-1 if n > 1 else 1 for n in places]})
     noted(made, note)
-    _stand_in(known, made, found.last)
+    succeed(found.last, [made])
 
 
 def _unfuse(known: Known, node: ir.Node) -> None:
@@ -127,19 +128,7 @@ def _unfuse(known: Known, node: ir.Node) -> None:
     product = ir.node("MatMul", [source, weight], name=node.name)
     noted(product, Note(node.op_type, node.domain, node.name or "", {"bias": bias.name or ""} if bias else {}))
     if bias is None:
-        _stand_in(known, product, node)
+        succeed(node, [product])
         return
     product.outputs[0].name = f"{node.outputs[0].name}_unshifted"
-    node.prepend(product)
-    _stand_in(known, ir.node("Add", [product.outputs[0], bias], name=f"{node.name}_bias"), node)
-
-
-def _stand_in(known: Known, made: ir.Node, last: ir.Node) -> None:
-    """Put a node in the place of another, under the name of its result."""
-    result, value = last.outputs[0], made.outputs[0]
-    value.shape, value.type = result.shape, result.type
-    last.prepend(made)
-    name, result.name = result.name, None
-    result.replace_all_uses_with(value, replace_graph_outputs=True)
-    value.name = name
-    known.model.graph.remove(last, safe=True)
+    succeed(node, [product, ir.node("Add", [product.outputs[0], bias], name=f"{node.name}_bias")])

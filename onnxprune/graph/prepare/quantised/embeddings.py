@@ -7,6 +7,7 @@ import onnx_ir as ir
 from onnxprune.graph.ops.base import attribute, operand
 from onnxprune.graph.prepare.quantised.weights import Known, constant, quantised
 from onnxprune.graph.quantised import Form, Names, Note, noted
+from onnxprune.graph.values import succeed
 
 
 def fold(model: ir.Model) -> None:
@@ -43,11 +44,6 @@ def _turn(known: Known, node: ir.Node, reader: ir.Node) -> None:
         name=f"{node.name or result.name}_numbers",
     )
     noted(made, Note("Gather", "", node.name or "", {"codes": node.outputs[0].name or "", "reader": reader.name or ""}))
-    made.outputs[0].shape, made.outputs[0].type = result.shape, result.type
-    reader.prepend(made)
-    name, result.name = result.name, None
-    result.replace_all_uses_with(made.outputs[0])
-    made.outputs[0].name = name
-    known.model.graph.remove(reader, safe=True)
+    succeed(reader, [made])
     if not node.outputs[0].uses():
         known.model.graph.remove(node, safe=True)

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnxprune.graph.ops.base import attribute, operand
 from onnxprune.graph.prepare.quantised.weights import Known, constant, quantised
 from onnxprune.graph.quantised import Form, Names, Note, noted
+from onnxprune.graph.values import succeed
 
 
 @dataclass(frozen=True)
@@ -152,11 +153,4 @@ def _replace(node: ir.Node, kind: Kind, note: Note, inputs: Sequence[ir.Value | 
     scale, zero = (operand(node, i) for i in kind.result)
     given = [new.outputs[0], scale] if zero is None else [new.outputs[0], scale, zero]
     rounded = ir.node("QuantizeLinear", given, name=f"{new.name}_quantize")
-    value = rounded.outputs[0]
-    value.shape, value.type = result.shape, result.type
-    node.prepend([new, rounded])
-    name, result.name = result.name, None
-    result.replace_all_uses_with(value, replace_graph_outputs=True)
-    value.name = name
-    assert node.graph is not None
-    node.graph.remove(node, safe=True)
+    succeed(node, [new, rounded])

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnxprune.graph.ops.base import attribute, operand
 from onnxprune.graph.prepare.quantised.weights import Known, constant
 from onnxprune.graph.quantised import Form, Names, Note, Parts, Quantised, noted
+from onnxprune.graph.values import succeed
 
 _KINDS = {2: ir.DataType.UINT2, 4: ir.DataType.UINT4, 8: ir.DataType.UINT8}
 
@@ -32,13 +33,7 @@ def fold(model: ir.Model) -> None:
             made.append(ir.node("Add", [made[0].outputs[0], bias], name=f"{made[0].name}_bias"))
             note.names["bias"] = bias.name or ""
         noted(made[0], note)
-        value = made[-1].outputs[0]
-        value.shape, value.type = result.shape, result.type
-        node.prepend(made)
-        name, result.name = result.name, None
-        result.replace_all_uses_with(value, replace_graph_outputs=True)
-        value.name = name
-        model.graph.remove(node, safe=True)
+        succeed(node, made)
 
 
 def _weight(node: ir.Node) -> Quantised | None:

@@ -13,6 +13,7 @@ from onnxprune.graph.ops.base import attribute
 from onnxprune.graph.prepare.quantised.linear import kind_of
 from onnxprune.graph.prepare.quantised.packed import repacked
 from onnxprune.graph.quantised import Form, Note, Parts, Quantised, noted
+from onnxprune.graph.values import succeed
 
 
 def written(model: ir.Model) -> ir.Model:
@@ -237,15 +238,8 @@ class _Writer:
 
     def _end(self, node: ir.Node, made: ir.Node) -> None:
         """Put a node's last part in its place."""
-        if made.graph is None:
-            node.prepend(made)
-        result, value = node.outputs[0], made.outputs[0]
-        value.shape, value.type = result.shape, result.type
-        name, result.name = result.name, None
-        result.replace_all_uses_with(value, replace_graph_outputs=True)
-        value.name = name
         sources = [v.producer() for v in node.inputs if v is not None]
-        self.graph.remove(node, safe=True)
+        succeed(node, [made])
         for source in sources:  # the product whose bias it was
             if source is not None and noted(source) and not source.outputs[0].uses():
                 self.graph.remove(source, safe=True)
