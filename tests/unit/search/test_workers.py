@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +46,11 @@ def dask() -> Iterator[Workers]:
 @contextmanager
 def ray() -> Iterator[Workers]:
     engine = pytest.importorskip("ray")
-    engine.init(num_cpus=2, resources={"phone": 1}, include_dashboard=False, log_to_driver=False)
+    here = {"PYTHONPATH": os.pathsep.join(sys.path)}  # where the tasks of these tests are
+    engine.init(
+        num_cpus=2, resources={"phone": 1}, include_dashboard=False, log_to_driver=False,
+        runtime_env={"env_vars": here},
+    )  # fmt: skip
     try:
         with opened(None, "ray://auto") as workers:
             assert workers is not None
