@@ -13,6 +13,7 @@ import numpy as np
 from onnxprune.data.image_options import ImageOptions
 from onnxprune.documents import read_object
 from onnxprune.errors import DataError, one_line
+from onnxprune.graph import companions
 
 Pairs = Literal["joint", "separate"]
 
@@ -151,7 +152,7 @@ class Files:
         if self.folder is None:
             return ()
         folder = self.folder.parent if self.folder.is_file() else self.folder
-        return (folder, folder.parent) if folder.name == "onnx" else (folder,)
+        return companions.folders(folder)
 
     def find(self, name: str) -> Path | None:
         """The path of a file beside the model, or None."""

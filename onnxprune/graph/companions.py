@@ -17,10 +17,24 @@ COMPANIONS = (
 """Files of a model folder."""
 
 
+GRAPHS = "onnx"
+"""The folder that repositories of models keep their graphs in, below what belongs to them."""
+
+
+def folders(place: Path) -> tuple[Path, ...]:
+    """Where what belongs to a model lies: in its folder, and of one called `onnx` in the one above, too."""
+    return (place, place.parent) if place.resolve().name == GRAPHS else (place,)
+
+
 def beside(folder: Path) -> list[Path]:
-    """The companions that lie in a folder; a file of it names the folder."""
+    """The companions of the models in a folder; a file of it names the folder."""
     place = folder if folder.is_dir() else folder.parent
-    return [place / name for name in COMPANIONS if (place / name).is_file()]
+    found = (_of(place, name) for name in COMPANIONS)
+    return [file for file in found if file is not None]
+
+
+def _of(place: Path, name: str) -> Path | None:
+    return next((folder / name for folder in folders(place) if (folder / name).is_file()), None)
 
 
 def differences(source: Path, target: Path, *, force: bool) -> list[str]:
@@ -33,10 +47,10 @@ def differences(source: Path, target: Path, *, force: bool) -> list[str]:
         return []
     said = []
     for name in COMPANIONS:
-        ours, theirs = source / name, target / name
+        ours, theirs = _of(source, name), target / name
         if not theirs.is_file():
             continue
-        if not ours.is_file():
+        if ours is None:
             said.append(f"{theirs} is not from {source}, where there is no {name}: it stays; is it this model's?")
         elif digest(ours) != digest(theirs):
             if not force:

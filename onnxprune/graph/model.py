@@ -21,7 +21,7 @@ import onnx_ir
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError, UnsupportedError, reading
-from onnxprune.graph import intake, memory, prepare
+from onnxprune.graph import companions, intake, memory, prepare
 from onnxprune.graph.prepare import caches, older_opsets, optional_inputs, quantised, shared_biases
 from onnxprune.graph.stored import Taken
 
@@ -133,12 +133,17 @@ class Model:
     @property
     def home(self) -> Path | None:
         """What the user named: the file, or the folder of several."""
-        return self.parts[0].source.parent if self.parts else self.path
+        return self.files[0].parent if self.several else self.files[0] if self.files else None
+
+    @property
+    def several(self) -> bool:
+        """Whether it was read from several files, and is written as several."""
+        return len(self.files) > 1
 
     @property
     def folder(self) -> Path | None:
         """Where tokenizer and configuration files are looked for."""
-        return self.home if self.parts else self.path.parent if self.path else None
+        return self.files[0].parent if self.files else None
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -155,14 +160,20 @@ class Model:
         return replace(self, ir=prepare.stamp(self.ir.clone()))
 
 
+def graphs_of(path: Path) -> Path:
+    """A path as it is; of a folder without graphs, the `onnx` below it, if there are some there."""
+    inner = path / companions.GRAPHS
+    return inner if path.is_dir() and not any(path.glob("*.onnx")) and any(inner.glob("*.onnx")) else path
+
+
 def find(path: str | os.PathLike[str]) -> Path:
-    """The `.onnx` file behind a path that may be an optimum folder.
+    """The `.onnx` file behind a path that may be an optimum folder, or a repository with its graphs in `onnx`.
 
     Raises:
         ModelError: nothing there.
         UnsupportedError: an ORT-format file, or a folder of several graphs.
     """
-    path = Path(path)
+    path = graphs_of(Path(path))
     if path.is_dir():
         files = sorted(path.glob("*.onnx"))
         if not files:

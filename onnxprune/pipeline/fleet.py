@@ -101,7 +101,7 @@ class Fleet:
                 yield names[i], found
             if left and self._files is None:
                 logger.info("workers do not see %s: it is sent", self._home)
-                root = self._home if self._dense.parts else self._home.parent
+                root = self._home if self._dense.several else self._home.parent
                 self._files = self.workers.share(remote.bytes_of([f.resolve() for f in self._dense.files], root))
 
 

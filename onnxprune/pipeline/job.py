@@ -206,7 +206,7 @@ class Job:
             unread = self._drop_unread(pruned)
         made = write(self.dense, pruned, out.folder, out.first)
         self._refuse_excess({**spent, "size": made.size}, budget)
-        report = self._measured(plan, budget, made, out.base or out.folder if self.dense.parts else out.target)
+        report = self._measured(plan, budget, made, out.base or out.folder if self.dense.several else out.target)
         if out.base is None:  # what is thrown away has no place
             report = replace(report, model=replace(report.model, pruned_path=""))
         report = replace(report, flops=replace(report.flops, unread=2 * unread))

@@ -95,8 +95,8 @@ def warnings_of(
 
 def left_behind(dense: Model) -> tuple[str, ...]:
     """Graphs beside the model's that hold the same weights and are not cut with it."""
-    file = dense.path
-    others = [] if file is None or dense.parts else [f.name for f in relatives(file)]
+    file = None if dense.several else dense.home
+    others = [] if file is None else [f.name for f in relatives(file)]
     if not others:
         return ()
     return (

@@ -56,7 +56,7 @@ class Result:
             UsageError: there is one and `force` is off, or the name is that of something the run read.
         """
         target, source = Path(path), Path(self.report.model.path)
-        several = self.dense is not None and bool(self.dense.parts)
+        several = self.dense is not None and self.dense.several
         whole = target.suffix != ".onnx" and not target.is_file() and not several
         if whole:
             target = target / f"{source.stem}.pruned.onnx"
@@ -64,13 +64,13 @@ class Result:
         read = [told.get(name) for name in ("calibration", "evaluation")]
         inputs = output_files.inputs_of(source, *read, tokenizer=told.get("tokenizer"))
         with output_files.opened(target, source, inputs, force=force) as out:
-            if several:
-                assert self.dense is not None
-                made = written.write(self.dense, self.model, out.folder, out.first)
-                add_companions(source, out)
-                written.listed(out, self.dense, {}, made.files)
-            else:
+            if self.dense is None:
                 models.save(self.model, out.folder / out.first)
+            else:
+                made = written.write(self.dense, self.model, out.folder, out.first)
+                written.listed(out, self.dense, {}, made.files)
+            if several:
+                add_companions(source, out)
             if whole:
                 add_companions(source.parent, out)
                 self._tell(out)

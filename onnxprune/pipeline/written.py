@@ -41,12 +41,13 @@ def write(dense: Model, pruned: ir.Model, folder: Path, name: str) -> Written:
     """Write a pruned graph into a folder.
 
     Args:
-        name: of the file; several graphs have the names of their own files.
+        name: of the file; several files have the names of those they come from.
     """
     if not dense.parts:
         file = models.save(pruned, folder / name)[0]
         return Written((file,), file)
-    files = tuple(models.save(graph, folder / n)[0] for n, graph in joined.written(dense, pruned).items())
+    graphs = joined.written(dense, pruned)
+    files = tuple(models.save(graph, folder / (n if dense.several else name))[0] for n, graph in graphs.items())
     scratch = Lasting()
     single = joined.alone(files, scratch)
     parts = tuple(single[part.file.stem][0] for part in dense.parts)

@@ -7,6 +7,7 @@ it was at, which run again elsewhere: joblib's processes are started anew here, 
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -118,6 +119,14 @@ def _call(function: Function, task: Any, *shared: Any) -> Any:
 
 
 def _numbered(index: int, function: Function, task: Any, *shared: Any) -> tuple[int, Any]:
+    """In a process of this machine.
+
+    It remembers a planner between tasks, and so grows. Where psutil is there, loky takes 300 MB for a leak, ends the
+    process, and what it knew would be measured again.
+    """
+    from joblib.externals.loky import process_executor
+
+    process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
     return index, _call(function, task, *shared)
 
 

@@ -12,7 +12,20 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from folders import BEHIND, DECODER, ENCODER, FILES, HEADS, NEURONS, VOCABULARY, folder, generated, interface, rows
+from folders import (
+    BEHIND,
+    DECODER,
+    ENCODER,
+    FILES,
+    HEADS,
+    NEURONS,
+    VOCABULARY,
+    WIDTH,
+    folder,
+    generated,
+    interface,
+    rows,
+)
 from plans import Subject, distance, in_runtime, random_plan
 from zoo import ZooModel
 
@@ -21,6 +34,7 @@ from onnxprune.errors import CheckError
 from onnxprune.graph import joined
 from onnxprune.graph import model as models
 from onnxprune.graph.model import Model
+from onnxprune.graph.plan import Plan
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.graph.structure.twins import leading
 from onnxprune.measure.continuations import disagreement
@@ -205,9 +219,38 @@ def test_two_decoders_in_one_file_are_cut_apart_and_merged_again(store: Path, tm
     assert sorted(f.name for f in out.glob("*.onnx")) == [merged, ENCODER]
     assert (out / merged).stat().st_size < (place / merged).stat().st_size
     assert interface(out / merged) == interface(place / merged)
+    assert_the_same_both_ways(place / merged, out / merged)
+
+
+def test_two_decoders_in_one_file_are_a_job_without_a_folder(store: Path, tmp_path: Path) -> None:
+    file = tmp_path / "any-name.onnx"
+    shutil.copy(folder("bart", store, merged=True) / "decoder_model_merged.onnx", file)
+    made = tmp_path / "small.onnx"
+    rng = np.random.default_rng(0)
+    given = [
+        {
+            "encoder_hidden_states": rng.standard_normal((1, 7, WIDTH)).astype(np.float32),
+            "encoder_attention_mask": np.ones((1, 7), np.int64),
+            "decoder_input_ids": rng.integers(3, VOCABULARY, (1, length)),
+        }
+        for length in (4, 5, 6, 7) * 3
+    ]
+    result = onnxprune.prune(
+        file, made, flops=0.75, calibration=given, units=("heads", "neurons"), round_to=1, compensate=False,
+        measure_latency=False,
+    )  # fmt: skip
+    assert made in result.files and made.stat().st_size < file.stat().st_size
+    assert interface(made) == interface(file)
+    assert_the_same_both_ways(file, made)
+    again, _ = onnxprune.apply(file, Plan.load(made.with_name("small.plan.json")), tmp_path / "again.onnx")
+    assert again[0].read_bytes() == made.read_bytes()
+
+
+def assert_the_same_both_ways(file: Path, pruned: Path) -> None:
+    """Merged decoders give what they gave, without a cache and behind one."""
     rng = np.random.default_rng(0)
     cache = {"use_cache_branch": np.array([True])}
-    for spec in models.load(place / merged).inputs:
+    for spec in models.load(file).inputs:
         sizes = [d if isinstance(d, int) else 2 if d == "batch_size" else 5 for d in spec.shape]
         if "mask" in spec.name:
             cache[spec.name] = np.ones(sizes, np.int64)
@@ -216,8 +259,8 @@ def test_two_decoders_in_one_file_are_cut_apart_and_merged_again(store: Path, tm
         elif spec.name != "use_cache_branch":
             cache[spec.name] = rng.standard_normal(sizes).astype(np.float32)
     for given in (cache, {**cache, "use_cache_branch": np.array([False])}):
-        dense, pruned = in_runtime(place / merged, given), in_runtime(out / merged, given)
-        assert distance(pruned, dense) < 1e-4
+        dense, small = in_runtime(file, given), in_runtime(pruned, given)
+        assert distance(small, dense) < 1e-4
 
 
 def test_two_towers_keep_what_they_have_in_common(zoo: Callable[..., ZooModel], tmp_path: Path) -> None:

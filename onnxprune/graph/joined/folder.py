@@ -1,4 +1,4 @@
-"""The graphs of one folder: which of them are one job, and the graph that they are together."""
+"""The graphs of one folder, or of one file: which of them are one job, and the graph that they are together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.graph import model as models
 from onnxprune.graph import prepare
 from onnxprune.graph.joined.join import join
-from onnxprune.graph.joined.merged import BEHIND, FIRST, apart, branch_of, together
+from onnxprune.graph.joined.merged import BEHIND, FIRST, apart, branch_of, mentions, together
 from onnxprune.graph.joined.split import split
 from onnxprune.graph.joined.wiring import Interface, running_order, wire
 from onnxprune.graph.model import Model, Part, Wires
@@ -25,19 +25,36 @@ from onnxprune.graph.values import is_matrix
 _MERGED = re.compile(r"_merged$")
 _VARIANT = re.compile(r"_(quantized|fp16|int8|uint8|q4|q4f16|q8|bnb4|optimized|O[1-4])$")
 """What exporters append to the names of files in another precision."""
+_ALONE = "decoder_model", "decoder_with_past_model"
+"""What the two graphs of a merged file are called that is given alone, whatever its name."""
 
 
-def is_job(path: Path) -> bool:
+def is_folder(path: Path) -> bool:
     """Whether a path is a folder of several graphs, of which none is the model alone."""
     return path.is_dir() and not (path / "model.onnx").exists() and len(list(path.glob("*.onnx"))) > 1
 
 
-def members(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
+def is_job(path: Path) -> bool:
+    """Whether a path stands for several graphs: such a folder, or a file that two decoders were merged in."""
+    path = models.graphs_of(path)
+    if is_folder(path):
+        return True
+    file = next(iter(path.glob("*.onnx")), path) if path.is_dir() and not (path / "model.onnx").exists() else path
+    return file.is_file() and mentions(file) and branch_of(models.read(file)) is not None
+
+
+def members(path: Path) -> tuple[list[Path], tuple[str, ...]]:
     """(the files that are cut as one, what is said of the others).
+
+    Args:
+        path: one that is a job.
 
     Raises:
         UnsupportedError: the files are one graph in several forms.
     """
+    if not is_folder(path):
+        return [models.find(path)], ()
+    folder = path
     files = sorted(folder.glob("*.onnx"))
     stems = {f.stem for f in files}
     plain = [f for f in files if not ((found := _VARIANT.search(f.stem)) and f.stem[: found.start()] in stems)]
@@ -77,7 +94,7 @@ def alone(files: Sequence[Path], scratch: Lasting) -> dict[str, tuple[Path, Path
     """
     found: dict[str, tuple[Path, Path | None]] = {}
     for file in files:
-        if not _MERGED.search(file.stem):
+        if len(files) > 1 and not _MERGED.search(file.stem):
             found[file.stem] = file, None
             continue
         model = models.read(file)
@@ -87,13 +104,14 @@ def alone(files: Sequence[Path], scratch: Lasting) -> dict[str, tuple[Path, Path
                 "(optimum-cli export onnx … --no-post-process, or post_process=False), prune the folder, and merge the "
                 "pruned ones with optimum.onnx.merge_decoders"
             )
-        for name, which in zip(_names(file), (FIRST, BEHIND), strict=True):
+        names = _names(file) if len(files) > 1 else _ALONE
+        for name, which in zip(names, (FIRST, BEHIND), strict=True):
             found[name] = models.write(apart(model, which), scratch.path / f"{name}.onnx")[0], file
     return found
 
 
 def written(dense: Model, whole: ir.Model) -> dict[str, ir.Model]:
-    """File name -> what goes into it, of several graphs that are one; merged ones are merged again."""
+    """Name of the dense file -> what goes into it, of several graphs that are one; merged ones are merged again."""
     found: dict[str, ir.Model] = {}
     for file in dense.files:
         parts = [split(whole, part) for part in dense.parts if part.source == file]
@@ -107,11 +125,12 @@ def find(path: str | os.PathLike[str]) -> Path:
     Raises:
         ModelError, UnsupportedError: as `models.find`.
     """
-    return Path(path) if is_job(Path(path)) else models.find(path)
+    place = models.graphs_of(Path(path))
+    return place if is_folder(place) else models.find(place)
 
 
 def load(path: str | os.PathLike[str], calls: Mapping[str, int] | None = None) -> Model:
-    """A model: one file's graph, or the graphs of a folder as one, normalised each on its own.
+    """A model: one file's graph, or those of a folder (of a merged file) as one, normalised each on its own.
 
     Args:
         calls: how often each file's graph runs, where costs are counted; once by default.
@@ -120,10 +139,10 @@ def load(path: str | os.PathLike[str], calls: Mapping[str, int] | None = None) -
         ModelError, UnsupportedError: as `models.load`, and where the graphs are not of one model.
         UsageError: calls of a graph that is not there.
     """
-    folder = Path(path)
+    folder = models.graphs_of(Path(path))
     if not is_job(folder):
         if calls:
-            raise UsageError("--calls weighs the graphs of a folder against one another, and this is one graph")
+            raise UsageError("--calls weighs several graphs against one another, and this is one")
         return models.load(path)
     files, said = members(folder)
     scratch = Lasting()
@@ -135,10 +154,11 @@ def load(path: str | os.PathLike[str], calls: Mapping[str, int] | None = None) -
     parts = tuple(_part(one, wires[name], shared[name], single[name][1]) for name, one in loaded.items())
     _own_nothing(parts)
     digests = {p.source.name: p.model.digest for p in parts}
-    digest = hashlib.sha256("".join(f"{name}:{held}\n" for name, held in digests.items()).encode()).hexdigest()
-    path = open_file([p.file for p in parts], [p.wires for p in parts], scratch.path / f"{folder.resolve().name}.onnx")
-    told = tuple(f"{p.file.name}: {line}" for p in parts for line in p.model.said)
-    return Model(prepare.stamp(whole), path, digest, (*said, *told), parts, _calls(calls or {}, parts), scratch)
+    told = "".join(f"{name}:{held}\n" for name, held in digests.items())
+    digest = hashlib.sha256(told.encode()).hexdigest() if len(files) > 1 else digests[files[0].name]
+    path = open_file([p.file for p in parts], [p.wires for p in parts], scratch.path / _together(folder))
+    notes = tuple(f"{p.file.name}: {line}" for p in parts for line in p.model.said)
+    return Model(prepare.stamp(whole), path, digest, (*said, *notes), parts, _calls(calls or {}, parts), scratch)
 
 
 def _part(model: Model, wires: Wires, shared: Mapping[str, str], merged: Path | None) -> Part:
@@ -167,15 +187,20 @@ def opened(path: str | os.PathLike[str]) -> Opened:
     Raises:
         ModelError, UnsupportedError, LimitError: as `models.find_sound`, and where the graphs are not of one model.
     """
-    folder = Path(path)
+    folder = models.graphs_of(Path(path))
     if not is_job(folder):
         return Opened(models.find_sound(path))
     files, _ = members(folder)
     scratch = Lasting()
     by_name = {name: file for name, (file, _) in alone(files, scratch).items()}
     order, wires = _wired([Model(models.read(file), file, "") for file in by_name.values()])
-    target = scratch.path / f"{folder.resolve().name}.onnx"
+    target = scratch.path / _together(folder)
     return Opened(open_file([by_name[n] for n in order], [wires[n] for n in order], target), scratch)
+
+
+def _together(path: Path) -> str:
+    """What the graph that several are together is called."""
+    return path.name if path.suffix == ".onnx" else f"{path.resolve().name}.onnx"
 
 
 def _wired(loaded: Sequence[Model]) -> tuple[list[str], dict[str, Wires]]:

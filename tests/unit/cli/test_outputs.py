@@ -313,6 +313,26 @@ def test_another_models_companions_are_not_mixed_with_ones_own(
     assert "config.json" not in caplog.text, "the same companion is no news"
 
 
+def test_a_repository_keeps_its_graphs_in_a_folder_below_what_belongs_to_them(run: Run, folder: Path) -> None:
+    below = folder / "repo" / "onnx"
+    below.mkdir(parents=True)
+    for name in ("model.onnx", "model_fp16.onnx"):
+        onnx.save(mlp(16), below / name)
+    (folder / "repo" / "tokenizer.json").write_text('{"of": "the repository"}')
+    (folder / "out").mkdir()
+    (folder / "out" / "tokenizer.json").write_text('{"of": "another"}')
+    assert "is another model's" in run("prune", "repo", "-o", "out/small.onnx", *QUICK)[2]
+    (folder / "out" / "tokenizer.json").unlink()
+    code, _, err = run("prune", "repo", "-o", "out/small.onnx", *QUICK)
+    assert code == 0, err
+    assert (folder / "out" / "tokenizer.json").read_bytes() == (folder / "repo" / "tokenizer.json").read_bytes()
+    before = contents(folder / "repo")
+    code, _, err = run("prune", "repo", "-o", "repo/tokenizer.json", *QUICK, "--force")
+    assert code == 2 and contents(folder / "repo") == before, err
+    code, _, err = run("prune", "repo", *QUICK)
+    assert code == 0 and (below / "model.pruned.onnx").exists(), err
+
+
 def test_a_sweep_says_it_once(run: Run, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     (folder / "sw").mkdir()
     (folder / "sw" / "vocab.txt").write_text("another's")

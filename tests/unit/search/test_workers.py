@@ -83,6 +83,11 @@ def test_an_engine(workers: Workers, tmp_path: Path) -> None:
         list(workers.run(worker_tasks.refused, [7], tag="watch"))
 
 
+def test_a_process_may_remember_much(tmp_path: Path) -> None:
+    with local() as workers:
+        assert len({pid for _, pid in workers.run(worker_tasks.remembering, range(1, 9))}) <= 2
+
+
 @pytest.mark.parametrize("cluster", [dask, ray], ids=lambda made: made.__name__)
 def test_a_tag_finds_its_worker(cluster: object) -> None:
     assert callable(cluster)
