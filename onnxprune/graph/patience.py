@@ -14,6 +14,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from onnxprune.errors import LimitError, UsageError
+from onnxprune.graph.outputs import native_calls
 
 ALLOWED = 8.0
 """Seconds of processor time for a run of a graph that has loops; a million turns of a few operators take as many."""
@@ -32,12 +33,13 @@ def run(opened: Any, wanted: Sequence[str] | None, feeds: Mapping[str, Any], *, 
     Raises:
         LimitError: a loop took more processor time than is allowed.
     """
-    call = opened.run_with_ort_values if values else opened.run
-    if not loops(opened):
-        return call(wanted, feeds)
     import onnxruntime as ort
 
-    options, over, seconds = ort.RunOptions(), threading.Event(), allowed()
+    call, options = opened.run_with_ort_values if values else opened.run, ort.RunOptions()
+    if not loops(opened):
+        with native_calls.running(options):
+            return call(wanted, feeds, options)
+    over, seconds = threading.Event(), allowed()
     options.log_severity_level = 4
     stopped = []
 
@@ -52,7 +54,8 @@ def run(opened: Any, wanted: Sequence[str] | None, feeds: Mapping[str, Any], *, 
     watching = threading.Thread(target=watch, daemon=True)
     watching.start()
     try:
-        return call(wanted, feeds, options)
+        with native_calls.running(options):
+            return call(wanted, feeds, options)
     except Exception as error:
         if not stopped:
             raise

@@ -6,13 +6,16 @@ names, it ends what it began first.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+
+from onnxprune.graph.outputs import native_calls
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 _PAUSE = 2.0
@@ -37,6 +40,7 @@ class _State:
         deferred: how many sections are running that must not be left half-way.
         waiting: the first signal that came meanwhile.
         raised: when a signal last became an exception, by the monotonic clock.
+        leaving: whether the program is being ended from another thread.
     """
 
     def __init__(self) -> None:
@@ -45,6 +49,7 @@ class _State:
         self.deferred = 0
         self.waiting: int | None = None
         self.raised = -_PAUSE
+        self.leaving = False
 
 
 _state = _State()
@@ -85,6 +90,8 @@ def uninterrupted() -> Iterator[None]:
 
 
 def _arrived(number: int, frame: FrameType | None) -> None:
+    while _state.leaving:  # the other thread has the last word
+        time.sleep(1)
     if _state.deferred:
         _state.waiting = _state.waiting or number
         return
@@ -98,9 +105,27 @@ def _raise(number: int) -> None:
         raise Interrupted(number)
 
 
+def _taken_up(came: float) -> bool:
+    return _state.waiting is not None or _state.raised > came - _PAUSE
+
+
+def _end(number: int, remove: Callable[[], None]) -> None:
+    """End the program while a call keeps its main thread; not within a section that must not be left."""
+    if _state.deferred:
+        return
+    _state.leaving = True
+    remove()
+    with suppress(OSError):
+        os.write(2, f"{story()}\n".encode(errors="replace"))
+    os._exit(128 + number)
+
+
 @contextmanager
 def heard() -> Iterator[None]:
-    """Signals raise `Interrupted` inside; those that the caller ignores (nohup) stay ignored."""
+    """Signals raise `Interrupted` inside; those that the caller ignores (nohup) stay ignored.
+
+    Where a library's call keeps the program from taking one up, it is ended all the same.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -111,7 +136,8 @@ def heard() -> Iterator[None]:
         if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
             before[number] = signal.signal(number, _arrived)
     try:
-        yield
+        with native_calls.watched(_taken_up, _end):
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -7,10 +7,11 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from onnxprune.errors import UsageError
-from onnxprune.graph.outputs import interrupts, lock, manifest, single_file, swap
+from onnxprune.graph.outputs import interrupts, lock, manifest, native_calls, single_file, swap
 from onnxprune.graph.outputs.inputs import Inputs
 from onnxprune.graph.outputs.temporary import scratch
 
@@ -252,6 +253,7 @@ def _held(base: Path, hidden: Path, names: Sequence[str]) -> Iterator[Path]:
             base.mkdir(parents=True, exist_ok=True)
             tidy(base)
             held = lock.acquire(hidden, names)
+            native_calls.leave(held, partial(_give_up, held, missing))
         lock.refuse_shared(base, hidden, names)
         place = hidden / "new"
         place.mkdir()
@@ -263,6 +265,7 @@ def _held(base: Path, hidden: Path, names: Sequence[str]) -> Iterator[Path]:
     finally:
         with interrupts.uninterrupted():
             if held is not None:
+                native_calls.left(held)
                 _let_go(held)
             _take_back(missing)
 
@@ -289,6 +292,11 @@ def _let_go(held: lock.Lock) -> bool | None:
         raise
     held.release()
     return done
+
+
+def _give_up(held: lock.Lock, made: Sequence[Path]) -> None:
+    _let_go(held)
+    _take_back(made)
 
 
 def _take_back(made: Sequence[Path]) -> None:

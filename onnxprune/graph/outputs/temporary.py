@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from onnxprune.graph.outputs import lock
+from onnxprune.graph.outputs import lock, native_calls
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class Scratch:
             if not lock.locked(self._descriptor) or not lock.is_at(self._descriptor, self._root / _LOCK):
                 os.close(self._descriptor)
                 return False
+            native_calls.leave(self, self.close)
             os.write(self._descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
             self.path.mkdir()
             return True
@@ -65,6 +66,7 @@ class Scratch:
 
     def close(self) -> None:
         """Remove it, with all that is in it."""
+        native_calls.left(self)
         shutil.rmtree(self.path, ignore_errors=True)  # its lock last: what is left if this dies can still be told
         if self._descriptor >= 0:
             os.close(self._descriptor)
