@@ -18,6 +18,8 @@ from onnxprune.errors import LimitError, UsageError
 
 USUAL = 8_000_000_000
 """Bytes that a run plans with where none are stated and the machine does not tell: what a laptop has left."""
+WHOLE = 3_000_000_000
+"""Bytes of weights up to which a model is held whole, where no limit is stated and the machine has enough."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _stated: ContextVar[int | None] = ContextVar("stated", default=None)
 
@@ -59,9 +61,15 @@ def share() -> int:
     """Bytes that weights may take in one place at a time: a model of this size or less is held whole.
 
     There are two such places at most (the interpreter and a session, or the sessions of two models); the rest is for
-    libraries, activations and second moments.
+    libraries, activations and second moments. What was not asked for is not taken by the dozen of gigabytes, however
+    large the machine.
     """
-    return limit() // 4
+    return limit() // 4 if stated() else min(limit() // 4, WHOLE)
+
+
+def small_share() -> int:
+    """Bytes of what is read seldom (second moments, refit weights): the rest of it lies in temporary files."""
+    return share() // 2
 
 
 def available() -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from onnxprune.documents import regular
 from onnxprune.errors import InputError, UsageError, one_line, reading
 from onnxprune.graph.outputs import digest, ordinary_mode
+from onnxprune.graph.put_away import Arrays, over
 
 KINDS = ("weight", "intercept", "rest", "map")
 """What a tensor of a plan is, in front of the slash in its name."""
@@ -51,13 +53,21 @@ def tensors_beside(plan: Path) -> Path:
 
 def write_tensors(plan: Path, tensors: Mapping[str, Mapping[str, np.ndarray]]) -> str | None:
     """Write kind -> name -> tensor; the file's SHA-256, or None where there are none and no file is written."""
-    named = {f"{kind}/{key}": np.asarray(t) for kind, held in tensors.items() for key, t in held.items()}
+    named = over(*(_renamed(kind, held) for kind, held in tensors.items()))
     if not named:
         return None
     file = tensors_beside(plan)
     _write(file, named)
     ordinary_mode(file)
     return digest(file)
+
+
+def _renamed(kind: str, held: Mapping[str, np.ndarray]) -> Arrays:
+    return Arrays({f"{kind}/{key}": partial(_array, held, key) for key in held})
+
+
+def _array(held: Mapping[str, np.ndarray], key: str) -> np.ndarray:
+    return np.asarray(held[key])
 
 
 _TYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -25,12 +25,21 @@ class Stored(ir.ExternalTensor):
         """The contents, read-only; they are mapped as long as the array lives."""
         if self.nbytes <= SMALL:
             return np.asarray(super().numpy())
+        if self.dtype.bitwidth < 8:
+            self._check_validity()
+            self._check_path_containment()
+            return self._unpacked()
+        return self._mapped("r")
+
+    def private(self) -> np.ndarray:
+        """The same, where whoever writes to it writes to memory of its own: what torch takes without a copy."""
+        return np.array(self.numpy()) if self.nbytes <= SMALL or self.dtype.bitwidth < 8 else self._mapped("c")
+
+    def _mapped(self, mode: Literal["r", "c"]) -> np.ndarray:
         self._check_validity()
         self._check_path_containment()
-        if self.dtype.bitwidth < 8:
-            return self._unpacked()
         kind = np.dtype(self.dtype.numpy()).newbyteorder("<")
-        mapped = np.memmap(self.path, kind, "r", self.offset or 0, tuple(self.shape.numpy()))
+        mapped = np.memmap(self.path, kind, mode, self.offset or 0, tuple(self.shape.numpy()))
         return mapped.view(np.ndarray)
 
     def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:

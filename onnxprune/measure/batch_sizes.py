@@ -7,6 +7,7 @@ import math
 
 from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.measure.cost import Costs
+from onnxprune.measure.footprint import footprint
 
 ACTIVATIONS = 0.75e9
 """Bytes that the activations of one batch may take when all are kept, as for gradients."""
@@ -19,6 +20,8 @@ LEVEL_MACS = 9e10
 """Multiply-accumulates of the dense model that a level may cost: there are some hundred of them."""
 SITES = 24
 """Sites that have as many levels: of more, each gets its share."""
+SLACK = 2
+"""How many times what a graph's values take at once its copies take: what each begins with is held, too."""
 ELEMENT_MACS = 16
 """Multiply-accumulates that run while one element is written and read again: depthwise convolutions hardly multiply."""
 
@@ -32,6 +35,17 @@ def tokens_at_once(costs: Costs, most: int = 4096, memory: int | None = None) ->
     """
     bound = ACTIVATIONS if memory is None else min(ACTIVATIONS, memory / 4)
     return int(min(max(bound * _tokens(costs) / max(4 * _elements(costs), 1), 1), most))
+
+
+def tokens_side_by_side(costs: Costs, most: int = 4096, memory: int | None = None) -> int:
+    """How many tokens may go through the graph together where values are let go behind their last reader.
+
+    Args:
+        most, memory: as of `tokens_at_once`.
+    """
+    bound = ACTIVATIONS if memory is None else min(ACTIVATIONS, memory / 8)
+    taken = footprint(costs.model, costs.bindings).activations
+    return int(min(max(bound * _tokens(costs) / max(SLACK * taken, 1), 1), most))
 
 
 def tokens_to_measure(costs: Costs, sites: int = SITES) -> int:

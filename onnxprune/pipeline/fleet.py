@@ -60,9 +60,13 @@ class Fleet:
                 known = job.planner.scores.measured(by_table.whole_grid(job.planner))
                 rows += [(job, s.id) for s in job.planner.begun() if s.id not in known]
         tasks = [Task(j.planner.method, Known(j.planner.scores.rankings), site) for j, site in rows]
-        for index, found in self._run(remote.row, tasks, jobs, "table"):
-            job, site = rows[index]
-            job.planner.scores.keep_rows(by_table.whole_grid(job.planner), {site: found})
+        try:
+            for index, found in self._run(remote.row, tasks, jobs, "table"):
+                job, site = rows[index]
+                job.planner.scores.keep_rows(by_table.whole_grid(job.planner), {site: found})
+        finally:
+            for job in lasting:
+                job.planner.scores.save()
 
     def plans(self, jobs: Sequence[Job], budgets: Sequence[Budget]) -> Iterator[tuple[int, int, Plan]]:
         """(job's index, budget's index, finished plan), as they are done."""

@@ -44,7 +44,7 @@ class Copies:
         if not self.join:
             return np.stack([distance(i, head) for head in heads])
         own = sum(self.rows.dataset.examples[row].tokens for row in batch.index)
-        size = max(1, self.rows.max_tokens // max(own, 1))
+        size = max(1, (self.rows.side_by_side or self.rows.max_tokens) // max(own, 1))
         if self.rows.dataset.max_batch is not None or self.structure.batch is None:
             size = 1
         found: list[np.ndarray] = []

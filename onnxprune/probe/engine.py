@@ -19,6 +19,7 @@ from onnxprune.graph import ops
 from onnxprune.graph.ops.quantize import rounded_dynamically
 from onnxprune.graph.quantised import noted
 from onnxprune.graph.single_nodes import Foreign
+from onnxprune.graph.stored import Stored
 
 EXTRA = "pip install 'onnxprune[torch]'"
 """What brings torch."""
@@ -61,6 +62,9 @@ class Engine(Protocol):
     def load(self, tensor: ir.TensorProtocol) -> Any:
         """An initializer."""
 
+    def empty_like(self, array: Any) -> Any:
+        """No elements, of the type of an array of these."""
+
     def call(self, node: ir.Node, opsets: Mapping[str, int]) -> Callable[..., Any]:
         """What computes a node from its operands: one array, or a tuple with states in front (`ops.states_of`)."""
 
@@ -95,7 +99,11 @@ class Torch:
         if tensor.dtype == ir.DataType.BFLOAT16:
             return torch.from_numpy(np.array(tensor.numpy()).astype(np.float32)).to(torch.bfloat16)
         array = computable(tensor)
-        return torch.from_numpy(array if array.flags.writeable and array.flags.c_contiguous else array.copy())
+        flags = array.flags
+        return torch.from_numpy(array if flags.writeable and flags.c_contiguous and flags.aligned else array.copy())
+
+    def empty_like(self, array: Any) -> Any:
+        return array.new_empty(0)
 
     def call(self, node: ir.Node, opsets: Mapping[str, int]) -> Callable[..., Any]:
         import torch
@@ -148,6 +156,9 @@ class NodeByNode:
             raise UnsupportedError(f"tensor {tensor.name}: bfloat16 is computed with PyTorch only: {EXTRA}")
         return computable(tensor)
 
+    def empty_like(self, array: Any) -> Any:
+        return np.empty(0, array.dtype)
+
     def call(self, node: ir.Node, opsets: Mapping[str, int]) -> Callable[..., Any]:
         operator, run = ops.lookup(node), Foreign(node, dict(opsets))
         if operator is None or not operator.states:
@@ -175,7 +186,7 @@ def computable(tensor: ir.TensorProtocol) -> np.ndarray:
     Raises:
         UnsupportedError: there are none that an interpreter computes with.
     """
-    array = tensor.numpy()
+    array = tensor.private() if isinstance(tensor, Stored) else tensor.numpy()
     if array.dtype.kind not in "biufc":
         raise UnsupportedError(f"tensor {tensor.name}: elements of type {tensor.dtype.name} are not computed with")
     return np.asarray(array)

@@ -18,6 +18,7 @@ from onnxprune.graph import memory
 from onnxprune.graph.finite import require
 from onnxprune.graph.model import spec
 from onnxprune.graph.plan import Structure
+from onnxprune.graph.put_away import Store
 from onnxprune.graph.structure.reading_matrices import Matrix
 from onnxprune.graph.structure.sites import Site
 from onnxprune.graph.values import dims, numeric_outputs
@@ -25,7 +26,7 @@ from onnxprune.probe.divergence import Divergence, Kind, choose_for
 from onnxprune.probe.engine import to_numpy
 from onnxprune.probe.gates import Gated
 from onnxprune.probe.interpreter import Interpreter, Usage
-from onnxprune.probe.second_moments import Gram, Store, drawn
+from onnxprune.probe.second_moments import Gram, drawn
 
 NOTHING = Gated({}, {})
 
@@ -78,6 +79,7 @@ class Rows:
         max_tokens: the most tokens in a batch; what bounds memory.
         given: the divergence to measure by, where other rows have chosen it.
         max_rows: the most rows in a batch.
+        side_by_side: the most tokens of gated copies of a batch that run as one; as many as in a batch by default.
     """
 
     interpreter: Interpreter
@@ -85,6 +87,7 @@ class Rows:
     max_tokens: int = 4096
     given: Divergence | None = None
     max_rows: int = 64
+    side_by_side: int | None = None
 
     @cached_property
     def batches(self) -> list[Batch]:
@@ -236,7 +239,7 @@ def grams(
 ) -> dict[Usage, Gram]:
     """Gram matrices of what every reader reads, in one forward pass; tokens weighted where weights are given."""
     found = {m.usage: Gram() for m in matrices}
-    store = Store(memory.share())
+    store = Store(memory.small_share())
 
     def adder(matrix: Matrix) -> Callable[[Any, Any], None]:
         gram = found[matrix.usage]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from onnxprune.graph import ops
 from onnxprune.graph.axes import DYNAMIC, Layout, Mask, atoms_of, flat_mask, index_of
 from onnxprune.graph.ops.normalize import narrows
 from onnxprune.graph.plan import Branch, Plan, Reader, Structure
+from onnxprune.graph.put_away import Arrays
 from onnxprune.graph.quantised import nearest, noted
 from onnxprune.graph.single_nodes import reads
 from onnxprune.probe.engine import cast, namespace, to_numpy, wide
@@ -48,7 +49,11 @@ class Gates:
 
     def gated(self, plan: Plan) -> Gated:
         """The weights and hooks that stand for a plan."""
-        weights = {name: self._tensor(array, name) for name, array in plan.weights.items()}
+        weights: MutableMapping[str, Any] = (
+            _Tensors(plan.weights, self._tensor)
+            if isinstance(plan.weights, Arrays)
+            else {name: self._tensor(array, name) for name, array in plan.weights.items()}
+        )
         edit: dict[Usage, Callable[[Any], Any]] = {}
         masks = plan.masks(self.structure)
         for reader in dict.fromkeys(r for name in plan.keep for r in self.structure.group(name).readers):
@@ -110,7 +115,7 @@ class Gates:
     # ----------------------------------------------------------------------------------------------------------
 
     def _drop(
-        self, branch: Branch, plan: Plan, weights: dict[str, Any], edit: dict[Usage, Callable[[Any], Any]]
+        self, branch: Branch, plan: Plan, weights: MutableMapping[str, Any], edit: dict[Usage, Callable[[Any], Any]]
     ) -> None:
         usage = (branch.add, branch.operand)
         if branch.id in plan.rests:
@@ -118,7 +123,11 @@ class Gates:
             _compose(edit, usage, _constantly(rest))
         elif branch.reader is None:
             _compose(edit, usage, _zero)
-        elif branch.reader.weight is not None and self._uses[branch.reader.weight] == 1:
+        elif (
+            branch.reader.weight is not None
+            and self._uses[branch.reader.weight] == 1
+            and not self.interpreter.streams  # weights that are not held are not copied
+        ):
             weights[branch.reader.weight] = self.interpreter.weight(branch.reader.weight) * 0
         else:
             _compose(edit, (branch.reader.node, branch.reader.input), _zero)
@@ -213,10 +222,36 @@ class Gates:
         return fill if gone else lambda x: x
 
     def _tensor(self, array: np.ndarray, name: str) -> Any:
-        return cast(self._like(array), self.interpreter.weight(name))
+        return cast(self._like(array), self.interpreter.sample(name))
 
     def _like(self, array: Any) -> Any:
         return self.interpreter.engine.array(array)
+
+
+class _Tensors(MutableMapping[str, Any]):
+    """Weights of a plan as tensors, each made when it is read: not all of them are in memory."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], tensor: Callable[[np.ndarray, str], Any]) -> None:
+        self._arrays, self._tensor = arrays, tensor
+        self._own: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._own[name] if name in self._own else self._tensor(self._arrays[name], name)
+
+    def __setitem__(self, name: str, tensor: Any) -> None:
+        self._own[name] = tensor
+
+    def __delitem__(self, name: str) -> None:
+        del self._own[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays.keys() | self._own.keys())
+
+    def __len__(self) -> int:
+        return len(self._arrays.keys() | self._own.keys())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._own or name in self._arrays
 
 
 def _usages(graph: ir.Graph) -> dict[str, list[Usage]]:

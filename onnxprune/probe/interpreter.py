@@ -88,6 +88,7 @@ class Interpreter:
         self.lender = lender
         self._held = Held(memory.share())
         self._replaced: dict[str, Any] = {}
+        self._samples: dict[str, Any] = {}
         self._schedules: dict[tuple[frozenset[str], tuple[str, ...]], tuple[list[_Step], frozenset[str]]] = {}
         self._live: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         self._producers = {v.name: n for n in graph for v in n.outputs if v.name}
@@ -202,6 +203,12 @@ class Interpreter:
             with self.engine.lasting():
                 kept = self._held.put(name, self._load(name))
         return kept
+
+    def sample(self, name: str) -> Any:
+        """An empty tensor of an initializer's type: large ones are not read for that more than once."""
+        if name not in self._samples:
+            self._samples[name] = self.engine.empty_like(self.weight(name))
+        return self._samples[name]
 
     def replace(self, weights: Mapping[str, np.ndarray]) -> None:
         """Compute with other numbers in the place of some initializers from now on, in their types."""

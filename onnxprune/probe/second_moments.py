@@ -1,19 +1,19 @@
 """Second moments over tokens: what least squares knows of the data.
 
 Products are taken in single precision over some thousand tokens at a time, and summed in double: batches of rows of one
-length are often small, and a sum of large matrices after each would take longer than the products themselves.
+length are often small, and a sum of large matrices after each would take longer than the products themselves. Of fewer
+tokens than what they hold is wide, nothing is summed: they are kept as they are, which takes less memory and says as
+much.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from onnxprune.errors import LimitError
-from onnxprune.graph import outputs
+from onnxprune.graph.put_away import Store
 
 CHUNK = 4096
 """Tokens in one product."""
@@ -37,45 +37,6 @@ def drawn(count: int, rows: int, of: int) -> np.ndarray | None:
     return np.sort(np.random.default_rng(count).choice(count, quota, replace=False))
 
 
-class Store:
-    """Arrays that are done with for now: the first of them stay in memory, the others go to files that are mapped
-    when they are read.
-
-    The files lie in a folder for temporary files, and go with the store.
-
-    Args:
-        limit: bytes that stay in memory.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.left = limit
-        self._folder: outputs.Lasting | None = None
-        self._count = 0
-
-    def keep(self, array: np.ndarray) -> Callable[[], np.ndarray]:
-        """Put an array away; what is returned gives it back."""
-        if array.nbytes <= self.left:
-            self.left -= array.nbytes
-            return lambda: array
-        if self._folder is None:
-            self._folder = outputs.Lasting()
-        self._count += 1
-        folder, file = self._folder, self._folder.path / f"{self._count}.npy"
-        free = shutil.disk_usage(folder.path).free
-        if free < 2 * array.nbytes:
-            raise LimitError(
-                f"{folder.path}: {free / 1e9:.1f} GB are free there, too few for the second moments that memory does "
-                "not hold; make room, name another folder in TMPDIR, or give --max-memory more"
-            )
-        np.save(file, array)
-
-        def read() -> np.ndarray:
-            assert folder is not None  # it lives as long as what is in it is asked for
-            return np.asarray(np.load(file, mmap_mode="c"))
-
-        return read
-
-
 class Gram:
     """Σ w x xᵀ and Σ w x over tokens."""
 
@@ -92,8 +53,28 @@ class Gram:
     def _take(self, weight: Any, *values: Any) -> None:
         self._waiting.append((weight, values))
         tokens = sum(v[0].shape[0] for _, v in self._waiting)
-        if tokens >= CHUNK or tokens * sum(v.shape[-1] * v.element_size() for v in values) >= WAITING:
+        much = tokens >= CHUNK or tokens * sum(v.shape[-1] * v.element_size() for v in values) >= WAITING
+        if much and not (self._few and tokens <= values[0].shape[-1]):
             self._flush()
+
+    @property
+    def _few(self) -> bool:
+        """Whether there is nothing but tokens that wait."""
+        return not self._sums and not self._kept and bool(self._waiting)
+
+    def _tokens(self) -> tuple[Any, tuple[Any, ...]] | None:
+        """(weights or None, values) of all tokens, where they are fewer than the first value is wide."""
+        import torch
+
+        if not self._few:
+            return None
+        weights, parts = zip(*self._waiting, strict=True)
+        if sum(p[0].shape[0] for p in parts) > parts[0][0].shape[-1]:
+            return None
+        if len(parts) > 1:
+            with torch.inference_mode():
+                self._waiting = [_joined(weights, parts)]
+        return self._waiting[0]
 
     def _flush(self) -> None:
         import torch
@@ -103,12 +84,15 @@ class Gram:
         weights, parts = zip(*self._waiting, strict=True)
         self._waiting = []
         with torch.inference_mode():  # what was summed first may be an inference tensor
-            values = [torch.cat(p) for p in zip(*parts, strict=True)]
-            weight = None if weights[0] is None else torch.cat(weights)[:, None].to(values[0].dtype)
-            self._count += float(len(values[0]) if weight is None else weight.sum(dtype=torch.float64))
-            found = self._products(values, values if weight is None else [v * weight for v in values])
+            joined = _joined(weights, parts)
+            self._count += _counted(*joined)
+            found = self._multiplied(*joined)
             sums = self._sums or [f.new_zeros(f.shape, dtype=torch.float64) for f in found]
             self._sums = [a.add_(b) for a, b in zip(sums, found, strict=True)]
+
+    def _multiplied(self, weight: Any, values: Sequence[Any]) -> tuple[Any, ...]:
+        column = None if weight is None else weight[:, None].to(values[0].dtype)
+        return self._products(list(values), [v if column is None else v * column for v in values])
 
     def _products(self, values: list[Any], scaled: list[Any]) -> tuple[Any, ...]:
         import torch
@@ -120,16 +104,33 @@ class Gram:
         """What has been summed, in double precision."""
         if self._kept:
             return [read() for read in self._kept]
+        few = self._tokens()
+        if few is not None:
+            return [np.asarray(s.double().cpu().numpy()) for s in self._multiplied(*few)]
         self._flush()
         return [np.asarray(s.cpu().numpy()) for s in self._sums]
 
+    @property
+    def tokens(self) -> np.ndarray | None:
+        """[t, n] √w x, in single precision, where there are fewer tokens than that is wide."""
+        found = self._tokens()
+        if found is None:
+            return None
+        weight, (x, *_) = found
+        scaled = x if weight is None else x * weight.to(x.dtype).sqrt()[:, None]
+        return np.asarray(scaled.cpu().numpy())
+
     def put_away(self, store: Store) -> None:
         """Let a store keep the sums: nothing is added any more."""
-        self._kept, self._sums = [store.keep(array) for array in self.sums()], []
+        if self._tokens() is None:
+            self._kept, self._sums = [store.keep(array) for array in self.sums()], []
 
     @property
     def count(self) -> float:
         """The weight of all tokens."""
+        few = self._tokens()
+        if few is not None:
+            return _counted(*few)
         self._flush()
         return self._count
 
@@ -137,6 +138,12 @@ class Gram:
     def matrix(self) -> np.ndarray:
         """[n, n] Σ w x xᵀ."""
         return self.sums()[0]
+
+    @property
+    def rows(self) -> np.ndarray:
+        """[n, n] Σ w x xᵀ, or of fewer tokens these: what of both is smaller."""
+        few = self.tokens
+        return self.matrix if few is None or len(few) >= few.shape[1] else few
 
     @property
     def mean(self) -> np.ndarray:
@@ -147,6 +154,19 @@ class Gram:
     def centred(self) -> np.ndarray:
         """[n, n] Σ w (x − x̄)(x − x̄)ᵀ: what an intercept leaves to the weights."""
         return self.matrix - self.count * np.outer(self.mean, self.mean)
+
+
+def _joined(weights: Sequence[Any], parts: Sequence[tuple[Any, ...]]) -> tuple[Any, tuple[Any, ...]]:
+    import torch
+
+    return None if weights[0] is None else torch.cat(list(weights)), tuple(map(torch.cat, zip(*parts, strict=True)))
+
+
+def _counted(weight: Any, values: Sequence[Any]) -> float:
+    """The weight of some tokens."""
+    import torch
+
+    return float(len(values[0]) if weight is None else weight.sum(dtype=torch.float64))
 
 
 class Pairs(Gram):
@@ -162,3 +182,11 @@ class Pairs(Gram):
         (x, y), (wx, wy) = values, scaled
         squares = (wy.double() * y.double()).sum(0)  # exactly: little may be left of them about the mean
         return *super()._products([x], [wx]), wx.T @ y, wy.sum(0, dtype=torch.float64), squares
+
+    def few(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None] | None:
+        """The tokens' x, y and weights, where they are fewer than x is wide."""
+        found = self._tokens()
+        if found is None:
+            return None
+        weight, (x, y) = found
+        return x.cpu().numpy(), y.cpu().numpy(), None if weight is None else weight.cpu().numpy()

@@ -9,19 +9,20 @@ samples of its error, where the divergence of the outputs is one number a row, t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from onnxprune.graph.axes import flat_mask
 from onnxprune.graph.plan import Plan
+from onnxprune.graph.put_away import Store, over
 from onnxprune.graph.quantised import Quantised, nearest
 from onnxprune.graph.structure.linear_layers import Linear, result_of
 from onnxprune.probe.forward import Evaluator, Rows, Weights
 from onnxprune.probe.gates import Gates
 from onnxprune.refit.paired_runs import SideBySide
-from onnxprune.refit.solvers import INFINITE, Moments, error, fit_held_out
+from onnxprune.refit.solvers import INFINITE, Statistics, error, fit_held_out
 from onnxprune.refit.solvers.chance import surely_lower
 from onnxprune.rewrite.weights import bias_of
 
@@ -58,6 +59,7 @@ def compensate(
     weights: Weights | None = None,
     held_weights: Weights | None = None,
     progress: Callable[[int, int], None] | None = None,
+    store: Store | None = None,
 ) -> tuple[Plan, float, list[Step]]:
     """One sweep over `linears`, which are in graph order.
 
@@ -66,6 +68,7 @@ def compensate(
         held: rows that choose each refit's strength; then it is fitted on their tokens too.
         evaluator: over rows that did neither, which have the last word on all of them.
         weights, held_weights: of the tokens of the rows of `fit` and of `held`, for the products that have some.
+        store: where refit weights are kept; in memory by default.
 
     Returns:
         (plan with refit weights and intercepts, its divergence, what was done). The plan given, if the evaluator's rows
@@ -73,7 +76,7 @@ def compensate(
     """
     before = evaluator.per_row(gates.gated(plan))
     wanted = evaluator.wanted
-    sweep = _Sweep(gates, plan, SideBySide(fit, wanted, weights), SideBySide(held, wanted, held_weights))
+    sweep = _Sweep(gates, plan, SideBySide(fit, wanted, weights), SideBySide(held, wanted, held_weights), store)
     steps = []
     for i, linear in enumerate(linears):
         if linear.inside in plan.drop and linear.branch is None:
@@ -91,8 +94,8 @@ def compensate(
 class _Sweep:
     """The plan so far, and both sets of rows in front of the current node."""
 
-    def __init__(self, gates: Gates, plan: Plan, fit: SideBySide, held: SideBySide) -> None:
-        self.gates, self.plan, self.fit, self.held = gates, plan, fit, held
+    def __init__(self, gates: Gates, plan: Plan, fit: SideBySide, held: SideBySide, store: Store | None = None) -> None:
+        self.gates, self.plan, self.fit, self.held, self.store = gates, plan, fit, held, store
         self.masks = plan.masks(gates.structure)
 
     def refit(self, linear: Linear, strengths: Sequence[float]) -> Step:
@@ -120,7 +123,9 @@ class _Sweep:
         weight[np.ix_(rows, columns)] = chosen.weight
         restored = linear.matrix.restore(weight.astype(np.float32), array.shape)
         restored = self.gates.writable(linear.weight, restored)
-        self.plan = replace(self.plan, weights={**self.plan.weights, linear.weight: restored})
+        found: Mapping[str, np.ndarray] = {linear.weight: restored}
+        kept = found if self.store is None else self.store.kept(found)
+        self.plan = replace(self.plan, weights=over(self.plan.weights, kept))
         return Step(linear.node, f"{chosen.strength:g}", change)
 
     def _kept(self, linear: Linear) -> tuple[np.ndarray, np.ndarray]:
@@ -133,14 +138,15 @@ class _Sweep:
         rows, columns = (np.flatnonzero(flat_mask(lay, self.masks, self.gates.structure.sizes)) for lay in layouts)
         return rows, columns
 
-    def _refit_rest(self, linear: Linear, fit: Moments, held: Moments) -> Step:
+    def _refit_rest(self, linear: Linear, fit: Statistics, held: Statistics) -> Step:
         """The best constant in a dropped branch's place: what it gave on average, and the stream's mean drift.
 
         The targets are those of its last product, so what is added after that (its bias) comes on top.
         """
         assert linear.branch is not None
         key = linear.branch.id
-        alone = self.gates.complete(Plan(self.plan.digest, drop=(key,)), self.fit.rows.batches[0].feeds)
+        # From where the walk stands, just before the branch's last product: the model is not run anew for that.
+        alone = self.gates.complete(Plan(self.plan.digest, drop=(key,)), self.fit.student.values[0])
         after = alone.rests[key].reshape(-1)
         rest = self.plan.rests[key]
         nothing = np.zeros((len(held.x_mean), len(after)))

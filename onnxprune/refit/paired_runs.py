@@ -9,7 +9,7 @@ from onnxprune.graph.structure.linear_layers import Linear
 from onnxprune.probe.forward import Rows, Walk, Weights
 from onnxprune.probe.gates import Gated
 from onnxprune.probe.second_moments import Pairs, drawn
-from onnxprune.refit.solvers import Moments
+from onnxprune.refit.solvers import Moments, Statistics, Tokens
 
 ALL = slice(None)
 
@@ -26,7 +26,7 @@ class SideBySide:
         self.rows, self.weights = rows, weights or {}
         self.teacher, self.student = Walk(rows, wanted), Walk(rows, wanted)
 
-    def moments(self, linear: Linear, state: Gated, inputs: Any = ALL, outputs: Any = ALL) -> Moments:
+    def moments(self, linear: Linear, state: Gated, inputs: Any = ALL, outputs: Any = ALL) -> Statistics:
         """Of (the student's inputs, the teacher's outputs) of a product over the tokens.
 
         Where it closes a residual branch, the target also makes up for how far the stream has drifted.
@@ -55,5 +55,8 @@ class SideBySide:
                 if some is not None:
                     x, y, weight = x[some], y[some], None if weight is None else weight[some]
                 pairs.add(x[:, inputs], y[:, outputs], weight)
+        few = pairs.few()
+        if few is not None:
+            return Tokens.of(*few)
         sxx, sx, sxy, sy, syy = pairs.sums()
         return Moments.from_sums(pairs.count, sx, sy, sxx, sxy, syy)

@@ -178,7 +178,8 @@ class _Mender:
     def mend(self, plan: Plan, part: Part, weight: np.ndarray, array: np.ndarray, solve: Solve) -> Plan:
         """The plan with a matrix solved."""
         before, every = self.gates.gated(plan), np.arange(len(weight))
-        fit, held = (side.moments(part.linear, before, part.rows, part.columns) for side in (self.fit, self.held))
+        sides = (side.moments(part.linear, before, part.rows, part.columns) for side in (self.fit, self.held))
+        fit, held = (side.moments for side in sides)
         both = fit.merge(held)
 
         def off(sparse: np.ndarray) -> float:

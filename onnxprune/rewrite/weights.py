@@ -7,14 +7,31 @@ import onnx_ir as ir
 
 from onnxprune.graph.axes import flat_order
 from onnxprune.graph.plan import Plan, Structure
+from onnxprune.graph.put_away import Arrays
 from onnxprune.graph.quantised import Quantised
 from onnxprune.graph.values import constant
 
 
 def weights(model: ir.Model, plan: Plan) -> None:
     """Replace initializers by their refit, still in the original shape."""
-    for name, array in plan.weights.items():
-        replace(model.graph.initializers[name], array)
+    for name in plan.weights:
+        value = model.graph.initializers[name]
+        if isinstance(plan.weights, Arrays) and not isinstance(value.const_value, Quantised):
+            _later(value, plan.weights)
+        else:
+            replace(value, plan.weights[name])
+
+
+def _later(value: ir.Value, arrays: Arrays) -> None:
+    """Give an initializer contents of its own shape and type, which are read when they are written."""
+    assert value.const_value is not None and value.name is not None
+    dtype, name = value.const_value.dtype, value.name
+
+    def made() -> ir.Tensor[np.ndarray]:
+        array = np.ascontiguousarray(arrays[name]).astype(dtype.numpy(), copy=False)
+        return ir.Tensor(array, dtype=dtype, name=name)
+
+    value.const_value = ir.LazyTensor(made, dtype, ir.Shape(value.const_value.shape.numpy()), name=name)
 
 
 def replace(value: ir.Value, array: np.ndarray) -> None:

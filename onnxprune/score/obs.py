@@ -21,7 +21,7 @@ class _Obs:
         readers = [
             Reader(
                 m.weight(statistics.weight(m.reader.weight or "")),
-                statistics.gram[m.reader.node, m.reader.input].matrix,
+                statistics.gram[m.reader.node, m.reader.input].rows,
                 m.units,
             )
             for m in site.matrices

@@ -142,11 +142,14 @@ def _damages(
     if not lacking:
         return found
     with problem.clock.stage("table"):
-        for name, row in rows_of(problem, stage, lacking, grid):
-            found[name] = row
-            if stage.lasting:
-                scores.keep_rows(grid, {name: row})
-            problem.progress("table", len(found), len(live))
+        try:
+            for name, row in rows_of(problem, stage, lacking, grid):
+                found[name] = row
+                if stage.lasting:
+                    scores.keep_rows(grid, {name: row})
+                problem.progress("table", len(found), len(live))
+        finally:
+            scores.save()
     return {s.id: found[s.id] for s, _ in live}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.graph.plan import Plan, Ranking
+from onnxprune.graph.put_away import over
 from onnxprune.graph.structure.reading_matrices import Matrix
 from onnxprune.graph.structure.sites import Site, kept_by
 from onnxprune.probe.batched_states import Copies
@@ -17,10 +18,10 @@ from onnxprune.probe.forward import Evaluator, Walk
 from onnxprune.probe.gates import Gated, Gates
 from onnxprune.probe.interpreter import Usage
 from onnxprune.probe.second_moments import Gram
-from onnxprune.refit.solvers import NestedRefit, refit
+from onnxprune.refit.solvers import NestedRefit, RefitOnTokens
 
-FACTORS = 2**28
-"""Bytes of factorisations from which on old ones are made again when they are needed."""
+FACTORS = 2**29
+"""Bytes of factorisations, and what goes with them, from which on old ones are made again when they are needed."""
 DEAD = 1e-7
 """Of the best score: what is no score."""
 NOTHING = 1e-6
@@ -43,7 +44,7 @@ class Refitter:
     rankings: Mapping[str, Ranking] = field(default_factory=dict)
     damping: float = 1e-2
     writable: Callable[[str, np.ndarray], np.ndarray] = lambda _, array: array
-    _nested: dict[Usage, NestedRefit] = field(default_factory=dict)
+    _nested: dict[Usage, NestedRefit | RefitOnTokens] = field(default_factory=dict)
 
     def together(self, chosen: Sequence[tuple[Site, Sequence[int]]]) -> dict[str, np.ndarray]:
         """The same of several sites that the same weights read, each with its units."""
@@ -58,9 +59,7 @@ class Refitter:
                 continue
             array = self.weight(name)
             stays = [np.isin(m.units, u) | (m.units < 0) for m, (_, u) in zip(readers, chosen, strict=True)]
-            fitted = refit(
-                matrix.weight(array), self.gram[usage].matrix, np.logical_and.reduce(stays), damping=self.damping
-            )
+            fitted = self._alone(matrix.weight(array), self.gram[usage], np.logical_and.reduce(stays))
             found[name] = self.writable(name, matrix.restore(fitted.astype(np.float32), array.shape))
         return found
 
@@ -88,13 +87,23 @@ class Refitter:
             places[list(self.rankings[site.id].order)] = np.arange(site.group.size)
             places[-1] = -1  # rows of no unit stay whatever goes
             order = np.argsort(places[matrix.units], kind="stable")
-            if sum(n.factor.nbytes for n in self._nested.values()) > FACTORS:
+            if sum(n.nbytes for n in self._nested.values()) > FACTORS:
                 self._nested.clear()
-            nested = NestedRefit(weight, self.gram[usage].matrix, order, damping=self.damping)
-            self._nested[usage] = nested
+            nested = self._nested[usage] = self._nest(weight, self.gram[usage], order)
         if nested is not None and kept[nested.order[:count]].all():
             return nested.at(count)
-        return refit(weight, self.gram[usage].matrix, kept, damping=self.damping)
+        return self._alone(weight, self.gram[usage], kept)
+
+    def _nest(self, weight: np.ndarray, gram: Gram, order: np.ndarray) -> NestedRefit | RefitOnTokens:
+        tokens = gram.tokens
+        if tokens is not None:
+            return RefitOnTokens(weight, tokens, order, damping=self.damping)
+        return NestedRefit(weight, gram.matrix, order, damping=self.damping)
+
+    def _alone(self, weight: np.ndarray, gram: Gram, kept: np.ndarray) -> np.ndarray:
+        """For one set of rows [n]."""
+        rows = np.flatnonzero(kept)
+        return self._nest(weight, gram, np.concatenate([rows, np.flatnonzero(~kept)])).at(len(rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +209,7 @@ def _state(
     keep, drop = kept_by({site.id: count}, rankings, [site])
     weights = refitter(site, keep[site.id]) if site.id in keep else {}
     return gates.gated(
-        replace(base, keep={**base.keep, **keep}, drop=(*base.drop, *drop), weights={**base.weights, **weights})
+        replace(base, keep={**base.keep, **keep}, drop=(*base.drop, *drop), weights=over(base.weights, weights))
     )
 
 

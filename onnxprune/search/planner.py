@@ -207,6 +207,7 @@ class Planner(Problem):
             weights=self.token_weights,
             held_weights=self.held_weights,
             progress=lambda d, n: self.progress("compensate", d, n),
+            store=self.refits,
         )
         stood = sum(s.kept is not None for s in steps)
         logger.info("compensation: divergence %.5f after %d steps, %d kept", value, len(steps), stood)

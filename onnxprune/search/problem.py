@@ -15,10 +15,11 @@ from onnxprune.graph import memory
 from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Plan, Structure
+from onnxprune.graph.put_away import Store, over
 from onnxprune.graph.structure.bases import rotatable
 from onnxprune.graph.structure.sites import Site, find_sites, meet
 from onnxprune.graph.structure.twins import leading
-from onnxprune.measure.batch_sizes import ACTIVATIONS, tokens_at_once, tokens_to_measure
+from onnxprune.measure.batch_sizes import ACTIVATIONS, tokens_at_once, tokens_side_by_side, tokens_to_measure
 from onnxprune.measure.tables.fast_widths import step
 from onnxprune.probe.forward import Rows, Weights, sensitivities
 from onnxprune.probe.gates import Gates
@@ -57,6 +58,7 @@ class Problem:
         first: what every plan begins with.
         rotated: the bases in which dimensions within heads are counted.
         moments: of what the matrices of the dense model read, once they have been collected; no method changes them.
+        refits: where refit weights are, in files as far as memory does not hold them.
     """
 
     def __init__(
@@ -92,11 +94,13 @@ class Problem:
         self.first = Plan(model.digest)
         self.rotated = Rotated()
         self.moments: dict[Usage, Gram] = {}
+        self.refits = Store(memory.small_share())
         self._weighed: dict[str, Weights | None] = {}
         if calibration is not None:
             sizes = (
                 tokens_at_once(self.costs, memory=options.max_memory),
                 tokens_to_measure(self.costs, len(self.sites)),
+                tokens_side_by_side(self.costs, memory=options.max_memory),
             )
             split = Split.of(self.interpreter, calibration, options, *sizes, short)
             self.fit, self.held, self.table, self.select = split.fit, split.held, split.table, split.select
@@ -166,7 +170,7 @@ class Problem:
 
     def based(self, plan: Plan) -> Plan:
         """A plan that says in which bases its units are counted."""
-        return replace(plan, weights={**self.rotated.weights, **plan.weights}) if self.rotated.weights else plan
+        return replace(plan, weights=over(self.rotated.weights, plan.weights)) if self.rotated.weights else plan
 
     def weight(self, name: str) -> np.ndarray:
         """A dense weight, in the basis that it is pruned in."""

@@ -46,6 +46,7 @@ class Split:
         options: Options,
         max_tokens: int,
         measured: int,
+        side_by_side: int | None = None,
         short: Interpreter | None = None,
     ) -> Split:
         """Split by the options' seed.
@@ -53,6 +54,7 @@ class Split:
         Args:
             max_tokens: in one batch.
             measured: tokens that a level of the damage table is measured on.
+            side_by_side: tokens of gated copies of a batch that run as one.
             short: what rows that judge are run by, if by another than those that teach (brief.py).
 
         Raises:
@@ -74,7 +76,7 @@ class Split:
             return Rows(interpreter, dataset, max_tokens, measure)
 
         def judging(dataset: Dataset) -> Evaluator:
-            return Evaluator(Rows(short or interpreter, dataset, max_tokens, measure))
+            return Evaluator(Rows(short or interpreter, dataset, max_tokens, measure, side_by_side=side_by_side))
 
         return cls(rows(learnt), rows(search), judging(_within(search, measured, options.seed)), judging(select))
 

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Any
 from urllib.parse import quote
 
@@ -66,6 +67,10 @@ class _Kept:
     digest: str
 
 
+SELDOM = 20.0
+"""How many times as long as it takes to write the file it stays as it is, while rows come."""
+
+
 @dataclass(eq=False)
 class Scores:
     """Orders and damages, in memory and, where there is a path, in a file; where there is a store, in that too.
@@ -81,6 +86,9 @@ class Scores:
     rankings: dict[str, Ranking] = field(default_factory=dict)
     table: dict[str, tuple[list[int], Row]] = field(default_factory=dict)
     store: Store | None = None
+    _unsaved: bool = False
+    _saved: float = 0.0
+    _took: float = 0.0
 
     @classmethod
     def open(cls, path: Path | None, key: str, store: Store | None = None) -> Scores:
@@ -120,14 +128,25 @@ class Scores:
         self._save("rankings", rankings, {})
 
     def keep_rows(self, grid: Mapping[str, Sequence[int]], measured: Mapping[str, Row]) -> None:
-        """Rows of the table, with the levels that led to them."""
+        """Rows of the table, with the levels that led to them; `save` when the last has come."""
         for name, row in measured.items():
             self.table[name] = (list(grid[name]), row)
             self._save(f"row.{quote(name, safe='')}", {}, {name: self.table[name]})
 
-    def _save(self, name: str, rankings: Mapping[str, Ranking], table: Mapping[str, tuple[list[int], Row]]) -> None:
+    def save(self) -> None:
+        """Write what is not in the file yet."""
+        if not self._unsaved:
+            return
+        begun, self._unsaved = monotonic(), False
         if self.path is not None and not write_cache(self.path, self._document(self.rankings, self.table), _is_scores):
             self.path = None
+        self._saved = monotonic()
+        self._took = self._saved - begun
+
+    def _save(self, name: str, rankings: Mapping[str, Ranking], table: Mapping[str, tuple[list[int], Row]]) -> None:
+        self._unsaved = True
+        if not table or monotonic() - self._saved >= SELDOM * self._took:  # the whole file is written each time
+            self.save()
         if self.store is not None:
             self.store.put(f"{self._folder}/{name}.json", self._document(rankings, table).encode())
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from onnxprune.graph.plan import Plan, Ranking
+from onnxprune.graph.put_away import Store, over
 from onnxprune.graph.structure.sites import Site, even, kept_by
 from onnxprune.probe.engine import to_numpy
 from onnxprune.probe.forward import NOTHING
@@ -28,6 +29,7 @@ class Stage:
     """A plan's model with its units ordered, and what was measured on it.
 
     Attributes:
+        store: of refit weights.
         lasting: whether what is measured on it holds for every budget, and is worth a file.
         magnitudes: group id -> [units], norms of what reads them; for sites that weights read.
     """
@@ -35,23 +37,25 @@ class Stage:
     plan: Plan
     rankings: Mapping[str, Ranking]
     refitter: Refitter
+    store: Store
     lasting: bool = False
     modules: tuple[Module, ...] | None = None
     magnitudes: Mapping[str, np.ndarray] = field(default_factory=dict)
     stand_ins: Mapping[str, StandIn] = field(default_factory=dict)
-    _fitted: dict[tuple[tuple[str, int], ...], dict[str, np.ndarray]] = field(default_factory=dict)
+    _fitted: dict[tuple[tuple[str, int], ...], Mapping[str, np.ndarray]] = field(default_factory=dict)
 
-    def weights(self, sites: Sequence[Site], counts: Mapping[str, int]) -> dict[str, np.ndarray]:
+    def weights(self, sites: Sequence[Site], counts: Mapping[str, int]) -> Mapping[str, np.ndarray]:
         """Refit weights of every thinned site at its level, kept for reuse."""
-        found: dict[str, np.ndarray] = {}
+        found: list[Mapping[str, np.ndarray]] = []
         for members in self._reading(sites, counts):
             key = tuple((site.id, counts[site.id]) for site in members)
             if key not in self._fitted:
-                self._fitted[key] = self.refitter.together(
+                fitted = self.refitter.together(
                     [(site, self.rankings[site.id].keep(counts[site.id])) for site in members]
                 )
-            found.update(self._fitted[key])
-        return found
+                self._fitted[key] = self.store.kept(fitted)
+            found.append(self._fitted[key])
+        return over(*found)
 
     def _reading(self, sites: Sequence[Site], counts: Mapping[str, int]) -> list[list[Site]]:
         """The sites that lose something, those read by the same weights (heads and their dimensions) together."""
@@ -67,7 +71,7 @@ class Stage:
         counts = {name: max(count, 0) for name, count in counts.items()}
         keep, drop = kept_by(counts, self.rankings, sites)
         keep, drop = {**self.plan.keep, **keep}, tuple(dict.fromkeys((*self.plan.drop, *drop)))
-        plan = replace(self.plan, keep=keep, drop=drop, weights={**self.plan.weights, **self.weights(sites, counts)})
+        plan = replace(self.plan, keep=keep, drop=drop, weights=over(self.plan.weights, self.weights(sites, counts)))
         return with_stand_ins(plan, {b: self.stand_ins[b] for b in branches})
 
 
@@ -128,7 +132,7 @@ def scored(problem: Problem, plan: Plan, scores: Scores) -> Stage:
     refitter = Refitter(
         weight, statistics.gram if options.compensate else {}, rankings, writable=problem.gates.writable
     )
-    return Stage(plan, rankings, refitter, lasting, magnitudes=magnitudes)
+    return Stage(plan, rankings, refitter, problem.refits, lasting, magnitudes=magnitudes)
 
 
 def lasts(problem: Problem, plan: Plan) -> bool:

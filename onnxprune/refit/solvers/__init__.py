@@ -11,11 +11,11 @@ from onnxprune.refit.solvers.admm import admm
 from onnxprune.refit.solvers.least_squares import INFINITE, Fit, error, fit_held_out, ridge, ridge_path, scale_units
 from onnxprune.refit.solvers.linalg import Array
 from onnxprune.refit.solvers.magnitude import magnitude, wanda
-from onnxprune.refit.solvers.obs import NestedRefit, ObsPath, Reader, obs_path, refit
+from onnxprune.refit.solvers.obs import NestedRefit, ObsPath, Reader, RefitOnTokens, obs_path, refit
 from onnxprune.refit.solvers.pair_swaps import Refined, refine
 from onnxprune.refit.solvers.patterns import NM, Blocks, Library, Pattern, Tiled, Tiles, parse
 from onnxprune.refit.solvers.sparsegpt import sparsegpt
-from onnxprune.refit.solvers.statistics import Moments
+from onnxprune.refit.solvers.statistics import Moments, Statistics, Tokens
 from onnxprune.refit.solvers.support import on_support, range_errors
 
 SOLVERS: dict[str, Callable[..., Array]] = {
@@ -43,8 +43,11 @@ __all__ = [
     "Pattern",
     "Reader",
     "Refined",
+    "RefitOnTokens",
+    "Statistics",
     "Tiled",
     "Tiles",
+    "Tokens",
     "admm",
     "error",
     "fit_held_out",

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from onnxprune.errors import DataError
 from onnxprune.refit.solvers.linalg import Array, Ints, as_rows, product, solve
-from onnxprune.refit.solvers.statistics import Moments
+from onnxprune.refit.solvers.statistics import Moments, Statistics, Tokens
 
 INFINITE = float("inf")
 """As λ: the prior's weights stay and only the intercept is fitted."""
@@ -36,10 +36,13 @@ class Fit:
     strength: float | None
 
 
-def error(moments: Moments, weight: npt.ArrayLike, bias: npt.ArrayLike | float = 0.0) -> float:
+def error(moments: Statistics, weight: npt.ArrayLike, bias: npt.ArrayLike | float = 0.0) -> float:
     """Σ_t w_t ‖y_t − Wᵀx_t − b‖² over the tokens behind `moments`, exactly. weight [n, m], bias [m]."""
     w = np.asarray(weight, dtype=np.float64)
     offset = moments.y_mean - moments.x_mean @ w - np.asarray(bias, dtype=np.float64)
+    if isinstance(moments, Tokens):
+        left = moments.y - product(moments.x, w)
+        return float(np.vdot(left, left)) + moments.count * float(offset @ offset)
     spread = float(moments.syy.sum() + np.sum(w * (product(moments.sxx, w) - 2.0 * moments.sxy)))
     return max(spread, 0.0) + moments.count * float(offset @ offset)
 
@@ -115,6 +118,71 @@ class _Equations:
             weight[self.rows] += solve(h, self.pull)
         return Fit(weight, self.moments.y_mean - self.moments.x_mean @ weight, float(strength))
 
+    def error(self, held_out: Statistics, strength: float) -> float:
+        """Of the fit at a strength, on other tokens."""
+        fit = self.fit(strength)
+        return error(held_out, fit.weight, fit.bias)
+
+
+class _FewTokens:
+    """The same where there are fewer tokens than inputs, by the tokens' products with one another.
+
+    (XᵀX + λ)⁻¹Xᵀ = Xᵀ(XXᵀ + λ)⁻¹: what is solved has as many rows as there are tokens, and what a fit gives on other
+    tokens asks of them for their products with these alone.
+    """
+
+    def __init__(self, tokens: Tokens, rows: Ints, prior: npt.ArrayLike) -> None:
+        w0 = np.asarray(prior, dtype=np.float64)
+        self.tokens, self.rows = tokens, rows
+        self.start = np.zeros_like(w0)
+        self.start[rows] = w0[rows]
+        self.x = np.ascontiguousarray(tokens.x[:, rows])
+        self.left = tokens.y - product(self.x, self.start[rows])
+        self.kernel = product(self.x, self.x.T)
+        self.scale = float(np.trace(self.kernel)) / max(len(rows), 1)
+        self._seen: tuple[Tokens, Array, Array, Array, Array] | None = None
+        _check_finite(self.kernel, self.left)
+
+    def fit(self, strength: float) -> Fit:
+        weight = self.start.copy()
+        share = self._shares(strength)
+        if share is not None:
+            weight[self.rows] += product(self.x.T, share)
+        return Fit(weight, self.tokens.y_mean - self.tokens.x_mean @ weight, float(strength))
+
+    def error(self, held_out: Statistics, strength: float) -> float:
+        """Of the fit at a strength, on other tokens."""
+        if not isinstance(held_out, Tokens):
+            fit = self.fit(strength)
+            return error(held_out, fit.weight, fit.bias)
+        if self._seen is None or self._seen[0] is not held_out:
+            between = held_out.x_mean - self.tokens.x_mean
+            self._seen = (
+                held_out,
+                held_out.y - product(held_out.x, self.start),
+                product(held_out.x[:, self.rows], self.x.T),
+                held_out.y_mean - self.tokens.y_mean - between @ self.start,
+                between[self.rows] @ self.x.T,
+            )
+        _, left, cross, offset, moved = self._seen
+        share = self._shares(strength)
+        if share is not None:
+            left, offset = left - product(cross, share), offset - moved @ share
+        return float(np.vdot(left, left)) + held_out.count * float(offset @ offset)
+
+    def _shares(self, strength: float) -> Array | None:
+        """What each token has in the weights [t, m]; None where they stay."""
+        if strength == INFINITE or not self.scale > 0:
+            return None
+        kernel = self.kernel.copy()
+        kernel[np.diag_indices_from(kernel)] += strength * self.scale
+        return solve(kernel, self.left)
+
+
+def _equations(statistics: Statistics, rows: Ints, prior: npt.ArrayLike) -> _Equations | _FewTokens:
+    kind = _FewTokens if isinstance(statistics, Tokens) else _Equations
+    return kind(statistics, rows, prior)  # type: ignore[arg-type]
+
 
 def scale_units(moments: Moments, units: npt.ArrayLike, prior: npt.ArrayLike, strength: float = 0.0) -> Fit:
     """The best single factor per unit: W = s_unit · W₀, with an intercept; λ pulls the factors toward 1.
@@ -145,8 +213,8 @@ def scale_units(moments: Moments, units: npt.ArrayLike, prior: npt.ArrayLike, st
 
 
 def fit_held_out(
-    train: Moments,
-    held_out: Moments,
+    train: Statistics,
+    held_out: Statistics,
     kept: npt.ArrayLike,
     prior: npt.ArrayLike,
     prior_bias: npt.ArrayLike,
@@ -168,30 +236,27 @@ def fit_held_out(
         (the fit, its error on `held_out`, of the fit on `train`, relative to the prior's).
     """
     rows = as_rows(kept, len(train.x_mean))
-    equations = _Equations(train, rows, prior)
+    equations = _equations(train, rows, prior)
     untouched = equations.start
-    best = Fit(untouched, np.array(prior_bias, dtype=np.float64), None)
-    before = after = error(held_out, best.weight, best.bias)
+    bias = np.array(prior_bias, dtype=np.float64)
+    before = error(held_out, untouched, bias)
     found: dict[float, float] = {}
 
     def judged(strength: float) -> float:
-        nonlocal best, after
         if strength not in found:
-            fit = equations.fit(strength)
-            found[strength] = error(held_out, fit.weight, fit.bias)
-            if found[strength] < after:
-                best, after = fit, found[strength]
+            found[strength] = equations.error(held_out, strength)
         return found[strength]
 
     finite = sorted(s for s in strengths if s != INFINITE)
     if len(finite) < len(strengths):
         judged(INFINITE)
     _walk_downhill(finite, judged)
-    if best.strength is None:
-        return best, 1.0
+    best = min(found, key=found.__getitem__, default=INFINITE)
+    if not found or not found[best] < before:
+        return Fit(untouched, bias, None), 1.0
     if both:
-        best = _Equations(train.merge(held_out), rows, untouched).fit(best.strength)
-    return best, after / before
+        equations = _equations(train.merge(held_out), rows, untouched)
+    return equations.fit(best), found[best] / before
 
 
 def _walk_downhill(points: Sequence[float], value: Callable[[float], float]) -> None:

@@ -59,11 +59,7 @@ def clean(gram: npt.ArrayLike) -> Gram:
         DataError: the matrix holds NaN or infinity.
     """
     h = np.array(gram, dtype=np.float64)
-    if not np.isfinite(h).all():
-        raise DataError(
-            "a Gram matrix of layer inputs is not finite: some calibration row overflows in the model; "
-            "remove that row or run the model in fp32"
-        )
+    require_finite(h)
     h += h.T
     h *= 0.5
     diagonal = np.diagonal(h)
@@ -75,6 +71,19 @@ def clean(gram: npt.ArrayLike) -> Gram:
     return Gram(h, dead)
 
 
+def require_finite(array: npt.NDArray[np.floating]) -> None:
+    """Refuse layer inputs, or products of them, that are NaN or infinite.
+
+    Raises:
+        DataError: they are.
+    """
+    if not np.isfinite(array).all():
+        raise DataError(
+            "a Gram matrix of layer inputs is not finite: some calibration row overflows in the model; "
+            "remove that row or run the model in fp32"
+        )
+
+
 def damped(gram: npt.ArrayLike, damping: float) -> Gram:
     """`clean`, and made safe to invert: H + damping · mean(diag H) · I, the mean over living inputs."""
     safe = clean(gram)
@@ -82,6 +91,20 @@ def damped(gram: npt.ArrayLike, damping: float) -> Gram:
     if len(alive):
         safe.matrix[alive, alive] += max(damping, MIN_DAMPING) * float(np.diagonal(safe.matrix)[alive].mean())
     return safe
+
+
+def damped_tokens(tokens: npt.ArrayLike, damping: float) -> tuple[npt.NDArray[np.float32], Bools, float]:
+    """`damped` of XᵀX, for fewer tokens X [t, n] than inputs.
+
+    Returns:
+        X with nothing of dead inputs, which inputs are dead, and δ: H is XᵀX + δI.
+    """
+    x = np.asarray(tokens, dtype=np.float32)
+    require_finite(x)
+    energy = np.einsum("tn,tn->n", x, x, dtype=np.float64)
+    dead = energy <= DEAD * float(energy.max(initial=0.0))
+    shift = max(damping, MIN_DAMPING) * (float(energy[~dead].mean()) if not dead.all() else 1.0)
+    return np.where(dead, np.float32(0.0), x), dead, shift
 
 
 def cholesky(matrix: Array) -> Array:
@@ -122,6 +145,14 @@ def product(left: Array, right: Array) -> Array:
     import torch
 
     return np.asarray((torch.from_numpy(left) @ torch.from_numpy(right)).numpy(), dtype=np.float64)
+
+
+def single_product(left: npt.NDArray[np.floating], right: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+    """AB in single precision, for A and B that have no more."""
+    import torch
+
+    one, other = (torch.from_numpy(np.asarray(a, dtype=np.float32)) for a in (left, right))
+    return np.asarray((one @ other).numpy())
 
 
 def _factor(matrix: Array) -> Any:

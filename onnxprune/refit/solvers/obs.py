@@ -21,8 +21,11 @@ from onnxprune.refit.solvers.linalg import (
     as_rows,
     cholesky,
     damped,
+    damped_tokens,
     inverse,
     product,
+    single_product,
+    solve,
     substitute,
     subtract_product,
 )
@@ -39,7 +42,8 @@ class Reader:
 
     Attributes:
         weight: [n, m], rows = inputs.
-        gram: [n, n] H = Σ x xᵀ over tokens (centred where an intercept will be fitted).
+        gram: [n, n] H = Σ x xᵀ over tokens (centred where an intercept will be fitted); or, of fewer of them than
+            there are inputs, these [t, n].
         units: int [n] the unit of each row, −1 for rows that always stay. Units have equally many rows, which need
             not be adjacent; two readers may give a unit differently many rows.
     """
@@ -48,11 +52,16 @@ class Reader:
     gram: npt.NDArray[np.floating]
     units: npt.NDArray[np.integer]
 
+    @property
+    def few(self) -> bool:
+        """Whether tokens stand for the Gram matrix."""
+        return self.gram.ndim == 2 and self.gram.shape[0] < self.gram.shape[1]
+
     def blocks(self) -> dict[int, Ints]:
         """Unit id -> its row indices; checked to be of equal size and as many as H has."""
         units = np.asarray(self.units, dtype=np.int64)
         n = len(units)
-        if self.weight.shape[0] != n or self.gram.shape != (n, n):
+        if self.weight.shape[0] != n or (self.gram.shape != (n, n) and not (self.few and self.gram.shape[1] == n)):
             raise ValueError(f"{n} unit ids for weight {self.weight.shape} and Gram matrix {self.gram.shape}")
         order = np.argsort(units, kind="stable")
         order = order[units[order] >= 0]
@@ -112,7 +121,7 @@ def obs_path(
         keep_levels: numbers of units left at which the weights are recorded.
         damping: share of H's mean diagonal added to it; it pulls the refit weights toward the given ones.
     """
-    states = [_State(reader, damping) for reader in readers]
+    states = [(_OnTokens if reader.few else _State)(reader, damping) for reader in readers]
     units = np.array(sorted(states[0].blocks), dtype=np.int64) if states else np.zeros(0, dtype=np.int64)
     if any(set(s.blocks) != set(units.tolist()) for s in states):
         raise ValueError("the readers do not read the same units")
@@ -163,6 +172,11 @@ class NestedRefit:
         self.factor = cholesky(h)
         self.image = substitute(self.factor, product(h, np.where(self.dead[:, None], 0.0, self.weight[self.order])))
 
+    @property
+    def nbytes(self) -> int:
+        """What it holds."""
+        return self.factor.nbytes + self.image.nbytes + self.weight.nbytes
+
     def at(self, count: int) -> Array:
         """The weights [n, m] with the first `count` rows of the order, the others zero."""
         if count == len(self.order):
@@ -172,6 +186,37 @@ class NestedRefit:
         # A dead input's weights read nothing: they stay as they are.
         rows = self.order[:count]
         found[rows] = np.where(self.dead[:count, None], self.weight[rows], solved)
+        return found
+
+
+class RefitOnTokens:
+    """`NestedRefit` of fewer tokens x_t than there are rows, where H = XᵀX is known by X [t, n].
+
+    With K of the rows kept and G of those gone, the nearest weights are W_K + X_Kᵀ(X_K X_Kᵀ + δ)⁻¹ X_G W_G.
+    """
+
+    def __init__(
+        self, weight: npt.ArrayLike, tokens: npt.ArrayLike, order: npt.ArrayLike, *, damping: float = DAMPING
+    ) -> None:
+        self.weight, self.order = np.asarray(weight, dtype=np.float32), np.asarray(order, dtype=np.int64)
+        self.x, _, self.shift = damped_tokens(tokens, damping)
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds."""
+        return int(self.weight.nbytes + self.x.nbytes)
+
+    def at(self, count: int) -> npt.NDArray[np.floating]:
+        """The weights [n, m] with the first `count` rows of the order, the others zero."""
+        if count == len(self.order):
+            return np.array(self.weight)
+        kept, gone = self.order[:count], self.order[count:]
+        found = np.zeros_like(self.weight)
+        left = single_product(self.x[:, gone], self.weight[gone]).astype(np.float64)
+        own = self.x[:, kept]
+        kernel = single_product(own, own.T).astype(np.float64)
+        kernel[np.diag_indices_from(kernel)] += self.shift
+        found[kept] = self.weight[kept] + single_product(own.T, solve(kernel, left).astype(np.float32))
         return found
 
 
@@ -198,12 +243,10 @@ class _State:
         self._ids = np.array(sorted(self.blocks), dtype=np.int64)
         self._rows = np.array([self.blocks[int(u)] for u in self._ids], dtype=np.int64)
         self.original = np.asarray(reader.weight, dtype=np.float64)
-        safe = damped(reader.gram, damping)
         # A dead input's weights read nothing: they cost nothing to remove and are left alone while they stay.
-        self.dead = safe.dead
-        self.w = np.where(safe.dead[:, None], 0.0, self.original)
-        self.total = float(np.sum(self.w * product(safe.matrix, self.w)))
-        self.inverse = inverse(safe.matrix)
+        self.dead = self._begun(reader.gram, damping)
+        self.w = np.where(self.dead[:, None], 0.0, self.original)
+        self.total = self._total()
         self.rows = np.arange(len(self.w))
         self.position = np.arange(len(self.w))
 
@@ -213,24 +256,58 @@ class _State:
 
     def costs(self, units: Ints) -> Array:
         at = self.at(units)
-        return removal_costs(self.inverse[at[:, :, None], at[:, None, :]], self.w[at])
+        return removal_costs(self.blocks_of_inverse(at), self.w[at])
 
     def remove(self, units: Ints) -> None:
         at = self.at(units).ravel()
-        across = self.inverse[at]
+        across = self.inverse_rows(at)
         gain = np.asarray(np.linalg.solve(across[:, at], across), dtype=np.float64)
         subtract_product(self.w, gain, self.w[at])
-        subtract_product(self.inverse, across, gain)
         # What is left of a removed row is rounding; it is not read again, but must not leak into the others.
         self.w[at] = 0.0
-        self.inverse[at] = 0.0
-        self.inverse[:, at] = 0.0
+        self._downdate(at, across, gain)
         self.rows[at] = -1
         left = np.flatnonzero(self.rows >= 0)
         if len(left) < COMPACT_BELOW * len(self.rows):
-            self.w, self.inverse = self.w[left], self.inverse[np.ix_(left, left)]
-            self.rows = self.rows[left]
+            self.w, self.rows = self.w[left], self.rows[left]
+            self._compact(left)
             self.position[self.rows] = np.arange(len(left))
+
+    # -- H and its inverse -------------------------------------------------------------------------------------
+
+    def _begun(self, gram: npt.NDArray[np.floating], damping: float) -> Bools:
+        """Take H; which inputs are dead."""
+        safe = damped(gram, damping)
+        self.matrix, self.inverse = safe.matrix, inverse(safe.matrix)
+        return safe.dead
+
+    def _total(self) -> float:
+        """tr(WᵀHW), after which H itself is not needed."""
+        matrix = self.matrix
+        del self.matrix
+        return float(np.sum(self.w * product(matrix, self.w)))
+
+    def blocks_of_inverse(self, at: Ints) -> Array:
+        """[U, b, b] of positions [U, b]."""
+        return np.asarray(self.inverse[at[:, :, None], at[:, None, :]])
+
+    def part_of_inverse(self, at: Ints) -> Array:
+        """[k, k] of positions [k]."""
+        return self.inverse[np.ix_(at, at)]
+
+    def inverse_rows(self, at: Ints) -> Array:
+        """[k, n] of positions [k]."""
+        return self.inverse[at]
+
+    def _downdate(self, at: Ints, across: Array, gain: Array) -> None:
+        subtract_product(self.inverse, across, gain)
+        self.inverse[at] = 0.0
+        self.inverse[:, at] = 0.0
+
+    def _compact(self, left: Ints) -> None:
+        self.inverse = self.inverse[np.ix_(left, left)]
+
+    # ----------------------------------------------------------------------------------------------------------
 
     def weight_now(self) -> Array:
         result = np.zeros_like(self.original)
@@ -238,6 +315,51 @@ class _State:
         rows = self.rows[left]
         result[rows] = np.where(self.dead[rows, None], self.original[rows], self.w[left])
         return result
+
+
+class _OnTokens(_State):
+    """The same where fewer tokens X [t, n] than inputs are known: (XᵀX + δ)⁻¹ = (1 − Xᵀ(δ + XXᵀ)⁻¹X) / δ.
+
+    What is kept of the inverse is as large as the tokens are, and what stays of them is what says it for the rows left.
+    """
+
+    def _begun(self, gram: npt.NDArray[np.floating], damping: float) -> Bools:
+        x, dead, self.shift = damped_tokens(gram, damping)
+        self.x = x.astype(np.float64)
+        self._solved()
+        return dead
+
+    def _solved(self) -> None:
+        kernel = product(self.x, self.x.T)
+        kernel[np.diag_indices_from(kernel)] += self.shift
+        self.y = solve(kernel, self.x)
+
+    def _total(self) -> float:
+        given = product(self.x, self.w)
+        return float(np.vdot(given, given) + self.shift * np.vdot(self.w, self.w))
+
+    def blocks_of_inverse(self, at: Ints) -> Array:
+        x, y = self.x[:, at], self.y[:, at]
+        if at.shape[1] == 1:
+            met = np.einsum("tub,tub->u", x, y)[:, None, None]
+        else:
+            met = np.matmul(x.transpose(1, 2, 0), y.transpose(1, 0, 2))
+        return np.asarray((np.eye(at.shape[1]) - met) / self.shift)
+
+    def part_of_inverse(self, at: Ints) -> Array:
+        return np.asarray((np.eye(len(at)) - product(self.x[:, at].T, self.y[:, at])) / self.shift)
+
+    def inverse_rows(self, at: Ints) -> Array:
+        found = -product(self.x[:, at].T, self.y)
+        found[np.arange(len(at)), at] += 1.0
+        return found / self.shift
+
+    def _downdate(self, at: Ints, across: Array, gain: Array) -> None:
+        self.x[:, at] = 0.0
+        self._solved()
+
+    def _compact(self, left: Ints) -> None:
+        self.x, self.y = self.x[:, left], self.y[:, left]
 
 
 def _pick(states: Sequence[_State], alive: Ints, count: int) -> tuple[Ints, Array]:
@@ -270,7 +392,7 @@ class _Local:
         self.block = at.shape[1]
         w = state.w[at.ravel()]
         self.products = w @ w.T
-        self.inverse = state.inverse[np.ix_(at.ravel(), at.ravel())]
+        self.inverse = state.part_of_inverse(at.ravel())
         self.gone = np.zeros(len(units), dtype=bool)
 
     def costs(self) -> Array:

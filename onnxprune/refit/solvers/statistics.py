@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from onnxprune.refit.solvers.linalg import Array, subtract_product
+from onnxprune.refit.solvers.linalg import Array, product, subtract_product
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +83,10 @@ class Moments:
         """These statistics and one batch more; shapes as in `of`."""
         return self.merge(Moments.of(x, y, weights))
 
-    def merge(self, other: Moments) -> Moments:
+    def merge(self, other: Statistics) -> Moments:
         """The statistics of both sets of tokens together."""
+        if isinstance(other, Tokens):
+            other = other.moments
         if other.count == 0 or self.count == 0:
             return self if other.count == 0 else other
         count = self.count + other.count
@@ -108,6 +110,69 @@ class Moments:
             syy=np.einsum("nm,nm->m", w, sxy),
         )
 
+    @property
+    def moments(self) -> Moments:
+        """Themselves, as `Tokens` are summed up."""
+        return self
+
     def gram(self, *, centred: bool = False) -> Array:
         """[n, n] Σ w x xᵀ, or about the mean: the Gram matrix that an intercept leaves to the weights."""
         return self.sxx if centred else self.sxx + self.count * np.outer(self.x_mean, self.x_mean)
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The same of fewer tokens than there are inputs, by the tokens themselves: they are fewer numbers than their
+    products, and all that these say.
+
+    Attributes:
+        count, x_mean, y_mean: as of `Moments`.
+        root: [t] √w.
+        x, y: [t, n], [t, m] √w (x − x̄) and √w (y − ȳ).
+    """
+
+    count: float
+    x_mean: Array
+    y_mean: Array
+    root: Array
+    x: Array
+    y: Array
+
+    @classmethod
+    def of(cls, x: npt.ArrayLike, y: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> Tokens:
+        """Of x [t, n], y [t, m], weights [t] ≥ 0."""
+        xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+        w = np.ones(len(xs)) if weights is None else np.asarray(weights, dtype=np.float64)
+        count = float(w.sum())
+        x_mean, y_mean = w @ xs / max(count, 1e-300), w @ ys / max(count, 1e-300)
+        root = np.sqrt(w)
+        return cls(count, x_mean, y_mean, root, (xs - x_mean) * root[:, None], (ys - y_mean) * root[:, None])
+
+    def merge(self, other: Tokens | Moments) -> Tokens | Moments:
+        """Both sets of tokens together."""
+        if isinstance(other, Moments):
+            return self.moments.merge(other)
+        if other.count == 0 or self.count == 0:
+            return self if other.count == 0 else other
+        count = self.count + other.count
+        share = other.count / count
+        x_mean = self.x_mean + share * (other.x_mean - self.x_mean)
+        y_mean = self.y_mean + share * (other.y_mean - self.y_mean)
+        parts = [part._about(x_mean, y_mean) for part in (self, other)]
+        root, x, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return Tokens(count, x_mean, y_mean, root, x, y)
+
+    def _about(self, x_mean: Array, y_mean: Array) -> tuple[Array, Array, Array]:
+        """(root, x, y) about other means."""
+        root = self.root[:, None]
+        return self.root, self.x + root * (self.x_mean - x_mean), self.y + root * (self.y_mean - y_mean)
+
+    @property
+    def moments(self) -> Moments:
+        """Summed up."""
+        sxx, sxy = product(self.x.T, self.x), product(self.x.T, self.y)
+        return Moments(self.count, self.x_mean, self.y_mean, sxx, sxy, np.einsum("tm,tm->m", self.y, self.y))
+
+
+Statistics = Moments | Tokens
+"""What a regression may be told of its tokens."""

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onnxprune.graph.put_away import Store
 from onnxprune.probe import second_moments
-from onnxprune.probe.second_moments import ENOUGH, Gram, Pairs, Store, drawn
+from onnxprune.probe.second_moments import ENOUGH, Gram, Pairs, drawn
 
 cases = st.tuples(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 9), min_size=1, max_size=6), st.booleans())
 
@@ -58,6 +59,32 @@ def test_sums_that_memory_does_not_hold_are_read_back_from_files() -> None:
     del gram, grams, store
     gc.collect()
     assert not folder.exists()
+
+
+def test_fewer_tokens_than_they_are_wide_are_kept_as_they_are() -> None:
+    random = np.random.default_rng(0)
+    x, y = (torch.from_numpy(random.standard_normal((12, n)).astype(np.float32)) for n in (8, 3))
+    weight = torch.linspace(0.5, 2.0, 12)
+    gram, pairs = Gram(), Pairs()
+    for at in (slice(0, 3), slice(3, 8)):
+        gram.add(x[at], weight[at])
+        pairs.add(x[at], y[at], weight[at])
+    few, root = gram.tokens, weight[:8].sqrt()[:, None].numpy()
+    assert few is not None
+    np.testing.assert_allclose(few, x[:8].numpy() * root, rtol=1e-6)
+    told = pairs.few()
+    assert told is not None and gram.count == pytest.approx(float(weight[:8].sum()))
+    np.testing.assert_array_equal(told[1], y[:8])
+    for _ in range(2):  # asked again it is the same, and still these tokens
+        np.testing.assert_allclose(gram.matrix, few.T @ few, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(gram.mean, weight[:8] @ x[:8] / weight[:8].sum(), rtol=1e-5, atol=1e-6)
+    gram.put_away(Store(0))
+    assert gram.tokens is not None
+    gram.add(x[8:], weight[8:])
+    pairs.add(x[8:], y[8:], weight[8:])
+    assert gram.tokens is None and pairs.few() is None
+    np.testing.assert_allclose(gram.matrix, (x * weight[:, None]).T @ x, rtol=1e-5, atol=1e-5)
+    assert gram.count == pytest.approx(float(weight.sum()))
 
 
 def test_positions_of_pictures_are_drawn_where_there_are_more_than_enough() -> None:

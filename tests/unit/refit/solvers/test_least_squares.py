@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxprune.errors import DataError
-from onnxprune.refit.solvers import INFINITE, Moments, error, fit_held_out, ridge, ridge_path, scale_units
+from onnxprune.refit.solvers import INFINITE, Moments, Tokens, error, fit_held_out, ridge, ridge_path, scale_units
 from onnxprune.refit.solvers.linalg import Array
 
 seeds = st.integers(0, 2**32 - 1)
@@ -237,3 +237,28 @@ def test_of_one_valley_the_bottom_is_found_wherever_it_lies() -> None:
         assert fit.strength == best.strength
         chosen.add(fit.strength)
     assert len(chosen) >= 3
+
+
+@given(seeds, st.booleans(), st.booleans())
+def test_few_tokens_say_what_their_moments_say(seed: int, both: bool, biased: bool) -> None:
+    """Fewer tokens than inputs: the same fit, the same error, from products of tokens instead of inputs."""
+    x, y, w = rows(seed, 12, 20, 3)
+    few, other = Tokens.of(x[:8], y[:8], w[:8]), Tokens.of(x[8:], y[8:], w[8:])
+    summed, seen = Moments.of(x[:8], y[:8], w[:8]), Moments.of(x[8:], y[8:], w[8:])
+    for got, expected in ((few.moments, summed), (few.merge(other).moments, summed.merge(seen))):
+        np.testing.assert_allclose(got.sxx, expected.sxx, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(got.sxy, expected.sxy, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(got.syy, expected.syy, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(got.x_mean, expected.x_mean, rtol=1e-9, atol=1e-9)
+    for one, two in ((few, seen), (summed, other)):
+        np.testing.assert_allclose(one.merge(two).moments.sxx, summed.merge(seen).sxx, rtol=1e-9, atol=1e-9)
+    prior, bias = np.random.default_rng(seed).standard_normal((20, 3)), np.ones(3)
+    assert error(few, prior, bias) == pytest.approx(error(summed, prior, bias), rel=1e-9)
+    kept = np.arange(20) % 3 > 0
+    strengths = (1e-2, 1e-1, 1.0, *((INFINITE,) if biased else ()))
+    expected_fit, expected_change = fit_held_out(summed, seen, kept, prior, bias, strengths, both=both)
+    for train, held in ((few, other), (few, seen), (summed, other)):
+        fit, change = fit_held_out(train, held, kept, prior, bias, strengths, both=both)
+        assert fit.strength == expected_fit.strength and change == pytest.approx(expected_change, rel=1e-6)
+        np.testing.assert_allclose(fit.weight, expected_fit.weight, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(fit.bias, expected_fit.bias, rtol=1e-6, atol=1e-6)

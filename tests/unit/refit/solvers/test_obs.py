@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.errors import DataError
-from onnxprune.refit.solvers import Reader, obs_path, refine, refit
+from onnxprune.refit.solvers import NestedRefit, Reader, RefitOnTokens, obs_path, refine, refit
 from onnxprune.refit.solvers.linalg import Array, Ints, damped
 
 seeds = st.integers(0, 2**32 - 1)
@@ -183,3 +183,20 @@ def test_wrong_readers_are_refused() -> None:
     h[0, 0] = np.nan
     with pytest.raises(DataError, match="not finite"):
         obs_path([Reader(a.weight, h, a.units)])
+
+
+@given(seeds, st.booleans())
+def test_few_tokens_refit_as_their_gram_matrix_does(seed: int, silent: bool) -> None:
+    random = np.random.default_rng(seed)
+    x, weight = random.standard_normal((6, 15)), random.standard_normal((15, 4)).astype(np.float32)
+    if silent:
+        x[:, [2, 7]] = 0.0
+    order = random.permutation(15)
+    few, summed = RefitOnTokens(weight, x, order), NestedRefit(weight, x.T @ x, order)
+    for count in (0, 1, 5, 14, 15):
+        np.testing.assert_allclose(few.at(count), summed.at(count), atol=2e-4)
+
+
+def test_tokens_that_overflow_are_refused() -> None:
+    with pytest.raises(DataError, match="not finite"):
+        RefitOnTokens(np.ones((3, 2)), [[1.0, np.inf, 0.0]], [0, 1, 2])
