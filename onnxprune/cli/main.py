@@ -220,7 +220,7 @@ def sweep(
     options = _options(kwargs)
     file = joined.find(model)
     bundle = bundle_beside(options.pop("debug_bundle"), (output or file.parent) / file.name)
-    asked = (*READING, "calibration", "evaluation", "seeds", "workers", "cluster", "store")
+    asked = (*READING, "calibration", "evaluation", "flips", "seeds", "workers", "cluster", "store")
     common = {name: options.pop(name) for name in asked}
     common |= {
         "measure": not options.pop("no_latency"),
@@ -247,6 +247,8 @@ def sweep(
         click.echo(json.dumps([r.to_json() for r in reports], indent=1))
     elif not quiet:
         terminal.print_sweep(reports)
+        for written in [*(file for result in results for file in result.files), *([report] if report else [])]:
+            click.echo(f"wrote {written}")
 
 
 @cli.command()

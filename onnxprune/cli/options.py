@@ -339,6 +339,14 @@ judged = together(
     in_metrics("Task metric; guessed from labels and outputs."),
     on_providers("Execution providers to validate and time on."),
     click.option("--no-latency", is_flag=True, help="Do not time the models."),
+    click.option(
+        "--flips",
+        default=12,
+        type=click.IntRange(0, 1000),
+        show_default=True,
+        help="Evaluation rows with another answer that the report shows, with their text or a small picture; 0 keeps "
+        "rows out of it.",
+    ),
 )
 """What the result is measured on."""
 

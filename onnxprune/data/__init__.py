@@ -4,6 +4,7 @@
     text, image, audio, tensors   what a row holds, as arrays for the graph's inputs
     image_options   how images are prepared where no file says it
     filled_inputs   what only the graph wants (position_ids, empty past_key_values, ...)
+    excerpts  what a person recognises a row by
     labels    class names and numbers as labels
     dataset   Example, Batch, Dataset
     row_axis  where rows stand in inputs and outputs
@@ -18,6 +19,7 @@ exception; `Batch.real` then says which tokens are real). Every guess is said in
 from __future__ import annotations
 
 from onnxprune.data.dataset import Batch, Dataset, Example
+from onnxprune.data.excerpts import picture
 from onnxprune.data.more_rows import variants
 from onnxprune.data.reader import READING, read
 from onnxprune.data.row_axis import output_axes, rows_first
@@ -30,6 +32,7 @@ __all__ = [
     "Example",
     "output_axes",
     "overlap",
+    "picture",
     "read",
     "row_doubts",
     "rows_first",

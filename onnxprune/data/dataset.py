@@ -28,6 +28,7 @@ class Example:
         pair: which pair this is a side of, where a pair is two separate inputs; otherwise None.
         source: "file:row", the row as an editor counts lines, or counted from 1.
         real: bool (1, tokens), which tokens are not padding; None where all are real.
+        excerpt: what a person recognises the row by (`excerpts.excerpt`).
     """
 
     feeds: Mapping[str, Array]
@@ -35,6 +36,7 @@ class Example:
     pair: int | None = None
     source: str = ""
     real: NDArray[np.bool_] | None = None
+    excerpt: str = ""
 
     @property
     def tokens(self) -> int:
@@ -73,6 +75,7 @@ class Dataset:
         inside: graph inputs whose rows are not on the first axis -> their axis.
         copies: how many rows were left out, because they feed what another one feeds.
         asked: metrics that were asked for, which say how outputs on these rows are to be read.
+        classes: number of a class -> its name, as far as they are known.
     """
 
     examples: tuple[Example, ...]
@@ -83,6 +86,7 @@ class Dataset:
     copies: int = 0
     inside: Mapping[str, int] = field(default_factory=dict)
     asked: tuple[str, ...] = ()
+    classes: Mapping[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,9 @@ import numpy as np
 from onnxprune.data.model_info import Job
 from onnxprune.errors import DataError, one_line
 
+_COUNT = re.compile(r"[0-9]{1,9}")
+_NAME = 80
+"""Characters of a class's name that are kept."""
 _LARGEST = 2.0**53
 """Of a label: what a float tells from its neighbours."""
 IGNORED = -100  # the label of a token that does not count, as in torch's cross entropy
@@ -24,6 +29,19 @@ def class_ids(names: Sequence[str], job: Job) -> list[int] | None:
     ids = {str(name).casefold(): number for name, number in known.items()}
     folded = [name.casefold() for name in names]
     return [ids[name] for name in folded] if all(name in ids for name in folded) else None
+
+
+def class_names(job: Job) -> dict[int, str]:
+    """Number of a class -> its name: as the rows' folders tell, else id2label or label2id of config.json."""
+    found: dict[int, str] = {}
+    with suppress(DataError):  # a damaged file is told of where it is needed
+        config = job.files.json("config.json")
+        by_name, by_number = config.get("label2id"), config.get("id2label")
+        if isinstance(by_name, Mapping):
+            found |= {number: name for name, number in by_name.items() if type(number) is int}
+        if isinstance(by_number, Mapping):
+            found |= {int(number): str(name) for number, name in by_number.items() if _COUNT.fullmatch(str(number))}
+    return {number: one_line(name, _NAME) for number, name in {**found, **job.classes}.items()}
 
 
 def resolve(raw: Sequence[Any], job: Job, *, folders: bool = False) -> list[Any]:
@@ -96,6 +114,7 @@ def _named(labels: list[Any], names: list[str], job: Job, folders: bool) -> list
         job.say("labels: names numbered by label2id of config.json")
     elif folders:
         table = {name: index for index, name in enumerate(names)}
+        job.classes.update(enumerate(names))
         job.say(
             f"labels: folder names in sorted order ({', '.join(f'{n}={i}' for n, i in list(table.items())[:5])}"
             f"{', ...' if len(table) > 5 else ''}); config.json does not name them"

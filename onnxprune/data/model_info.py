@@ -203,6 +203,7 @@ class Job:
         allow_outside: files that rows name may lie outside the folder of the rows.
         shape: sizes of the graph's symbolic dimensions, as stated.
         images: how images are prepared, as stated; None for what lies beside the model.
+        classes: number of a class -> its name, where the rows themselves tell (folders of images).
     """
 
     graph: Graph
@@ -215,6 +216,7 @@ class Job:
     shape: Mapping[str, int] = field(default_factory=dict)
     images: ImageOptions | None = None
     notes: list[str] = field(default_factory=list)
+    classes: dict[int, str] = field(default_factory=dict)
 
     def say(self, note: str) -> None:
         if note not in self.notes:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from onnxprune.data import tensors
 from onnxprune.data.audio import audio_input, encode_audio
 from onnxprune.data.dataset import Dataset, Example
+from onnxprune.data.excerpts import excerpt
 from onnxprune.data.filled_inputs import make_missing
 from onnxprune.data.image import encode_images, image_input
 from onnxprune.data.image_options import image_options
-from onnxprune.data.labels import resolve
+from onnxprune.data.labels import class_names, resolve
 from onnxprune.data.model_info import Files, Graph, Job, Pairs, Part, Spec
 from onnxprune.data.random_rows import invent
 from onnxprune.data.sources import Row, open_rows, parsed
@@ -129,12 +130,12 @@ def _read(
     name = source if isinstance(source, str | Path) else type(source).__name__
     raw = [example.label for example in examples]
     labels = resolve(raw, job, folders=isinstance(source, str | Path) and Path(source).is_dir())
-    labelled = tuple(
-        Example(example.feeds, label, example.pair, example.source, example.real)
-        for example, label in zip(examples, labels, strict=True)
-    )
+    labelled = tuple(replace(example, label=label) for example, label in zip(examples, labels, strict=True))
     said = job.notes if kind == "random" else [f"rows: {len(rows)} of {kind} from {name}", *job.notes]
-    return Dataset(labelled, kind, tuple(said), job.graph.shared, job.graph.max_batch, inside=job.graph.inside)
+    return Dataset(
+        labelled, kind, tuple(said), job.graph.shared, job.graph.max_batch, inside=job.graph.inside,
+        classes=class_names(job),
+    )  # fmt: skip
 
 
 def _check_options(pairs: str | None, max_length: int | None, limit: int | None) -> None:
@@ -208,6 +209,7 @@ def _examples(rows: Sequence[Row], parts: Sequence[list[Part]], job: Job, vocabu
     for row, sides in zip(rows, parts, strict=True):
         pair = pairs if len(sides) == 2 else None
         pairs += len(sides) == 2
+        shown = excerpt(row)
         for part in sides:
             feeds = make_missing(part.feeds, row.source, job)
             tensors.check_feeds(feeds, row.source, job.graph)
@@ -216,5 +218,5 @@ def _examples(rows: Sequence[Row], parts: Sequence[list[Part]], job: Job, vocabu
             label = part.label
             if label is None:
                 label = next((row.fields[name] for name in LABELS if row.fields.get(name) is not None), None)
-            examples.append(Example(feeds, parsed(label), pair, row.source, part.real))
+            examples.append(Example(feeds, parsed(label), pair, row.source, part.real, shown))
     return examples

@@ -27,6 +27,7 @@ from onnxprune.graph.prepare import quantised
 from onnxprune.graph.quantised import Quantised
 from onnxprune.graph.single_nodes import reads
 from onnxprune.graph.values import dims
+from onnxprune.measure.sizes_told import sizes_told
 from onnxprune.probe.interpreter import Interpreter
 
 INTEGERS = ("UINT8", "INT8", "UINT4", "INT4", "UINT2", "INT2")
@@ -413,8 +414,8 @@ class _Sizes:
 
 
 def default_bindings(model: Model, shape: Mapping[str, int]) -> dict[str, int]:
-    """Every symbol of the inputs bound: as stated, else the batch to 1; the rest must be stated."""
-    bindings = dict(shape)
+    """Every symbol of the inputs bound: as stated, as the weights tell, the batch to 1; the rest must be stated."""
+    bindings = {**sizes_told(model), **shape}
     for spec in model.inputs:
         if spec.shape and isinstance(spec.shape[0], str):
             bindings.setdefault(spec.shape[0], 1)

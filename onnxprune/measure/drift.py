@@ -97,7 +97,7 @@ class DriftTally:
         self.max_abs = max(self.max_abs, *(max_distance(found[name], expected[name]) for name in expected))
         self.count += len(next(iter(each.values())))
         for name in expected:
-            before, after = (_real_part(outputs[name], real) for outputs in (expected, found))
+            before, after = (real_part(outputs[name], real) for outputs in (expected, found))
             self.dense[name].add(before)
             self.pruned[name].add(after)
             self.residual[name] += float(np.square(after - before).sum())
@@ -218,7 +218,7 @@ class Spread:
         return self.relative > _ROUNDING
 
 
-def _real_part(values: Array, real: Array | None) -> Array:
+def real_part(values: Array, real: Array | None) -> Array:
     """[rows, tokens, …] -> [real tokens, 1, …] where some are padding; everything else as it is; float64."""
     wide = np.asarray(values, np.float64)
     if real is None or real.all() or wide.ndim < 2 or wide.shape[:2] != real.shape:

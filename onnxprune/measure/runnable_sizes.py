@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -23,6 +24,9 @@ TRIED = (64, 256, 224, 512, 640, 576, 1024, 16000, 32, 16, 8, 1)
 LARGEST = 400_000_000
 """Bytes of a file that is run to find out; one of more takes the first."""
 
+MOST = 1 << 25
+"""Numbers that are made up for all inputs to find out: a length of 16,000 is one of samples, not of pixels' edges."""
+
 
 def runnable(dense: Model, stated: Mapping[str, int], first: int) -> dict[str, int]:
     """Every symbolic dimension of the inputs with a size: as stated, the batch 1, and the others one that runs.
@@ -41,6 +45,8 @@ def runnable(dense: Model, stated: Mapping[str, int], first: int) -> dict[str, i
         opened = segments.opened(dense.path)
         for size in (first, *TRIED):
             found = _filled(dense, stated, size)
+            if size != first and _values(dense, found) > MOST:
+                continue
             with suppress(OnnxPruneError):
                 run(opened, synthesize(dense.inputs, dims=found))
                 if size != first:
@@ -54,6 +60,12 @@ def runnable(dense: Model, stated: Mapping[str, int], first: int) -> dict[str, i
         ", ".join(missing), ",".join(f"{name}={first}" for name in missing),
     )  # fmt: skip
     return whole
+
+
+def _values(dense: Model, sizes: Mapping[str, int]) -> int:
+    """Numbers of all inputs at these sizes."""
+    shapes = ([sizes.get(d or "", 1) if not isinstance(d, int) else d for d in spec.shape] for spec in dense.inputs)
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def _filled(dense: Model, stated: Mapping[str, int], size: int) -> dict[str, int]:

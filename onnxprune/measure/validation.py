@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 
 from onnxprune.data.row_axis import output_axes, rows_first
 from onnxprune.data.row_doubts import row_doubts
-from onnxprune.errors import CheckError, DataError, reading
+from onnxprune.errors import CheckError, DataError
 from onnxprune.graph import runtime, segments
 from onnxprune.graph.finite import require
 from onnxprune.graph.model import InputSpec
 from onnxprune.measure.drift import Drift, DriftTally
 from onnxprune.measure.equivalence import Equivalence, equivalence
-from onnxprune.measure.label_doubts import few_rows, label_doubts
-from onnxprune.measure.metrics import IGNORED, Metric, choose_metric
+from onnxprune.measure.flips import Flips, FlipTally
+from onnxprune.measure.metric_tally import Accuracy, MetricTally, token_input
+from onnxprune.measure.metrics import Metric, choose_metric
+from onnxprune.measure.slices import Slice
 from onnxprune.probe import divergence as measures
 
 if TYPE_CHECKING:
@@ -46,38 +48,8 @@ __all__ = [
 
 ModelFile = str | os.PathLike[str] | bytes
 
-_FAR = 0.05
-"""An interval that reaches farther than this above the drop (five points) is said to tell little."""
 _SAMPLE_BATCHES = 4
 """Batches whose outputs tell what kind they are."""
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """A task metric of both models on the same rows.
-
-    Attributes:
-        metric: its name.
-        dense, pruned: its values, as fractions (0.897) or in its own unit (perplexity).
-        drop: how much worse the pruned model is, in the same unit; negative where it is better.
-        rows: examples (or pairs) it was computed on.
-        confidence_interval: of the drop, paired (`metrics.intervals`); None for fewer than two rows.
-        higher_is_better: false for perplexity.
-        reason: why this metric.
-        level: the probability that the interval holds the true drop.
-        distinct: how many of the rows are no copies of others.
-    """
-
-    metric: str
-    dense: float
-    pruned: float
-    drop: float
-    rows: int
-    confidence_interval: tuple[float, float] | None
-    higher_is_better: bool = True
-    reason: str = ""
-    level: float = 0.95
-    distinct: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,6 +63,8 @@ class Evidence:
         further: more metrics, where several were asked for.
         broken: what makes the pruned model useless, whatever it saves; empty where nothing does.
         warnings: what these rows, their labels and these outputs cannot tell.
+        flips: the rows that are answered otherwise; None where rows have no one answer.
+        slices: the metric on parts of the rows, by class and by length.
     """
 
     accuracy: Accuracy
@@ -99,6 +73,8 @@ class Evidence:
     further: tuple[Accuracy, ...] = ()
     broken: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    flips: Flips | None = None
+    slices: tuple[Slice, ...] = ()
 
 
 class Teacher:
@@ -200,6 +176,7 @@ def validate(
     seed: int = 0,
     threads: int = 1,
     rows: Dataset | None = None,
+    flips: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evidence:
     """Compare a pruned file with its dense original on rows with or without labels.
@@ -213,6 +190,8 @@ def validate(
         threads: threads inside one operator.
         rows: the same rows as the pruned file takes them, where it takes them otherwise: padded to a fixed shape, or
             with a vocabulary of its own.
+        flips: how many of the rows that are answered otherwise are given, with the beginning of their text or a small
+            picture; all are counted.
         progress: called with (rows done, rows).
 
     Raises:
@@ -222,7 +201,7 @@ def validate(
         CheckError: the provider takes none of the nodes.
     """
     teacher = Teacher(dense, dataset.read_by(metric), providers=providers, threads=threads)
-    return compare(teacher, pruned, metric=metric, seed=seed, rows=rows, progress=progress)
+    return compare(teacher, pruned, metric=metric, seed=seed, rows=rows, flips=flips, progress=progress)
 
 
 def compare(
@@ -232,14 +211,16 @@ def compare(
     metric: str | Sequence[str] | None = None,
     seed: int = 0,
     rows: Dataset | None = None,
+    flips: int = 0,
     progress: Callable[[int, int], None] | None = None,
     level: float = 0.95,
 ) -> Evidence:
     """`validate` with a teacher that is kept between several pruned models; `level` is that of the intervals."""
     session = segments.opened(pruned, teacher.providers, threads=teacher.threads)
     coverage = runtime.placed(session, "the pruned model")
-    tallies = [_Tally(teacher, chosen) for chosen in _metrics(teacher, metric)]
+    tallies = [MetricTally(teacher.dataset, chosen) for chosen in _metrics(teacher, metric)]
     drift = DriftTally(teacher.divergence, teacher.samples)
+    flipped = FlipTally(teacher.dataset, teacher.divergence, flips)
     done = 0
     for batch, expected in teacher.batches():
         if rows is None:
@@ -249,6 +230,7 @@ def compare(
             found = aligned_outputs(session, rows, batch.index, expected, teacher.axes)
         require(found, "the pruned model", _sources(teacher.dataset, batch), CheckError)
         drift.add(expected, found, batch.real)
+        flipped.add(batch, expected, found)
         for tally in tallies:
             tally.add(batch, expected, found)
         done += len(batch)
@@ -259,7 +241,8 @@ def compare(
     doubts = [*row_doubts(teacher.dataset, "evaluation"), *drift.doubts(moved)]
     doubts += [said for tally in tallies for said in tally.doubts]
     return Evidence(
-        accuracies[0], moved, coverage, accuracies[1:], drift.broken(moved), tuple(dict.fromkeys(doubts))
+        accuracies[0], moved, coverage, accuracies[1:], drift.broken(moved), tuple(dict.fromkeys(doubts)),
+        flipped.result(), tallies[0].slices(seed, level),
     )  # fmt: skip
 
 
@@ -270,7 +253,7 @@ def unchanged(
 
     Only of metrics that count answers; of others, changes by degrees tell more than none at all.
     """
-    tallies = [_Tally(teacher, chosen) for chosen in _metrics(teacher, metric)]
+    tallies = [MetricTally(teacher.dataset, chosen) for chosen in _metrics(teacher, metric)]
     for batch, expected in teacher.batches():
         for tally in tallies:
             tally.add(batch, expected, expected)
@@ -312,71 +295,6 @@ def _unpadded(value: Array, shape: tuple[int, ...], real: Array | None, where: s
     return value
 
 
-def token_input(feeds: Mapping[str, Array]) -> str | None:
-    """The input whose tokens the outputs follow: the decoder's where there is one."""
-    return next((n for n in ("decoder_input_ids", "input_ids") if n in feeds and feeds[n].ndim == 2), None)
-
-
-class _Tally:
-    """One metric's statistics of both models, row by row."""
-
-    def __init__(self, teacher: Teacher, metric: Metric) -> None:
-        self.metric, self.dataset = metric, teacher.dataset
-        self.dense: list[Array | None] = [None] * len(teacher.dataset)
-        self.pruned: list[Array | None] = [None] * len(teacher.dataset)
-        self.doubts: tuple[str, ...] = ()
-
-    def add(self, batch: Batch, expected: Outputs, found: Outputs) -> None:
-        labels: Any = expected
-        if self.metric.next_token:
-            labels = _next_tokens(batch)
-        elif not self.metric.teacher:
-            labels = [self.dataset.examples[i].label for i in batch.index]
-        for outputs, store in ((expected, self.dense), (found, self.pruned)):
-            with reading(f"metric {self.metric.name}: the rows' labels do not fit it", DataError):
-                observed = self.metric.observe(outputs, labels, batch.real)
-            for position, row in zip(batch.index, observed, strict=True):
-                store[position] = row
-
-    def result(self, seed: int, level: float) -> Accuracy:
-        dense, pruned = self._rows(self.dense), self._rows(self.pruned)
-        metric = self.metric
-        both = metric.value(dense), metric.value(pruned)
-        groups = self._groups()
-        interval = metric.interval(dense, pruned, groups=groups, level=level, seed=seed)
-        drop = metric.drop(*both)
-        few = few_rows(metric, len(dense), drop, interval, _FAR)
-        self.doubts = (*label_doubts(metric, dense), *([few] if few else ()))
-        return Accuracy(
-            metric.name, *both, drop, len(dense), interval, metric.higher_is_better, metric.reason, level,
-            len(dense) if groups is None else len(np.unique(groups)),
-        )  # fmt: skip
-
-    @property
-    def counts_answers(self) -> bool:
-        """Whether its rows are right or wrong."""
-        return self.metric.counts_answers(self._rows(self.dense))
-
-    def _groups(self) -> Array | None:
-        """Which rows are copies of each other; None where none are."""
-        keys = self.dataset.keys
-        if len(set(keys)) == len(keys):
-            return None
-        numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-        groups = np.array([numbers[key] for key in keys])
-        if self.metric.pairwise or len(groups) == len(self.dataset):
-            return groups
-        return None  # sides of pairs, each judged on its own
-
-    def _rows(self, stored: Sequence[Array | None]) -> Array:
-        rows = np.array(stored)
-        if not self.metric.pairwise:
-            return rows
-        first, second, labels = zip(*self.dataset.pairs, strict=True)
-        cosines = (rows[list(first)] * rows[list(second)]).sum(-1)
-        return np.stack([cosines, np.asarray(labels, np.float64)], 1)
-
-
 def _metrics(teacher: Teacher, names: str | Sequence[str] | None) -> list[Metric]:
     dataset = teacher.dataset
     pairs = dataset.pairs
@@ -395,13 +313,3 @@ def _metrics(teacher: Teacher, names: str | Sequence[str] | None) -> list[Metric
         )
         for name in wanted
     ]
-
-
-def _next_tokens(batch: Batch) -> list[Array]:
-    name = token_input(batch.feeds)
-    if name is None:
-        raise DataError("perplexity without labels needs input_ids: the row's own next tokens are the labels")
-    ids = batch.feeds[name].astype(np.int64)
-    if batch.real is not None and batch.real.shape == ids.shape:
-        ids = np.where(batch.real, ids, IGNORED)
-    return [np.append(row[1:], IGNORED) for row in ids]

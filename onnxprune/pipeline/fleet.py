@@ -43,6 +43,7 @@ class Fleet:
             Brief(
                 uuid.uuid4().hex, self._home, job.dense.digest, replace(job.planner.options), job.learn,
                 dict(job.planner.costs.bindings), job.judge, job.providers, job.metric, job.level,
+                job.flips,
             )
         )  # fmt: skip
         self._files: Any = None

@@ -36,6 +36,8 @@ from onnxprune.measure.cost import Costs
 from onnxprune.measure.dense_file import examine
 from onnxprune.measure.drop_search import DropSearch
 from onnxprune.measure.equivalence import Equivalence
+from onnxprune.measure.flips import SHOWN
+from onnxprune.measure.layer_drift import LayerDrift, layer_drift
 from onnxprune.measure.metrics import require_known
 from onnxprune.measure.uncounted import Uncounted
 from onnxprune.measure.validation import Evidence, Teacher, compare
@@ -79,6 +81,7 @@ class Job:
         providers, metric: of validation and timing.
         measure: whether to time the models.
         quantize: a scheme of `precision`, for a second file in fewer bits; None for none.
+        flips: how many of the rows that are answered otherwise the report shows, with their text or picture.
         sources: where the rows come from and how they are read, by the command line's names: what repeats the run.
         said: what is to be warned of in the dense file.
         debug_bundle: where to write what reproduces a failed check; None for nowhere.
@@ -98,6 +101,7 @@ class Job:
     metric: str | Sequence[str] | None = None
     measure: bool = True
     quantize: str | None = None
+    flips: int = SHOWN
     sources: Mapping[str, Any] = field(default_factory=dict)
     said: tuple[str, ...] = ()
     debug_bundle: Place | None = None
@@ -117,6 +121,7 @@ class Job:
         metric: str | Sequence[str] | None = None,
         measure: bool = True,
         quantize: str | None = None,
+        flips: int = SHOWN,
         progress: Progress | None = None,
         scores: Path | None = None,
         store: Store | None = None,
@@ -168,7 +173,7 @@ class Job:
             sources["tokenizer"] = _path(asked["tokenizer"])
         return cls(
             dense, structure, planner, options, learn, judge, clock, tuple(providers), metric, measure, quantize,
-            sources, said,
+            flips, sources, said,
         )  # fmt: skip
 
     def plan(self, budget: Budget) -> Plan:
@@ -269,7 +274,7 @@ class Job:
             return None
         with self.clock.stage("validate"):
             found = compare(
-                self.teacher, file, metric=self.metric, seed=self.options.seed, level=self.level,
+                self.teacher, file, metric=self.metric, seed=self.options.seed, level=self.level, flips=self.flips,
                 progress=partial(self.planner.progress, "validate"),
             )  # fmt: skip
         if self.metric is None:
@@ -309,6 +314,11 @@ class Job:
         evidence = None
         with kept("accuracy and drift are not known", lacking, but=(CheckError,)):
             evidence = self.evidence(file)
+        layers: tuple[LayerDrift, ...] = ()
+        if self.judge is not None:
+            with kept("drift by layer is not known", lacking), self.clock.stage("validate"):
+                layers = layer_drift(self.planner.interpreter, self.structure, plan, self.judge, self.options.seed)
+                self.planner.interpreter.release()
         timed: list[latency.LatencyRow] = []
         if self.measure:
             with kept("no latency", lacking), self.clock.stage("latency"):
@@ -321,6 +331,7 @@ class Job:
         report = self._report(plan, budget, made, place, found, evidence, timed)
         return replace(
             report,
+            layers=layers,
             uncounted=self.uncounted,
             warnings=(
                 *report.warnings,
@@ -409,6 +420,7 @@ class Job:
                     "metric": self.metric,
                     "no_latency": not self.measure,
                     "quantize": self.quantize,
+                    "flips": self.flips,
                     "max_drop": self.drop_search and self.drop_search.limit,
                 },
                 "method": self.planner.method,
@@ -420,6 +432,8 @@ class Job:
             accuracy=evidence.accuracy if evidence else None,
             further=evidence.further if evidence else (),
             drift=evidence.drift if evidence else None,
+            flips=evidence.flips if evidence else None,
+            slices=evidence.slices if evidence else (),
             latency=tuple(timed),
             landing=landing,
             warnings=(

@@ -45,7 +45,7 @@ class Brief:
         options: of the planner that was made first; others differ in the method alone.
         calibration, bindings: of `planner.Planner`.
         judge: rows that finished plans are measured on; None for none.
-        providers, metric, level: how.
+        providers, metric, level, flips: how.
     """
 
     key: str
@@ -58,6 +58,7 @@ class Brief:
     providers: tuple[str, ...] = ("cpu",)
     metric: Any = None
     level: float = 0.95
+    flips: int = 0
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,9 @@ class _Place:
             if self._teacher is None:
                 return None
             brief = self.brief
-            return compare(self._teacher, file, metric=brief.metric, seed=brief.options.seed, level=brief.level)
+            return compare(
+                self._teacher, file, metric=brief.metric, seed=brief.options.seed, level=brief.level, flips=brief.flips
+            )
         except Exception:
             return None
 

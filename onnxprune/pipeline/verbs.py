@@ -29,6 +29,7 @@ from onnxprune.measure import uncounted
 from onnxprune.measure.cost import Costs, symbols
 from onnxprune.measure.dense_file import examine
 from onnxprune.measure.equivalence import Equivalence
+from onnxprune.measure.flips import SHOWN
 from onnxprune.measure.runnable_sizes import runnable
 from onnxprune.pipeline import output_files
 from onnxprune.pipeline.debug_bundle import Place
@@ -76,6 +77,7 @@ def prune(
     metric: str | Sequence[str] | None = None,
     measure_latency: bool = True,
     quantize: str | None = None,
+    flips: int = SHOWN,
     force: bool = False,
     debug_bundle: str | os.PathLike[str] | None = None,
     columns: Mapping[str, str] | None = None,
@@ -105,6 +107,8 @@ def prune(
         providers: execution providers to validate and time on.
         metric: of the task; guessed and said when None.
         quantize: also write the pruned model in fewer bits (`precision` lists the schemes), and measure each step.
+        flips: how many of the evaluation rows that are answered otherwise the report shows, with the beginning of their
+            text or a small picture; 0 keeps rows out of it.
         force: replace an older output: the model, and its plan, report and tokenizer with it.
         workers, cluster: where units are ordered and damages measured (`search.workers.opened`); None for here.
         store: URL of a folder in which what is measured outlives the run (`search.store.Store`).
@@ -118,7 +122,9 @@ def prune(
     """
     asked = {"columns": columns, "pairs": pairs, "tokenizer": tokenizer, "max_length": max_length}
     asked |= {name: options.pop(name) for name in data.READING if name in options}
-    common = {"providers": providers, "metric": metric, "quantize": quantize, "progress": progress, **asked}
+    common: dict[str, Any] = {
+        "providers": providers, "metric": metric, "quantize": quantize, "flips": flips, "progress": progress, **asked,
+    }  # fmt: skip
     limits = {"flops": flops, "params": params, "size": size, "latency": latency}
     options.setdefault("provider", first_provider(providers))
     budget = _budget(limits, max_drop, options)
@@ -181,7 +187,7 @@ def dry_run(
     budget = _budget(limits, max_drop, options)
     file = joined.find(source)
     inputs = _inputs(file, calibration, evaluation, tokenizer, options, reads)
-    prepared = {name: options.pop(name) for name in data.READING if name in options}
+    prepared = {name: options.pop(name) for name in (*data.READING, "flips") if name in options}
     return preview(
         file, Path(output), budget, max_drop, inputs, options,
         calibration, evaluation, force=force, quantize=quantize, providers=providers, metric=metric, progress=progress,

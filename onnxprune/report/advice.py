@@ -7,7 +7,7 @@ what they write. Where a run had no rows that lie in a file, a command says `ROW
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -31,6 +31,27 @@ class Step:
 def next_steps(report: Report) -> tuple[Step, ...]:
     """Suggestions, the most important first."""
     return (*_accuracy(report), *_latency(report), *_sparsity(report))
+
+
+def recommended(reports: Sequence[Report]) -> tuple[str, str]:
+    """(which budget to take, why): the smallest whose loss is within chance; without any, the one that loses least."""
+    held = sorted(((r, r.accuracy) for r in reports if r.accuracy is not None), key=lambda pair: pair[0].flops.ratio)
+    known = [(r, a) for r, a in held if a.confidence_interval is not None and not r.broken]
+    if not known:
+        return "No budget can be recommended", "There are no evaluation rows, or too few for an interval"
+    harmless = [(r, a) for r, a in known if a.confidence_interval is not None and a.confidence_interval[0] <= 0]
+    if harmless:
+        report, accuracy = harmless[0]
+        why = (
+            f"It is the smallest whose loss is within chance: {text.judged(accuracy)}. More rows would narrow the "
+            f"interval, {text.drop(accuracy)}"
+        )
+    else:
+        report, accuracy = min(known, key=lambda pair: pair[1].drop)
+        why = f"Every budget loses more than chance explains; this one loses least: {text.drop(accuracy)}"
+    named = dict(zip(map(id, reports), text.series(reports), strict=True))[id(report)]
+    by = f" by {named}" if named else ""
+    return f"Take {text.percent(report.flops.ratio)} of the FLOPs{by}: {text.sentence(report)}", why
 
 
 def _files(report: Report) -> tuple[str, str]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from onnxprune.report.markup import Markup, join, tag
 
 _CELL, _GAP, _PER_ROW = 9, 3, 32
+_SERIES = 6
+"""Curves that have a colour of their own."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,16 @@ class Point:
     x_range: tuple[float, float] | None = None
     y_range: tuple[float, float] | None = None
     series: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A labelled amount; a hollow one stands for what is gone."""
+
+    label: str
+    value: float
+    text: str
+    hollow: bool = False
 
 
 def bar(share: float, of: float = 1.0) -> Markup:
@@ -62,14 +74,13 @@ def cells(total: int, kept: Collection[int]) -> Markup:
 
 
 def forest(rows: Sequence[Interval], reference: float, unit: str) -> Markup:
-    """Values with their intervals on one axis, around the value that means no difference."""
-    label, plot, note, line = 190, 430, 200, 30
+    """Values with their intervals on one axis, around the value that means no difference; words above each."""
+    width, side, line = 480, 12, 46
     low = min([reference, *(row.low for row in rows)])
     high = max([reference, *(row.high for row in rows)])
     pad = (high - low or 1.0) * 0.08
-    scale = _Scale(low - pad, high + pad, label, label + plot)
-    height = line * len(rows) + 34
-    bottom = line * len(rows) + 6
+    scale = _Scale(low - pad, high + pad, side, width - side)
+    bottom = line * len(rows) + 4
     drawn: list[Markup] = []
     for value in scale.ticks(6):
         x = scale(value)
@@ -78,15 +89,15 @@ def forest(rows: Sequence[Interval], reference: float, unit: str) -> Markup:
     x = scale(reference)
     drawn.append(tag("line", x1=x, x2=x, y1=0, y2=bottom, class_="reference"))
     for i, row in enumerate(rows):
-        y = line * i + 20
+        y = line * i + 32
         style = {True: "good", False: "bad", None: "open"}[row.good]
         drawn += [
-            tag("text", row.label, x=0, y=y + 4, class_="label"),
+            tag("text", row.label, x=0, y=y - 14, class_="label"),
+            tag("text", row.text, x=width, y=y - 14, class_="value", text_anchor="end"),
             tag("line", x1=scale(row.low), x2=scale(row.high), y1=y, y2=y, class_=f"whisker {style}"),
             tag("circle", cx=scale(row.value), cy=y, r=4.5, class_=f"dot {style}"),
-            tag("text", row.text, x=label + plot + 14, y=y + 4, class_="value"),
         ]
-    return _svg(label + plot + note, height, drawn)
+    return _svg(width, bottom + 26, drawn, "chart small")
 
 
 def curve(points: Sequence[Point], reference: float, x_axis: tuple[str, str], y_axis: tuple[str, str]) -> Markup:
@@ -98,7 +109,7 @@ def curve(points: Sequence[Point], reference: float, x_axis: tuple[str, str], y_
         x_axis, y_axis: title and unit.
     """
     (x_title, x_unit), (y_title, y_unit) = x_axis, y_axis
-    left, right, top, bottom = 64, 800, 14, 280
+    left, right, top, bottom = 84, 800, 20, 300
     ordered = sorted(points, key=lambda p: p.x)
     xs = [x for p in ordered for x in (p.x, *(p.x_range or ()))]
     ys = [reference, *(y for p in ordered for y in (p.y, *(p.y_range or ())))]
@@ -111,26 +122,54 @@ def curve(points: Sequence[Point], reference: float, x_axis: tuple[str, str], y_
         drawn.append(tag("text", f"{_tick(value)}{y_unit}", x=left - 8, y=y + 4, class_="tick", text_anchor="end"))
     for value in across.ticks(8):
         text = f"{_tick(value)}{x_unit}"
-        drawn.append(tag("text", text, x=across(value), y=bottom + 20, class_="tick", text_anchor="middle"))
+        drawn.append(tag("text", text, x=across(value), y=bottom + 22, class_="tick", text_anchor="middle"))
     drawn.append(tag("line", x1=left, x2=right, y1=up(reference), y2=up(reference), class_="reference"))
     drawn.append(tag("text", "dense", x=left + 6, y=up(reference) - 6, class_="tick"))
-    for name in dict.fromkeys(p.series for p in points):
+    styles = {name: f"s{i % _SERIES}" for i, name in enumerate(dict.fromkeys(p.series for p in points))}
+    for name, style in styles.items():
         own = [p for p in ordered if p.series == name]
         path = "M" + " L".join(f"{across(p.x):.1f} {up(p.y):.1f}" for p in own)
-        drawn.append(tag("path", d=path, class_="path"))
-        if name:
-            last = own[0]
-            drawn.append(tag("text", name, x=across(last.x) + 8, y=up(last.y) + 14, class_="tick"))
+        drawn.append(tag("path", d=path, class_=f"path {style}"))
     for p in ordered:
         x, y = across(p.x), up(p.y)
+        whisker, dot = f"whisker series {styles[p.series]}", f"dot series {styles[p.series]}"
         if p.y_range:
-            drawn.append(tag("line", x1=x, x2=x, y1=up(p.y_range[0]), y2=up(p.y_range[1]), class_="whisker"))
+            drawn.append(tag("line", x1=x, x2=x, y1=up(p.y_range[0]), y2=up(p.y_range[1]), class_=whisker))
         if p.x_range:
-            drawn.append(tag("line", x1=across(p.x_range[0]), x2=across(p.x_range[1]), y1=y, y2=y, class_="whisker"))
-        drawn.append(tag("circle", tag("title", p.label), cx=x, cy=y, r=4.5, class_="dot"))
-    drawn.append(tag("text", x_title, x=right, y=bottom + 40, class_="axis", text_anchor="end"))
+            drawn.append(tag("line", x1=across(p.x_range[0]), x2=across(p.x_range[1]), y1=y, y2=y, class_=whisker))
+        drawn.append(tag("circle", tag("title", p.label), cx=x, cy=y, r=4.5, class_=dot))
+    drawn.append(tag("text", x_title, x=right, y=bottom + 46, class_="axis", text_anchor="end"))
     drawn.append(tag("text", y_title, x=0, y=top - 4, class_="axis"))
-    return _svg(right + 14, bottom + 48, drawn)
+    names = [tag("span", tag("i", class_=style), name) for name, style in styles.items() if name]
+    legend = tag("div", *names, class_="legend") if names else None
+    return join([legend, _svg(right + 14, bottom + 52, drawn, "chart broad")])
+
+
+def columns(held: Sequence[Column]) -> Markup:
+    """Amounts side by side, in order, with the first, the last and the largest one labelled."""
+    width, left, top, bottom = 480, 44, 22, 130
+    up = _Scale(0.0, max(one.value for one in held) or 1.0, bottom, top)
+    step = (width - left) / len(held)
+    thick = min(step * 0.7, 28)
+    drawn: list[Markup] = []
+    for value in up.ticks(3):
+        y = up(value)
+        drawn.append(tag("line", x1=left, x2=width, y1=y, y2=y, class_="grid"))
+        drawn.append(tag("text", f"{_tick(100 * value)}%", x=left - 8, y=y + 4, class_="tick", text_anchor="end"))
+    for i, one in enumerate(held):
+        x, y = left + (i + 0.5) * step, up(one.value)
+        style = "column hollow" if one.hollow else "column"
+        box = {"x": x - thick / 2, "y": y, "width": thick, "height": max(bottom - y, 0.5)}
+        drawn.append(tag("rect", tag("title", f"{one.label}: {one.text}"), **box, rx=2, class_=style))
+    largest = max(range(len(held)), key=lambda i: held[i].value)
+    anchor = "end" if largest > len(held) / 2 else "start"
+    edge = left + (largest + 0.5) * step + (thick / 2 if anchor == "end" else -thick / 2)
+    said = f"{held[largest].label} {held[largest].text}"
+    drawn.append(tag("text", said, x=edge, y=up(held[largest].value) - 7, class_="value", text_anchor=anchor))
+    drawn.append(tag("text", held[0].label, x=left, y=bottom + 18, class_="tick"))
+    if len(held) > 1:
+        drawn.append(tag("text", held[-1].label, x=width, y=bottom + 18, class_="tick", text_anchor="end"))
+    return _svg(width, bottom + 26, drawn, "chart small")
 
 
 @dataclass(frozen=True)
@@ -160,8 +199,8 @@ class _Scale:
         return [i * step for i in range(first, math.floor(self.high / step) + 1)]
 
 
-def _svg(width: int, height: int, drawn: Sequence[Markup]) -> Markup:
-    drawing = tag("svg", join(drawn), class_="chart", viewBox=f"0 -10 {width} {height + 10}", role="img")
+def _svg(width: int, height: int, drawn: Sequence[Markup], style: str) -> Markup:
+    drawing = tag("svg", join(drawn), class_=style, viewBox=f"0 -10 {width} {height + 10}", role="img")
     return tag("div", drawing, class_="scroll")
 
 

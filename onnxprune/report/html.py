@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from onnxprune.export.precision import Step
 from onnxprune.measure.latency import LatencyRow
 from onnxprune.measure.validation import Accuracy
-from onnxprune.report import advice, charts, text
+from onnxprune.report import advice, charts, row_by_row, text
 from onnxprune.report.markup import Child, Markup, join, table, tag
 from onnxprune.report.names import layer_names
 from onnxprune.report.page import page, section
@@ -26,6 +26,7 @@ def render(report: Report) -> str:
         _warnings(report),
         section("What was cut where", _MAP_NOTE, _unit_map(report.units)),
         section("Accuracy", _accuracy_note(report), _accuracy(report)),
+        *row_by_row.sections(report.flips, report.slices, report.layers, report.accuracy),
         section("Fewer bits", _STEPS_NOTE, _precision(report.steps)),
         section("Latency", _latency_note(report), _latency(report.latency)),
         section("Cost by operator", _flops_note(report), _flops(report)),

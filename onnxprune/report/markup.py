@@ -12,6 +12,8 @@ class Markup(str):
     __slots__ = ()
 
 
+_VOID = ("img",)
+"""Elements without an end."""
 Child = str | int | float | None
 
 
@@ -22,7 +24,7 @@ def tag(name: str, /, *children: Child, **attributes: str | int | float | None) 
         for key, value in attributes.items()
         if value is not None
     )
-    return Markup(f"<{name}{held}>{join(children)}</{name}>")
+    return Markup(f"<{name}{held}>" if name in _VOID else f"<{name}{held}>{join(children)}</{name}>")
 
 
 def join(children: Iterable[Child]) -> Markup:

@@ -8,7 +8,7 @@ from onnxprune.documents import utf8
 from onnxprune.report.markup import Markup, join, tag
 from onnxprune.report.style import STYLE
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def page(title: str, parts: Iterable[Markup | None]) -> str:

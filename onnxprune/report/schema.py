@@ -18,7 +18,10 @@ from onnxprune.export.precision import Step
 from onnxprune.measure.drift import Drift
 from onnxprune.measure.drop_search import DropSearch
 from onnxprune.measure.equivalence import Equivalence
+from onnxprune.measure.flips import Flips
 from onnxprune.measure.latency import LatencyRow
+from onnxprune.measure.layer_drift import LayerDrift
+from onnxprune.measure.slices import Slice
 from onnxprune.measure.tables.landing import Landing
 from onnxprune.measure.uncounted import Uncounted
 from onnxprune.measure.validation import Accuracy
@@ -152,6 +155,9 @@ class Report:
         accuracy: task metric with its interval; None without evaluation rows.
         further: more metrics.
         drift: outputs against the dense model's.
+        flips: the evaluation rows that are answered otherwise; None where rows have no one answer.
+        slices: the metric on parts of the rows, by class and by length.
+        layers: how far the residual stream moved, block by block.
         latency: dense against pruned, interleaved; empty if it was not measured.
         landing: how a latency budget was met; None for other budgets.
         drop_search: how the evaluation rows chose the size, where the budget is a largest drop.
@@ -177,6 +183,9 @@ class Report:
     accuracy: Accuracy | None = None
     further: tuple[Accuracy, ...] = ()
     drift: Drift | None = None
+    flips: Flips | None = None
+    slices: tuple[Slice, ...] = ()
+    layers: tuple[LayerDrift, ...] = ()
     latency: tuple[LatencyRow, ...] = ()
     landing: Landing | None = None
     drop_search: DropSearch | None = None

@@ -18,6 +18,8 @@ STYLE = """
     --kept: #5fb3ab; --cut: #34363b; --good: #5fb3ab; --bad: #e5806a; --open: #d3b35a;
     --note: #2b2615; --note-ink: #e3cd8d;
   }
+  .s1 { --series: #e0935c !important; } .s2 { --series: #98a0ee !important; } .s3 { --series: #d98abb !important; }
+  .s4 { --series: #aebf5b !important; } .s5 { --series: #a9a49b !important; }
 }
 * { box-sizing: border-box; }
 body {
@@ -66,7 +68,9 @@ td.wide { width: 38%; }
 .bar i { display: block; height: 100%; background: var(--kept); border-radius: 3px; }
 rect.on { fill: var(--kept); } rect.off { fill: var(--cut); }
 .chart { display: block; width: 100%; height: auto; margin: .5rem 0 1rem; overflow: visible; min-width: 38rem; }
-.chart text { font: 13px var(--sans); fill: var(--ink); }
+.chart text {
+  font: 13px var(--sans); fill: var(--ink); paint-order: stroke; stroke: var(--paper); stroke-width: 4px;
+}
 .chart .tick, .chart .axis { font-size: 12px; fill: var(--muted); }
 .chart .label { fill: var(--ink); } .chart .value { fill: var(--muted); }
 .chart .grid { stroke: var(--rule); stroke-width: 1; }
@@ -74,8 +78,22 @@ rect.on { fill: var(--kept); } rect.off { fill: var(--cut); }
 .chart .whisker { stroke: var(--kept); stroke-width: 2; stroke-linecap: round; opacity: .55; }
 .chart .dot { fill: var(--kept); stroke: var(--paper); stroke-width: 1.5; }
 .chart .path { fill: none; stroke: var(--kept); stroke-width: 1.75; stroke-linejoin: round; }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.3rem; font-size: .88rem; color: var(--muted); }
+.legend i { display: inline-block; width: .7rem; height: .7rem; border-radius: 50%; margin-right: .45rem; }
+.s0 { --series: var(--kept); } .s1 { --series: #b3612a; } .s2 { --series: #5a63b8; } .s3 { --series: #9b3f79; }
+.s4 { --series: #6b7d1e; } .s5 { --series: #7b756d; } .legend i { background: var(--series); }
+.chart .path, .chart .whisker.series { stroke: var(--series, var(--kept)); } .chart .dot.series { fill: var(--series); }
 .chart .whisker.bad { stroke: var(--bad); } .chart .dot.bad { fill: var(--bad); }
 .chart .whisker.open { stroke: var(--open); } .chart .dot.open { fill: var(--open); }
+.chart.small { max-width: 34rem; min-width: 0; }
+.chart .column { fill: var(--kept); } .chart .column.hollow { fill: var(--cut); stroke: var(--kept); }
+.flips { list-style: none; margin: 0 0 1rem; padding: 0; border-top: 1px solid var(--rule); }
+.flips li { display: flex; gap: 1.1rem; padding: .75rem 0; border-bottom: 1px solid var(--rule); }
+.flips img { flex: none; align-self: flex-start; image-rendering: pixelated; border-radius: 4px; }
+.flips li > div { min-width: 0; overflow-wrap: anywhere; }
+.flips p { margin: 0 0 .25rem; max-width: 46rem; }
+.answers { display: flex; flex-wrap: wrap; gap: .15rem 1.4rem; font-size: .92rem; } .answers b { font-weight: 600; }
+.answers small, .source { color: var(--muted); } .source { font-size: .8rem; }
 .good { color: var(--good); } .bad { color: var(--bad); } .open { color: var(--open); }
 .broken { color: var(--bad); font-weight: 600; border-left: 4px solid var(--bad); padding-left: .8rem; }
 .warnings {
@@ -108,8 +126,13 @@ pre {
 @media (max-width: 40rem) {
   body { padding: 2.5rem 1rem 3rem; } h1 { font-size: 1.7rem; } td.wide { display: none; }
   .figures { grid-template-columns: 1fr 1fr; } .figure b { font-size: 1.6rem; } .figure { padding-right: .8rem; }
-  .chart { min-width: 0; } .unit { min-width: 7rem; gap: .5rem; } .unit .bar { flex-basis: 5rem; }
-  th, td { padding-right: .8rem; } dl { grid-template-columns: 1fr; gap: .1rem; } dd { margin-bottom: .5rem; }
+  .chart { min-width: 0; } .chart.small text { font-size: 16px; } .chart.broad text { font-size: 21px; }
+  .unit { min-width: 0; flex-direction: column; align-items: flex-start; gap: .1rem; }
+  .unit .bar { flex: none; width: 4rem; height: 7px; } .unit .cells { max-width: 5.5rem; height: auto; }
+  .unit small { white-space: normal; } .map .layer small { display: block; }
+  th, td { padding-right: .8rem; } .map th, .map td { padding-right: .5rem; } .unit small { font-size: .75rem; }
+  th.n, td.n { white-space: normal; } th:last-child, td:last-child { padding-right: 0; } .more { display: none; }
+  dl { grid-template-columns: minmax(5rem, 9rem) 1fr; gap: .25rem 1rem; }
 }
 @media print { body { padding: 0; } details > *:not(summary) { display: block; } }
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxprune.measure.validation import Accuracy
-from onnxprune.report import charts, text
+from onnxprune.report import advice, charts, text
 from onnxprune.report.markup import Markup, join, table, tag
 from onnxprune.report.page import page, section
 from onnxprune.report.schema import Report
@@ -23,12 +23,12 @@ def render(reports: Sequence[Report]) -> str:
         reports: of one model at several budgets.
     """
     first = reports[0]
-    advice, why = recommended(reports)
+    taken, why = advice.recommended(reports)
     head = join(
         [
             tag("div", "Sweep", class_="eyebrow"),
             tag("h1", text.name(first)),
-            tag("p", f"{advice}.", class_="verdict"),
+            tag("p", f"{taken}.", class_="verdict"),
             tag("p", f"{why}.", class_="lead"),
         ]
     )
@@ -40,27 +40,6 @@ def render(reports: Sequence[Report]) -> str:
     return page(
         f"{text.name(first)}: sweep", [head, section("Accuracy against cost", _NOTE, curves), _models(reports), noted]
     )
-
-
-def recommended(reports: Sequence[Report]) -> tuple[str, str]:
-    """(which budget to take, why): the smallest whose loss is within chance; without any, the one that loses least."""
-    held = sorted(((r, r.accuracy) for r in reports if r.accuracy is not None), key=lambda pair: pair[0].flops.ratio)
-    known = [(r, a) for r, a in held if a.confidence_interval is not None and not r.broken]
-    if not known:
-        return "No budget can be recommended", "There are no evaluation rows, or too few for an interval"
-    harmless = [(r, a) for r, a in known if a.confidence_interval is not None and a.confidence_interval[0] <= 0]
-    if harmless:
-        report, accuracy = harmless[0]
-        why = (
-            f"It is the smallest whose loss is within chance: {text.judged(accuracy)}. More rows would narrow the "
-            f"interval, {text.drop(accuracy)}"
-        )
-    else:
-        report, accuracy = min(known, key=lambda pair: pair[1].drop)
-        why = f"Every budget loses more than chance explains; this one loses least: {text.drop(accuracy)}"
-    named = dict(zip(map(id, reports), text.series(reports), strict=True))[id(report)]
-    by = f" by {named}" if named else ""
-    return f"Take {text.percent(report.flops.ratio)} of the FLOPs{by}: {text.sentence(report)}", why
 
 
 def _models(reports: Sequence[Report]) -> Markup | None:
@@ -116,7 +95,7 @@ def _curves(reports: Sequence[Report]) -> Markup | None:
     ]
     own = ["Method"] if any(names) else []
     columns = [*own, "FLOPs kept", "Parameters kept", title, "Change", "Speed-up"]
-    return join([*drawn, table(columns, rows, [*[""] * len(own), "", "n", "n", "n", "n"])])
+    return join([*drawn, table(columns, rows, [*[""] * len(own), "", "n more", "n", "n more", "n"])])
 
 
 def _told(report: Report, accuracy: Accuracy, series: str) -> str:

@@ -80,6 +80,9 @@ def print_sweep(reports: Sequence[Report], console: Console | None = None) -> No
     """Several budgets of one model, one line each."""
     view = _View(console)
     view.table(view.sweep(reports))
+    taken, why = advice.recommended(reports)
+    view.verdict(f"{taken}.")
+    view.line(f"{why}.")
     for report in reports:
         view.alarm([f"at {text.percent(report.flops.ratio)} of the FLOPs {line}" for line in report.broken])
     said = (w for r in reports for w in r.warnings if w not in r.broken)

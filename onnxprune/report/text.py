@@ -13,7 +13,7 @@ from onnxprune.measure.tables.landing import Landing
 from onnxprune.measure.validation import Accuracy
 from onnxprune.report.schema import Budget, Report, Sparsity
 
-_UNBOUNDED = ("perplexity",)
+UNBOUNDED = ("perplexity",)
 """Metrics that are no fraction and are not shown as one."""
 _TITLES = {
     "accuracy": "Accuracy",
@@ -98,7 +98,7 @@ def metric_title(name: str) -> str:
 
 def metric_value(accuracy: Accuracy, value: float) -> str:
     """89.68% for fractions, 0.867 for correlations and cosines, 12.3 for perplexity."""
-    if accuracy.metric in _UNBOUNDED:
+    if accuracy.metric in UNBOUNDED:
         return digits(value)
     if accuracy.metric in ("matthews", "pearson", "spearman", "cosine", "teacher_spearman"):
         return f"{value:.4f}"
@@ -117,7 +117,7 @@ def level(held: Sequence[Accuracy]) -> str:
 
 def drop(accuracy: Accuracy) -> str:
     """The change with its interval: "-0.23 points [-0.69, +0.23]" (minus is worse, whatever the metric)."""
-    scale, unit = (1, "") if accuracy.metric in _UNBOUNDED else (100, " points")
+    scale, unit = (1, "") if accuracy.metric in UNBOUNDED else (100, " points")
     # For perplexity a rise is worse; the sign shown is that of the metric itself.
     turn = -scale if accuracy.higher_is_better else scale
     text = f"{_signed(turn * accuracy.drop)}{unit}"

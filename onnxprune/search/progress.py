@@ -19,6 +19,7 @@ STAGES = {
     "read": "Reading rows",
     "examine": "Running the dense model",
     "profile": "Timing modules at every width",
+    "rotate": "Rotating heads into bases of their own",
     "score": "Scoring units",
     "table": "Measuring what each width costs",
     "search": "Searching for the best plan",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +45,37 @@ def test_texts_prune_a_folder_that_generates_as_before(store: Path, tmp_path: Pa
             model = ORTModelForSeq2SeqLM.from_pretrained(source, use_cache=True, use_merged=False)
             answers.append(model.generate(torch.from_numpy(prompt), max_new_tokens=16, do_sample=False).tolist())
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("merged", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_loaded_encoder_with_its_decoders_comes_back_smaller(merged: bool, store: Path, tmp_path: Path) -> None:
+    from optimum.onnxruntime import ORTModelForSeq2SeqLM
+
+    from onnxprune.optimum import prune
+
+    texts = [{"text": row["text"]} for row in rows()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model: Any = ORTModelForSeq2SeqLM.from_pretrained(
+            folder("bart", store, merged=merged), use_cache=True, use_merged=merged
+        )
+        small: Any = prune(
+            model, tmp_path / "small", flops=0.75, calibration=texts, compensate=False, round_to=1,
+            units=("heads", "neurons"), measure_latency=False,
+        )  # fmt: skip
+        assert small.encoder.path.parent == tmp_path / "small"
+        assert {p.path.name for p in small.parts} == {p.path.name for p in model.parts}
+        assert all(small_.path.stat().st_size < dense.path.stat().st_size for small_, dense in _pairs(small, model))
+        assert small.can_use_cache and small.generation_config.use_cache
+        import torch
+
+        prompt = torch.from_numpy(np.random.default_rng(0).integers(3, VOCABULARY, (2, 8)))
+        assert small.generate(prompt, max_new_tokens=8, do_sample=False).shape[0] == 2
+
+
+def _pairs(small: Any, dense: Any) -> list[tuple[Any, Any]]:
+    by_name = {part.path.name: part for part in dense.parts}
+    return [(part, by_name[part.path.name]) for part in small.parts]
 
 
 def test_what_is_done_to_one_graph_is_refused_for_a_folder_in_one_line(store: Path, tmp_path: Path) -> None:

@@ -98,6 +98,30 @@ def test_a_report_repeats_its_run(run: Run, folder: Path) -> None:
     assert code == 2 and "calibration rows" in error
 
 
+def test_rows_are_in_reports_unless_they_shall_not_be(run: Run, tmp_path: Path) -> None:
+    perceptron.write(tmp_path / "model.onnx")
+    (tmp_path / "config.json").write_text('{"id2label": {"0": "left", "1": "right", "2": "middle"}}')
+    rows = perceptron.write_rows(tmp_path / "rows.jsonl", 60)
+    args = ("--flops", 0.5, "--calib", rows, "--eval", rows, "--no-compensate", "--no-latency", "--threads", 1)
+    told = {}
+    for flips in (2, 0):
+        out = tmp_path / f"{flips}.onnx"
+        code, _, error = run(tmp_path / "model.onnx", "-o", out, "--flips", flips, *args)
+        assert code == 0, error
+        told[flips] = json.loads(out.with_suffix(".report.json").read_text())
+        page = out.with_suffix(".report.html").read_text()
+        assert ("--flips 0 leaves them out" in page) == bool(flips)
+    assert told[2]["flips"]["count"] == told[0]["flips"]["count"] > 2
+    assert len(told[2]["flips"]["shown"]) == 2 and told[0]["flips"]["shown"] == []
+    first = told[2]["flips"]["shown"][0]
+    assert {first["dense"], first["pruned"], first["label"]} <= {"left", "right", "middle"}
+    assert [one["block"] for one in told[0]["layers"]] == ["ffn.0", "ffn.1"]
+    assert [one["name"] for one in told[0]["slices"]] == ["left", "right", "middle"]
+    code, _, error = run("run", tmp_path / "0.report.json", "-o", tmp_path / "again.onnx")
+    assert code == 0, error
+    assert json.loads((tmp_path / "again.report.json").read_text())["flips"] == told[0]["flips"]
+
+
 def test_a_report_means_the_same_from_anywhere(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Paths as they were typed in one folder are found from another, and with files that moved along."""
     work = tmp_path / "work"

@@ -5,21 +5,25 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from unit.report.test_report import EVIL, full, latency
 
+from onnxprune.measure.flips import Flip, Flips
+from onnxprune.measure.layer_drift import LayerDrift
+from onnxprune.measure.slices import Slice
 from onnxprune.measure.validation import Accuracy, Drift
-from onnxprune.report import Budget, Change, Flops, ModelInfo, Report, Sparsity, Units, charts, html, sweep_page
+from onnxprune.report import Budget, Change, Flops, ModelInfo, Report, Sparsity, Units, advice, charts, html, sweep_page
 from onnxprune.report.markup import Markup, tag
 
 
 class Page(HTMLParser):
     """Elements and text; fails on anything that does not close."""
 
-    VOID = frozenset({"meta"})
+    VOID = frozenset({"meta", "img"})
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -52,13 +56,14 @@ class Page(HTMLParser):
 def test_the_page_loads_and_runs_nothing(page: str) -> None:
     parsed = Page(page)
     names = {name for name, _ in parsed.elements}
-    assert not names & {"script", "link", "img", "iframe", "object", "embed", "base", "form", "audio", "video", "use"}
+    assert not names & {"script", "link", "iframe", "object", "embed", "base", "form", "audio", "video", "use"}
     for _, held in parsed.elements:
-        assert not set(held) & {"src", "href", "xlink:href", "action", "srcset"}
+        assert not set(held) & {"href", "xlink:href", "action", "srcset"}
+        assert (held.get("src") or "data:image/png;base64,").startswith("data:image/png;base64,")
         assert not any(key.startswith("on") for key in held)
     assert not re.search(r"url\(|@import|https?:", page)
     policy = next(held for name, held in parsed.elements if held.get("http-equiv") == "Content-Security-Policy")
-    assert policy["content"] == "default-src 'none'; style-src 'unsafe-inline'"
+    assert policy["content"] == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     assert "prefers-color-scheme: dark" in page
 
 
@@ -72,6 +77,9 @@ def test_everything_is_escaped() -> None:
         accuracy=Accuracy(EVIL, 1, 1, 0, 2, (0, 0), True, EVIL),
         drift=Drift(0, EVIL, 0, 1, 1, 0),
         latency=(latency(1.5, 1.4, 1.6, provider=EVIL),),
+        flips=Flips(1, 2, 0, 0, (Flip(EVIL, EVIL, EVIL, 1, 1, EVIL, EVIL, EVIL),)),
+        slices=(Slice("class", EVIL, 2, 1, 1, 0, None),),
+        layers=(LayerDrift(EVIL, EVIL, 0.1),),
         sparsity=Sparsity(EVIL, 0.5, (EVIL,)),
         warnings=(EVIL,),
         seconds={EVIL: 1.0},
@@ -91,6 +99,50 @@ def test_the_map_shows_what_is_left() -> None:
         assert expected in parsed.text
 
 
+PICTURE = "data:image/png;base64,iVBORw0KGgo="
+
+
+def flips(**changes: Any) -> Flips:
+    shown = Flip("rows.jsonl:3", "good", "bad", 0.71, 0.64, "good", "a dull film", PICTURE)
+    return replace(Flips(3, 872, 2, 1, (shown,)), **changes)
+
+
+def test_rows_with_another_answer_are_shown_and_how_to_leave_them_out_is_said() -> None:
+    parsed = Page(html.render(full(flips=flips())))
+    told = " ".join(parsed.text.split())
+    assert "3 of 872 rows are answered otherwise: 2 were right before, 1 is right now." in told
+    assert "a dull film" in told and "dense good 71%" in told and "pruned bad 64%" in told and "label good" in told
+    assert "--flips 0 leaves them out" in told and "These 1 are those" in told
+    assert [held["src"] for name, held in parsed.elements if name == "img"] == [PICTURE]
+    classes = {held.get("class") for name, held in parsed.elements if name == "b"}
+    assert classes == {"good", "bad", None}
+
+
+def test_pages_show_no_rows_where_there_are_none() -> None:
+    for held in (flips(shown=()), flips(count=0, shown=())):
+        told = html.render(full(flips=held))
+        assert "<img" not in told and "--flips" not in told and "872 rows" in told
+    assert "Other answers" not in html.render(full())
+
+
+@pytest.mark.parametrize("uri", ["https://example.com/a.png", "data:text/html;base64,AAAA", 'data:image/png;base64,"'])
+def test_pictures_that_a_report_names_are_pictures(uri: str) -> None:
+    shown = (replace(flips().shown[0], picture=uri),)
+    assert "<img" not in html.render(full(flips=flips(shown=shown)))
+
+
+def test_parts_of_the_rows_and_layers_are_shown() -> None:
+    slices = (
+        Slice("class", "good", 400, 0.95, 0.9, 0.05, (0.01, 0.09)), Slice("length", "3 to 9", 200, 0.9, 0.9, 0.0, None),
+    )  # fmt: skip
+    layers = (LayerDrift("attention.0", "a", 0.02), LayerDrift("ffn.0", "b", 0.15), LayerDrift("ffn.1", "c", 0.1, True))
+    parsed = Page(html.render(full(slices=slices, layers=layers)))
+    told = " ".join(parsed.text.split())
+    assert "By class: share answered rightly" in told and "−5.00 [−9.00, −1.00]" in told
+    assert "By length: accuracy" in told and "3 to 9" in told
+    assert "ffn.0 15.0%" in told and parsed.count("rect", "column") == 2 and parsed.count("rect", "column hollow") == 1
+
+
 def test_every_speedup_on_the_page_has_its_interval() -> None:
     parsed = Page(html.render(full(latency=(latency(1.6, 1.55, 1.65), latency(0.7, 0.6, 0.8)))))
     quoted = re.findall(r"1\.60×(.{0,40})", parsed.text)
@@ -104,7 +156,7 @@ def test_a_sweep_has_its_curves_and_a_recommendation() -> None:
     several = [full(flops=Flops(1000, kept)) for kept in (900, 600, 300)]
     parsed = Page(sweep_page.render(several))
     assert "Accuracy against cost" in parsed.text
-    assert parsed.count("circle", "dot") == 7  # of one curve the dense model, too
+    assert parsed.count("circle", "dot series s0") == 7  # of one curve the dense model, too
     assert "Take 30.0% of the FLOPs: 1.60× [1.55, 1.65] faster" in parsed.text
     assert "smallest whose loss is within chance" in parsed.text
 
@@ -115,12 +167,12 @@ def test_a_sweep_recommends_by_intervals() -> None:
         return full(flops=Flops(1000, kept), accuracy=accuracy)
 
     harmless, lossy, broken = at(600, 0.0, -0.01, 0.01), at(300, 0.1, 0.05, 0.15), at(200, 0.0, -0.01, 0.01)
-    assert "60.0%" in sweep_page.recommended([lossy, harmless])[0]
-    assert "60.0%" in sweep_page.recommended([replace(broken, broken=("all answers alike",)), harmless])[0]
+    assert "60.0%" in advice.recommended([lossy, harmless])[0]
+    assert "60.0%" in advice.recommended([replace(broken, broken=("all answers alike",)), harmless])[0]
     worse = at(200, 0.2, 0.15, 0.25)
-    advice, why = sweep_page.recommended([worse, lossy])
-    assert "30.0%" in advice and "loses least" in why
-    assert "No budget" in sweep_page.recommended([full(accuracy=None)] * 2)[0]
+    taken, why = advice.recommended([worse, lossy])
+    assert "30.0%" in taken and "loses least" in why
+    assert "No budget" in advice.recommended([full(accuracy=None)] * 2)[0]
     assert "Accuracy against cost" not in Page(sweep_page.render([full(accuracy=None)] * 2)).text
 
 

@@ -22,7 +22,10 @@ from onnxprune.errors import DataError
 from onnxprune.export.precision import Step
 from onnxprune.graph.runtime import Coverage
 from onnxprune.measure.equivalence import Equivalence
+from onnxprune.measure.flips import Flip, Flips
 from onnxprune.measure.latency import LatencyRow, Times
+from onnxprune.measure.layer_drift import LayerDrift
+from onnxprune.measure.slices import Slice
 from onnxprune.measure.validation import Accuracy, Drift, Evidence
 from onnxprune.report import (
     SCHEMA_VERSION,
@@ -119,7 +122,13 @@ def test_json_is_what_the_interface_promises() -> None:
 
 
 def test_json_round_trip_and_file(tmp_path: Path) -> None:
-    report = full(recipe={"seed": 0, "nested": {"a": [1, None, "ü"]}}, sparsity=Sparsity("2:4", 0.5, ("X",)))
+    report = full(
+        recipe={"seed": 0, "nested": {"a": [1, None, "ü"]}},
+        sparsity=Sparsity("2:4", 0.5, ("X",)),
+        flips=Flips(1, 2, 1, 0, (Flip("rows:1", "good", "bad", 0.9, 0.6, "good", "text", ""),)),
+        slices=(Slice("class", "good", 2, 1.0, 0.5, 0.5, None), Slice("length", "3", 2, 1.0, 1.0, 0.0, (-0.1, 0.2))),
+        layers=(LayerDrift("ffn.0", "/add", 0.25, True),),
+    )
     report.save(tmp_path / "r.json")
     assert Report.load(tmp_path / "r.json") == report
     bare = Report(ModelInfo("m", "", 17), Budget("size", 1, 2, "bytes"), Flops(0, 0), Change(0, 0), Change(0, 0), ())
@@ -324,7 +333,7 @@ def test_intervals_are_never_cut_off(width: int) -> None:
     stream = io.StringIO()
     terminal.print_latency(full().latency, Console(file=stream, width=width))
     terminal.print_sweep([full(), full()], Console(file=stream, width=max(width, 110)))
-    assert stream.getvalue().count("1.60x [1.55, 1.65]") == 3
+    assert stream.getvalue().count("1.60x [1.55, 1.65]") == 4
 
 
 def test_terminals_get_colour_and_blocks() -> None:
