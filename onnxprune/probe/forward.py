@@ -235,9 +235,18 @@ Weights = Mapping[str, Sequence[Any]]
 
 
 def grams(
-    rows: Rows, matrices: Sequence[Matrix], state: Gated = NOTHING, weights: Weights | None = None
+    rows: Rows,
+    matrices: Sequence[Matrix],
+    state: Gated = NOTHING,
+    weights: Weights | None = None,
+    also: Mapping[Usage, Observer] | None = None,
 ) -> dict[Usage, Gram]:
-    """Gram matrices of what every reader reads, in one forward pass; tokens weighted where weights are given."""
+    """Gram matrices of what every reader reads, in one forward pass; tokens weighted where weights are given.
+
+    Args:
+        also: who else is told of what is read, in the same pass.
+    """
+    matrices = list({m.usage: m for m in matrices}.values())
     found = {m.usage: Gram() for m in matrices}
     store = Store(memory.small_share())
 
@@ -261,8 +270,19 @@ def grams(
         return add
 
     recurrences = {m.states: adder(m) for m in matrices if m.states is not None}
-    record(rows, {m.usage: adder(m) for m in matrices if m.states is None}, state, recurrences)
+    used: dict[Usage, Observer] = {m.usage: adder(m) for m in matrices if m.states is None}
+    for usage, use in (also or {}).items():
+        used[usage] = _both(used[usage], use) if usage in used else use
+    record(rows, used, state, recurrences)
     return found
+
+
+def _both(first: Observer, second: Observer) -> Observer:
+    def use(x: Any, real: Any) -> None:
+        first(x, real)
+        second(x, real)
+
+    return use
 
 
 def sensitivities(

@@ -9,6 +9,7 @@ much.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,22 @@ class Gram:
         """Let a store keep the sums: nothing is added any more."""
         if self._tokens() is None:
             self._kept, self._sums = [store.keep(array) for array in self.sums()], []
+
+    def turned(self, basis: np.ndarray) -> Gram:
+        """The same of x′ = `basis` x, [n′, n]."""
+        import torch
+
+        found, turn = Gram(), torch.from_numpy(basis)
+        few = self._tokens()
+        if few is not None:
+            weight, (x, *_) = few
+            found.add(x @ turn.to(x).T, weight)
+            return found
+        matrix, total = self.sums()[:2]
+        found._count = self.count
+        sums = [(turn @ torch.from_numpy(np.ascontiguousarray(matrix)) @ turn.T).numpy(), basis @ total]
+        found._kept = [partial(np.asarray, array) for array in sums]
+        return found
 
     @property
     def count(self) -> float:

@@ -9,7 +9,7 @@ samples of its error, where the divergence of the outputs is one number a row, t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +22,7 @@ from onnxprune.graph.structure.linear_layers import Linear, result_of
 from onnxprune.probe.forward import Evaluator, Rows, Weights
 from onnxprune.probe.gates import Gates
 from onnxprune.refit.paired_runs import SideBySide
-from onnxprune.refit.solvers import INFINITE, Statistics, error, fit_held_out
+from onnxprune.refit.solvers import INFINITE, Fit, Statistics, error, fit_each_held_out
 from onnxprune.refit.solvers.chance import surely_lower
 from onnxprune.rewrite.weights import bias_of
 
@@ -77,13 +77,12 @@ def compensate(
     before = evaluator.per_row(gates.gated(plan))
     wanted = evaluator.wanted
     sweep = _Sweep(gates, plan, SideBySide(fit, wanted, weights), SideBySide(held, wanted, held_weights), store)
-    steps = []
-    for i, linear in enumerate(linears):
-        if linear.inside in plan.drop and linear.branch is None:
-            continue
-        steps.append(sweep.refit(linear, strengths))
+    steps: list[Step] = []
+    there = [linear for linear in linears if linear.inside not in plan.drop or linear.branch is not None]
+    for group in sweep.together(there):
+        steps += sweep.refit(group, strengths)
         if progress is not None:
-            progress(i + 1, len(linears))
+            progress(len(steps), len(there))
     after = evaluator.per_row(gates.gated(sweep.plan))
     # Every refit has lowered an error on held-out rows: the mean of some dozens more, alone, errs as often as not.
     if surely_lower(before, after):
@@ -98,20 +97,56 @@ class _Sweep:
         self.gates, self.plan, self.fit, self.held, self.store = gates, plan, fit, held, store
         self.masks = plan.masks(gates.structure)
 
-    def refit(self, linear: Linear, strengths: Sequence[float]) -> Step:
-        state = self.gates.gated(self.plan)
-        if linear.branch is not None and linear.branch.id in self.plan.drop:
-            return self._refit_rest(linear, self.fit.moments(linear, state), self.held.moments(linear, state))
-        rows, columns = self._kept(linear)
-        fit, held = (side.moments(linear, state, rows, columns) for side in (self.fit, self.held))
-        array = self.gates.weight(self.plan, linear.weight)
-        weight = linear.matrix.weight(array).astype(np.float64)
-        intercept = np.array(self.plan.intercepts.get(linear.matrix.output, np.zeros(weight.shape[1])))
-        everything = np.arange(len(rows))
-        prior = weight[np.ix_(rows, columns)]
-        chosen, change = fit_held_out(
-            fit, held, everything, prior, intercept[columns], (INFINITE, *strengths), both=True
-        )
+    def together(self, linears: Sequence[Linear]) -> Iterator[list[Linear]]:
+        """Neighbours that read the same (queries, keys, values) and are fitted side by side."""
+        group: list[Linear] = []
+        for linear in linears:
+            if group and not self.fit.alike(group[0], linear):
+                yield group
+                group = []
+            group.append(linear)
+        if group:
+            yield group
+
+    def refit(self, linears: Sequence[Linear], strengths: Sequence[float]) -> list[Step]:
+        """Refit products that read the same."""
+        state, first = self.gates.gated(self.plan), linears[0]
+        if first.branch is not None and first.branch.id in self.plan.drop:
+            return [self._refit_rest(first, self.fit.moments(first, state), self.held.moments(first, state))]
+        rows, columns = self._kept(first)[0], [self._kept(linear)[1] for linear in linears]
+        fit, held = (side.moments_of(linears, state, rows, columns) for side in (self.fit, self.held))
+        arrays = [self.gates.weight(self.plan, linear.weight) for linear in linears]
+        weights = [m.matrix.weight(a).astype(np.float64) for m, a in zip(linears, arrays, strict=True)]
+        intercepts = [
+            np.array(self.plan.intercepts.get(linear.matrix.output, np.zeros(weight.shape[1])))
+            for linear, weight in zip(linears, weights, strict=True)
+        ]
+        prior = np.concatenate([w[np.ix_(rows, c)] for w, c in zip(weights, columns, strict=True)], axis=1)
+        bias = np.concatenate([b[c] for b, c in zip(intercepts, columns, strict=True)])
+        ends = np.cumsum([0, *map(len, columns)]).tolist()
+        fits = fit_each_held_out(
+            fit, held, np.arange(len(rows)), prior, bias, (INFINITE, *strengths), [*map(slice, ends, ends[1:])],
+            both=True,
+        )  # fmt: skip
+        return [
+            self._put(linear, array, weight, intercept, rows, some, *found)
+            for linear, array, weight, intercept, some, found in zip(
+                linears, arrays, weights, intercepts, columns, fits, strict=True
+            )
+        ]
+
+    def _put(
+        self,
+        linear: Linear,
+        array: np.ndarray,
+        weight: np.ndarray,
+        intercept: np.ndarray,
+        rows: np.ndarray,
+        columns: np.ndarray,
+        chosen: Fit,
+        change: float,
+    ) -> Step:
+        """A fit's place in the plan."""
         if chosen.strength is None:
             return Step(linear.node, None, 1.0)
         intercept[columns] = chosen.bias

@@ -35,28 +35,44 @@ class SideBySide:
             state: the student as it is.
             inputs, outputs: indices of those that count.
         """
+        return self.moments_of([linear], state, inputs, [outputs])
+
+    def moments_of(self, linears: Sequence[Linear], state: Gated, inputs: Any, outputs: Sequence[Any]) -> Statistics:
+        """The same of several products that read the same, none of which closes a branch: outputs side by side."""
         import torch
 
-        skip = [linear.branch.skip] if linear.branch is not None else []
-        self.teacher.to(linear.node, [*skip, linear.matrix.output])
-        self.student.to(linear.node, [*skip, linear.source], state)
+        first = linears[0]
+        skip = [first.branch.skip] if first.branch is not None else []
+        self.teacher.to(first.node, [*skip, *(linear.matrix.output for linear in linears)])
+        self.student.to(first.node, [*skip, first.source], state)
         pairs = Pairs()
-        weights = self.weights.get(linear.node)
+        weights = self.weights.get(first.node)
         for i, batch in enumerate(self.rows.batches):
             real = None if batch.real is None else torch.from_numpy(batch.real)
             teacher, student = self.teacher.values[i], self.student.values[i]
             with torch.inference_mode():
-                x = linear.matrix.rows(student[linear.source], real).float()
-                y = linear.matrix.written(teacher[linear.matrix.output], real).float()
-                for name in skip:
-                    y = y + linear.matrix.written(teacher[name] - student[name], real).float()
+                x = first.matrix.rows(student[first.source], real).float()
+                parts = []
+                for linear, some in zip(linears, outputs, strict=True):
+                    y = linear.matrix.written(teacher[linear.matrix.output], real).float()
+                    for name in skip:
+                        y = y + linear.matrix.written(teacher[name] - student[name], real).float()
+                    parts.append(y[:, some])
+                y = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
                 weight = None if weights is None else weights[i]
-                some = drawn(len(x), len(batch), len(self.rows.dataset)) if linear.matrix.spatial else None
+                some = drawn(len(x), len(batch), len(self.rows.dataset)) if first.matrix.spatial else None
                 if some is not None:
                     x, y, weight = x[some], y[some], None if weight is None else weight[some]
-                pairs.add(x[:, inputs], y[:, outputs], weight)
+                pairs.add(x[:, inputs], y, weight)
         few = pairs.few()
         if few is not None:
             return Tokens.of(*few)
         sxx, sx, sxy, sy, syy = pairs.sums()
         return Moments.from_sums(pairs.count, sx, sy, sxx, sxy, syy)
+
+    def alike(self, first: Linear, other: Linear) -> bool:
+        """Whether two products are fitted on the same tokens of the same value, so that they can be fitted together."""
+        weighed = self.weights.get(first.node) is not None or self.weights.get(other.node) is not None
+        closes = first.branch is not None or other.branch is not None
+        same = first.source == other.source and first.matrix.reader.axis == other.matrix.reader.axis
+        return same and not weighed and not closes and not (first.matrix.spatial or other.matrix.spatial)

@@ -8,6 +8,7 @@ least. The scale of the scores stays what it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -72,13 +73,18 @@ class Side:
         chosen = places(around, self.group.context, self.structure.sizes, moved.shape[:-1])
         if real is not None and moved.dim() == 4 and (moved.shape[0], moved.shape[2]) == tuple(real.shape):
             chosen = np.where(real.numpy()[:, None, :], chosen, -1)  # no padding
-        flat = moved.reshape(-1, moved.shape[-1]).double()
+        flat = moved.reshape(-1, moved.shape[-1]).float()
         chosen = np.broadcast_to(chosen, moved.shape[:-1]).reshape(-1)
-        for row in range(self.rows):
-            members = flat[np.flatnonzero(chosen == row)]
-            self.moments[row] += (members.T @ members).cpu().numpy()
-            self.sums[row] += members.sum(0).cpu().numpy()
-            self.tokens[row] += len(members)
+        order = np.argsort(chosen, kind="stable")
+        ends = np.searchsorted(chosen[order], np.arange(self.rows + 1))
+        self.tokens += np.diff(ends)
+        if len(set(np.diff(ends).tolist())) == 1:  # as many of each, as there are but where some are padding
+            parts = [(slice(None), flat[order[ends[0] :]].reshape(self.rows, -1, flat.shape[-1]))]
+        else:
+            parts = [(slice(r, r + 1), flat[order[a:b]][None]) for r, (a, b) in enumerate(pairwise(ends))]
+        for rows, members in parts:
+            self.moments[rows] += (members.mT @ members).double().cpu().numpy()
+            self.sums[rows] += members.double().sum(1).cpu().numpy()
 
     @property
     def count(self) -> float:

@@ -17,12 +17,13 @@ import onnx_ir as ir
 
 from onnxprune.graph.plan import Ranking, Structure
 from onnxprune.graph.structure.bases import Basis, Held, Shown, basis_of
+from onnxprune.graph.structure.reading_matrices import Matrix
 from onnxprune.graph.structure.sites import Site, even
-from onnxprune.probe.forward import Rows, Weights, record
+from onnxprune.probe.forward import Rows, Weights, grams
 from onnxprune.probe.interpreter import Interpreter, Usage
 from onnxprune.probe.second_moments import Gram
 from onnxprune.refit.solvers.rotation import Rotation, query_key_rotation, value_rotation
-from onnxprune.score.head_moments import Meeting, meeting_of
+from onnxprune.score.head_moments import meeting_of
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +39,13 @@ class Rotated:
         weights: initializer -> its numbers in the new bases, in its own shape.
         rankings: group id -> order of its dimensions, the same in each head: the first are the last to go.
         held: group id -> why its basis stays.
+        moments: of what all matrices that were asked about read, in the new bases.
     """
 
     weights: dict[str, np.ndarray] = field(default_factory=dict)
     rankings: dict[str, Ranking] = field(default_factory=dict)
     held: dict[str, str] = field(default_factory=dict)
+    moments: dict[Usage, Gram] = field(default_factory=dict)
 
 
 def rotated(
@@ -51,6 +54,7 @@ def rotated(
     structure: Structure,
     weight: Callable[[str], np.ndarray],
     token_weights: Weights | None = None,
+    read: Sequence[Matrix] = (),
 ) -> Rotated:
     """The bases of the dimensions within heads, where they are free.
 
@@ -58,7 +62,8 @@ def rotated(
         rows: to take moments on.
         sites: of the kind head_dims.
         weight: initializer name -> array.
-        token_weights: of what is written at each token, by reader; for values.
+        token_weights: of what is written at each token, by reader.
+        read: matrices whose moments are taken in the same pass.
     """
     found = Rotated()
     bases: dict[str, Basis] = {}
@@ -69,7 +74,10 @@ def rotated(
         except Held as why:
             found.held[site.id] = str(why)
     free = [s for s in sites if s.id in bases]
-    meetings, grams = _moments(rows, free, structure, token_weights)
+    meetings = {s.id: meeting_of(s, rows, structure) for s in free if not s.matrices}
+    used = {usage: use for meeting in meetings.values() for usage, use in meeting.used.items()}
+    every = [*read, *(m for s in free for m in s.matrices)]
+    found.moments.update(grams(rows, every, weights=token_weights, also=used) if every or used else {})
 
     def current(name: str) -> np.ndarray:
         return found.weights[name] if name in found.weights else weight(name)
@@ -84,7 +92,8 @@ def rotated(
                 rotations = [query_key_rotation(queries, keys) for queries, keys in pairs]
                 folds = [(shown, which, 1 - which) for shown, which in sides]
             else:
-                rotations = _of_values(grams[reader.node, reader.input], site, basis.read, current(basis.read.weight))
+                gram = found.moments[reader.node, reader.input]
+                rotations = _of_values(gram, site, basis.read, current(basis.read.weight))
                 folds = [(shown, _all(shown), np.zeros(0)) for shown in basis.shown]
         except Held as why:
             found.held[site.id] = str(why)
@@ -97,6 +106,8 @@ def rotated(
             found.weights[basis.read.weight] = _folded(
                 current(basis.read.weight), basis.read, [r.second for r in rotations], _all(basis.read)
             )
+            turn = _turn(len(site.matrices[0].units), basis.read, [r.first for r in rotations])
+            found.moments[reader.node, reader.input] = gram.turned(turn)
         found.rankings[site.id] = _ranking(site, rotations)
     return found
 
@@ -105,26 +116,13 @@ def _all(shown: Shown) -> np.ndarray:
     return np.ones(shown.positions.shape[1])
 
 
-def _moments(
-    rows: Rows, sites: Sequence[Site], structure: Structure, token_weights: Weights | None
-) -> tuple[Mapping[str, Meeting], Mapping[Usage, Gram]]:
-    """Of queries and keys, and of what values are read as; one pass over the rows for all."""
-    meetings = {s.id: meeting_of(s, rows, structure) for s in sites if not s.matrices}
-    grams = {m.usage: Gram() for s in sites for m in s.matrices}
-    used: dict[Usage, Callable[[Any, Any], None]] = {}
-    for meeting in meetings.values():
-        used |= meeting.used
-    for matrix in (m for s in sites for m in s.matrices):
-        weights = (token_weights or {}).get(matrix.reader.node)
-        per_batch = None if weights is None else iter(weights)
-
-        def add(x: Any, real: Any, matrix: Any = matrix, per_batch: Any = per_batch) -> None:
-            grams[matrix.usage].add(matrix.rows(x, real), None if per_batch is None else next(per_batch))
-
-        used[matrix.usage] = add
-    if used:
-        record(rows, used)
-    return meetings, grams
+def _turn(width: int, read: Shown, bases: Sequence[np.ndarray]) -> np.ndarray:
+    """[width, width], what the bases of all outer units make of what is read."""
+    found = np.eye(width)
+    for places, basis in zip(read.positions, bases, strict=True):
+        for positions in places:
+            found[np.ix_(positions, positions)] = basis
+    return found
 
 
 def _of_values(gram: Gram, site: Site, read: Shown, array: np.ndarray) -> list[Rotation]:

@@ -10,7 +10,6 @@ import numpy as np
 
 from onnxprune.graph.plan import Ranking
 from onnxprune.graph.structure.sites import Site, levels
-from onnxprune.measure.batch_sizes import SITES
 from onnxprune.refit.linear_stand_ins import StandIn, stand_ins
 from onnxprune.score import METHODS
 from onnxprune.score.mixture import parse
@@ -26,6 +25,9 @@ from onnxprune.search.scored_model import Stage
 logger = logging.getLogger(__name__)
 
 
+LEVELS = (7, 4)
+"""Levels of a site at which damage is measured (`sites.levels`): what is lost by the scores tells the shape of the
+curve between them, and where it bends more are measured."""
 HINT = 1e-9
 """Of the largest damage: what all of a site's scores add to damages that are the same."""
 
@@ -103,7 +105,7 @@ def _modules(problem: Problem, stage: Stage, scores: Scores) -> tuple[Module, ..
         found = []
         for site, _ in live:
             row = measured[site.id]
-            counts, curve = spread(row.levels, row.damage - row.damage[-1], problem.step(site))
+            counts, curve = spread(row.levels, row.damage - row.damage[-1], problem.step(site), stage.rankings[site.id])
             if whole(problem, site):
                 counts, curve = counts[[0, -1]], curve[[0, -1]]
             worth = problem.costs.offered(site.group, counts.tolist())
@@ -187,8 +189,7 @@ def _stand_ins(problem: Problem, stage: Stage, live: Sequence[Site]) -> dict[str
 def _levels(problem: Problem, site: Site) -> list[int]:
     if whole(problem, site):
         return [0, site.group.size]
-    many = len(problem.sites) > SITES  # a net of dozens of convolutions; bends are measured more closely all the same
-    return levels(site, problem.step(site), *((7, 4) if many else ()))
+    return levels(site, problem.step(site), *LEVELS)
 
 
 def whole(problem: Problem, site: Site) -> bool:

@@ -145,6 +145,7 @@ def damage_table(
     """
     walk = Walk(evaluator.rows, evaluator.wanted)
     before = gates.gated(base)
+    whole = evaluator(before) if base.keep or base.drop or base.weights else 0.0
     for site in sites:
         walk.to(site.stop, state=before)
         copies = Copies(evaluator.rows, gates.structure, site, before, evaluator.wanted)
@@ -152,9 +153,11 @@ def damage_table(
         def measured(
             counts: Sequence[int], site: Site = site, copies: Copies = copies, values: Sequence[Any] = walk.values
         ) -> np.ndarray:
-            states = [_state(gates, base, site, count, rankings, refitter) for count in counts]
+            some = [count for count in counts if count < levels[site.id][-1]]
+            states = [_state(gates, base, site, count, rankings, refitter) for count in some]
             found = [copies.distances(i, held, states, evaluator.distance) for i, held in enumerate(values)]
-            return np.asarray(np.concatenate(found, axis=1).mean(axis=1))
+            known = dict(zip(some, np.concatenate(found, axis=1).mean(axis=1).tolist(), strict=True)) if some else {}
+            return np.array([known.get(count, whole) for count in counts])
 
         yield site.id, _row(levels[site.id], measured, (steps or {}).get(site.id), rankings[site.id])
 
@@ -213,8 +216,16 @@ def _state(
     )
 
 
-def spread(levels: Sequence[int], damage: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+def spread(
+    levels: Sequence[int], damage: np.ndarray, step: int, ranking: Ranking | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """A table row at every multiple of `step` between the measured levels, never rising with more units kept.
+
+    Between two levels the damage is a straight line, or where the order's scores add up to what is lost, a power of
+    that: what a layer errs tells the shape of the curve, and what was measured how high it is.
+
+    Args:
+        ranking: whose scores do.
 
     Returns:
         (counts, damages); nothing kept, if measured, stands for itself.
@@ -225,6 +236,39 @@ def spread(levels: Sequence[int], damage: np.ndarray, step: int) -> tuple[np.nda
     first, last = int(counts[some][0]), int(counts[-1])
     fine = np.unique(np.concatenate([np.arange(first, last + 1, max(step, 1)), counts[some]]))
     dense = np.interp(fine, counts[some], falling[some])
+    if ranking is not None and tells(ranking):
+        dense = _shaped(fine, dense, counts[some], falling[some], losses(ranking))
     if not some.all():
         fine, dense = np.concatenate([[0], fine]), np.concatenate([[falling[0]], dense])
     return fine, dense
+
+
+def tells(ranking: Ranking) -> bool:
+    """Whether an order's scores say what is lost with each unit."""
+    return bool(ranking.scores) and min(ranking.scores) >= 0 and max(ranking.scores) > 0
+
+
+def losses(ranking: Ranking) -> np.ndarray:
+    """[units + 1]: the sum of scores that is lost with so many units kept."""
+    scores = np.array(ranking.scores, dtype=np.float64)[list(ranking.order)]
+    return np.append(np.cumsum(scores[::-1])[::-1], 0.0)
+
+
+def _shaped(fine: np.ndarray, line: np.ndarray, counts: np.ndarray, damage: np.ndarray, lost: np.ndarray) -> np.ndarray:
+    """Damages at the counts `fine` that follow D = c·lostᵖ between two that were measured, each with its own p.
+
+    The last stretch, to no damage at all, has the power of the one before it, within reason.
+    """
+    found, power = line.copy(), 1.0
+    for a, b, high, low in zip(counts, counts[1:], damage, damage[1:], strict=False):
+        inside = (fine > a) & (fine < b)
+        before, after = lost[a], lost[b]
+        if not high > 0 or not before > after:
+            continue
+        if low > NOTHING * high and after > 0:
+            power = float(np.log(high / low) / np.log(before / after))
+            found[inside] = low * (lost[fine[inside]] / after) ** power
+        else:
+            share = (lost[fine[inside]] - after) / (before - after)
+            found[inside] = low + (high - low) * share ** np.clip(power, 0.5, 2.0)
+    return found

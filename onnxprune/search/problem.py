@@ -154,8 +154,10 @@ class Problem:
             logger.info("heads keep their bases: rotating them takes all weights in memory at once")
         elif inner and self.calibration is not None:
             with self.clock.stage("rotate"):
-                self.rotated = rotated(self.fit, inner, self.structure, self.weight, self.token_weights)
+                read = [m for s in self.sites for m in s.matrices]
+                self.rotated = rotated(self.fit, inner, self.structure, self.weight, self.token_weights, read)
             self.interpreter.replace(self.rotated.weights)
+            self.moments.update(self.rotated.moments)
         for group, why in self.rotated.held.items():
             logger.info("%s keeps its basis: %s", group, why)
         self.sites = [s for s in self.sites if s.id in self.rotated.rankings or self._as_it_is(s)]

@@ -15,7 +15,7 @@ from zoo import ZooModel
 
 from onnxprune import data
 from onnxprune.graph.structure.sites import find_sites
-from onnxprune.probe.forward import Rows
+from onnxprune.probe.forward import Rows, grams
 from onnxprune.score.rotation import Rotated, rotated
 
 Build = Callable[..., ZooModel]
@@ -40,10 +40,14 @@ def names(variant: object) -> str:
     return "-".join(variant) if isinstance(variant, tuple) else str(variant)
 
 
+def rows_of(model: ZooModel, subject: Subject) -> data.Dataset:
+    examples = [model.sample(1, seed=i) for i in range(12)]
+    return data.read(examples, subject.model.inputs, outputs=subject.model.outputs)
+
+
 def turned(path: Path, model: ZooModel) -> tuple[Subject, Rotated]:
     subject = load(path)
-    examples = [model.sample(1, seed=i) for i in range(12)]
-    rows = Rows(subject.interpreter, data.read(examples, subject.model.inputs, outputs=subject.model.outputs))
+    rows = Rows(subject.interpreter, rows_of(model, subject))
     sites = find_sites(subject.model.graph, subject.structure, ("head_dims",))
     return subject, rotated(rows, sites, subject.structure, lambda n: subject.interpreter.weight(n).float().numpy())
 
@@ -79,3 +83,20 @@ def test_the_first_dimensions_keep_more_than_others(zoo: Build) -> None:
         distance(subject.gated(replace(empty, keep=keep, weights=w), feeds), dense) for w in (found.weights, {})
     )
     assert new < 0.8 * old
+
+
+def test_moments_in_the_new_bases_are_those_of_the_rotated_model(zoo: Build) -> None:
+    """What reads the heads is collected once, before they are rotated, and written in their bases."""
+    model = zoo("bert", "torchscript", "eager")
+    subject = Subject.load(model.path)
+    rows = Rows(subject.interpreter, rows_of(model, subject))
+    inner = find_sites(subject.model.graph, subject.structure, ("head_dims",))
+    read = [m for s in find_sites(subject.model.graph, subject.structure, ("heads", "neurons")) for m in s.matrices]
+    found = rotated(rows, inner, subject.structure, lambda n: subject.interpreter.weight(n).float().numpy(), read=read)
+    assert found.moments.keys() == {m.usage for m in read}
+    subject.interpreter.replace(found.weights)
+    for usage, gram in grams(rows, read).items():
+        scale = np.abs(gram.matrix).max()
+        np.testing.assert_allclose(found.moments[usage].matrix, gram.matrix, atol=1e-5 * scale)
+        np.testing.assert_allclose(found.moments[usage].mean, gram.mean, atol=1e-5 * np.abs(gram.mean).max())
+        assert found.moments[usage].count == gram.count

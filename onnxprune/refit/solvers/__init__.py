@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from onnxprune.refit.solvers.admm import admm
-from onnxprune.refit.solvers.least_squares import INFINITE, Fit, error, fit_held_out, ridge, ridge_path, scale_units
+from onnxprune.refit.solvers.least_squares import (
+    INFINITE,
+    Fit,
+    error,
+    fit_each_held_out,
+    fit_held_out,
+    ridge,
+    ridge_path,
+    scale_units,
+)
 from onnxprune.refit.solvers.linalg import Array
 from onnxprune.refit.solvers.magnitude import magnitude, wanda
 from onnxprune.refit.solvers.obs import NestedRefit, ObsPath, Reader, RefitOnTokens, obs_path, refit
@@ -50,6 +59,7 @@ __all__ = [
     "Tokens",
     "admm",
     "error",
+    "fit_each_held_out",
     "fit_held_out",
     "magnitude",
     "obs_path",

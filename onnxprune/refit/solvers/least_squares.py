@@ -8,17 +8,21 @@ the intercept is free: it takes up the mean of what was removed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxprune.errors import DataError
-from onnxprune.refit.solvers.linalg import Array, Ints, as_rows, product, solve
+from onnxprune.refit.solvers.linalg import Array, Factored, Ints, as_rows, product, shifted, solve
 from onnxprune.refit.solvers.statistics import Moments, Statistics, Tokens
 
 INFINITE = float("inf")
 """As λ: the prior's weights stay and only the intercept is fitted."""
+
+SINGLE, SAMPLED = 256, 256
+"""Inputs from which on strengths are chosen in single precision, and outputs of a product that choose one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,14 +113,16 @@ class _Equations:
         self.pull = moments.sxy[rows] - product(self.h, w0[rows])
         self.scale = float(np.trace(self.h)) / max(len(rows), 1)
         _check_finite(self.h, self.pull)
+        self._factors: dict[float, Factored] = {}
 
-    def fit(self, strength: float) -> Fit:
-        weight = self.start.copy()
+    def fit(self, strength: float, outputs: slice = slice(None)) -> Fit:
+        """At one λ, of some of the outputs."""
+        weight = self.start[:, outputs].copy()
         if strength < INFINITE and self.scale > 0:
-            h = self.h.copy()
-            h[np.diag_indices_from(h)] += strength * self.scale
-            weight[self.rows] += solve(h, self.pull)
-        return Fit(weight, self.moments.y_mean - self.moments.x_mean @ weight, float(strength))
+            if strength not in self._factors:
+                self._factors[strength] = Factored(shifted(self.h, strength * self.scale))
+            weight[self.rows] += self._factors[strength].solve(np.ascontiguousarray(self.pull[:, outputs]))
+        return Fit(weight, self.moments.y_mean[outputs] - self.moments.x_mean @ weight, float(strength))
 
     def error(self, held_out: Statistics, strength: float) -> float:
         """Of the fit at a strength, on other tokens."""
@@ -235,10 +241,60 @@ def fit_held_out(
     Returns:
         (the fit, its error on `held_out`, of the fit on `train`, relative to the prior's).
     """
+    return fit_each_held_out(train, held_out, kept, prior, prior_bias, strengths, [slice(None)], both=both)[0]
+
+
+def fit_each_held_out(
+    train: Statistics,
+    held_out: Statistics,
+    kept: npt.ArrayLike,
+    prior: npt.ArrayLike,
+    prior_bias: npt.ArrayLike,
+    strengths: Sequence[float],
+    parts: Sequence[slice],
+    *,
+    both: bool = False,
+) -> list[tuple[Fit, float]]:
+    """`fit_held_out` of several products of the same inputs: each has its own strength, and all share factorisations.
+
+    A strength is one number that is chosen by thousands of tokens: `SAMPLED` outputs of a product say which, and where
+    there are `SINGLE` inputs or more single precision does. What is chosen is fitted in double, for all outputs.
+
+    Args:
+        prior, prior_bias: [n, m], [m], the products' outputs side by side.
+        parts: which of the outputs are each product's.
+    """
     rows = as_rows(kept, len(train.x_mean))
-    equations = _equations(train, rows, prior)
-    untouched = equations.start
     bias = np.array(prior_bias, dtype=np.float64)
+    if isinstance(train, Tokens):
+        return [_by_tokens(train, held_out, rows, prior, bias, strengths, part, both) for part in parts]
+    equations = _Equations(train, rows, prior)
+    trial = _Trial(equations, held_out, bias)
+    chosen = [trial.chosen(np.arange(len(bias))[part], strengths) for part in parts]
+    final = _Equations(train.merge(held_out), rows, equations.start) if both else equations
+    found = []
+    for part, (strength, change) in zip(parts, chosen, strict=True):
+        if strength is None:
+            found.append((Fit(equations.start[:, part], trial.bias[part], None), 1.0))
+        else:
+            found.append((final.fit(strength, part), change))
+    return found
+
+
+def _by_tokens(
+    train: Tokens,
+    held_out: Statistics,
+    rows: Ints,
+    prior: npt.ArrayLike,
+    bias: Array,
+    strengths: Sequence[float],
+    part: slice,
+    both: bool,
+) -> tuple[Fit, float]:
+    """`fit_held_out` of some outputs, where there are fewer tokens to learn from than inputs."""
+    train, held_out = replace(train, y=train.y[:, part], y_mean=train.y_mean[part]), held_out.part(part)
+    equations = _equations(train, rows, np.asarray(prior)[:, part])
+    untouched, bias = equations.start, bias[part]
     before = error(held_out, untouched, bias)
     found: dict[float, float] = {}
 
@@ -247,16 +303,79 @@ def fit_held_out(
             found[strength] = equations.error(held_out, strength)
         return found[strength]
 
-    finite = sorted(s for s in strengths if s != INFINITE)
-    if len(finite) < len(strengths):
+    if INFINITE in strengths:
         judged(INFINITE)
-    _walk_downhill(finite, judged)
+    _walk_downhill(sorted(s for s in strengths if s != INFINITE), judged)
     best = min(found, key=found.__getitem__, default=INFINITE)
     if not found or not found[best] < before:
         return Fit(untouched, bias, None), 1.0
     if both:
         equations = _equations(train.merge(held_out), rows, untouched)
     return equations.fit(best), found[best] / before
+
+
+class _Trial:
+    """What strengths err on held-out tokens.
+
+    A change D of the prior W₀ changes the error by <D, HD> − 2<D, C − HW₀>, of the held-out tokens' H and C, and what
+    the intercept leaves: small differences, which single precision holds. Of few tokens it is what they are left with.
+    """
+
+    def __init__(self, equations: _Equations, held_out: Statistics, bias: Array) -> None:
+        rows, start = equations.rows, equations.start
+        self.equations, self.held, self.bias = equations, held_out, bias
+        kind = np.float32 if len(rows) >= SINGLE else np.float64
+        self.own, self.pull = (np.asarray(a, dtype=kind) for a in (equations.h, equations.pull))
+        if isinstance(held_out, Tokens):
+            left = held_out.y - product(held_out.x, start)
+            self.spread = np.einsum("tm,tm->m", left, left)
+            self.x, self.left = (np.asarray(a, dtype=kind) for a in (held_out.x[:, rows], left))
+        else:
+            seen = _Equations(held_out, rows, start)
+            self.h, self.rest = (np.asarray(a, dtype=kind) for a in (seen.h, seen.pull))
+            self.spread = held_out.syy - np.sum(start[rows] * (held_out.sxy[rows] + seen.pull), axis=0)
+        self._factors: dict[float, Factored] = {}
+
+    def _moved(self, change: npt.NDArray[Any], some: Ints) -> float:
+        """How the error about the means changes with some outputs' weights [rows, some]."""
+        if isinstance(self.held, Tokens):
+            given = product(np.ascontiguousarray(self.x), change)
+            return float(np.sum(given * (given - 2 * self.left[:, some]), dtype=np.float64))
+        return float(np.sum(change * (product(self.h, change) - 2 * self.rest[:, some]), dtype=np.float64))
+
+    def chosen(self, outputs: Ints, strengths: Sequence[float]) -> tuple[float | None, float]:
+        """(the strength, None for the prior; its error relative to the prior's) of some outputs."""
+        some = outputs[:: max(len(outputs) // SAMPLED, 1)]
+        start, train = self.equations.start[:, some], self.equations.moments
+        spread = float(self.spread[some].sum())
+        drift = self.held.x_mean - train.x_mean
+
+        def left(fitted: Array) -> float:
+            return float(np.sum(fitted**2)) * self.held.count
+
+        shift = self.held.y_mean[some] - train.y_mean[some] - drift @ start
+        before = max(spread, 0.0) + left(self.held.y_mean[some] - self.held.x_mean @ start - self.bias[some])
+        found = {INFINITE: max(spread, 0.0) + left(shift)} if INFINITE in strengths else {}
+
+        def judged(strength: float) -> float:
+            if strength not in found:
+                change = self._factor(strength).solve(np.ascontiguousarray(self.pull[:, some]))
+                found[strength] = max(spread + self._moved(change, some), 0.0) + left(
+                    shift - drift[self.equations.rows] @ change
+                )
+            return found[strength]
+
+        if self.equations.scale > 0:
+            _walk_downhill(sorted(s for s in strengths if s != INFINITE), judged)
+        best = min(found, key=found.__getitem__, default=None)
+        if best is None or not found[best] < before:
+            return None, 1.0
+        return best, found[best] / before
+
+    def _factor(self, strength: float) -> Factored:
+        if strength not in self._factors:
+            self._factors[strength] = Factored(shifted(self.own, strength * self.equations.scale))
+        return self._factors[strength]
 
 
 def _walk_downhill(points: Sequence[float], value: Callable[[float], float]) -> None:

@@ -107,8 +107,8 @@ def damped_tokens(tokens: npt.ArrayLike, damping: float) -> tuple[npt.NDArray[np
     return np.where(dead, np.float32(0.0), x), dead, shift
 
 
-def cholesky(matrix: Array) -> Array:
-    """The lower triangular L with LLᵀ = `matrix` [n, n], symmetric positive definite.
+def cholesky(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The lower triangular L with LLᵀ = `matrix` [n, n], symmetric positive definite, in its precision.
 
     Raises:
         DataError: it is not positive definite.
@@ -116,7 +116,7 @@ def cholesky(matrix: Array) -> Array:
     factor = _factor(matrix)
     if factor is None:
         raise DataError("a Gram matrix of layer inputs is not positive definite: too few digits; damp it more")
-    return np.asarray(factor.numpy(), dtype=np.float64)
+    return np.asarray(factor.numpy())
 
 
 def inverse(matrix: Array) -> Array:
@@ -133,18 +133,37 @@ def inverse(matrix: Array) -> Array:
 
 def solve(matrix: Array, right: Array) -> Array:
     """`matrix`⁻¹B for a symmetric positive definite matrix [n, n] and B [n, m]."""
+    return Factored(matrix).solve(right)
+
+
+class Factored:
+    """A symmetric positive definite matrix [n, n], in either precision, factored once for many right sides."""
+
+    def __init__(self, matrix: npt.NDArray[Any]) -> None:
+        self.matrix, self.factor = matrix, _factor(matrix)
+
+    def solve(self, right: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """`matrix`⁻¹B for B [n, m], in the matrix's precision."""
+        import torch
+
+        b = torch.from_numpy(right)
+        if self.factor is None:
+            return np.asarray(torch.linalg.solve(torch.from_numpy(self.matrix), b).numpy())
+        return np.asarray(torch.cholesky_solve(b, self.factor).numpy())
+
+
+def shifted(matrix: npt.NDArray[Any], by: float) -> npt.NDArray[Any]:
+    """A copy of a matrix [n, n] with a number added to its diagonal."""
+    found = matrix.copy()
+    found[np.diag_indices_from(found)] += found.dtype.type(by)
+    return found
+
+
+def product(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """AB for large A [n, k] and B [k, m] of one precision."""
     import torch
 
-    factor, b = _factor(matrix), torch.from_numpy(right)
-    found = torch.linalg.solve(torch.from_numpy(matrix), b) if factor is None else torch.cholesky_solve(b, factor)
-    return np.asarray(found.numpy(), dtype=np.float64)
-
-
-def product(left: Array, right: Array) -> Array:
-    """AB for large A [n, k] and B [k, m]."""
-    import torch
-
-    return np.asarray((torch.from_numpy(left) @ torch.from_numpy(right)).numpy(), dtype=np.float64)
+    return np.asarray((torch.from_numpy(left) @ torch.from_numpy(right)).numpy())
 
 
 def single_product(left: npt.NDArray[np.floating], right: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
@@ -155,7 +174,7 @@ def single_product(left: npt.NDArray[np.floating], right: npt.NDArray[np.floatin
     return np.asarray((one @ other).numpy())
 
 
-def _factor(matrix: Array) -> Any:
+def _factor(matrix: npt.NDArray[Any]) -> Any:
     """The Cholesky factor as a tensor; None where rounding has made the matrix indefinite."""
     import torch
 
@@ -163,17 +182,16 @@ def _factor(matrix: Array) -> Any:
     return None if int(failed) else factor
 
 
-def substitute(factor: Array, right: Array, *, transposed: bool = False) -> Array:
-    """L⁻¹B, or L⁻ᵀB, for a lower triangular L [n, n] and B [n, m]."""
+def substitute(factor: npt.NDArray[Any], right: npt.NDArray[Any], *, transposed: bool = False) -> npt.NDArray[Any]:
+    """L⁻¹B, or L⁻ᵀB, for a lower triangular L [n, n] and B [n, m] of one precision."""
     import torch
 
     lower = torch.from_numpy(factor)
     triangle = lower.mT if transposed else lower
-    found = torch.linalg.solve_triangular(triangle, torch.from_numpy(right), upper=transposed)
-    return np.asarray(found.numpy(), dtype=np.float64)
+    return np.asarray(torch.linalg.solve_triangular(triangle, torch.from_numpy(right), upper=transposed).numpy())
 
 
-def subtract_product(matrix: Array, left: Array, right: Array) -> None:
+def subtract_product(matrix: npt.NDArray[Any], left: npt.NDArray[Any], right: npt.NDArray[Any]) -> None:
     """`matrix` −= LᵀR in place, without a copy of it. matrix [n, m], left [k, n], right [k, m]."""
     import torch
 

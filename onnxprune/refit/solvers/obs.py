@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,8 @@ DAMPING = 1e-2
 POOL_STEPS = 4
 MIN_POOL = 32
 COMPACT_BELOW = 0.75
+SINGLE = 1024
+"""Rows from which on single precision takes over where the damped H, or its inverse, has been made in double."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,10 +170,11 @@ class NestedRefit:
         self.weight = np.asarray(weight, dtype=np.float64)
         self.order = np.asarray(order, dtype=np.int64)
         safe = damped(gram, damping)
-        h = safe.matrix[np.ix_(self.order, self.order)]
+        h = safe.matrix[np.ix_(self.order, self.order)].astype(_kind(len(self.order)))
         self.dead = safe.dead[self.order]
         self.factor = cholesky(h)
-        self.image = substitute(self.factor, product(h, np.where(self.dead[:, None], 0.0, self.weight[self.order])))
+        given = np.where(self.dead[:, None], 0.0, self.weight[self.order]).astype(h.dtype)
+        self.image = substitute(self.factor, product(h, given))
 
     @property
     def nbytes(self) -> int:
@@ -247,6 +251,7 @@ class _State:
         self.dead = self._begun(reader.gram, damping)
         self.w = np.where(self.dead[:, None], 0.0, self.original)
         self.total = self._total()
+        self.w = self.w.astype(self._precision)
         self.rows = np.arange(len(self.w))
         self.position = np.arange(len(self.w))
 
@@ -261,7 +266,7 @@ class _State:
     def remove(self, units: Ints) -> None:
         at = self.at(units).ravel()
         across = self.inverse_rows(at)
-        gain = np.asarray(np.linalg.solve(across[:, at], across), dtype=np.float64)
+        gain = np.asarray(np.linalg.solve(across[:, at], across))
         subtract_product(self.w, gain, self.w[at])
         # What is left of a removed row is rounding; it is not read again, but must not leak into the others.
         self.w[at] = 0.0
@@ -285,7 +290,13 @@ class _State:
         """tr(WᵀHW), after which H itself is not needed."""
         matrix = self.matrix
         del self.matrix
+        self.inverse = self.inverse.astype(self._precision)
         return float(np.sum(self.w * product(matrix, self.w)))
+
+    @property
+    def _precision(self) -> type[np.floating[Any]]:
+        """Of the weights and the inverse on their way down."""
+        return _kind(len(self.original))
 
     def blocks_of_inverse(self, at: Ints) -> Array:
         """[U, b, b] of positions [U, b]."""
@@ -329,6 +340,10 @@ class _OnTokens(_State):
         self._solved()
         return dead
 
+    @property
+    def _precision(self) -> type[np.floating[Any]]:
+        return np.float64
+
     def _solved(self) -> None:
         kernel = product(self.x, self.x.T)
         kernel[np.diag_indices_from(kernel)] += self.shift
@@ -360,6 +375,10 @@ class _OnTokens(_State):
 
     def _compact(self, left: Ints) -> None:
         self.x, self.y = self.x[:, left], self.y[:, left]
+
+
+def _kind(rows: int) -> type[np.floating[Any]]:
+    return np.float32 if rows >= SINGLE else np.float64
 
 
 def _pick(states: Sequence[_State], alive: Ints, count: int) -> tuple[Ints, Array]:

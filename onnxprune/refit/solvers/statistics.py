@@ -110,6 +110,10 @@ class Moments:
             syy=np.einsum("nm,nm->m", w, sxy),
         )
 
+    def part(self, outputs: slice) -> Moments:
+        """The same of some outputs."""
+        return replace(self, y_mean=self.y_mean[outputs], sxy=self.sxy[:, outputs], syy=self.syy[outputs])
+
     @property
     def moments(self) -> Moments:
         """Themselves, as `Tokens` are summed up."""
@@ -147,6 +151,10 @@ class Tokens:
         x_mean, y_mean = w @ xs / max(count, 1e-300), w @ ys / max(count, 1e-300)
         root = np.sqrt(w)
         return cls(count, x_mean, y_mean, root, (xs - x_mean) * root[:, None], (ys - y_mean) * root[:, None])
+
+    def part(self, outputs: slice) -> Tokens:
+        """The same of some outputs."""
+        return replace(self, y_mean=self.y_mean[outputs], y=self.y[:, outputs])
 
     def merge(self, other: Tokens | Moments) -> Tokens | Moments:
         """Both sets of tokens together."""

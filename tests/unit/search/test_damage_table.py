@@ -129,6 +129,24 @@ def test_a_curve_is_a_straight_line_between_what_was_measured() -> None:
     np.testing.assert_allclose(damages, [8.0, 6.0, 4.0, 3.0, 2.25, 0.75, 0.0])
 
 
+@pytest.mark.parametrize("power", [0.8, 1.0, 1.6])
+def test_between_levels_a_curve_has_the_shape_of_what_the_scores_lose(power: float) -> None:
+    """Four levels of a curve that is a power of the lost scores tell all of it; dead units cost nothing."""
+    scores = np.concatenate([np.zeros(8), 1.1 ** np.arange(56)])
+    ranking = Ranking("m", tuple(range(63, -1, -1)), tuple(scores.tolist()))
+    lost = np.array([scores[: 64 - kept].sum() for kept in range(65)])
+    counts = [4, 16, 36, 64]
+    found, damages = spread(counts, 3.0 * lost[counts] ** power, 4, ranking)
+    expected = 3.0 * lost[found] ** power
+    np.testing.assert_allclose(damages[found <= 36], expected[found <= 36])
+    np.testing.assert_allclose(damages, expected, atol=1e-2 * expected.max())
+    assert (np.diff(damages) <= 0).all() and damages[found == 56] == 0
+    line = spread(counts, 3.0 * lost[counts] ** power, 4)[1]
+    assert np.abs(line - expected).max() > 20 * np.abs(damages - expected).max()
+    noisy = spread([0, *counts], np.array([2.0, 1.0, -0.1, 0.2, 0.0]), 4, ranking)[1]
+    assert (np.diff(noisy[1:]) <= 1e-12).all() and noisy.min() >= 0
+
+
 def test_nothing_kept_stands_for_itself() -> None:
     """A branch that is gone leaves a constant behind, which may be better than few units: no line leads there."""
     counts, damages = spread([0, 8, 16], np.array([5.0, 1.0, 0.0]), 4)

@@ -10,7 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxprune.errors import DataError
-from onnxprune.refit.solvers import INFINITE, Moments, Tokens, error, fit_held_out, ridge, ridge_path, scale_units
+from onnxprune.refit.solvers import (
+    INFINITE,
+    Moments,
+    Tokens,
+    error,
+    fit_each_held_out,
+    fit_held_out,
+    least_squares,
+    ridge,
+    ridge_path,
+    scale_units,
+)
 from onnxprune.refit.solvers.linalg import Array
 
 seeds = st.integers(0, 2**32 - 1)
@@ -262,3 +273,38 @@ def test_few_tokens_say_what_their_moments_say(seed: int, both: bool, biased: bo
         assert fit.strength == expected_fit.strength and change == pytest.approx(expected_change, rel=1e-6)
         np.testing.assert_allclose(fit.weight, expected_fit.weight, rtol=1e-6, atol=1e-8)
         np.testing.assert_allclose(fit.bias, expected_fit.bias, rtol=1e-6, atol=1e-6)
+
+
+@given(seeds, st.booleans())
+def test_products_that_are_fitted_together_are_as_if_each_were_alone(seed: int, both: bool) -> None:
+    """Queries beside keys: one factorisation, and each its own strength, weights and bias."""
+    x, y, _ = rows(seed, 60, 6, 5)
+    y[:, 3:] = np.random.default_rng(seed).standard_normal((60, 2))  # of these nothing can be learnt
+    train, held_out = Moments.of(x[:40], y[:40]), Moments.of(x[40:], y[40:])
+    prior, bias = np.random.default_rng(seed + 1).standard_normal((6, 5)), np.arange(5.0)
+    strengths, kept, parts = [1e-2, 1e-1, 1.0, INFINITE], [0, 2, 3, 5], [slice(0, 3), slice(3, 5)]
+    together = fit_each_held_out(train, held_out, kept, prior, bias, strengths, parts, both=both)
+    for part, (fit, change) in zip(parts, together, strict=True):
+        one, two = (Moments.of(x[s], y[s, part]) for s in (slice(40), slice(40, None)))
+        alone, expected = fit_held_out(one, two, kept, prior[:, part], bias[part], strengths, both=both)
+        assert fit.strength == alone.strength
+        assert change == pytest.approx(expected)
+        np.testing.assert_allclose(fit.weight, alone.weight, atol=1e-9)
+        np.testing.assert_allclose(fit.bias, alone.bias, atol=1e-9)
+
+
+def test_large_products_are_chosen_in_single_precision_by_some_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The strength is the one that all outputs choose in double; what is fitted with it is exact."""
+    random = np.random.default_rng(0)
+    x, truth = random.standard_normal((400, 24)) + 5.0, random.standard_normal((24, 40))
+    y = x @ truth + 2.0 * random.standard_normal((400, 40))
+    train, held_out = Moments.of(x[:100], y[:100]), Moments.of(x[100:], y[100:])
+    prior, strengths = truth + random.standard_normal((24, 40)), [1e-3, 1e-2, 1e-1, 1.0, 10.0, INFINITE]
+    bias = y.mean(axis=0) - x.mean(axis=0) @ prior
+    slow, expected = fit_held_out(train, held_out, range(24), prior, bias, strengths, both=True)
+    monkeypatch.setattr(least_squares, "SINGLE", 16)
+    monkeypatch.setattr(least_squares, "SAMPLED", 10)
+    fast, change = fit_held_out(train, held_out, range(24), prior, bias, strengths, both=True)
+    assert fast.strength == slow.strength
+    assert change == pytest.approx(expected, rel=0.25)
+    np.testing.assert_allclose(fast.weight, slow.weight, atol=1e-12)

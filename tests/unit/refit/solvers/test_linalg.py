@@ -14,11 +14,11 @@ from threadpoolctl import threadpool_info
 from onnxprune.errors import DataError
 from onnxprune.refit.solvers.linalg import (
     Array,
+    Factored,
     cholesky,
     inverse,
     numpy_on_one_thread,
     product,
-    solve,
     substitute,
     subtract_product,
 )
@@ -40,7 +40,7 @@ def test_positive_definite_matrices(case: tuple[int, int, int]) -> None:
     np.testing.assert_allclose(np.tril(factor) @ np.tril(factor).T, h, atol=1e-9)
     np.testing.assert_allclose(inverse(h) @ h, np.eye(len(h)), atol=1e-9)
     np.testing.assert_array_equal(inverse(h), inverse(h).T)
-    np.testing.assert_allclose(h @ solve(h, b), b, atol=1e-9)
+    np.testing.assert_allclose(h @ Factored(h).solve(b), b, atol=1e-9)
     np.testing.assert_allclose(factor @ substitute(factor, b), b, atol=1e-9)
     np.testing.assert_allclose(factor.T @ substitute(factor, b, transposed=True), b, atol=1e-9)
     np.testing.assert_array_equal(h, before[0])
@@ -88,6 +88,6 @@ def test_numpy_gets_its_threads_back_and_torch_keeps_its_own() -> None:
 def test_indefinite_by_rounding_is_still_solved_and_a_factor_of_it_refused() -> None:
     h = np.array([[1.0, 0.0], [0.0, -1e-12]])
     np.testing.assert_allclose(h @ inverse(h), np.eye(2), atol=1e-9)
-    np.testing.assert_allclose(h @ solve(h, np.ones((2, 1))), np.ones((2, 1)), atol=1e-9)
+    np.testing.assert_allclose(h @ Factored(h).solve(np.ones((2, 1))), np.ones((2, 1)), atol=1e-9)
     with pytest.raises(DataError, match="not positive definite"):
         cholesky(h)
