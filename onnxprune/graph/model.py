@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import ModelError, UnsupportedError, reading
 from onnxprune.graph import companions, intake, memory, prepare
-from onnxprune.graph.prepare import caches, older_opsets, optional_inputs, quantised, shared_biases
+from onnxprune.graph.prepare import caches, older_opsets, optional_inputs, shared_biases
 from onnxprune.graph.stored import Taken
 
 read = intake.read
@@ -251,7 +251,7 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> list[Path]:
     additions with their LayerNormalization, which its CPU kernel computes slower than the two apart (1.14 times the
     whole model's time, measured on a 6-layer encoder with ONNX Runtime 1.31).
     """
-    model = quantised.written(model)
+    model = prepare.written(model)
     with prepare.forgotten(model), optional_inputs.restored(model):
         return write(model, Path(path))
 

@@ -5,6 +5,7 @@ Nothing is run, but where a shape depends on data: that one is seen in a run.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -15,20 +16,23 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.errors import ModelError, UnsupportedError, one_line
+from onnxprune.errors import ModelError, OnnxPruneError, UnsupportedError, one_line
 from onnxprune.graph import joined, ops, prepare
 from onnxprune.graph.axes import Layout, Mask, atoms_of, kept_ratio
 from onnxprune.graph.dimensions import evaluate, require_sizes
 from onnxprune.graph.example_feeds import synthesize
+from onnxprune.graph.flow import Flow, enter_of
+from onnxprune.graph.flow.nodes import slices
 from onnxprune.graph.model import Model
 from onnxprune.graph.model import size as size_of_file
 from onnxprune.graph.plan import Branch, Group, Plan, Structure
-from onnxprune.graph.prepare import quantised
 from onnxprune.graph.quantised import Quantised
 from onnxprune.graph.single_nodes import reads
 from onnxprune.graph.values import dims
 from onnxprune.measure.sizes_told import sizes_told
 from onnxprune.probe.interpreter import Interpreter
+
+logger = logging.getLogger(__name__)
 
 INTEGERS = ("UINT8", "INT8", "UINT4", "INT4", "UINT2", "INT2")
 """Element types of weights beside those of floating point; wider integers are shapes and indices."""
@@ -73,14 +77,7 @@ class Costs:
         found = {}
         for name in self._counted if only is None else only:
             if name not in gone and name in self._counted:
-                node = self._nodes[name]
-                operator = ops.lookup(node)
-                assert operator is not None and operator.macs is not None
-                try:
-                    found[name] = int(operator.macs(node, sizes)) * self._times(name)
-                except IndexError as error:
-                    said = f"node {one_line(name, 80)} ({node.op_type}): its inputs have fewer axes than it takes"
-                    raise ModelError(f"{said}: the file is damaged") from error
+                found[name] = self._macs(name, sizes)
         for weight, tiles in plan.tiles.items() if plan is not None else ():
             whole = math.prod(sizes.shape(self.model.graph.initializers[weight]))
             for name in self._readers_of[weight] & found.keys():
@@ -90,6 +87,25 @@ class Costs:
             macs = math.prod(sizes.shape(skip)) * sizes.shape(value)[-1]
             found[f"{branch.add}_map"] = macs * self._times(branch.add)
         return found
+
+    def _macs(self, name: str, sizes: _Sizes) -> int:
+        node = self._nodes[name]
+        operator = ops.lookup(node)
+        assert operator is not None and operator.macs is not None
+        try:
+            return int(operator.macs(node, sizes)) * self._times(name)
+        except IndexError as error:
+            said = f"node {one_line(name, 80)} ({node.op_type}): its inputs have fewer axes than it takes"
+            raise ModelError(f"{said}: the file is damaged") from error
+
+    def behind(self, groups: Collection[Group]) -> int:
+        """Multiply-accumulates that would go with all units of some groups, each counted once: those of a convolution
+        between two of them belong to both, and are no more than they are."""
+        masks = {g.atom: Mask(np.zeros(g.shape, dtype=bool), g.context) for g in groups}
+        shown, _ = self._showing
+        touched = set().union(*(shown[g.atom] for g in groups)) & self._counted.keys()
+        whole, without = _Sizes(self, {}), _Sizes(self, masks)
+        return sum(self._macs(name, whole) - self._macs(name, without) for name in touched)
 
     def params(self, plan: Plan | None = None) -> int:
         """Numbers in weights: those of floating point, and the integers of 8 bits or fewer with their scales."""
@@ -122,7 +138,7 @@ class Costs:
 
     @staticmethod
     def _framed(model: ir.Model) -> int:
-        clone = quantised.written(model)
+        clone = prepare.written(model)
         for value in clone.graph.initializers.values():
             if value.const_value is not None:
                 empty = np.zeros(0, dtype=np.float32)
@@ -186,11 +202,33 @@ class Costs:
         return joined.owners(self.model.graph, self.model.parts)
 
     def _times(self, node: str) -> int:
-        """How often a node is counted: once, or as often as its graph is called."""
+        """How often a node is counted: once, or each turn of the loops around it, as often as its graph is called."""
+        turns = math.prod(self._turns(leave) for leave in self._flow.home.get(self._nodes[node], ()))
         if not self.model.calls:
-            return 1
+            return turns
         parts = [self.model.parts[place] for place in self._owners.get(node, ())]
-        return max((self.model.calls.get(part.file.stem, 1) for part in parts), default=1)
+        return turns * max((self.model.calls.get(part.file.stem, 1) for part in parts), default=1)
+
+    @cached_property
+    def _flow(self) -> Flow:
+        return Flow(self.model.graph)
+
+    def _turns(self, leave: ir.Node) -> int:
+        """How often a loop goes round, where it is run: as long as what a Scan goes along, or seen in a run."""
+        enter = enter_of(leave)
+        for whole, _, axis in slices(enter):
+            return self.dense_shape(whole)[axis]
+        return self._looped.get(leave.name or "", 1)
+
+    @cached_property
+    def _looped(self) -> Mapping[str, int]:
+        """Turns of each Loop in a run on made-up inputs; none of one that did not run, or where nothing does."""
+        machine = Interpreter(self.model.graph)
+        try:
+            machine.run(synthesize(self.model.inputs, dims=self.bindings))
+        except OnnxPruneError as error:
+            logger.info("turns of loops are counted as one: %s", error)
+        return machine.turns
 
     def _copies(self, weight: str) -> int:
         """In how many files a weight lies."""
@@ -359,10 +397,18 @@ class Costs:
             UnsupportedError: the graph does not run on made-up inputs.
         """
         counted = [n for n in self._nodes.values() if (found := ops.lookup(n)) is not None and found.macs is not None]
-        around = {v for n in counted for v in (*n.inputs, *n.outputs) if v is not None and v.name}
-        wanted = [v.name or "" for v in around if None in self._known(v)]
+        around = {v.name: v for n in counted for v in (*n.inputs, *n.outputs) if v is not None and v.name}
+        wanted = [name for name, value in around.items() if None in self._known(value)]
         feeds = synthesize(self.model.inputs, dims=self.bindings)
-        return {n: tuple(x.shape) for n, x in Interpreter(self.model.graph).run(feeds, outputs=wanted).items()}
+        machine = Interpreter(self.model.graph)
+        sizes: dict[str, tuple[int, ...]] = {}
+        for name, x in machine.run(feeds, outputs=wanted).items():
+            node = around[name].producer()
+            turns = math.prod(machine.turns[leave.name or ""] for leave in self._flow.home.get(node, ())) if node else 1
+            # What a condition left out did not cost anything; values of all turns lie one after another.
+            shape = tuple(x.shape) if x is not None else (0,) * len(dims(around[name]) or ())
+            sizes[name] = (shape[0] // max(turns, 1), *shape[1:]) if shape else shape
+        return sizes
 
 
 def _counted(count: int, kind: ir.DataType, *, weights: bool = False) -> tuple[int, int]:

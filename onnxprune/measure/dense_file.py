@@ -146,7 +146,7 @@ def _other_batches(inputs: Sequence[InputSpec], feeds: Sequence[runtime.Feeds]) 
     counts = {rows(one) for one in feeds}
     found: list[runtime.Feeds] = []
     if 1 not in counts:
-        found.append({k: v[:1] for k, v in feeds[0].items()})
+        found.append({k: v[:1] if np.ndim(v) else v for k, v in feeds[0].items()})
     if counts == {1}:
         first, *others = [feeds[i % len(feeds)] for i in range(3)]
         like = {k: [v, *(fitted(o[k], np.shape(v)) for o in others)] for k, v in first.items()}

@@ -70,7 +70,11 @@ class Copies:
         for name in self.live:
             axis = self._axis(name)
             tensors = [head[name] for head in heads]
-            if axis is not None:
+            if any(t is None for t in tensors):  # on the side that a condition left out
+                if not all(t is None for t in tensors):
+                    return None
+                found[name] = None
+            elif axis is not None:
                 found[name] = torch.cat(tensors, axis)
             elif not tensors[0].is_floating_point() and name not in batch.feeds:
                 counted.append(name)  # sizes, and what is made from them: they know how many rows there are
@@ -107,6 +111,7 @@ class Copies:
 def _join(interpreter: Interpreter, site: Site, wanted: Sequence[str]) -> str:
     """The first node behind all that a site's level changes; "" if there is none."""
     ends = {reader.node for reader in site.group.readers} | ({site.branch.add} if site.branch is not None else set())
-    nodes = [n.name or "" for n in interpreter.needed((v.name or "" for v in interpreter.graph.inputs), wanted)]
-    last = max(i for i, name in enumerate(nodes) if name in ends)
-    return nodes[last + 1] if last + 1 < len(nodes) else ""
+    nodes = interpreter.needed((v.name or "" for v in interpreter.graph.inputs), wanted)
+    last = max(i for i, node in enumerate(nodes) if node.name in ends)
+    unit = interpreter.flow.unit(nodes[last])  # a loop is run as a whole
+    return next((n.name or "" for n in nodes[last + 1 :] if interpreter.flow.unit(n) is not unit), "")

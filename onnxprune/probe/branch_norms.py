@@ -65,6 +65,10 @@ def flows(rows: Rows, sites: Sequence[Site], structure: Structure, *, spectral: 
             edit = {u: _keep(u, read) for u in (m.usage for s in sites for m in _told(s))}
             found = interpreter.run(bound, outputs=[n for n in wanted if n not in bound], weights=scaled, edit=edit)
             found = {**bound, **found}
+            if any(x is None for x in found.values()):
+                raise UnsupportedError(
+                    "branches behind an If that not every row takes are not measured: choose another method than snip"
+                )
             for branch in structure.branches:
                 totals.add(branch.id, _norms(found[branch.value], axes[branch.id], batch)[None])
                 totals.add("stream of " + branch.id, _norms(found[branch.skip], axes[branch.id], batch)[None])

@@ -64,7 +64,7 @@ def fetch(
     interpreter: Interpreter, values: Mapping[str, Any], names: Sequence[str], state: Gated = NOTHING
 ) -> dict[str, Any]:
     """Values by name: those that are known already, and the others computed from them."""
-    missing = [n for n in names if n not in values]
+    missing = [n for n in names if n not in values or interpreter.repeats(n)]
     made = forward(interpreter, values, missing, state) if missing else {}
     return {n: made[n] if n in made else values[n] for n in names}
 
@@ -188,7 +188,7 @@ class Walk:
 
 
 Observer = Callable[[Any, Any], None]
-"""Takes a tensor, and the mask of real tokens or None."""
+"""Takes a tensor, and the mask of real tokens or None: once a batch, in a loop each turn, behind a choice or not."""
 
 
 def record(
@@ -218,7 +218,8 @@ def record(
             found = rows.interpreter.run_all(feeds, outputs=wanted, weights=state.weights, edits=edits)
         for values in found:
             for name, use in (states or {}).items():
-                use(values[name], None)
+                if values[name] is not None:  # a side of a choice that was not taken
+                    use(values[name], None)
 
 
 def _observed(use: Callable[[Any, Any], None], before: Callable[[Any], Any] | None, real: Any) -> Callable[[Any], Any]:
@@ -253,18 +254,20 @@ def grams(
     def adder(matrix: Matrix) -> Callable[[Any, Any], None]:
         gram = found[matrix.usage]
         own = weights.get(matrix.reader.node) if weights is not None and matrix.states is None else None
-        per_batch = iter(own) if own is not None else None
-        sizes = iter([len(batch) for batch in rows.batches])
+        once = rows.interpreter.once(matrix.node)
         left = len(rows.batches)
+        sizes = [len(batch) for batch in rows.batches]
+        seen = iter(range(len(sizes)))
 
         def add(x: Any, real: Any) -> None:
             nonlocal left
-            flat, weight = matrix.rows(x, real), next(per_batch) if per_batch is not None else None
-            size = next(sizes)
-            some = drawn(len(flat), size, len(rows.dataset)) if matrix.spatial else None
+            # What a loop or a choice runs is seen many times or never: whose batch it is does not matter then.
+            i = next(seen) if once else 0
+            flat, weight = matrix.rows(x, real), own[i] if own is not None else None
+            some = drawn(len(flat), sizes[i], len(rows.dataset)) if matrix.spatial else None
             gram.add(flat if some is None else flat[some], weight if some is None or weight is None else weight[some])
             left -= 1
-            if not left:
+            if not left and once:
                 gram.put_away(store)
 
         return add
@@ -274,6 +277,9 @@ def grams(
     for usage, use in (also or {}).items():
         used[usage] = _both(used[usage], use) if usage in used else use
     record(rows, used, state, recurrences)
+    for matrix in matrices:
+        if not rows.interpreter.once(matrix.node):
+            found[matrix.usage].settle(len(matrix.units))
     return found
 
 
@@ -304,7 +310,8 @@ def sensitivities(
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    matrices = [m for m in matrices if m.states is None and usages.get(m.output)]
+    once = rows.interpreter.once
+    matrices = [m for m in matrices if m.states is None and usages.get(m.output) and once(m.node)]
     found: dict[str, list[Any]] = {m.reader.node: [] for m in matrices}
     for batch in rows.batches:
         real = None if batch.real is None else torch.from_numpy(batch.real)

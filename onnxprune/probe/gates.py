@@ -108,7 +108,12 @@ class Gates:
         if not missing:
             return plan
         gated = self.gated(plan)
-        values = self.interpreter.run(feeds, outputs=[b.value for b in missing], weights=gated.weights, edit=gated.edit)
+        wanted = [b.value for b in missing]
+        values = self.interpreter.run(feeds, outputs=wanted, weights=gated.weights, edit=gated.edit)
+        if any(x is None for x in values.values()):  # on the side of a choice that these inputs do not take
+            (values,) = self.interpreter.run_all(
+                [feeds], outputs=wanted, weights=gated.weights, edits=[gated.edit], regardless=True
+            )
         rests = {b.id: self._rest(b, values[b.value]) for b in missing}
         return replace(plan, rests={**plan.rests, **rests})
 

@@ -20,9 +20,11 @@ import onnx_ir as ir
 
 from onnxprune.errors import LimitError, OnnxPruneError, UnsupportedError, out_of_memory, reading, said
 from onnxprune.graph import memory, ops
+from onnxprune.graph.flow import CHOICE, LEAVE, Flow, condition, enter_of, is_flow
 from onnxprune.graph.single_nodes import reads
 from onnxprune.graph.values import numeric_outputs
 from onnxprune.probe.engine import cast, engine_for
+from onnxprune.probe.turns import Turns, holds
 
 Usage = tuple[str, int]
 """(node name, input index); a graph output is ("", its position)."""
@@ -38,6 +40,9 @@ class _Step:
     inputs: tuple[str | None, ...]
     outputs: tuple[str, ...]
     done: tuple[str, ...]  # values nobody reads after this step
+    sides: tuple[tuple[str, bool], ...] = ()  # conditions, and how they come out where the node is done at all
+    inside: tuple[_Step, ...] = ()  # of a loop's Leave, what is done each turn
+    kept: tuple[str, ...] = ()  # of a loop, what is wanted of its last turn
 
 
 class Held:
@@ -79,6 +84,11 @@ class Interpreter:
         graph: a normalised graph (model.load).
         device: where tensors live, "cpu" or "cuda"; shape arithmetic stays on the CPU.
         lender: of another graph on the same device; initializers that both have are loaded once.
+
+    Attributes:
+        flow: which nodes run each turn of a loop, or on one side of a choice. A loop is run as a whole: values inside
+            of it are given for all turns, one after another on the first axis, and are not taken as feeds.
+        turns: how many turns each loop took when it last ran, by its Leave's name.
     """
 
     def __init__(self, graph: ir.Graph, device: str = "cpu", lender: Interpreter | None = None) -> None:
@@ -93,7 +103,9 @@ class Interpreter:
         self._live: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         self._producers = {v.name: n for n in graph for v in n.outputs if v.name}
         self._producers |= {ops.states_of(n): n for n in graph if _has_states(n)}
-        self._order = {n: i for i, n in enumerate(graph)}
+        self.flow = Flow(graph)
+        self.turns: dict[str, int] = {}
+        self._regardless = False
 
     def run(
         self,
@@ -128,6 +140,7 @@ class Interpreter:
         outputs: Sequence[str] | None = None,
         weights: Mapping[str, Any] | None = None,
         edits: Sequence[Edit] | None = None,
+        regardless: bool = False,
     ) -> list[dict[str, Any]]:
         """Several batches at once, node by node, so that each weight is read once for all of them.
 
@@ -135,15 +148,18 @@ class Interpreter:
             batches: feeds of each, of the same names.
             outputs, weights: as for `run`.
             edits: of each batch.
+            regardless: compute what is on either side of a choice, whatever its condition.
         """
+        self._regardless = regardless
         wanted = tuple(numeric_outputs(self.graph) if outputs is None else outputs)
-        steps, initializers = self._schedule(frozenset(batches[0]), wanted)
+        bound = frozenset(name for name in batches[0] if not self.repeats(name))
+        steps, initializers = self._schedule(bound, wanted)
         override = weights or {}
-        known = [{name: self.place(tensor) for name, tensor in feeds.items()} for feeds in batches]
+        known = [{name: self.place(feeds[name]) for name in bound} for feeds in batches]
         for step in steps:
             constants = {
                 name: override[name] if name in override else self.weight(name)
-                for name in step.inputs
+                for name in (*step.inputs, *(asked for asked, _ in step.sides))
                 if name in initializers
             }
             for i, values in enumerate(known):
@@ -164,13 +180,14 @@ class Interpreter:
 
     def _take(self, step: _Step, values: dict[str, Any], constants: Mapping[str, Any], hooks: Edit) -> None:
         """One node on one batch: its results come to the values, and what is read for the last time goes."""
-        arguments = [
-            None if name is None else constants[name] if name in constants else values[name] for name in step.inputs
-        ]
-        if hooks:
-            arguments = [
-                hooks[usage](x) if (usage := (step.node.name or "", i)) in hooks else x for i, x in enumerate(arguments)
-            ]
+        if step.sides and not self._regardless and not self._taken(step, values, constants):
+            values.update((name, None) for name in (*step.outputs, *step.kept))
+            self._let_go(step, values)
+            return
+        if step.inside:
+            self._repeat(step, values, constants, hooks)
+            return
+        arguments = self._arguments(step.node, step.inputs, values, constants, hooks)
         if self.device != "cpu":
             arguments = _on_one_device(arguments)
         try:
@@ -182,8 +199,46 @@ class Interpreter:
             raise kind(f"{_describe(step.node)} cannot be computed: {said(error)}") from error
         for name, tensor in zip(step.outputs, result if isinstance(result, (tuple, list)) else (result,), strict=False):
             values[name] = tensor
+        self._let_go(step, values)
+
+    @staticmethod
+    def _taken(step: _Step, values: Mapping[str, Any], constants: Mapping[str, Any]) -> bool:
+        """Whether all choices that a step is behind fall on its side; an inner one is not asked behind an outer."""
+        asked = (constants[name] if name in constants else values[name] for name, _ in step.sides)
+        return all(holds(x) == side for x, (_, side) in zip(asked, step.sides, strict=True))
+
+    @staticmethod
+    def _arguments(
+        node: ir.Node, names: Iterable[str | None], values: Mapping[str, Any], constants: Mapping[str, Any], hooks: Edit
+    ) -> list[Any]:
+        found = [None if name is None else constants[name] if name in constants else values[name] for name in names]
+        if not hooks:
+            return found
+        return [
+            hooks[usage](x) if (usage := (node.name or "", i)) in hooks and x is not None else x
+            for i, x in enumerate(found)
+        ]
+
+    @staticmethod
+    def _let_go(step: _Step, values: dict[str, Any]) -> None:
         for name in step.done:
             values.pop(name, None)
+
+    def _repeat(self, step: _Step, values: dict[str, Any], constants: Mapping[str, Any], hooks: Edit) -> None:
+        """A loop on one batch."""
+
+        def turn(scope: dict[str, Any]) -> None:
+            for inner in step.inside:
+                self._take(inner, scope, constants, hooks)
+
+        def arguments(node: ir.Node, scope: dict[str, Any]) -> list[Any]:
+            return self._arguments(node, [None if v is None else v.name for v in node.inputs], scope, constants, hooks)
+
+        loop = Turns(enter_of(step.node), step.node)
+        results, kept, self.turns[step.node.name or ""] = loop.run(values, arguments, turn, step.kept)
+        values.update(zip(step.outputs, results, strict=True))
+        values.update(kept)
+        self._let_go(step, values)
 
     @cached_property
     def streams(self) -> bool:
@@ -221,15 +276,27 @@ class Interpreter:
 
     def needed(self, feeds: Iterable[str], outputs: Iterable[str]) -> list[ir.Node]:
         """The nodes between bound values and wanted ones, in order."""
-        bound, seen = set(feeds), set()
-        stack = [name for name in outputs if name not in bound]
+        bound: set[str] = set(feeds)
+        seen: set[ir.Node] = set()
+        stack = [node for name in outputs if name not in bound and (node := self._producers.get(name)) is not None]
         while stack:
-            node = self._producers.get(stack.pop())
-            if node is None or node in seen:
+            node = stack.pop()
+            if node in seen:
                 continue
             seen.add(node)
-            stack.extend(v.name for v in reads(node) if v is not None and v.name and v.name not in bound)
-        return sorted(seen, key=self._order.__getitem__)
+            stack += self.flow.home.get(node, ())
+            asked = [condition(choice) for choice, _ in self.flow.sides.get(node, ())]
+            names = [v.name for v in (*reads(node), *asked) if v is not None and v.name and v.name not in bound]
+            stack += [found for name in names if (found := self._producers.get(name)) is not None]
+        return self.flow.sorted(seen)
+
+    def repeats(self, name: str) -> bool:
+        """Whether a value is made anew each turn of a loop."""
+        return self._producers.get(name) in self.flow.home
+
+    def once(self, node: ir.Node) -> bool:
+        """Whether a node runs exactly once in a pass: in no loop, and on no side of a choice."""
+        return node not in self.flow.home and node not in self.flow.sides
 
     def live_before(self, stop: str, outputs: Sequence[str]) -> list[str]:
         """The values computed before a node that it, or a later node on the way to `outputs`, reads."""
@@ -237,9 +304,11 @@ class Interpreter:
         if key not in self._live:
             inputs = {v.name or "" for v in self.graph.inputs}
             nodes = self.needed(inputs, outputs)
-            position = next(i for i, n in enumerate(nodes) if n.name == stop)
+            # In the middle of a turn nothing can be taken up.
+            at = next(self.flow.unit(n) for n in nodes if n.name == stop)
+            position = next(i for i, n in enumerate(nodes) if self.flow.unit(n) is at)
             made = {v.name for n in nodes[:position] for v in n.outputs} | inputs
-            read = {v.name for n in nodes[position:] for v in n.inputs if v is not None} | set(outputs)
+            read = {v.name for n in nodes[position:] for v in self._asked(n) if v is not None} | set(outputs)
             self._live[key] = sorted(n for n in made & read if n)
         return self._live[key]
 
@@ -252,30 +321,63 @@ class Interpreter:
     def _schedule(self, feeds: frozenset[str], wanted: tuple[str, ...]) -> tuple[list[_Step], frozenset[str]]:
         key = (feeds, wanted)
         if key not in self._schedules:
-            nodes = self.needed(feeds, wanted)
-            last: dict[str, int] = {}
-            for i, node in enumerate(nodes):
-                for value in (*reads(node), *node.outputs):
+            steps = self._steps(self.needed(feeds, wanted), wanted, 0)
+            read = {name for step in steps for name in step.inputs if name is not None} | set(wanted)
+            read |= {name for step in steps for name, _ in step.sides}
+            self._schedules[key] = steps, frozenset(n for n in read if n in self.graph.initializers and n not in feeds)
+        return self._schedules[key]
+
+    def _steps(self, nodes: Iterable[ir.Node], wanted: Sequence[str], depth: int) -> list[_Step]:
+        """Nodes as steps, those of a loop within `depth` others as one."""
+        units = self.flow.units(nodes, depth)
+        last: dict[str, int] = {}
+        for i, (unit, inside) in enumerate(units):
+            for node in (unit, *inside):
+                for value in (*self._asked(node), *node.outputs):
                     if value is not None and value.name:
                         last[value.name] = i
                 if _has_states(node):
                     last[ops.states_of(node)] = i
-            done: dict[int, list[str]] = {}
-            for name, at in last.items():
-                if name not in wanted:
-                    done.setdefault(at, []).append(name)
-            steps = []
-            for i, node in enumerate(nodes):
-                with reading(f"{_describe(node)} cannot be computed", UnsupportedError):
-                    steps.append(self._step(node, done.get(i, [])))
-            read = {name for step in steps for name in step.inputs if name is not None} | set(wanted)
-            self._schedules[key] = steps, frozenset(n for n in read if n in self.graph.initializers and n not in feeds)
-        return self._schedules[key]
+        done: dict[int, list[str]] = {}
+        made = {v.name for unit, inside in units for n in (unit, *inside) for v in n.outputs}
+        for name, at in last.items():
+            # What comes from outside of a loop is read in the next turn, too.
+            if name not in wanted and (not depth or name in made):
+                done.setdefault(at, []).append(name)
+        if depth:  # the Leave reads it at the end of the turn
+            ended = {v.name for unit, inside in units for n in (unit, *inside) for v in self._ends(n, depth)}
+            done = {at: [name for name in names if name not in ended] for at, names in done.items()}
+        steps = []
+        for i, (unit, inside) in enumerate(units):
+            if is_flow(unit) and unit.op_type not in (CHOICE, LEAVE):
+                continue  # an Enter is its Leave's
+            with reading(f"{_describe(unit)} cannot be computed", UnsupportedError):
+                steps.append(self._step(unit, done.get(i, []), inside, wanted, depth))
+        return steps
 
-    def _step(self, node: ir.Node, done: list[str]) -> _Step:
+    def _ends(self, node: ir.Node, depth: int) -> Iterable[ir.Value]:
+        """What the loop that a node is done in, within `depth` others, ends a turn with."""
+        home = self.flow.home.get(node, ())
+        return [v for v in home[depth - 1].inputs if v is not None] if len(home) >= depth else []
+
+    def _asked(self, node: ir.Node) -> Iterable[ir.Value | None]:
+        """What a node reads, and what says whether it is done."""
+        return (*reads(node), *(condition(choice) for choice, _ in self.flow.sides.get(node, ())))
+
+    def _step(
+        self, node: ir.Node, done: list[str], inside: Sequence[ir.Node], wanted: Sequence[str], depth: int
+    ) -> _Step:
         inputs = tuple(None if v is None else v.name for v in reads(node))
         outputs = ((ops.states_of(node),) if _has_states(node) else ()) + tuple(v.name or "" for v in node.outputs)
-        return _Step(node, self.engine.call(node, self.graph.opset_imports), inputs, outputs, tuple(done))
+        sides = tuple((condition(choice).name or "", side) for choice, side in self.flow.sides.get(node, ()))
+        if inside:
+            read = dict.fromkeys(v.name for n in (*inside, node) for v in self._asked(n) if v is not None and v.name)
+            own = {v.name for n in inside for v in n.outputs}
+            turn = tuple(self._steps(inside, wanted, depth + 1))
+            kept = tuple(name for name in wanted if name in own)
+            return _Step(node, _none, tuple(n for n in read if n not in own), outputs, tuple(done), sides, turn, kept)
+        call = _chosen(len(node.outputs)) if is_flow(node) else self.engine.call(node, self.graph.opset_imports)
+        return _Step(node, call, inputs, outputs, tuple(done), sides)
 
     def _load(self, name: str) -> Any:
         tensor = self.graph.initializers[name].const_value
@@ -284,13 +386,25 @@ class Interpreter:
         return self.place(self.engine.load(tensor))
 
     def place(self, tensor: Any) -> Any:
-        """An array or tensor as a tensor on the interpreter's device; shapes stay on the CPU."""
+        """An array or tensor as a tensor on the interpreter's device; shapes stay on the CPU. None, for what is not
+        computed on the side that was chosen, as it is."""
+        if tensor is None:
+            return None
         if isinstance(tensor, np.ndarray) and tensor.dtype.kind not in "biufc":
             raise UnsupportedError(f"an input of {tensor.dtype.name} values is not computed with: give numbers")
         tensor = self.engine.array(tensor, place=False)
         if self.device == "cpu" or (tensor.ndim <= 1 and not tensor.is_floating_point()):
             return tensor
         return self.engine.array(tensor)
+
+
+def _none() -> None:
+    """What is done each turn is done by steps of its own."""
+
+
+def _chosen(half: int) -> Callable[..., Any]:
+    """What a Choice gives of its two sides."""
+    return lambda condition, *xs: tuple(xs[:half] if holds(condition) else xs[half:])
 
 
 def _has_states(node: ir.Node) -> bool:

@@ -121,6 +121,13 @@ class Gram:
         scaled = x if weight is None else x * weight.to(x.dtype).sqrt()[:, None]
         return np.asarray(scaled.cpu().numpy())
 
+    def settle(self, width: int) -> None:
+        """Make zeros of what no row has reached."""
+        import torch
+
+        if not self._kept and not self._waiting and not self._sums:
+            self.add(torch.zeros(1, width))
+
     def put_away(self, store: Store) -> None:
         """Let a store keep the sums: nothing is added any more."""
         if self._tokens() is None:

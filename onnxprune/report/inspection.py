@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from onnxprune.graph.model import Model
-from onnxprune.graph.plan import Structure
+from onnxprune.graph.plan import Group, Plan, Structure
 from onnxprune.measure import uncounted
 from onnxprune.measure.cost import Costs
 
@@ -18,10 +18,14 @@ def survey(dense: Model, structure: Structure, costs: Costs) -> dict[str, Any]:
     groups = [
         {
             "id": g.id, "kind": g.kind, "layer": g.layer, "units": g.size, "branch": g.branch, "node": g.name,
-            "flops_share": costs.unit_costs("flops", g) * g.size / total if total else 0.0,
+            "flops_share": costs.behind([g]) / total if total else 0.0,
         }
         for g in structure.groups
     ]  # fmt: skip
+    by_kind: dict[str, list[Group]] = defaultdict(list)
+    for group in structure.groups:
+        by_kind[group.kind].append(group)
+    kinds = {kind: costs.behind(members) / total if total else 0.0 for kind, members in by_kind.items()}
     branches = [
         {
             "id": b.id,
@@ -33,6 +37,8 @@ def survey(dense: Model, structure: Structure, costs: Costs) -> dict[str, Any]:
         for b in structure.branches
         if not any(b.id in found for found in structure.twins.values())
     ]
+    every = Plan(structure.digest, drop=tuple(str(b["id"]) for b in branches))
+    all_branches = (total - costs.macs(every)) / total if total and branches else 0.0
     pins = [{"size": p.size, "count": p.count, "where": p.where, "reasons": list(p.reasons)} for p in structure.pins]
     tables = embeddings(dense)
     left_out = uncounted.find(dense, costs.bindings)
@@ -40,7 +46,7 @@ def survey(dense: Model, structure: Structure, costs: Costs) -> dict[str, Any]:
         "embeddings": {"parameters": tables, "share": tables / costs.params() if costs.params() else 0.0},
         "model": str(dense.home), "files": [f.name for f in dense.files], "sha256": dense.digest, "opset": dense.opset,
         "macs": total, "params": costs.params(), "shape": costs.bindings, "macs_by_op": costs.by_op(),
-        "groups": groups, "branches": branches, "pins": pins,
+        "groups": groups, "kinds": kinds, "branches": branches, "branches_share": all_branches, "pins": pins,
         "uncounted": [asdict(u) for u in left_out], "warnings": list(uncounted.said(left_out)),
     }  # fmt: skip
 
@@ -78,12 +84,12 @@ def print_survey(found: dict[str, Any], *, everything: bool = False) -> None:
         by_kind[group["kind"]].append(group)
     for kind, members in by_kind.items():
         sizes = sorted({m["units"] for m in members})
-        share = sum(m["flops_share"] for m in members)
-        table.add_row(kind, str(len(members)), ", ".join(map(str, sizes[:6])), f"{share:.1%}", members[0]["node"])
+        share = f"{found['kinds'][kind]:.1%}"
+        table.add_row(kind, str(len(members)), ", ".join(map(str, sizes[:6])), share, members[0]["node"])
     console.print(table)
     if found["branches"]:
-        share = sum(b["flops_share"] for b in found["branches"])
-        console.print(f"{len(found['branches'])} residual branches can go as a whole ({share:.1%} of the FLOPs)\n")
+        share = f"{found['branches_share']:.1%}"
+        console.print(f"{len(found['branches'])} residual branches can go as a whole ({share} of the FLOPs)\n")
     pins = sorted(found["pins"], key=lambda p: -p["size"] * p["count"])
     table = Table(title="Pinned, and why", title_justify="left")
     for name in ("size", "how many", "for example", "reasons"):

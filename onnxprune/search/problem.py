@@ -34,6 +34,7 @@ from onnxprune.search.latency_budget import costs_for, provider_of
 from onnxprune.search.options import Options
 from onnxprune.search.prices import Prices
 from onnxprune.search.progress import Clock, Progress, quiet
+from onnxprune.search.reach import reached
 from onnxprune.search.row_split import Split
 
 logger = logging.getLogger(__name__)
@@ -78,12 +79,14 @@ class Problem:
         self.progress = progress or quiet
         self.clock = clock or Clock(progress=self.progress)
         sites = find_sites(model.graph, structure, options.units, options.include, options.exclude)
+        self.interpreter = Interpreter(model.graph, device_of(options.device))
+        if calibration is not None:
+            sites = reached(self.interpreter, calibration, sites)
         self.sites = [s for s in sites if s.matrices or calibration is not None]  # the others are ordered by data alone
         self.costs = costs_for(*self.whole, options, bindings, self.sites, self.clock, self.progress)
         if not self.sites and options.sparsity is None:
             raise NothingToPruneError(why_nothing(structure, options))
         self.method = method_of(options, calibration)
-        self.interpreter = Interpreter(model.graph, device_of(options.device))
         if memory.stated() and parse(self.method, METHODS).needs & GRADIENTS:
             weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
             what = f"--method {self.method} takes gradients, which hold all weights and activations: scoring"

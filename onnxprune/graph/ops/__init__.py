@@ -11,6 +11,7 @@ for _family in (
     "attention",
     "conv",
     "elementwise",
+    "flow",
     "fused",
     "fused_attention",
     "generate",

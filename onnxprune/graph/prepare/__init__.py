@@ -13,6 +13,7 @@ from typing import Any
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from onnxprune.graph import flow
 from onnxprune.graph.prepare import quantised, recurrences
 from onnxprune.graph.prepare.constant_operands import write_targets
 from onnxprune.graph.prepare.fold_limit import refuse_large, small
@@ -50,6 +51,7 @@ def normalise(model: ir.Model) -> ir.Model:
     _unique_names(model)
     _drop_stated_names(model)
     name_unknown(model)
+    flow.open_up(model)
     unfuse(model)
     quantised.fold(model)
     recurrences.fold_weights(model)
@@ -79,6 +81,7 @@ def _fold(model: ir.Model) -> None:
     from onnxscript.optimizer import fold_constants
 
     fold_constants(model, should_fold=lambda node: small(node, model.opset_imports.get(node.domain, 1)))
+    flow.choose_known(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     drop_identities(model)
     passes.RemoveUnusedNodesPass()(model)
@@ -146,7 +149,9 @@ def infer(model: ir.Model, *, assuming: bool = True) -> ir.Model:
         for name, tensor in hidden.items():
             model.graph.initializers[name].const_value = tensor
     _as_inputs(proto, hidden)
-    inferred = infer_proto(proto, assuming=assuming)
+    runs = flow.Flow(model.graph)
+    conditional = frozenset(next((v.name for v in n.outputs if v.name), "") or "" for n in (*runs.home, *runs.sides))
+    inferred = infer_proto(proto, assuming=assuming, conditional=conditional)
     known = {v.name: v.type for v in (*inferred.graph.value_info, *inferred.graph.output)}
     fixed = {v.name for v in model.graph.outputs}
     declared = {str(d) for v in model.graph.inputs for d in dims(v) or ()}
@@ -166,7 +171,13 @@ def infer(model: ir.Model, *, assuming: bool = True) -> ir.Model:
                 value.shape = shape
             if found.tensor_type.elem_type:
                 value.dtype = ir.DataType(found.tensor_type.elem_type)
-    return model
+    # What a loop may change is not what it starts with; each round finds more of it, or none.
+    return infer(model, assuming=assuming) if flow.widened(model) else model
+
+
+def written(model: ir.Model) -> ir.Model:
+    """The graph as a file has it, integers and control flow in their places: a clone, or the graph itself."""
+    return flow.closed(quantised.written(model))
 
 
 def _as_inputs(proto: Any, names: Mapping[str, Any]) -> None:

@@ -14,18 +14,19 @@ import numpy as np
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.graph import runtime
+from onnxprune.graph.flow import DOMAIN
 from onnxprune.graph.intake.tensors import MOST_DIMENSIONS
-from onnxprune.graph.prepare import exact_shapes
+from onnxprune.graph.prepare import exact_shapes, flow_shapes
 
 logger = logging.getLogger(__name__)
 
 _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
-_DOMAINS = ("", "ai.onnx", "com.microsoft")
+_DOMAINS = ("", "ai.onnx", "com.microsoft", DOMAIN)
 """Where a type of operator means what the rule for it says."""
 _LIKE_INPUT = ("Clip", "Dropout", "Mish", "HardSwish", "ThresholdedRelu")
 
 
-def infer_proto(proto: Any, *, assuming: bool = True) -> Any:
+def infer_proto(proto: Any, *, assuming: bool = True, conditional: frozenset[str] = frozenset()) -> Any:
     """A model with its values' shapes in value_info; onnx's own inference stands in where the library's fails.
 
     A node whose outputs stay unknown is left out with everything behind it, so that the rest is still described.
@@ -33,6 +34,7 @@ def infer_proto(proto: Any, *, assuming: bool = True) -> Any:
     Args:
         assuming: dimensions that meet are taken for equal. Else a name stands for one size, whatever the graph is run
             on, and nothing is guessed (exact_shapes).
+        conditional: outputs of nodes that not every run computes: what must be so where they do need not be elsewhere.
     """
     import onnx
 
@@ -41,7 +43,7 @@ def infer_proto(proto: Any, *, assuming: bool = True) -> Any:
         rest.CopyFrom(proto)
         while rest.graph.node:
             inference = _inference()(_INT_MAX, assuming, False, 0)
-            inference.start(rest)
+            inference.start(rest, conditional)
             if inference.finished():
                 return inference.out_mp_
             logger.info("no shape is known behind %s", inference.current)
@@ -111,12 +113,15 @@ def _inference() -> Any:
             if not self.auto_merge_:
                 bounded |= {"Slice": exact_shapes.slices, "Resize": exact_shapes.resize}
             self.dispatcher_ |= {op: partial(rule, self, rule=self.dispatcher_[op]) for op, rule in bounded.items()}
+            self.dispatcher_ |= {op: partial(rule, self) for op, rule in flow_shapes.RULES.items()}
             self.dispatcher_ = {op: self._guarded(op, rule) for op, rule in self.dispatcher_.items()}
             self.current = ""
             self._stated: dict[str, Any] = {}
+            self._conditional: frozenset[str] = frozenset()
 
-        def start(self, proto: Any) -> None:
+        def start(self, proto: Any, conditional: frozenset[str]) -> None:
             self._preprocess(proto)
+            self._conditional = conditional
             self._stated = {v.name: v for v in proto.graph.value_info}
 
         def finished(self) -> bool:
@@ -158,7 +163,9 @@ def _inference() -> Any:
             """Of dimensions that meet; a product's inner ones are equal, wherever it is computed in every run."""
             if self.auto_merge_:
                 super()._check_merged_dims(dims, allow_broadcast)
-            elif not allow_broadcast and not self.prefix_ and any(library.is_literal(d) for d in dims):
+            elif allow_broadcast or self.prefix_ or self.current in self._conditional:
+                return
+            elif any(library.is_literal(d) for d in dims):
                 self._add_suggested_merge(dims)
                 self._apply_suggested_merge()
 

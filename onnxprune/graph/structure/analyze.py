@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import UnsupportedError, reading
-from onnxprune.graph import ops
+from onnxprune.graph import flow, ops
 from onnxprune.graph.axes import DYNAMIC, Layout, Solver, atoms_of, repeated, symbol_size
 from onnxprune.graph.dimensions import evaluate
 from onnxprune.graph.model import Model
@@ -79,6 +79,9 @@ class Ties:
         """State a node's constraints; pin what it touches where it, or a shape, is unknown."""
         operator = ops.lookup(node)
         values = [v for v in (*reads(node), *node.outputs) if v is not None and v.name]
+        if flow.is_flow(node) and node.op_type == flow.LEAVE:  # a loop is known from its beginning to its end, or not
+            enter = flow.enter_of(node)
+            values += [v for v in (*enter.inputs, *enter.outputs) if v is not None and v.name]
         if bodies(node):
             why = _BODY.format(node.op_type, node.name)
         elif operator is None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.graph.flow import Flow
 from onnxprune.graph.plan import Branch, Structure
 from onnxprune.graph.structure.branches import reader_of
 from onnxprune.graph.structure.products import product_of
@@ -39,7 +40,11 @@ class Linear:
 
 
 def find_linears(graph: ir.Graph, structure: Structure, widest: int = 8192) -> list[Linear]:
-    """MatMul and Gemm with a weight of their own, in graph order; vocabularies (outputs above `widest`) left out."""
+    """MatMul and Gemm with a weight of their own, in graph order.
+
+    Vocabularies (outputs above `widest`) are left out, and what only one side of a choice does: not every row shows
+    what it is fed.
+    """
     closes = {b.reader.node: b for b in structure.branches if b.reader is not None and _adds_only(graph, b)}
     inside = {n: b.id for b in structure.branches for n in b.nodes}
     uses: dict[str, int] = {}
@@ -47,9 +52,9 @@ def find_linears(graph: ir.Graph, structure: Structure, widest: int = 8192) -> l
         for value in node.inputs:
             if value is not None and value.const_value is not None:
                 uses[value.name or ""] = uses.get(value.name or "", 0) + 1
-    found = []
+    found, sides = [], Flow(graph).sides
     for node in graph:
-        if node.op_type not in ("MatMul", "Gemm") or len(node.inputs) < 2:
+        if node.op_type not in ("MatMul", "Gemm") or len(node.inputs) < 2 or node in sides:
             continue
         moving = [i for i in (0, 1) if (v := node.inputs[i]) is not None and v.const_value is None]
         reader = reader_of(node, moving[0]) if len(moving) == 1 else None

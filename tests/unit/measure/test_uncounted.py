@@ -22,10 +22,14 @@ from onnxprune.measure.uncounted import Uncounted, find
 HEAD = '<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>\ng (float[n, 6] x) => (float[n, 3] y) {'
 FIRST = "h = MatMul(x, a)  r = Relu(h)"
 IF = "m = ReduceMax <keepdims = 0> (x)  l = ReduceMin <keepdims = 0> (x)  c = Less(l, m)"
-BRANCHES = (
+OPENED = (
     "z = If (c) <then_branch = t () => (p) { p1 = MatMul(r, w)  p2 = MatMul(p1, w)  p = Relu(p2) }, "
     "else_branch = e () => (q) { q = MatMul(r, w) }>"
 )
+BRANCHES = OPENED.replace(
+    "p = Relu(p2)", "s = SequenceConstruct(p2)  i = Constant <value_int = 0> ()  p = SequenceAt(s, i)"
+)
+"""Sequences keep a body closed."""
 WEIGHTS = {"a": (6, 64), "w": (64, 64), "b": (64, 3)}
 
 
@@ -54,6 +58,13 @@ def test_products_inside_control_flow(tmp_path: Path) -> None:
         f"not counted, {found.share:.0%} of the dense model's time by ONNX Runtime's profile: If node "
     )
     assert "(3 MatMul inside)" in said
+
+
+def test_products_of_both_sides_count_where_they_can_be_cut(tmp_path: Path) -> None:
+    file = _file(tmp_path, f"{IF}  {OPENED}")
+    dense = models.load(file)
+    assert find(dense, {"n": 64}) == ()
+    assert Costs(dense, analyze(dense), {"n": 1}).macs() == 6 * 64 + 3 * 64 * 64 + 64 * 3
 
 
 def test_control_flow_without_products_costs_none(tmp_path: Path) -> None:

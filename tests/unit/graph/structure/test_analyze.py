@@ -77,13 +77,18 @@ CHOICE = """t = ReduceSum<keepdims = 0>(x)
     zero = Constant<value_float = 0.0>()
     positive = Greater(t, zero)
     a2 = If (positive) <
-        then_branch = yes () => (float[N, 16] p) { p = Relu(h2) },
+        then_branch = yes () => (float[N, 16] p) {
+            s = SequenceConstruct(h2)
+            i = Constant<value_int = 0>()
+            p = SequenceAt(s, i)
+        },
         else_branch = no () => (float[N, 16] q) { q = Tanh(h2) }
     >"""
 
 
 @pytest.mark.parametrize(
-    ("body", "reason"), [(CHOICE, "If"), ('a2 = ai.onnx.ml.Normalizer<norm = "L2">(h2)', "Normalizer")]
+    ("body", "reason"),
+    [(CHOICE, "holds graphs of its own"), ('a2 = ai.onnx.ml.Normalizer<norm = "L2">(h2)', "Normalizer")],
 )
 def test_what_is_unknown_pins_and_the_rest_is_cut(tmp_path: Path, body: str, reason: str) -> None:
     """Control flow and operators of other domains: ONNX Runtime computes them, and nothing they touch is cut."""
@@ -196,7 +201,8 @@ def test_a_side_tensor_does_not_tie_the_heads_of_all_layers(zoo: Build, family: 
     assert not added & {n.name for n in whole}, "what was made for each reader stays in the graph"
 
 
-def test_matrices_inside_control_flow_are_named_with_why_they_stay(tmp_path: Path) -> None:
+def test_matrices_inside_control_flow_that_stays_closed_are_named_with_why(tmp_path: Path) -> None:
+    """Sequences are not followed."""
     text = """<ir_version: 8, opset_import: ["" : 15]>
     g (float[B, 6] x, bool first) => (float[B, 6] y) {
         y = If(first) <
@@ -204,7 +210,10 @@ def test_matrices_inside_control_flow_are_named_with_why_they_stay(tmp_path: Pat
                 m = Constant<value = float[2, 6] {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}>()
                 t = Transpose(m)
                 n = MatMul(x, t)
-                p = MatMul(n, m)
+                s = SequenceConstruct(n)
+                i = Constant<value_int = 0>()
+                o = SequenceAt(s, i)
+                p = MatMul(o, m)
             },
             else_branch = b () => (float[B, 6] q) { q = Neg(x) }
         >

@@ -1,0 +1,95 @@
+"""Which nodes are done each turn of a loop, and which only where a choice falls on their side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from onnxprune.graph.flow.nodes import CHOICE, ENTER, LEAVE, is_flow, region
+from onnxprune.graph.single_nodes import reads
+
+Side = tuple[ir.Node, bool]
+"""A Choice, and whether its condition holds."""
+
+
+class Flow:
+    """Where the nodes of an opened graph run.
+
+    Attributes:
+        home: node -> the Leaves of the loops that it is done each turn of, outermost first; others are not in it.
+        sides: node -> the choices on which it depends whether it is done at all, outermost first; likewise.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.home: dict[ir.Node, tuple[ir.Node, ...]] = {}
+        self.sides: dict[ir.Node, tuple[Side, ...]] = {}
+        nodes = list(graph)
+        self.order = {node: i for i, node in enumerate(nodes)}
+        if any(is_flow(node) for node in nodes):
+            self._find_turns(nodes)
+            self._find_sides(nodes, set(graph.outputs))
+
+    def unit(self, node: ir.Node, depth: int = 0) -> ir.Node:
+        """What a node is done as a part of, within `depth` loops: a loop's Leave, or itself."""
+        home = self.home.get(node, ())
+        return home[depth] if len(home) > depth else node
+
+    def units(self, nodes: Iterable[ir.Node], depth: int = 0) -> list[tuple[ir.Node, list[ir.Node]]]:
+        """Nodes in an order in which they can run, as (unit, its nodes): of a loop, all that are done each turn."""
+        parts: dict[ir.Node, list[ir.Node]] = {}
+        for node in nodes:
+            unit = self.unit(node, depth)
+            parts.setdefault(unit, [])
+            if node is not unit:
+                parts[unit].append(node)
+        return sorted(parts.items(), key=lambda part: self.order[part[0]])
+
+    def sorted(self, nodes: Iterable[ir.Node], depth: int = 0) -> list[ir.Node]:
+        """Nodes in an order in which they can run; those of a loop follow one another, its Leave is the last."""
+        found = []
+        for unit, inside in self.units(nodes, depth):
+            found += self.sorted(inside, depth + 1) if inside else []
+            found.append(unit)
+        return found
+
+    def _find_turns(self, nodes: list[ir.Node]) -> None:
+        leaves = {region(node): node for node in nodes if is_flow(node) and node.op_type == LEAVE}
+        within: dict[ir.Node, frozenset[str]] = {}
+        for node in nodes:
+            found: frozenset[str] = frozenset()
+            for value in reads(node):
+                producer = value.producer() if value is not None else None
+                if producer in within:
+                    found |= within[producer]
+            if is_flow(node) and node.op_type == ENTER:
+                found |= {region(node)}
+            elif is_flow(node) and node.op_type == LEAVE:
+                found -= {region(node)}
+            if found:
+                within[node] = found
+                self.home[node] = tuple(sorted((leaves[name] for name in found), key=self.order.__getitem__))[::-1]
+
+    def _find_sides(self, nodes: list[ir.Node], outputs: set[ir.Value]) -> None:
+        found: dict[ir.Node, tuple[Side, ...]] = {}
+        for node in reversed(nodes):
+            own = () if any(v in outputs for v in node.outputs) else found.get(node, ())
+            # Outside of a loop nothing depends on what is chosen in one of its turns.
+            here = set(self.home.get(node, ()))
+            inside = next((i for i, (c, _) in enumerate(own) if not here.issuperset(self.home.get(c, ()))), len(own))
+            own = own[:inside]
+            if own:
+                self.sides[node] = own
+            chooses, half = is_flow(node) and node.op_type == CHOICE, len(node.outputs)
+            for index, value in enumerate(reads(node)):
+                producer = value.producer() if value is not None else None
+                if producer is None or producer not in self.order:
+                    continue
+                told = (*own, (node, index <= half)) if chooses and index else own
+                found[producer] = _shared(found[producer], told) if producer in found else told
+
+
+def _shared(a: tuple[Side, ...], b: tuple[Side, ...]) -> tuple[Side, ...]:
+    """What two lists begin with."""
+    count = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return a[:count]

@@ -1,0 +1,47 @@
+"""What rows reach: units on a side of a choice that no row takes cannot be judged by them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from onnxprune.data import Dataset
+from onnxprune.graph.flow import condition
+from onnxprune.graph.structure.sites import Site
+from onnxprune.probe.engine import to_numpy
+from onnxprune.probe.forward import forward
+from onnxprune.probe.interpreter import Interpreter
+
+logger = logging.getLogger(__name__)
+
+
+def reached(interpreter: Interpreter, rows: Dataset, sites: Sequence[Site]) -> list[Site]:
+    """The sites that some row runs; the others stay whole, which is said."""
+    sides = {n.name: side for n, side in interpreter.flow.sides.items()}
+    asked = sorted({condition(choice).name or "" for side in sides.values() for choice, _ in side})
+    if not asked:
+        return list(sites)
+    seen: dict[str, set[bool]] = {name: set() for name in asked}
+    for batch in rows.batches(max_rows=64):
+        for name, value in forward(interpreter, batch.feeds, asked).items():
+            if value is not None:
+                seen[name].update(bool(x) for x in to_numpy(value).reshape(-1))
+    left_out: dict[tuple[str, bool], int] = {}
+    found = []
+    for site in sites:
+        missed = [
+            (choice.name or "", side)
+            for reader in site.group.readers
+            for choice, side in sides.get(reader.node, ())
+            if side not in seen[condition(choice).name or ""]
+        ]
+        if missed:
+            left_out[missed[0]] = left_out.get(missed[0], 0) + 1
+        else:
+            found.append(site)
+    for (name, side), count in left_out.items():
+        logger.warning(
+            "no row takes the %s side of If %s: what is done there alone stays as it is (%d groups of units); "
+            "give rows that take it, too", "then" if side else "else", name, count,
+        )  # fmt: skip
+    return found
