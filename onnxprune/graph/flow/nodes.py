@@ -1,8 +1,9 @@
 """The nodes that stand for control flow in an opened graph.
 
-Attributes of Enter and Leave: `kind` ("Loop" or "Scan"), `region` (the name of the node that it was, which both share),
-`states` (how many values go from turn to turn), `axes` and `backwards` (of what is sliced, or stacked: on which axis,
-and whether from its end), `open` (state · MOST_AXES + axis of every dimension of a state that turns may change).
+Attributes of Enter and Leave: `kind` ("Loop" or "Scan"), `states` (how many values go from turn to turn), `axes` and
+`backwards` (of what is sliced, or stacked: on which axis, and whether from its end), `open` (state · MOST_AXES + axis of
+every dimension of a state that turns may change); of a Scan's Leave `along` (the axis of its last input that is gone
+along).
 """
 
 from __future__ import annotations
@@ -43,11 +44,6 @@ def condition(choice: ir.Node) -> ir.Value:
 def kind(node: ir.Node) -> str:
     """ "Loop" or "Scan"."""
     return str(node.attributes["kind"].as_string())
-
-
-def region(node: ir.Node) -> str:
-    """The name of the Loop or Scan that an Enter or a Leave is a side of."""
-    return str(node.attributes["region"].as_string())
 
 
 def states(node: ir.Node) -> int:

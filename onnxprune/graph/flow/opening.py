@@ -143,9 +143,7 @@ def _open_turns(graph: ir.Graph, node: ir.Node, names: _Names) -> None:
     count = max(len(node.inputs) - 2, 0) if looping else len(node.inputs) - node.attributes["num_scan_inputs"].as_int()
     given = list(node.inputs) + [None] * (2 - len(node.inputs) if looping else 0)
     sliced, stacked = len(node.inputs) - count, len(node.outputs) - count
-    common = [
-        ir.AttrString("kind", node.op_type), ir.AttrString("region", node.name or ""), ir.AttrInt64("states", count),
-    ]  # fmt: skip
+    common = [ir.AttrString("kind", node.op_type), ir.AttrInt64("states", count)]
     along = [] if looping else _along(node, "input", sliced, node.inputs[count:])
     enter = ir.Node(DOMAIN, ENTER, given, [*common, *along], num_outputs=len(body.inputs), name=f"{node.name}/enter")
     enter.version = _VERSION

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from onnxprune.graph.flow.nodes import CHOICE, ENTER, LEAVE, is_flow, region
+from onnxprune.graph.flow.nodes import CHOICE, LEAVE, enter_of, is_flow
 from onnxprune.graph.single_nodes import reads
 
 Side = tuple[ir.Node, bool]
@@ -54,21 +54,21 @@ class Flow:
         return found
 
     def _find_turns(self, nodes: list[ir.Node]) -> None:
-        leaves = {region(node): node for node in nodes if is_flow(node) and node.op_type == LEAVE}
-        within: dict[ir.Node, frozenset[str]] = {}
+        leaves = {enter_of(node): node for node in nodes if is_flow(node) and node.op_type == LEAVE}
+        within: dict[ir.Node, frozenset[ir.Node]] = {}
         for node in nodes:
-            found: frozenset[str] = frozenset()
+            found: frozenset[ir.Node] = frozenset()
             for value in reads(node):
                 producer = value.producer() if value is not None else None
                 if producer in within:
                     found |= within[producer]
-            if is_flow(node) and node.op_type == ENTER:
-                found |= {region(node)}
+            if node in leaves:
+                found |= {node}
             elif is_flow(node) and node.op_type == LEAVE:
-                found -= {region(node)}
+                found -= {enter_of(node)}
             if found:
                 within[node] = found
-                self.home[node] = tuple(sorted((leaves[name] for name in found), key=self.order.__getitem__))[::-1]
+                self.home[node] = tuple(sorted((leaves[enter] for enter in found), key=self.order.__getitem__))[::-1]
 
     def _find_sides(self, nodes: list[ir.Node], outputs: set[ir.Value]) -> None:
         found: dict[ir.Node, tuple[Side, ...]] = {}
