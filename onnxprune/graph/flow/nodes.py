@@ -1,8 +1,8 @@
 """The nodes that stand for control flow in an opened graph.
 
 Attributes of Enter and Leave: `kind` ("Loop" or "Scan"), `states` (how many values go from turn to turn), `axes` and
-`backwards` (of what is sliced, or stacked: on which axis, and whether from its end), `open` (state · MOST_AXES + axis of
-every dimension of a state that turns may change); of a Scan's Leave `along` (the axis of its last input that is gone
+`backwards` (of what is sliced, or stacked: on which axis, and whether from its end), `open` (state · MOST_AXES + axis
+of every dimension of a state that turns may change); of a Scan's Leave `along` (the axis of its last input that is gone
 along).
 """
 
