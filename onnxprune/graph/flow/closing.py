@@ -20,7 +20,7 @@ from onnxprune.graph.flow.nodes import (
     states,
 )
 from onnxprune.graph.flow.regions import Flow
-from onnxprune.graph.single_nodes import bodies
+from onnxprune.graph.nested import bodies
 from onnxprune.graph.values import dims
 
 

@@ -18,7 +18,7 @@ from onnxprune.graph.flow.nodes import (
     kind,
     state_pairs,
 )  # fmt: skip
-from onnxprune.graph.single_nodes import bodies
+from onnxprune.graph.nested import bodies
 from onnxprune.graph.values import dims, forget_names
 
 _VERSION = 1

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from onnxprune.graph.flow.nodes import CHOICE, LEAVE, enter_of, is_flow
-from onnxprune.graph.single_nodes import reads
+from onnxprune.graph.nested import reads
 
 Side = tuple[ir.Node, bool]
 """A Choice, and whether its condition holds."""
