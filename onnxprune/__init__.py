@@ -6,9 +6,16 @@ result = onnxprune.prune("model.onnx", "small.onnx", flops=0.6, calibration="dat
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# Torch's threads wait for each other after every operator. By default they spin meanwhile, on cores that the slowest of
+# them may be waiting for where other programs run. OpenMP reads this once, when torch is loaded.
+if "torch" not in sys.modules:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from onnxprune.graph.model import load

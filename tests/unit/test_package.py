@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import onnxprune
 
 PROGRAM = """
 import importlib, pkgutil, types
+import pytest
+
 import onnxprune
 for module in pkgutil.iter_modules(onnxprune.__path__):
     importlib.import_module("onnxprune." + module.name)
@@ -45,3 +50,14 @@ def test_the_rooms_are_those_that_the_readme_names() -> None:
     for word in house.replace("`", " ").replace("(", " ").replace(")", " ").replace(",", " ").split():
         if word.endswith(".py") and "/" in word and "NAME" not in word:
             assert (root / word).exists() or (root / "onnxprune" / word).exists(), word
+
+
+@pytest.mark.parametrize("given", [None, "ACTIVE"])
+def test_idle_threads_do_not_take_cores_from_others(given: str | None) -> None:
+    """Unless it is said otherwise, and before torch is there to read it."""
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    if given is not None:
+        environment["OMP_WAIT_POLICY"] = given
+    script = "import onnxprune, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == [given or "PASSIVE", "False"]
