@@ -262,9 +262,11 @@ def write(model: ir.Model, path: Path) -> list[Path]:
     if not apart(size):
         _internalise(model)
         ir.save(model, path)
+        intake.maps.put_back(model, path)
         return [path]
     data = path.with_name(path.name + ".data")
     ir.save(model, path, external_data=data.name)
+    intake.maps.put_back(model, path)
     return [path, data]
 
 

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -207,6 +207,24 @@ class Tile:
         return (self.last - self.first) * (self.stop - self.start)
 
 
+@lru_cache(maxsize=1 << 12)
+def _mask(name: str, kind: str, shape: tuple[int, ...], context: tuple[int, ...], units: tuple[int, ...]) -> Mask:
+    """The units of a group that stay; searches ask for the same ones time and again."""
+    size = prod(shape)
+    if not units or min(units) < 0 or max(units) >= size:
+        raise UsageError(f"{name}: keeps {len(units)} units of {size}; at least one must stay, none out of range")
+    if len(set(units)) < len(units):
+        raise UsageError(f"{name}: a unit is named twice; every one is kept or not")
+    kept = np.zeros(size, dtype=bool)
+    kept[list(units)] = True
+    kept = kept.reshape(shape)
+    counts = np.unique(kept.sum(axis=-1))
+    if len(counts[counts > 0]) > 1:
+        raise UsageError(f"{name}: every {kind} choice must keep the same number; found {counts.tolist()}")
+    kept.flags.writeable = False
+    return Mask(kept, context)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What stays and what goes.
@@ -254,21 +272,7 @@ class Plan:
         masks: dict[int, Mask] = {}
         for name, units in self.keep.items():
             group = structure.group(name)
-            if not units or min(units) < 0 or max(units) >= group.size:
-                raise UsageError(
-                    f"{name}: keeps {len(units)} units of {group.size}; at least one must stay, none out of range"
-                )
-            if len(set(units)) < len(units):
-                raise UsageError(f"{name}: a unit is named twice; every one is kept or not")
-            kept = np.zeros(group.size, dtype=bool)
-            kept[list(units)] = True
-            kept = kept.reshape(group.shape)
-            counts = np.unique(kept.sum(axis=-1))
-            if len(counts[counts > 0]) > 1:
-                raise UsageError(
-                    f"{name}: every {group.kind} choice must keep the same number; found {counts.tolist()}"
-                )
-            masks[group.atom] = Mask(kept, group.context)
+            masks[group.atom] = _mask(name, group.kind, group.shape, group.context, tuple(units))
         return masks
 
     def everywhere(self, structure: Structure) -> Plan:

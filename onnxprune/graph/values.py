@@ -8,6 +8,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+ASIDE = "onnxprune.type"
+"""Where a value has a type that is put aside (`intake.maps`), serialised."""
+
+
+def is_map(value: ir.Value) -> bool:
+    """Whether a value is a map, or a sequence of maps: ZipMap's."""
+    return ASIDE in value.meta
+
 
 def dims(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
     """A value's inferred shape; symbols as strings, None for what is unknown.
@@ -21,8 +29,12 @@ def dims(value: ir.Value | None) -> tuple[int | str | None, ...] | None:
 
 
 def numeric_outputs(graph: ir.Graph) -> list[str]:
-    """Names of the outputs that hold numbers: labels written out as text follow from one of these."""
-    return [v.name or "" for v in graph.outputs if v.dtype != ir.DataType.STRING]
+    """Names of the outputs that hold numbers: labels written out as text, or maps of them, follow from one of these."""
+    return [
+        v.name or ""
+        for v in graph.outputs
+        if v.dtype != ir.DataType.STRING and (v.type is None or isinstance(v.type, ir.TensorType)) and not is_map(v)
+    ]
 
 
 def constant(model: ir.Model, array: Any, name: str, graph: ir.Graph | None = None) -> ir.Value:

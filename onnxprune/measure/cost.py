@@ -431,19 +431,28 @@ class _Sizes:
     def __init__(self, costs: Costs, masks: Mapping[int, Mask]) -> None:
         self.costs = costs
         self.masks = masks
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._ratios: dict[Layout, tuple[int, int]] = {}
 
     def shape(self, value: ir.Value) -> tuple[int, ...]:
-        dense = self.costs.dense_shape(value)
-        layouts = self.costs.structure.layouts.get(value.name or "", ())
-        if not self.masks or not layouts:
-            return dense
-        return tuple(self._scaled(size, layout) for size, layout in zip(dense, layouts, strict=True))
+        name = value.name or ""
+        found = self._shapes.get(name)
+        if found is None:
+            dense = self.costs.dense_shape(value)
+            layouts = self.costs.structure.layouts.get(name, ())
+            if self.masks and layouts:
+                dense = tuple(self._scaled(size, layout) for size, layout in zip(dense, layouts, strict=True))
+            found = self._shapes[name] = dense
+        return found
 
     def _scaled(self, size: int, layout: Layout) -> int:
-        if not atoms_of(layout) & self.masks.keys():
-            return size
-        kept, total = kept_ratio(layout, self.masks, self.costs.structure.sizes)
-        return size * kept // total
+        """A size after the cut; what was tied has one layout, which is looked at once."""
+        ratio = self._ratios.get(layout)
+        if ratio is None:
+            cut = atoms_of(layout) & self.masks.keys()
+            ratio = kept_ratio(layout, self.masks, self.costs.structure.sizes) if cut else (1, 1)
+            self._ratios[layout] = ratio
+        return size * ratio[0] // ratio[1]
 
     def changed(self, value: ir.Value, axis: int) -> bool:
         return bool(atoms_of(self.costs.structure.layouts[value.name or ""][axis]) & self.masks.keys())

@@ -19,6 +19,7 @@ from onnxprune.graph.finite import require
 from onnxprune.graph.model import spec
 from onnxprune.graph.plan import Structure
 from onnxprune.graph.put_away import Store
+from onnxprune.graph.scores_behind import scores_behind
 from onnxprune.graph.structure.reading_matrices import Matrix
 from onnxprune.graph.structure.sites import Site
 from onnxprune.graph.values import dims, numeric_outputs
@@ -120,9 +121,10 @@ class Rows:
         if self.given is not None:
             return self.given
         first = self.batches[:8]
-        run = forward_all(self.interpreter, [b.feeds for b in first])
+        behind = scores_behind(self.interpreter.graph).values()
+        names = [v.name or "" for v in behind] or numeric_outputs(self.interpreter.graph)
+        run = forward_all(self.interpreter, [b.feeds for b in first], names)
         samples = [self.by_row(batch, outputs) for batch, outputs in zip(first, run, strict=True)]
-        names = numeric_outputs(self.interpreter.graph)
         return choose_for(self.dataset, {n: [_array(found[n]) for found in samples] for n in names})
 
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxprune.documents import regular
 from onnxprune.errors import ModelError, OnnxPruneError, one_line, said
-from onnxprune.graph.intake import bounds, external_data, tensors
+from onnxprune.graph.intake import bounds, external_data, maps, tensors
 
 
 def read(file: Path) -> ir.Model:
@@ -27,7 +27,9 @@ def read(file: Path) -> ir.Model:
     try:
         proto = _parsed(file)
         places = tensors.check(proto, file)
+        types = maps.put_aside(proto)
         model: ir.Model = ir.from_proto(proto)
+        maps.note(model, types)
     except OnnxPruneError:
         raise
     except Exception as error:  # protobuf, onnx and the OS each raise their own; all mean the file cannot be read

@@ -1,0 +1,51 @@
+"""Sessions that give scores: of a file whose outputs are answers alone, those behind them, too."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from onnxprune.graph import runtime, segments
+from onnxprune.graph.intake import maps
+from onnxprune.graph.scores_behind import scores_behind
+
+ModelFile = str | os.PathLike[str] | bytes
+_SCORES = frozenset(f"tensor({kind})" for kind in ("float", "float16", "double", "bfloat16"))
+
+
+def opened(file: ModelFile, providers: Sequence[str] = (runtime.CPU,), *, threads: int = 1) -> runtime.Session:
+    """As `segments.opened`; what an output was made from is given as "scores of OUTPUT" where none is a score."""
+    session = segments.opened(file, providers, threads=threads)
+    if any(output.type in _SCORES for output in session.get_outputs()):
+        return session
+    made = _with_scores(file)
+    return session if made is None else runtime.session(made, providers, threads=threads)
+
+
+def compared(session: runtime.Session) -> list[str]:
+    """The outputs that are tensors of numbers."""
+    return [o.name for o in session.get_outputs() if o.type.startswith("tensor(") and o.type != "tensor(string)"]
+
+
+def _with_scores(file: ModelFile) -> bytes | None:
+    import onnx
+
+    proto = onnx.load_model_from_string(file) if isinstance(file, bytes) else onnx.load(os.fspath(file))
+    proto = onnx.shape_inference.infer_shapes(proto)
+    unread = maps.put_aside(proto)
+    model = ir.from_proto(proto)
+    found = scores_behind(model.graph)
+    if not found:
+        return None
+    for output in [v for v in model.graph.outputs if v.name in unread]:
+        model.graph.outputs.remove(output)
+    for name, value in found.items():
+        made = ir.node("Identity", [value], name=f"scores of {name}")
+        made.outputs[0].name, made.outputs[0].type = f"scores of {name}", value.type
+        made.outputs[0].shape = value.shape
+        model.graph.append(made)
+        model.graph.outputs.append(made.outputs[0])
+    written: bytes = ir.to_proto(model).SerializeToString()
+    return written
