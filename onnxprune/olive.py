@@ -87,7 +87,8 @@ def _pass() -> type:
             if both := sorted(told.keys() & options.keys()):
                 raise UsageError(f"{both[0]} is given twice, beside options and among them")
             provider = self.accelerator_spec.execution_provider
-            options.setdefault("providers", (str(getattr(provider, "value", provider)),))
+            if provider is not None:
+                options.setdefault("providers", (str(getattr(provider, "value", provider)),))
             source = Path(model.model_path)
             target = Path(resolve_onnx_path(output_model_path, source.name))
             result = verbs.prune(source, target, force=True, **told, **options)

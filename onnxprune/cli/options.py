@@ -379,7 +379,9 @@ def reads(target: Path | None = None) -> list[Path]:
 def logs(verbose: int) -> None:
     """Log to stderr, as much as was asked for."""
     level = {0: logging.WARNING, 1: logging.INFO}.get(verbose, logging.DEBUG)
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(name)s: %(message)s")
+    # Who asks for no more is told what is the matter, not by which module.
+    form = "%(name)s: %(message)s" if verbose else "warning: %(message)s"
+    logging.basicConfig(level=level, stream=sys.stderr, format=form)
     if verbose < 2:
         for noisy in ("onnxscript", "onnx_ir"):
             logging.getLogger(noisy).setLevel(logging.ERROR)

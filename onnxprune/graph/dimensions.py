@@ -147,3 +147,16 @@ def require_sizes(bindings: Mapping[str, Any], shapes: Mapping[str, Sequence[int
         told = ",".join(f"{dim}={bindings[dim]}" for dim in shape if isinstance(dim, str) and dim in bindings)
         if told and elements > _MOST:  # what the graph fixes itself is a matter of memory
             raise UsageError(f"--shape {told}: input {name} would have {elements:.3g} elements; give smaller sizes")
+
+
+def independent(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Sizes without those of sums and products of other names, which follow."""
+    names = {name: size for name, size in sizes.items() if name.isidentifier()}
+
+    def follows(name: str, size: int) -> bool:
+        try:
+            return evaluate(name, names) == size
+        except KeyError:
+            return False
+
+    return {name: size for name, size in sizes.items() if name in names or not follows(name, size)}

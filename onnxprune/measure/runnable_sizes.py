@@ -41,6 +41,7 @@ def runnable(dense: Model, stated: Mapping[str, int], first: int) -> dict[str, i
     missing = [name for name in symbols(dense) if name not in default_bindings(dense, stated)]
     if not missing or dense.parts or dense.path is None or models.size(dense.path) > LARGEST:
         return whole
+    named = [name for name in missing if name.isidentifier()] or missing  # sums of names follow them
     with suppress(OnnxPruneError):
         opened = segments.opened(dense.path)
         for size in (first, *TRIED):
@@ -52,12 +53,12 @@ def runnable(dense: Model, stated: Mapping[str, int], first: int) -> dict[str, i
                 if size != first:
                     logger.warning(
                         "the graph cannot run with %s=%d: counted at %d; state others with --shape",
-                        ", ".join(missing), first, size,
+                        ", ".join(named), first, size,
                     )  # fmt: skip
                 return found
     logger.warning(
         "the graph ran at none of the sizes tried for %s: state them with --shape %s",
-        ", ".join(missing), ",".join(f"{name}={first}" for name in missing),
+        ", ".join(named), ",".join(f"{name}={first}" for name in named),
     )  # fmt: skip
     return whole
 

@@ -22,6 +22,7 @@ from onnxprune.export.precision.apply import scheme_of
 from onnxprune.graph import joined, memory, outputs, runtime
 from onnxprune.graph import model as models
 from onnxprune.graph.companions import add_companions
+from onnxprune.graph.dimensions import independent
 from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.model import Model
 from onnxprune.graph.outputs import Inputs, OutputSet
@@ -439,7 +440,9 @@ class Job:
             warnings=(
                 *broken,
                 *(evidence.warnings if evidence else ()),
-                *report_facts.warnings_of(self.learn, self.judge, self.drop_search),
+                *report_facts.warnings_of(
+                    self.learn, self.judge, self.drop_search, evidence.accuracy.metric if evidence else None
+                ),
                 *([landing.said] if landing and landing.said else ()),
             ),
             broken=broken,
@@ -450,7 +453,7 @@ class Job:
 
 def shown(sizes: Mapping[str, int]) -> str:
     """ "batch_size=1,sequence_length=26": as --shape takes it."""
-    return ",".join(f"{name}={size}" for name, size in sizes.items())
+    return ",".join(f"{name}={size}" for name, size in independent(sizes).items())
 
 
 def _path(source: Any) -> str | None:

@@ -14,6 +14,7 @@ from onnxprune.graph.model import Model, relatives
 from onnxprune.graph.plan import Plan, Structure
 from onnxprune.measure.cost import Costs
 from onnxprune.measure.drop_search import DropSearch
+from onnxprune.report.text import TEACHER
 from onnxprune.search.planner import Planner
 
 ACCELERATED = {"2:4": ("TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")}
@@ -64,9 +65,9 @@ def drop_budget(found: DropSearch) -> report.Budget:
 
 
 def warnings_of(
-    learn: Dataset | None, judge: Dataset | None, searched: DropSearch | None = None
-) -> tuple[str, ...]:  # fmt: skip
-    """What a reader should know of the rows."""
+    learn: Dataset | None, judge: Dataset | None, searched: DropSearch | None = None, metric: str | None = None
+) -> tuple[str, ...]:
+    """What a reader should know of the rows, the metric being what they were judged by."""
     said = []
     if learn is None:
         said.append(
@@ -79,7 +80,7 @@ def warnings_of(
         said += _learning(learn)
     if judge is None:
         said.append("no evaluation rows: what pruning cost in accuracy was not measured")
-    elif judge.labels is None:
+    elif judge.labels is None and (metric is None or metric in TEACHER):
         said.append(
             "the evaluation rows have no labels: the dense model is the teacher, and agreement with it is reported"
         )

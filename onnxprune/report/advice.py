@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from onnxprune.graph.dimensions import independent
 from onnxprune.report import text
 from onnxprune.report.schema import Report
 
@@ -83,8 +84,8 @@ def _beside(report: Report, what: str) -> str:
 
 
 def _shape(report: Report) -> str:
-    """Sizes of the graph's dimensions, as they are typed."""
-    held = report.flops.shape
+    """Sizes of the graph's dimensions, as they are typed; empty caches are so by themselves."""
+    held = {name: size for name, size in independent(report.flops.shape).items() if size}
     return " --shape " + shlex.quote(",".join(f"{name}={size}" for name, size in held.items())) if held else ""
 
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import defaultdict
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
+from onnxprune.graph.dimensions import independent
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Group, Plan, Structure
 from onnxprune.measure import uncounted
 from onnxprune.measure.cost import Costs
+from onnxprune.report import text
+from onnxprune.report.terminal import console_for
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 
 def survey(dense: Model, structure: Structure, costs: Costs) -> dict[str, Any]:
@@ -64,36 +74,70 @@ def embeddings(dense: Model) -> int:
 
 def print_survey(found: dict[str, Any], *, everything: bool = False) -> None:
     """Tables on stdout."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    shape = ", ".join(f"{k}={v}" for k, v in found["shape"].items())
-    console.print(f"[bold]{found['model']}[/bold]  opset {found['opset']}")
+    console = console_for()
+    shape = ", ".join(f"{k}={v}" for k, v in independent(found["shape"]).items())
+    console.print(f"{found['model']}  opset {found['opset']}", style="bold", markup=False)
     console.print(
-        f"{found['macs'] / 1e9:.3f} GMAC at {shape or 'its fixed shape'}, {found['params'] / 1e6:.2f} M parameters, "
-        f"{found['embeddings']['share']:.0%} of them in embedding tables\n"
+        f"{text.si(found['macs'], 'MAC')} at {shape or 'its fixed shape'}, {text.si(found['params'])} parameters, "
+        f"{found['embeddings']['share']:.0%} of them in embedding tables\n",
+        markup=False,
     )
     for warning in found["warnings"]:
         console.print(f"{warning}\n", style="yellow", markup=False)
-    table = Table(title="Units that can be cut", title_justify="left")
-    for name in ("kind", "layers", "units a layer", "share of the FLOPs", "first read by"):
-        table.add_column(name)
-    by_kind: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for group in found["groups"]:
-        by_kind[group["kind"]].append(group)
-    for kind, members in by_kind.items():
-        sizes = sorted({m["units"] for m in members})
-        share = f"{found['kinds'][kind]:.1%}"
-        table.add_row(kind, str(len(members)), ", ".join(map(str, sizes[:6])), share, members[0]["node"])
-    console.print(table)
+    if found["groups"]:
+        table = _table(console, "Units that can be cut")
+        for name in ("kind", "layers", "units a layer", "share of the FLOPs", "first read by"):
+            table.add_column(name)
+        by_kind: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for group in found["groups"]:
+            by_kind[group["kind"]].append(group)
+        for kind, members in by_kind.items():
+            share = f"{found['kinds'][kind]:.1%}"
+            table.add_row(kind, str(len(members)), _counts(members), share, escape(members[0]["node"]))
+        console.print(table)
+        console.print()
+        if {"heads", "head_dims"} <= by_kind.keys():
+            console.print("Heads and the dimensions within them have the same FLOPs: these shares do not add up.\n")
     if found["branches"]:
         share = f"{found['branches_share']:.1%}"
         console.print(f"{len(found['branches'])} residual branches can go as a whole ({share} of the FLOPs)\n")
+    if not found["groups"] and not found["branches"]:
+        console.print("Nothing in it can be cut; what is pinned, and why:\n", style="yellow")
     pins = sorted(found["pins"], key=lambda p: -p["size"] * p["count"])
-    table = Table(title="Pinned, and why", title_justify="left")
-    for name in ("size", "how many", "for example", "reasons"):
-        table.add_column(name, overflow="fold")
-    for pin in pins if everything else pins[:8]:
-        table.add_row(str(pin["size"]), str(pin["count"]), pin["where"], "; ".join(pin["reasons"]))
-    console.print(table)
+    shown = pins if everything else pins[:_PINS]
+    if shown:
+        table = _table(console, "Pinned, and why")
+        for name in ("size", "how many", "for example", "reasons"):
+            table.add_column(name, overflow="fold")
+        for pin in shown:
+            table.add_row(str(pin["size"]), str(pin["count"]), escape(pin["where"]), escape("; ".join(pin["reasons"])))
+        console.print(table)
+        console.print()
+    if len(shown) < len(pins):
+        console.print(f"{len(pins) - len(shown)} more; --pins lists all\n")
+    if found["groups"] or found["branches"]:
+        command = f"onnxprune {shlex.quote(found['model'])} --flops 0.6 --calib ROWS"
+        console.print("Next, with some hundred rows of the model's kind in place of ROWS:")
+        console.print(f"    {command}", markup=False, soft_wrap=True)
+
+
+_PINS = 8
+"""Reasons that are shown unless all are asked for."""
+_SIZES = 6
+"""Numbers of units that are listed."""
+
+
+def _table(console: Console, title: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    return Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )  # fmt: skip
+
+
+def _counts(members: list[dict[str, Any]]) -> str:
+    """ "96", "16, 24, 32", "16 to 1,280": how many units a group has."""
+    sizes = sorted({m["units"] for m in members})
+    return ", ".join(f"{size:,}" for size in sizes) if len(sizes) <= _SIZES else f"{sizes[0]:,} to {sizes[-1]:,}"

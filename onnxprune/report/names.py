@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 
 from onnxprune.report.schema import Units
 
+_PARTS = 2
+"""Parts of a scope that are shown, where they tell the layers apart."""
+
 
 def layer_names(units: Sequence[Units]) -> Mapping[int, str]:
     """Layer -> the scope that its nodes have in common, without what all layers share: "layer.0", "encoder/layers/3".
@@ -26,7 +29,10 @@ def layer_names(units: Sequence[Units]) -> Mapping[int, str]:
     if not scopes or not all(scopes.values()):
         return {}
     shared = common(list(scopes.values())) if len(scopes) > 1 else scopes[min(scopes)][:-1]
-    return {layer: "/".join(scope[len(shared) :]) for layer, scope in scopes.items()}
+    own = {layer: scope[len(shared) :] for layer, scope in scopes.items()}
+    short = {layer: scope[-_PARTS:] for layer, scope in own.items()}
+    told = short if len(set(short.values())) == len(set(own.values())) else own
+    return {layer: "/".join(scope) for layer, scope in told.items()}
 
 
 def _scope(name: str) -> tuple[str, ...]:

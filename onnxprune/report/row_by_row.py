@@ -95,7 +95,14 @@ def _slices(held: Sequence[Slice], accuracy: Accuracy | None) -> Markup | None:
             own = _as_accuracy(one, accuracy)
             values = (text.metric_value(own, own.dense), text.metric_value(own, own.pruned))
             change, _, interval = text.drop(own).partition(" points ")
-            rows.append([one.name, *values, f"{change} {interval}".strip(), f"{one.rows:,}"])
+            rows.append(
+                [
+                    one.name.replace(" ", "\u00a0") if by == "length" else one.name,
+                    *values,
+                    f"{change} {interval}".strip(),
+                    f"{one.rows:,}",
+                ]
+            )
         title = "Share answered rightly" if by == "class" else text.metric_title(accuracy.metric)
         parts += [tag("h3", f"{_TITLES.get(by, by)}: {title[:1].lower()}{title[1:]}")]
         unit = "" if accuracy.metric in text.UNBOUNDED else ", points"

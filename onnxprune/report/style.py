@@ -92,7 +92,8 @@ rect.on { fill: var(--kept); } rect.off { fill: var(--cut); }
 .flips img { flex: none; align-self: flex-start; image-rendering: pixelated; border-radius: 4px; }
 .flips li > div { min-width: 0; overflow-wrap: anywhere; }
 .flips p { margin: 0 0 .25rem; max-width: 46rem; }
-.answers { display: flex; flex-wrap: wrap; gap: .15rem 1.4rem; font-size: .92rem; } .answers b { font-weight: 600; }
+.answers { display: flex; flex-wrap: wrap; align-items: baseline; gap: .15rem 1.4rem; font-size: .92rem; }
+.answers b { font-weight: 600; }
 .answers small, .source { color: var(--muted); } .source { font-size: .8rem; }
 .good { color: var(--good); } .bad { color: var(--bad); } .open { color: var(--open); }
 .broken { color: var(--bad); font-weight: 600; border-left: 4px solid var(--bad); padding-left: .8rem; }

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
 from onnxprune.graph import runtime
+from onnxprune.graph.dimensions import independent
 from onnxprune.measure.drop_search import DropSearch
 from onnxprune.measure.latency import LatencyRow
 from onnxprune.measure.tables.landing import Landing
@@ -264,8 +265,8 @@ def kind(held: str) -> str:
 
 
 def dims(held: Mapping[str, int]) -> str:
-    """ "batch_size 1, sequence_length 26"."""
-    return ", ".join(f"{key} {value}" for key, value in held.items())
+    """ "batch_size 1, sequence_length 26"; what follows from others is left out."""
+    return ", ".join(f"{key} {value}" for key, value in independent(held).items())
 
 
 def digits(value: float) -> str:

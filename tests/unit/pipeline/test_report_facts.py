@@ -8,10 +8,11 @@ from typing import Any
 
 from zoo import ZooModel
 
+from onnxprune.data import Dataset, Example
 from onnxprune.graph import model as models
 from onnxprune.graph.plan import Plan
 from onnxprune.graph.structure.analyze import analyze
-from onnxprune.pipeline.report_facts import units_of
+from onnxprune.pipeline.report_facts import units_of, warnings_of
 
 
 def test_dimensions_of_heads_stand_in_the_row_of_their_heads(zoo: Callable[..., ZooModel]) -> None:
@@ -23,3 +24,10 @@ def test_dimensions_of_heads_stand_in_the_row_of_their_heads(zoo: Callable[..., 
     rows = {kind: sorted(u.layer for u in units if u.kind == kind) for kind in ("heads", "head_dims", "neurons")}
     assert rows["heads"] == [0, 1]
     assert rows["head_dims"] == [0, 0, 1, 1]
+
+
+def test_rows_that_are_their_own_labels_have_no_teacher() -> None:
+    judge = Dataset((Example({}), Example({})), "text")
+    said = "the dense model is the teacher"
+    assert any(said in line for line in warnings_of(None, judge, None, "agreement"))
+    assert not any(said in line for line in warnings_of(None, judge, None, "perplexity"))

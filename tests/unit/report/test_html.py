@@ -139,7 +139,7 @@ def test_parts_of_the_rows_and_layers_are_shown() -> None:
     parsed = Page(html.render(full(slices=slices, layers=layers)))
     told = " ".join(parsed.text.split())
     assert "By class: share answered rightly" in told and "−5.00 [−9.00, −1.00]" in told
-    assert "By length: accuracy" in told and "3 to 9" in told
+    assert "By length: accuracy" in told and "3 to 9" in told.replace("\u00a0", " ")
     assert "ffn.0 15.0%" in told and parsed.count("rect", "column") == 2 and parsed.count("rect", "column hollow") == 1
 
 

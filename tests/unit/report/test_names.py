@@ -27,6 +27,14 @@ def units(layer: int, *names: str) -> list[Units]:
             {0: "stem", 1: "body"},
         ),
         ([*units(0, "/enc/layer.0/ffn/MatMul")], {0: "ffn"}),
+        (
+            [
+                *units(0, "/m/encoder/pos/MatMul", "/m/encoder/x/Conv"),
+                *units(1, "/m/encoder/deep/layers.1/MatMul"),
+                *units(2, "/head/MatMul"),
+            ],
+            {0: "m/encoder", 1: "deep/layers.1", 2: "head"},
+        ),
         ([*units(0, "MatMul_3"), *units(1, "MatMul_9")], {}),
         ([*units(0, "")], {}),
         ([], {}),

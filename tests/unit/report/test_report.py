@@ -121,6 +121,13 @@ def test_json_is_what_the_interface_promises() -> None:
     assert data["recipe"] == {"seed": 0, "method": "optin", "paths": ["a.jsonl"], "alpha": 0.5}
 
 
+def test_commands_state_what_does_not_follow_and_is_not_empty() -> None:
+    shape = {"batch_size": 1, "sequence_length": 17, "past_length": 0, "past_length + sequence_length": 17, "a + b": 3}
+    step = next(s for s in advice.next_steps(full(latency=(), flops=Flops(10, 5, {}, shape))) if "bench" in s.command)
+    assert shlex.split(step.command)[-2:] == ["--shape", "batch_size=1,sequence_length=17,a + b=3"]
+    assert text.dims(shape) == "batch_size 1, sequence_length 17, past_length 0, a + b 3"
+
+
 def test_json_round_trip_and_file(tmp_path: Path) -> None:
     report = full(
         recipe={"seed": 0, "nested": {"a": [1, None, "ü"]}},
