@@ -48,7 +48,7 @@ from onnxprune.pipeline.late import kept
 from onnxprune.pipeline.proof import prove
 from onnxprune.pipeline.result import Result
 from onnxprune.pipeline.rows import read_rows, require_memory, require_one_graph, require_there, shape_of
-from onnxprune.pipeline.written import Written, listed, name_of, write
+from onnxprune.pipeline.written import Written, in_fewer_bits, listed, name_of, write
 from onnxprune.refit.sparsify import zeros_in
 from onnxprune.report import html
 from onnxprune.report.text import UNITS
@@ -218,8 +218,7 @@ class Job:
         report = replace(report, flops=replace(report.flops, unread=2 * unread))
         lacking = [said] if (said := optional_inputs.changes(pruned)) else []
         with kept("no file in fewer bits", lacking):
-            fewer = out.folder / name_of(out, f"{self.quantize}.onnx")
-            report = replace(report, steps=self._fewer_bits(made.whole, fewer))
+            report = replace(report, steps=self._fewer_bits(made, out))
         replace(plan, notes={**plan.notes, "shape": dict(self.planner.costs.bindings)}).save(
             out.folder / name_of(out, "plan.json")
         )
@@ -344,16 +343,15 @@ class Job:
             sparsity=report_facts.sparsity_of(plan, zeros, self.planner.costs),
         )
 
-    def _fewer_bits(self, file: Path, target: Path) -> tuple[Step, ...]:
-        """The file in fewer bits, and what pruning, fewer bits and both together cost."""
+    def _fewer_bits(self, made: Written, out: OutputSet) -> tuple[Step, ...]:
+        """The files in fewer bits, and what pruning, fewer bits and both together cost."""
         if self.quantize is None:
             return ()
         assert self.dense.path is not None
         dense = self.dense.path
         rows = [] if self.learn is None else [e.feeds for e in self.learn.take(CALIBRATION_ROWS, 0).examples]
-        scheme = scheme_of(
-            self.quantize, "int8-static" if rows and set(self.providers) - {"cpu", CPU} else "int8-dynamic"
-        )
+        ranges = rows and set(self.providers) - {"cpu", CPU} and not self.dense.parts
+        scheme = scheme_of(self.quantize, "int8-static" if ranges else "int8-dynamic")
 
         def timed(step: Path) -> latency.LatencyRow:
             examples = [dict(feeds) for feeds in rows[:8]]
@@ -362,10 +360,13 @@ class Job:
 
         with self.clock.stage("quantize"), outputs.scratch() as scratch:
             steps = measure_steps(
-                self.teacher, dense, file, scheme, rows, scratch, metric=self.metric, seed=self.options.seed,
+                self.teacher, dense, made.whole, scheme, rows, scratch, metric=self.metric, seed=self.options.seed,
                 time=timed if self.measure else None,
             )  # fmt: skip
-            models.move(scratch / "pruned.onnx", target)
+            if self.dense.parts:
+                in_fewer_bits(self.dense, made, self.quantize, scheme, out)
+            else:
+                models.move(scratch / "pruned.onnx", out.folder / name_of(out, f"{self.quantize}.onnx"))
         return tuple(steps)
 
     def _report(

@@ -10,6 +10,8 @@ from typing import Any
 from onnxprune import data
 from onnxprune.data import Dataset, Example
 from onnxprune.errors import DataError, UsageError
+from onnxprune.export.precision import SCHEMES
+from onnxprune.export.precision.apply import scheme_of
 from onnxprune.graph.dimensions import evaluate
 from onnxprune.graph.model import Model
 from onnxprune.measure import footprint
@@ -42,18 +44,18 @@ def read_rows(
 
 
 def require_one_graph(dense: Model, options: Options, quantize: str | None = None) -> None:
-    """Refuse for the graphs of a folder what is done to one graph only.
+    """Refuse for several graphs what is done to one only.
 
     Raises:
         UsageError: names what was asked for.
     """
     if not dense.parts:
         return
+    by_rows = quantize is not None and SCHEMES[scheme_of(quantize)].rows
     asked = {
-        f"--sparsity {options.sparsity}": options.sparsity is not None,
         "--latency": options.budget.kind == "latency",
         "--latency-table": options.latency_table is not None,
-        f"--quantize {quantize}": quantize is not None,
+        f"--quantize {quantize}, with ranges from rows of each graph,": by_rows,
     }
     for name, given in asked.items():
         if given:

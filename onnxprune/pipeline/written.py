@@ -9,10 +9,11 @@ from typing import Any
 
 import onnx_ir as ir
 
+from onnxprune.export.precision import quantize
 from onnxprune.graph import joined
 from onnxprune.graph import model as models
 from onnxprune.graph.model import Model
-from onnxprune.graph.outputs import Lasting, OutputSet, manifest
+from onnxprune.graph.outputs import Lasting, OutputSet, manifest, scratch
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,20 @@ def write(dense: Model, pruned: ir.Model, folder: Path, name: str) -> Written:
     assert dense.path is not None
     whole = joined.open_file(parts, [part.wires for part in dense.parts], scratch.path / dense.path.name)
     return Written(files, whole, parts, scratch)
+
+
+def in_fewer_bits(dense: Model, made: Written, asked: str, scheme: str, out: OutputSet) -> None:
+    """Write files of several graphs in fewer bits beside them, each graph by itself.
+
+    Args:
+        asked: what the user calls the scheme, which is in the names: decoder_model_int8.onnx.
+        scheme: one that takes no calibration rows.
+    """
+    with scratch() as place:
+        alone = [models.read(quantize(file, place / file.name, scheme, ())) for file in made.alone]
+        for name, graph in joined.gathered(dense, alone).items():
+            target = f"{Path(name).stem}_{asked}.onnx" if dense.several else name_of(out, f"{asked}.onnx")
+            models.write(graph, out.folder / target)
 
 
 def name_of(out: OutputSet, kind: str) -> str:

@@ -81,9 +81,8 @@ def _pairs(small: Any, dense: Any) -> list[tuple[Any, Any]]:
 def test_what_is_done_to_one_graph_is_refused_for_a_folder_in_one_line(store: Path, tmp_path: Path) -> None:
     place = str(folder("bart", store))
     for asked in (
-        ("--flops", "0.5", "--quantize", "int8"),
+        ("--flops", "0.5", "--quantize", "int8-static"),
         ("--latency", "0.5"),
-        ("--flops", "0.5", "--sparsity", "2:4"),
     ):
         with pytest.raises(UsageError, match="not done for several graphs at once"):
             said(place, "-o", str(tmp_path / "out"), *asked)

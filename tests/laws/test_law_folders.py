@@ -246,6 +246,31 @@ def test_two_decoders_in_one_file_are_a_job_without_a_folder(store: Path, tmp_pa
     assert again[0].read_bytes() == made.read_bytes()
 
 
+@pytest.mark.parametrize("merged", [False, True])
+def test_zeros_and_fewer_bits_reach_every_graph(store: Path, tmp_path: Path, merged: bool) -> None:
+    place, out = tmp_path / "dense", tmp_path / "small"
+    shutil.copytree(folder("bart", store, merged=merged), place)
+    decoders = (DECODER, BEHIND)
+    if merged:
+        for name in decoders:
+            (place / name).unlink()
+        decoders = ("decoder_model_merged.onnx",)
+    result = onnxprune.prune(
+        place, out, flops=0.9, calibration=rows(), units=("neurons",), round_to=1, sparsity="2:4", solver="magnitude",
+        quantize="int8", measure_latency=False,
+    )  # fmt: skip
+    assert [step.name for step in result.report.steps] == ["pruned", "quantised", "both"]
+    assert result.report.sparsity
+    expected = {ENCODER, *decoders}
+    expected |= {f"{name.removesuffix('.onnx')}_int8.onnx" for name in expected}
+    assert {f.name for f in out.glob("*.onnx")} == expected
+    for name in (ENCODER, *decoders):
+        small = out / f"{name.removesuffix('.onnx')}_int8.onnx"
+        assert "MatMulInteger" in {node.op_type for node in models.read(small).graph.all_nodes()}
+        assert interface(small) == interface(place / name)
+    assert len(joined.load(out).files) == len(decoders) + 1, "files in fewer bits are no graphs of their own"
+
+
 def assert_the_same_both_ways(file: Path, pruned: Path) -> None:
     """Merged decoders give what they gave, without a cache and behind one."""
     rng = np.random.default_rng(0)

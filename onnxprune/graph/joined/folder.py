@@ -23,8 +23,8 @@ from onnxprune.graph.outputs import Lasting
 from onnxprune.graph.values import is_matrix
 
 _MERGED = re.compile(r"_merged$")
-_VARIANT = re.compile(r"_(quantized|fp16|int8|uint8|q4|q4f16|q8|bnb4|optimized|O[1-4])$")
-"""What exporters append to the names of files in another precision."""
+_VARIANT = re.compile(r"_(quantized|fp16(-\w+)?|int8(-\w+)?|uint8|q4|q4f16|q8|bnb4|optimized|O[1-4])$")
+"""What exporters, and `--quantize`, append to the names of files in another precision."""
 _ALONE = "decoder_model", "decoder_with_past_model"
 """What the two graphs of a merged file are called that is given alone, whatever its name."""
 
@@ -112,9 +112,14 @@ def alone(files: Sequence[Path], scratch: Lasting) -> dict[str, tuple[Path, Path
 
 def written(dense: Model, whole: ir.Model) -> dict[str, ir.Model]:
     """Name of the dense file -> what goes into it, of several graphs that are one; merged ones are merged again."""
+    return gathered(dense, [split(whole, part) for part in dense.parts])
+
+
+def gathered(dense: Model, graphs: Sequence[ir.Model]) -> dict[str, ir.Model]:
+    """Name of the dense file -> what goes into it, of a graph for each part, which are used up."""
     found: dict[str, ir.Model] = {}
     for file in dense.files:
-        parts = [split(whole, part) for part in dense.parts if part.source == file]
+        parts = [graph for graph, part in zip(graphs, dense.parts, strict=True) if part.source == file]
         found[file.name] = parts[0] if len(parts) == 1 else together(models.read(file), *parts)
     return found
 

@@ -103,6 +103,7 @@ def together(merged: ir.Model, first: ir.Model, behind: ir.Model) -> ir.Model:
     assert node is not None
     outer = {v.name: v for v in graph.inputs}
     graph.initializers.clear()
+    graph.opset_imports.update({**first.opset_imports, **behind.opset_imports})
     weights: dict[tuple[object, ...], ir.Value] = {}
     taken = {v.name for v in graph.inputs} | {v.name for v in graph.outputs}
     for which, part in ((FIRST, first), (BEHIND, behind)):
