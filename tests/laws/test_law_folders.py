@@ -250,7 +250,7 @@ def test_two_decoders_in_one_file_are_a_job_without_a_folder(store: Path, tmp_pa
 def test_zeros_and_fewer_bits_reach_every_graph(store: Path, tmp_path: Path, merged: bool) -> None:
     place, out = tmp_path / "dense", tmp_path / "small"
     shutil.copytree(folder("bart", store, merged=merged), place)
-    decoders = (DECODER, BEHIND)
+    decoders: tuple[str, ...] = (DECODER, BEHIND)
     if merged:
         for name in decoders:
             (place / name).unlink()
