@@ -29,14 +29,14 @@ ROWS = ["--calib", "in/rows.jsonl"]
 QUICK = ["--no-latency", "--no-compensate", *ROWS]
 COMMANDS: dict[str, tuple[list[list[str]], list[str]]] = {
     "prune": (
-        [["prune", "in/model.onnx", "-o", "out/o.onnx", "--flops", "0.8", *QUICK]],
+        [["prune", "bare/model.onnx", "-o", "out/o.onnx", "--flops", "0.8", *QUICK]],
         ["prune", "in/model.onnx", "-o", "out/o.onnx", "--flops", "0.5", "--no-latency", *ROWS],
     ),
     "sweep": (
         [
             [
                 "sweep",
-                "in/model.onnx",
+                "bare/model.onnx",
                 "-o",
                 "out",
                 "--flops",
@@ -61,7 +61,7 @@ COMMANDS: dict[str, tuple[list[list[str]], list[str]]] = {
     "apply": (
         [
             ["plan", "in/model.onnx", "-o", "in/p.json", "--flops", "0.5", *ROWS],
-            ["prune", "in/model.onnx", "-o", "out/o.onnx", "--flops", "0.8", *QUICK],
+            ["prune", "bare/model.onnx", "-o", "out/o.onnx", "--flops", "0.8", *QUICK],
         ],
         ["apply", "in/model.onnx", "in/p.json", "-o", "out/o.onnx"],
     ),
@@ -78,11 +78,15 @@ COMMANDS: dict[str, tuple[list[list[str]], list[str]]] = {
 
 
 def inputs(folder: Path) -> None:
-    """Two models of two residual blocks, rows, and a configuration; in `out`, the configuration of another model."""
-    (folder / "in").mkdir(parents=True)
-    (folder / "out").mkdir()
+    """Two models of two residual blocks, rows, and a configuration; in `out`, the configuration of another model.
+
+    In `bare`, the first model without a configuration: what it comes to stays beside that in `out`.
+    """
+    for name in ("in", "out", "bare"):
+        (folder / name).mkdir(parents=True)
     for name, width in (("model", 16), ("other", 24)):
         onnx.save(mlp(width), folder / "in" / f"{name}.onnx")
+    shutil.copy(folder / "in" / "model.onnx", folder / "bare")
     rows(folder / "in" / "rows.jsonl")
     (folder / "in" / "config.json").write_text('{"model": "ours"}')
     (folder / "out" / "config.json").write_text('{"model": "another"}')

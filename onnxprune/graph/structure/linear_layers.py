@@ -93,7 +93,8 @@ def result_of(node: ir.Node) -> ir.Value:
 def _adds_only(graph: ir.Graph, branch: Branch) -> bool:
     """Whether only constants are added between a branch's last product and its end: no scale, no normalisation."""
     assert branch.reader is not None
-    nodes: Mapping[str, ir.Node] = {n.name or "": n for n in graph if n.name in set(branch.nodes)}
+    names = set(branch.nodes)
+    nodes: Mapping[str, ir.Node] = {n.name or "": n for n in graph if n.name in names}
     value = nodes[branch.reader.node].outputs[0]
     while value.name != branch.value:
         users: Sequence[tuple[ir.Node, int]] = list(value.uses())
