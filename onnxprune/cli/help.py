@@ -15,7 +15,7 @@ SECTIONS: Mapping[str, Sequence[str]] = {
     ),
     "What goes, and by which method": (
         "method", "alpha", "search", "units", "include", "exclude", "uniform", "round_to", "no_compensate",
-        "snip_threshold", "snip_spectral", "keep_unread",
+        "tune", "snip_threshold", "snip_spectral", "keep_unread",
     ),
     "Zeros in what is left": ("sparsity", "solver", "finetune"),
     "Where it runs": (

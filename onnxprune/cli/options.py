@@ -211,6 +211,13 @@ planning = together(
     click.option(
         "--snip-spectral", is_flag=True, help="That norm with each weight divided by its largest singular value."
     ),
+    click.option(
+        "--tune",
+        default=0.0,
+        type=click.FloatRange(0, MOST),
+        metavar="MINUTES",
+        help="Then let all that is left learn from the dense model for so long; no labels.",
+    ),
     click.option("--no-compensate", is_flag=True, help="Leave the surviving weights as they are."),
     click.option(
         "--round-to",

@@ -55,6 +55,7 @@ class Options:
         solver: how the zeros are chosen: one of solve.SOLVERS or `MASKS`, or "auto": admm with calibration rows,
             magnitude without.
         finetune: steps of fine-tuning the sparse weights with their masks.
+        tune: minutes in which all that is left learns from the dense model, once it is mended.
         alpha: SEVEN's decays α₁ and α₂ of the gradients' first and second moment.
         snip_threshold: residual branches whose relative function norm is below this leave before anything else.
         snip_spectral: take that norm, and the score of the method snip, with each weight divided by its largest
@@ -90,6 +91,7 @@ class Options:
     sparsity: str | None = None
     solver: str = "auto"
     finetune: int = 0
+    tune: float = 0.0
     alpha: tuple[float, float] = (ALPHA, ALPHA)
     snip_threshold: float | None = None
     snip_spectral: bool = False
@@ -158,6 +160,10 @@ class Options:
             raise UsageError(f"--solver {self.solver}: choose from {', '.join(known)}")
         if self.finetune < 0:
             raise UsageError(f"--finetune {self.finetune}: give a number of steps")
+        if not 0 <= self.tune < float("inf"):
+            raise UsageError(f"--tune {self.tune}: give a number of minutes")
+        if self.tune and self.sparsity is not None:
+            raise UsageError("--tune moves weights that --sparsity has made zero; zeros are tuned by --finetune")
         if self.sparsity is not None:
             parse_pattern(self.sparsity)
         elif self.finetune or self.solver != "auto":

@@ -26,6 +26,7 @@ STAGES = {
     "plan": "Making plans, on workers",
     "tile": "Arranging tiles",
     "compensate": "Refitting what stays",
+    "tune": "Learning from the dense model",
     "sparsify": "Choosing zeros",
     "finetune": "Tuning what is left",
     "rewrite": "Cutting",

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 SCHEMA = 2
 ELSEWHERE = (
     "budget", "shape", "swaps", "staged", "uniform", "round_to", "device", "threads", "sparsity", "solver", "finetune",
-    "keep_unread", "provider", "latency_threads", "latency_table", "max_memory",
+    "tune", "keep_unread", "provider", "latency_threads", "latency_table", "max_memory",
 )  # fmt: skip
 """Options that change neither the order of units nor what a level costs in accuracy."""
 

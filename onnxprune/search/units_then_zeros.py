@@ -21,6 +21,7 @@ from onnxprune.refit.solvers.linalg import numpy_on_one_thread
 from onnxprune.refit.solvers.patterns import NARROWEST
 from onnxprune.refit.sparsify import Patterns, parts_of, sparsify
 from onnxprune.refit.tiles import arrange, emptied
+from onnxprune.refit.tune import tune
 from onnxprune.score import near_identity
 from onnxprune.search.options import MASKS
 from onnxprune.search.planner import Planner
@@ -52,8 +53,31 @@ def carry_out(planner: Planner, budget: Budget) -> Plan:
         else:
             plan = structured(planner, budget.kind, limit)
             plan = plan if pattern is None else sparse(planner, plan)
+        if planner.options.tune:
+            plan = tuned(planner, plan)
     model, structure = planner.whole
     return replace(planner.based(plan).everywhere(structure), files=model.digests)
+
+
+def tuned(planner: Planner, plan: Plan) -> Plan:
+    """The plan with all that is left of the model tuned, for as long as the options say.
+
+    Raises:
+        UsageError: there are no rows to learn from, or the weights are more than memory holds.
+    """
+    if planner.calibration is None:
+        raise UsageError("--tune learns from the dense model on calibration rows: give some with --calib")
+    if planner.interpreter.streams:
+        raise UsageError("--tune takes gradients, which hold all weights: give --max-memory more")
+    with planner.clock.stage("tune"):
+        found = tune(
+            planner.model, planner.structure, planner.gates, planner.fit, planner.held, planner.select,
+            planner.completed(planner.based(plan)), 60 * planner.options.tune,
+            seed=planner.options.seed, progress=partial(planner.progress, "tune"),
+        )  # fmt: skip
+    if found.after == found.before:
+        logger.warning("tuning: nothing that was learnt holds on other rows; weights stay as they were mended")
+    return found.plan
 
 
 def structured(planner: Planner, kind: str, limit: float) -> Plan:
