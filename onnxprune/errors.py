@@ -17,11 +17,14 @@ A message says what happened, where (file, row, node, operator, opset) and what 
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
 
 
 class OnnxPruneError(Exception):
@@ -153,6 +156,31 @@ def one_line(text: str, most: int = 300) -> str:
     flat = " ".join(text.split())
     shown = "".join(c if c.isprintable() else "�" for c in flat)
     return shown if len(shown) <= most else shown[: most - 1] + "…"
+
+
+def near(word: str, names: Iterable[str]) -> str:
+    """ "; did you mean obs?": the closest of some names, to go behind a message; nothing where none is close."""
+    found = difflib.get_close_matches(word, list(names), 1, _CLOSE)
+    return f"; did you mean {found[0]}?" if found and found[0] != word else ""
+
+
+def near_file(path: str | os.PathLike[str]) -> str:
+    """The same of a file that is not there: by the names that lie where its path ends to be one."""
+    missing = Path(path)
+    try:
+        while not missing.parent.is_dir() and missing != missing.parent:
+            missing = missing.parent
+        there = {entry.name: entry for entry in islice(missing.parent.iterdir(), _MOST_FILES)}
+    except (OSError, ValueError):  # closed to us, or no path at all
+        return ""
+    found = difflib.get_close_matches(missing.name, there, 1, _CLOSE)
+    return f"; did you mean {one_line(str(there[found[0]]))}?" if found and found[0] != missing.name else ""
+
+
+_CLOSE = 0.7
+"""How much of two names is alike where one may stand for the other."""
+_MOST_FILES = 10_000
+"""Files of a folder that are looked at for a name that is near."""
 
 
 _ADVICE = {

@@ -16,7 +16,7 @@ from onnxprune.data.model_info import Graph, Job
 from onnxprune.data.optional_packages import package
 from onnxprune.data.outside import read_arrays
 from onnxprune.documents import read_text
-from onnxprune.errors import DataError, OnnxPruneError, UsageError, said
+from onnxprune.errors import DataError, OnnxPruneError, UsageError, near_file, said
 
 LONGEST = 64_000_000
 """Characters of a row in a file of lines."""
@@ -61,7 +61,7 @@ def open_rows(source: Any, job: Job, columns: Mapping[str, str] | None, limit: i
         if path.is_dir():
             rows = _media_folder(path, job, limit)
         elif not path.is_file():
-            raise DataError(f"{source}: no such file or folder: check the path")
+            raise DataError(f"{source}: no such file or folder: check the path{near_file(source)}")
         elif (reader := READERS.get(path.suffix.lower())) is None:
             raise DataError(
                 f"{source}: {path.suffix or 'no'} suffix; rows are read from {', '.join(READERS)} or a "

@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir
 import onnx_ir as ir
 
-from onnxprune.errors import ModelError, UnsupportedError, reading
+from onnxprune.errors import ModelError, UnsupportedError, near_file, reading
 from onnxprune.graph import companions, intake, memory, prepare
 from onnxprune.graph.prepare import caches, older_opsets, optional_inputs, shared_biases
 from onnxprune.graph.stored import Taken
@@ -186,7 +186,7 @@ def find(path: str | os.PathLike[str]) -> Path:
             )
         return path / "model.onnx" if (path / "model.onnx").exists() else files[0]
     if not path.exists():
-        raise ModelError(f"{path}: no such file")
+        raise ModelError(f"{path}: no such file{near_file(path)}")
     if path.suffix == ".ort":
         raise UnsupportedError(f"{path}: an ORT-format file cannot be rewritten; give the .onnx it was made from")
     return path

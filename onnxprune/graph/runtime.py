@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from onnxprune.documents import utf8
-from onnxprune.errors import CheckError, DataError, ModelError, OnnxPruneError, UnsupportedError, UsageError
+from onnxprune.errors import CheckError, DataError, ModelError, OnnxPruneError, UnsupportedError, UsageError, near
 from onnxprune.graph import patience
 
 if TYPE_CHECKING:
@@ -136,7 +136,9 @@ def resolve_providers(names: str | Iterable[str]) -> tuple[str, ...]:
     for name in (n.strip() for n in asked):
         full = known.get(name.lower())
         if full is None:
-            raise UsageError(f"execution provider {name!r} is unknown; choose from {', '.join(SHORT_NAMES)}")
+            raise UsageError(
+                f"execution provider {name!r} is unknown; choose from {', '.join(SHORT_NAMES)}{near(name, SHORT_NAMES)}"
+            )
         _require(full)
         resolved.append(full)
     if not resolved:

@@ -9,7 +9,7 @@ from typing import Any
 
 from onnxprune import data
 from onnxprune.data import Dataset, Example
-from onnxprune.errors import DataError, UsageError
+from onnxprune.errors import DataError, UsageError, near_file
 from onnxprune.export.precision import SCHEMES
 from onnxprune.export.precision.apply import scheme_of
 from onnxprune.graph.dimensions import evaluate
@@ -73,7 +73,7 @@ def require_there(*sources: Any) -> None:
     """
     for source in sources:
         if isinstance(source, str | Path) and str(source) != "random" and not Path(source).exists():
-            raise DataError(f"{source}: no such file or folder: check the path")
+            raise DataError(f"{source}: no such file or folder: check the path{near_file(source)}")
 
 
 def require_memory(dense: Model, options: Options, *rows: Dataset | None) -> None:

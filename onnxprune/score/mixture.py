@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.errors import UsageError
+from onnxprune.errors import UsageError, near
 from onnxprune.graph.plan import Plan, Ranking
 from onnxprune.graph.structure.sites import Site
 from onnxprune.probe.forward import Rows
@@ -72,6 +72,9 @@ def parse(text: str, methods: Mapping[str, Method]) -> Method:
         except ValueError:
             share = -1.0
         if name.strip() not in methods or not share > 0:
-            raise UsageError(f"--method {text}: {term!r} is not understood; choose from {', '.join(methods)}")
+            raise UsageError(
+                f"--method {text}: {term!r} is not understood; choose from {', '.join(methods)}"
+                f"{near(name.strip(), methods)}"
+            )
         parts.append((share, methods[name.strip()]))
     return parts[0][1] if len(parts) == 1 and parts[0][0] == 1.0 else Mixture(tuple(parts))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from onnxprune.errors import UsageError
+from onnxprune.errors import UsageError, near
 from onnxprune.graph.dimensions import require_sizes
 from onnxprune.graph.plan import Budget
 from onnxprune.refit.solvers import SOLVERS
@@ -117,7 +117,8 @@ class Options:
             raise UsageError(f"--alpha {','.join(map(str, self.alpha))}: give numbers from 0 to below 1, as 0.8,0.8")
         self._check_sparsity()
         if self.search not in (*ALLOCATIONS, "rank"):
-            raise UsageError(f"--search {self.search}: choose from {', '.join(ALLOCATIONS)}, rank")
+            known = (*ALLOCATIONS, "rank")
+            raise UsageError(f"--search {self.search}: choose from {', '.join(known)}{near(self.search, known)}")
         self._check_units()
         if self.round_to is not None and self.round_to < 1:
             raise UsageError(f"--round-to {self.round_to}: give a positive number, or auto")
@@ -133,7 +134,7 @@ class Options:
             raise UsageError(f"--seed {self.seed}: give a number from 0 to {2**31 - 1}")
         require_sizes(self.shape, {})
         if self.device not in ("auto", "cpu", "cuda"):
-            raise UsageError(f"--device {self.device}: choose from auto, cpu, cuda")
+            raise UsageError(f"--device {self.device}: choose from auto, cpu, cuda{near(self.device, ('cpu', 'cuda'))}")
 
     def _check_units(self) -> None:
         if self.units == ("auto",):
@@ -142,7 +143,7 @@ class Options:
         if unknown or not set(self.units) - {"blocks"}:
             raise UsageError(
                 f"--units {','.join(self.units)}: choose from {', '.join(UNITS)}, or auto alone; "
-                "blocks go with the others only"
+                f"blocks go with the others only{near(unknown[0], UNITS) if unknown else ''}"
             )
         if len(within := [u for u in self.units if u in ("heads", "query_heads")]) > 1:
             raise UsageError(f"--units {','.join(self.units)}: {' and '.join(within)} lie in each other; choose one")
@@ -157,7 +158,7 @@ class Options:
     def _check_sparsity(self) -> None:
         known = ("auto", *SOLVERS, *MASKS)
         if self.solver not in known:
-            raise UsageError(f"--solver {self.solver}: choose from {', '.join(known)}")
+            raise UsageError(f"--solver {self.solver}: choose from {', '.join(known)}{near(self.solver, known)}")
         if self.finetune < 0:
             raise UsageError(f"--finetune {self.finetune}: give a number of steps")
         if not 0 <= self.tune < float("inf"):

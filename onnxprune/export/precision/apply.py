@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxprune.errors import UsageError
+from onnxprune.errors import UsageError, near
 from onnxprune.export.precision import integer, storage
 from onnxprune.export.precision.integer import Feeds
 from onnxprune.graph import model as models
@@ -91,7 +91,7 @@ def scheme_of(name: str, int8: str = "int8-dynamic") -> str:
     """
     found = int8 if name == "int8" else name
     if found not in SCHEMES:
-        raise UsageError(f"--quantize {name}: choose from int8, {', '.join(SCHEMES)}")
+        raise UsageError(f"--quantize {name}: choose from int8, {', '.join(SCHEMES)}{near(name, SCHEMES)}")
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.errors import DataError, UsageError
+from onnxprune.errors import DataError, UsageError, near
 from onnxprune.measure.metrics import intervals, observe, values
 from onnxprune.measure.metrics.observe import Metric
 from onnxprune.probe.divergence import Divergence, Kind, Measure
@@ -145,7 +145,7 @@ def require_known(names: str | Sequence[str] | None) -> None:
     """
     for name in (names,) if isinstance(names, str) else names or ():
         if name not in _BUILDERS:
-            raise UsageError(f"metric {name!r} is unknown; choose from {', '.join(NAMES)}")
+            raise UsageError(f"metric {name!r} is unknown; choose from {', '.join(NAMES)}{near(name, NAMES)}")
 
 
 def choose_metric(

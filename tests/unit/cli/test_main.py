@@ -13,6 +13,8 @@ import onnx
 import pytest
 from zoo import ZooModel
 
+from onnxprune.errors import near_file
+
 Build = Callable[..., ZooModel]
 Outcome = tuple[int, str, str]
 
@@ -343,3 +345,39 @@ def test_rows_that_are_not_there_are_told_before_the_model_is_opened(run: Callab
     for command in (["prune"], ["plan", "-o", folder / "p.json"]):
         code, _, err = run(*command, folder / "model.onnx", "--flops", "0.6", "--calib", folder / "nowhere.jsonl")
         assert code == 3 and "no such file or folder" in err
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        (("--method", "obss"), "obs"),
+        (("--method", "optin+0.5*sevn"), "seven"),
+        (("--units", "chanels"), "channels"),
+        (("--search", "tabel"), "table"),
+        (("--metric", "acuracy"), "accuracy"),
+        (("--ep", "cudaa"), "cuda"),
+        (("--quantize", "fp-16"), "fp16"),
+        (("--device", "cude"), "cuda"),
+        (("--solver", "amdm"), "admm"),
+    ],
+)
+def test_typos_in_values_get_suggestions(
+    run: Callable[..., Outcome], folder: Path, asked: tuple[str, str], meant: str
+) -> None:
+    rows = folder / "rows.jsonl"
+    rows.write_text("{}\n")
+    code, _, err = run("prune", folder / "model.onnx", "--flops", "0.6", "--calib", rows, *asked)
+    assert code == 2 and err.strip().endswith(f"did you mean {meant}?"), err
+
+
+def test_typos_in_paths_get_suggestions(run: Callable[..., Outcome], folder: Path) -> None:
+    (folder / "rows.jsonl").write_text("{}\n")
+    for asked, meant in (
+        ((folder / "modle.onnx", "--calib", folder / "rows.jsonl"), folder / "model.onnx"),
+        ((folder / "model.onnx", "--calib", folder / "row.jsonl"), folder / "rows.jsonl"),
+        ((folder.with_name(f"{folder.name}s") / "model.onnx",), folder),
+    ):
+        code, _, err = run("prune", *asked, "--flops", "0.6")
+        assert code == 3 and f"did you mean {meant}?" in err, err
+    for nowhere in ("", "\0", "x" * 5000, "/", "a/b/c/d"):
+        assert "did you mean" not in near_file(nowhere)
