@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -223,12 +224,11 @@ class Costs:
     @cached_property
     def _looped(self) -> Mapping[str, int]:
         """Turns of each Loop in a run on made-up inputs; none of one that did not run, or where nothing does."""
-        machine = Interpreter(self.model.graph)
         try:
-            machine.run(synthesize(self.model.inputs, dims=self.bindings))
+            return self._run()[0].turns
         except OnnxPruneError as error:
             logger.info("turns of loops are counted as one: %s", error)
-        return machine.turns
+            return {}
 
     def _copies(self, weight: str) -> int:
         """In how many files a weight lies."""
@@ -388,6 +388,30 @@ class Costs:
         except KeyError:
             return None
 
+    def _run(self, wanted: Sequence[str] | None = None) -> tuple[Interpreter, dict[str, Any]]:
+        """The graph on made-up inputs at the stated sizes; one that it compares with a number (a rate that a side of an
+        If is for) may have to have that for the graph to run.
+
+        Raises:
+            OnnxPruneError: it runs on none of them.
+        """
+        feeds = dict(synthesize(self.model.inputs, dims=self.bindings))
+        others = dict(feeds)
+        for value in self.model.graph.inputs:
+            for node, index in value.uses():
+                other = node.inputs[1 - index] if node.op_type == "Equal" else None
+                if other is not None and other.const_value is not None and other.const_value.size == 1:
+                    name = value.name or ""
+                    others[name] = np.full_like(feeds[name], other.const_value.numpy().item())
+                    break
+        machine = Interpreter(self.model.graph)
+        try:
+            return machine, machine.run(feeds, outputs=wanted)
+        except OnnxPruneError:
+            if all(others[name] is feeds[name] for name in feeds):
+                raise
+            return machine, machine.run(others, outputs=wanted)
+
     @cached_property
     def _seen(self) -> Mapping[str, tuple[int, ...]]:
         """Shapes that inference does not name, around the nodes that cost: seen in a run on made-up inputs.
@@ -399,10 +423,9 @@ class Costs:
         counted = [n for n in self._nodes.values() if (found := ops.lookup(n)) is not None and found.macs is not None]
         around = {v.name: v for n in counted for v in (*n.inputs, *n.outputs) if v is not None and v.name}
         wanted = [name for name, value in around.items() if None in self._known(value)]
-        feeds = synthesize(self.model.inputs, dims=self.bindings)
-        machine = Interpreter(self.model.graph)
+        machine, found = self._run(wanted)
         sizes: dict[str, tuple[int, ...]] = {}
-        for name, x in machine.run(feeds, outputs=wanted).items():
+        for name, x in found.items():
             node = around[name].producer()
             turns = math.prod(machine.turns[leave.name or ""] for leave in self._flow.home.get(node, ())) if node else 1
             # What a condition left out did not cost anything; values of all turns lie one after another.

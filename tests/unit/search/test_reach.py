@@ -11,6 +11,9 @@ from graphs import written
 
 import onnxprune
 from onnxprune.errors import NothingToPruneError
+from onnxprune.graph import model as models
+from onnxprune.graph.structure.analyze import analyze
+from onnxprune.measure.cost import Costs
 
 TEXT = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[n, 6] x, int64 rate) => (float[n, 6] y) <int64 high = {16}> {
@@ -44,3 +47,19 @@ def test_sides_that_rows_take_are_both_cut(tmp_path: Path) -> None:
     file = written(tmp_path, TEXT, WEIGHTS, check=False)
     result = onnxprune.prune(file, flops=0.5, calibration=_rows(16, 8), measure_latency=False)
     assert {u.total for u in result.report.units if u.kept < u.total} == {32, 40}
+
+
+def test_a_graph_that_runs_at_one_rate_alone_is_counted_at_that(tmp_path: Path) -> None:
+    """Sizes that only a run shows are seen with an input that the graph compares its own with, where zero fails."""
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[n, 6] x, int64 rate) => (float[k, 6] y) <int64 high = {16}, int64[2] sevens = {-1, 7}> {
+        c = Equal(rate, high)
+        y = If (c) <
+            then_branch = t () => (float[k, 6] p) { o = Exp(x)  i = NonZero(o)  f = Cast <to = 1> (i)  r = Transpose(f)
+                p1 = MatMul(r, a)  p2 = Relu(p1)  p = MatMul(p2, b) },
+            else_branch = e () => (float[k, 6] q) { q1 = Reshape(x, sevens)  q = MatMul(q1, u) }
+        >
+    }"""
+    file = written(tmp_path, text, {"a": (2, 32), "b": (32, 6), "u": (7, 6)}, check=False)
+    dense = models.load(file)
+    assert Costs(dense, analyze(dense), {"n": 4}).macs() == 4 * 6 * 32 * (2 + 6) + 3 * 7 * 6
