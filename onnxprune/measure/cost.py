@@ -225,7 +225,7 @@ class Costs:
     def _looped(self) -> Mapping[str, int]:
         """Turns of each Loop in a run on made-up inputs; none of one that did not run, or where nothing does."""
         try:
-            return self._run()[0].turns
+            return {name: turns for machine, _ in self._runs() for name, turns in machine.turns.items()}
         except OnnxPruneError as error:
             logger.info("turns of loops are counted as one: %s", error)
             return {}
@@ -388,9 +388,9 @@ class Costs:
         except KeyError:
             return None
 
-    def _run(self, wanted: Sequence[str] | None = None) -> tuple[Interpreter, dict[str, Any]]:
-        """The graph on made-up inputs at the stated sizes; one that it compares with a number (a rate that a side of an
-        If is for) may have to have that for the graph to run.
+    def _runs(self, wanted: Sequence[str] | None = None) -> list[tuple[Interpreter, dict[str, Any]]]:
+        """The graph on made-up inputs at the stated sizes; and again with an input that it compares with a number having
+        that (a rate that a side of an If is for).
 
         Raises:
             OnnxPruneError: it runs on none of them.
@@ -404,13 +404,16 @@ class Costs:
                     name = value.name or ""
                     others[name] = np.full_like(feeds[name], other.const_value.numpy().item())
                     break
-        machine = Interpreter(self.model.graph)
-        try:
-            return machine, machine.run(feeds, outputs=wanted)
-        except OnnxPruneError:
-            if all(others[name] is feeds[name] for name in feeds):
-                raise
-            return machine, machine.run(others, outputs=wanted)
+        tries = [feeds] if all(others[name] is feeds[name] for name in feeds) else [feeds, others]
+        found: list[tuple[Interpreter, dict[str, Any]]] = []
+        for i, one in enumerate(tries):
+            machine = Interpreter(self.model.graph)
+            try:
+                found.append((machine, machine.run(one, outputs=wanted)))
+            except OnnxPruneError:
+                if i + 1 == len(tries) and not found:
+                    raise
+        return found
 
     @cached_property
     def _seen(self) -> Mapping[str, tuple[int, ...]]:
@@ -423,14 +426,15 @@ class Costs:
         counted = [n for n in self._nodes.values() if (found := ops.lookup(n)) is not None and found.macs is not None]
         around = {v.name: v for n in counted for v in (*n.inputs, *n.outputs) if v is not None and v.name}
         wanted = [name for name, value in around.items() if None in self._known(value)]
-        machine, found = self._run(wanted)
-        sizes: dict[str, tuple[int, ...]] = {}
-        for name, x in found.items():
-            node = around[name].producer()
-            turns = math.prod(machine.turns[leave.name or ""] for leave in self._flow.home.get(node, ())) if node else 1
-            # What a condition left out did not cost anything; values of all turns lie one after another.
-            shape = tuple(x.shape) if x is not None else (0,) * len(dims(around[name]) or ())
-            sizes[name] = (shape[0] // max(turns, 1), *shape[1:]) if shape else shape
+        # What a condition left out did not cost anything; values of all turns lie one after another.
+        sizes: dict[str, tuple[int, ...]] = {name: (0,) * len(dims(around[name]) or ()) for name in wanted}
+        for machine, values in self._runs(wanted):
+            for name, x in values.items():
+                if x is not None:
+                    node = around[name].producer()
+                    loops = self._flow.home.get(node, ()) if node is not None else ()
+                    turns = math.prod(machine.turns[leave.name or ""] for leave in loops)
+                    sizes[name] = (x.shape[0] // max(turns, 1), *x.shape[1:]) if x.ndim else ()
         return sizes
 
 
