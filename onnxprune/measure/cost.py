@@ -389,8 +389,8 @@ class Costs:
             return None
 
     def _runs(self, wanted: Sequence[str] | None = None) -> list[tuple[Interpreter, dict[str, Any]]]:
-        """The graph on made-up inputs at the stated sizes; and again with an input that it compares with a number having
-        that (a rate that a side of an If is for).
+        """The graph on made-up inputs at the stated sizes; and again where it compares an input with a number, with that
+        (a rate that a side of an If is for).
 
         Raises:
             OnnxPruneError: it runs on none of them.
