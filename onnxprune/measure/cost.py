@@ -389,7 +389,7 @@ class Costs:
             return None
 
     def _runs(self, wanted: Sequence[str] | None = None) -> list[tuple[Interpreter, dict[str, Any]]]:
-        """The graph on made-up inputs at the stated sizes; and again where it compares an input with a number, with that
+        """The graph on made-up inputs at the stated sizes; where it compares an input with a number, again with that
         (a rate that a side of an If is for).
 
         Raises:

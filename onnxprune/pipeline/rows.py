@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from onnxprune.errors import DataError, UsageError, near_file
 from onnxprune.export.precision import SCHEMES
 from onnxprune.export.precision.apply import scheme_of
 from onnxprune.graph.dimensions import evaluate
+from onnxprune.graph.flow import asks_rows
 from onnxprune.graph.model import Model
 from onnxprune.measure import footprint
 from onnxprune.measure.cost import default_bindings
@@ -23,7 +25,10 @@ from onnxprune.search.options import Options
 def read_rows(
     dense: Model, calibration: Any, evaluation: Any, options: Options, **asked: Any
 ) -> tuple[Dataset | None, Dataset | None]:
-    """(rows to learn from, each once, rows to report on). Report rows decide nothing."""
+    """(rows to learn from, each once, rows to report on). Report rows decide nothing.
+
+    Where conditions of the graph look at what is in a row, rows run one by one.
+    """
     common = dict(
         inputs=dense.inputs,
         outputs=dense.outputs,
@@ -34,13 +39,17 @@ def read_rows(
         **asked,
     )
     learn = data.read(calibration, limit=options.rows, **common).distinct() if calibration is not None else None
-    learn = with_targets(dense, learn)
+    learn = _apart(dense, with_targets(dense, learn))
     if evaluation is not None:
-        return learn, with_targets(dense, data.read(evaluation, **common))
+        return learn, _apart(dense, with_targets(dense, data.read(evaluation, **common)))
     if learn is None or len(learn) < 20:
         return learn, None
     parts = learn.split({"learn": 0.8, "report": 0.2}, options.seed)
     return parts["learn"], parts["report"]
+
+
+def _apart(dense: Model, rows: Dataset | None) -> Dataset | None:
+    return replace(rows, max_batch=1) if rows is not None and asks_rows(dense.graph) else rows
 
 
 def require_one_graph(dense: Model, options: Options, quantize: str | None = None) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from onnxprune.graph.flow.nodes import CHOICE, LEAVE, enter_of, is_flow
+from onnxprune.graph.flow.nodes import CHOICE, LEAVE, enter_of, is_flow, kind
 from onnxprune.graph.nested import reads
 
 Side = tuple[ir.Node, bool]
@@ -93,3 +93,28 @@ def _shared(a: tuple[Side, ...], b: tuple[Side, ...]) -> tuple[Side, ...]:
     """What two lists begin with."""
     count = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     return a[:count]
+
+
+def asks_rows(graph: ir.Graph) -> bool:
+    """Whether what a condition says depends on the numbers of rows (of inputs with a dynamic first axis), not on sizes
+    alone: of several rows at once it may say something else than of each."""
+    asked = [node.inputs[0] for node in graph if is_flow(node) and node.op_type == CHOICE]
+    for node in graph:
+        if is_flow(node) and node.op_type == LEAVE and kind(node) == "Loop":
+            asked += [node.inputs[0], *enter_of(node).inputs[:2]]
+    stack = [v for v in asked if v is not None]
+    seen: set[ir.Value] = set(stack)
+    while stack:
+        value = stack.pop()
+        node = value.producer()
+        if node is None:
+            shape = value.shape if value.is_graph_input() else None
+            if shape is not None and len(shape) and not isinstance(shape[0], int):
+                return True
+            continue
+        if node.op_type in ("Shape", "Size"):
+            continue
+        further = [v for v in reads(node) if v is not None and v not in seen]
+        seen.update(further)
+        stack += further
+    return False

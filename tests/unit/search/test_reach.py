@@ -63,3 +63,14 @@ def test_a_graph_that_runs_at_one_rate_alone_is_counted_at_that(tmp_path: Path) 
     file = written(tmp_path, text, {"a": (2, 32), "b": (32, 6), "u": (7, 6)}, check=False)
     dense = models.load(file)
     assert Costs(dense, analyze(dense), {"n": 4}).macs() == 4 * 6 * 32 * (2 + 6) + 3 * 7 * 6
+
+
+def test_rows_that_conditions_look_at_run_one_by_one(tmp_path: Path) -> None:
+    """Of two rows together a condition may say something else than of each."""
+    text = TEXT.replace(
+        "c = Equal(rate, high)", "s = ReduceSum <keepdims = 0> (x)  z = CastLike(high, s)  c = Less(s, z)"
+    )
+    file = written(tmp_path, text.replace("high = {16}", "high = {0}"), WEIGHTS, check=False)
+    result = onnxprune.prune(file, flops=0.5, calibration=_rows(1), evaluation=_rows(1), measure_latency=False)
+    assert {u.total for u in result.report.units} == {32, 40}
+    assert result.report.drift is not None
