@@ -106,15 +106,15 @@ def asks_rows(graph: ir.Graph) -> bool:
     seen: set[ir.Value] = set(stack)
     while stack:
         value = stack.pop()
-        node = value.producer()
-        if node is None:
+        producer = value.producer()
+        if producer is None:
             shape = value.shape if value.is_graph_input() else None
             if shape is not None and len(shape) and not isinstance(shape[0], int):
                 return True
             continue
-        if node.op_type in ("Shape", "Size"):
+        if producer.op_type in ("Shape", "Size"):
             continue
-        further = [v for v in reads(node) if v is not None and v not in seen]
+        further = [v for v in reads(producer) if v is not None and v not in seen]
         seen.update(further)
         stack += further
     return False
