@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -118,6 +119,7 @@ def files(
     """
     if not target.name or target.is_dir():
         raise UsageError(f"{target}: is a folder; name a file in it")
+    _refuse_place(target)
     base, names, inputs = target.parent, (target.name, *beside), inputs or Inputs()
     if len(set(names)) < len(names):
         raise UsageError(f"{target}: another file of the same output has that name; choose another")
@@ -135,6 +137,7 @@ def refuse(target: Path, beside: Sequence[str] = (), *, inputs: Inputs, force: b
     Raises:
         UsageError: see `files`.
     """
+    _refuse_place(target)
     base, names = target.parent, (target.name, *beside)
     _refuse_inputs(base, (target.name,), inputs)
     for name in names:
@@ -154,6 +157,7 @@ def folder(place: Path, *, inputs: Inputs | None = None, force: bool = False) ->
             it was changed since; or another run writes it at this moment.
     """
     inputs = inputs or Inputs()
+    _refuse_place(place)
     if place.exists() and not place.is_dir():
         raise UsageError(f"{place}: is a file; name a folder with -o")
     real = place.resolve()
@@ -304,6 +308,23 @@ def _take_back(made: Sequence[Path]) -> None:
     for path in made:
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
+
+
+def _refuse_place(target: Path) -> None:
+    """Refuse a place that is no place for files, whoever may write there: /dev/stdout is a link that would be replaced.
+
+    Raises:
+        UsageError: it is where the system shows devices and processes, or has a name that libraries cannot open.
+    """
+    try:
+        str(target).encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"{target}: the name is not UTF-8, which the libraries that open the file take names for; choose another"
+        ) from None
+    parts = Path(os.path.realpath(target.parent)).parts[1:3]
+    if os.name == "posix" and (parts[:1] in (("proc",), ("sys",)) or (parts[:1] == ("dev",) and parts[1:] != ("shm",))):
+        raise UsageError(f"{target}: is where the system shows devices; name a file in a folder of yours with -o")
 
 
 def _refuse_inputs(base: Path, names: Sequence[str], inputs: Inputs) -> None:

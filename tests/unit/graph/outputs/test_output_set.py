@@ -305,3 +305,23 @@ def test_a_cache_is_replaced_only_over_a_cache(tmp_path: Path, caplog: pytest.Lo
     file.mkdir()
     assert not outputs.write_cache(file, "cache 3", ours)
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no such files")
+@pytest.mark.parametrize("place", ["/dev/o.onnx", "/dev/stdout", "/proc/self/fd/1", "/sys/o.onnx", "link/o.onnx"])
+def test_nothing_is_written_where_the_system_shows_devices(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may write there: --force would replace /dev/stdout, a link, for all programs."""
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("/dev")
+    for opened in (outputs.files, outputs.folder):
+        with pytest.raises(UsageError, match="devices"), opened(Path(place), force=True):
+            pass
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are text there")
+def test_a_name_that_libraries_cannot_open_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not UTF-8"), outputs.files(tmp_path / "a\udcff.onnx"):
+        pass
+    assert not list(tmp_path.iterdir())
