@@ -139,11 +139,11 @@ def plan(task: Task, brief: Brief, files: Files | None = None) -> Planned | Lack
             pruned = rewrite.apply(place.dense, place.structure, made)
             if not planner.options.keep_unread:
                 rewrite.drop_unread(pruned)
-            file = write(place.dense, pruned, scratch, "plan.onnx").whole
+            written = write(place.dense, pruned, scratch, "plan.onnx")
             with planner.clock.stage("validate"):
-                evidence = place.evidence(file)
+                evidence = place.evidence(written.whole)
             seconds = {k: s - before.get(k, 0.0) for k, s in planner.clock.seconds.items()}
-            return Planned(made, models.digest_of(file), evidence, seconds)
+            return Planned(made, models.digest_of(written.whole), evidence, seconds)
 
 
 class _Place:

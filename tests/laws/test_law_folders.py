@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -40,8 +42,11 @@ from onnxprune.graph.structure.twins import leading
 from onnxprune.measure.continuations import disagreement
 from onnxprune.measure.cost import Costs
 from onnxprune.measure.equivalence import alone
+from onnxprune.pipeline import remote
 from onnxprune.pipeline.proof import prove
+from onnxprune.pipeline.sweep import sweep
 from onnxprune.pipeline.written import write
+from onnxprune.search import workers
 
 FAMILIES = ("bart", "t5")
 
@@ -269,6 +274,31 @@ def test_zeros_and_fewer_bits_reach_every_graph(store: Path, tmp_path: Path, mer
         assert "MatMulInteger" in {node.op_type for node in models.read(small).graph.all_nodes()}
         assert interface(small) == interface(place / name)
     assert len(joined.load(out).files) == len(decoders) + 1, "files in fewer bits are no graphs of their own"
+
+
+def test_workers_make_the_same_plans(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hands:
+        """Workers that are this process."""
+
+        count = 1
+
+        def share(self, value: Any) -> Any:
+            return value
+
+        def run(self, function: Callable[..., Any], tasks: Sequence[Any], *shared: Any) -> Iterator[tuple[int, Any]]:
+            return ((i, function(task, *shared)) for i, task in enumerate(tasks))
+
+    monkeypatch.setattr(remote, "_place", None)
+    monkeypatch.setattr(workers, "opened", lambda *asked: nullcontext(Hands() if asked[0] else None))
+    options = {"units": ("heads", "neurons"), "round_to": 1}
+    for name, count in (("here", None), ("there", 2)):
+        sweep(
+            folder("bart", store), [0.7], tmp_path / name, calibration=rows(), measure=False, options=options,
+            workers=count,
+        )  # fmt: skip
+    here, there = (Plan.load(next((tmp_path / name).glob("*/plan.json"))) for name in ("here", "there"))
+    assert (here.keep, here.files) == (there.keep, there.files) and here.weights
+    assert all(np.array_equal(there.weights[name], array) for name, array in here.weights.items())
 
 
 def assert_the_same_both_ways(file: Path, pruned: Path) -> None:
