@@ -12,11 +12,12 @@ of a Choice reads is that side's, what depends on an Enter is done each turn. A 
 """
 
 from onnxprune.graph.flow.closing import closed
+from onnxprune.graph.flow.lists import stack_lists
 from onnxprune.graph.flow.nodes import CHOICE, DOMAIN, ENTER, LEAVE, condition, enter_of, holds_flow, is_flow
 from onnxprune.graph.flow.opening import choose_known, open_up, widened
 from onnxprune.graph.flow.regions import Flow, asks_rows
 
 __all__ = [
     "CHOICE", "DOMAIN", "ENTER", "LEAVE", "Flow", "asks_rows", "choose_known", "closed", "condition", "enter_of",
-    "holds_flow", "is_flow", "open_up", "widened",
+    "holds_flow", "is_flow", "open_up", "stack_lists", "widened",
 ]  # fmt: skip

@@ -51,6 +51,7 @@ def normalise(model: ir.Model) -> ir.Model:
     _unique_names(model)
     _drop_stated_names(model)
     name_unknown(model)
+    flow.stack_lists(model)
     flow.open_up(model)
     unfuse(model)
     quantised.fold(model)
