@@ -71,7 +71,7 @@ def product_of(node: ir.Node, reader: Reader) -> Product | None:
     if node.op_type in ("MatMul", "Gemm") and len(shape) == 2:
         # From behind: the stream that a result is added to may have more axes than a Gemm has.
         return Contraction((reader.weight_axis,), (reader.axis,), (-1 if reader.input == 0 else -2,))
-    return _contraction(node, reader, len(source.shape), len(shape)) if node.op_type == "Einsum" else None
+    return _contraction(node, reader, len(source.shape), shape) if node.op_type == "Einsum" else None
 
 
 def _operand(node: ir.Node, reader: Reader) -> tuple[ir.Value | None, ir.Value | None]:
@@ -80,19 +80,27 @@ def _operand(node: ir.Node, reader: Reader) -> tuple[ir.Value | None, ir.Value |
     return weight, node.inputs[reader.input]
 
 
-def _contraction(node: ir.Node, reader: Reader, rank: int, weight_rank: int) -> Contraction | None:
+def _contraction(node: ir.Node, reader: Reader, rank: int, weight: tuple[int, ...]) -> Product | None:
     """An Einsum of one activation and one weight in which every letter is summed over, or passed on from one of them.
 
-    Letters that both have and the result too (each expert its own matrix) make many products of it.
+    A letter that both have and the result too (each expert its own matrix) makes many products of it.
+
+    Args:
+        rank: of the activation.
+        weight: its shape.
     """
     if len(node.inputs) != 2:
         return None
-    ranks = [rank, weight_rank] if reader.input == 0 else [weight_rank, rank]
+    ranks = [rank, len(weight)] if reader.input == 0 else [len(weight), rank]
     terms, result = equation(node, ranks)
     x, w = terms if reader.input == 0 else terms[::-1]
     summed = [letter for letter in w if letter in x and letter not in result]
     passed = [letter for letter in w if letter not in x]
     rest = [letter for letter in x if letter not in summed]
+    own = [letter for letter in rest if letter in w and letter in result]
+    if len(own) == len(summed) == len(passed) == 1 and set(rest + passed) <= set(result):
+        order = w.index(own[0]), w.index(summed[0]), w.index(passed[0])
+        return Experts(weight, order, (x.index(own[0]), x.index(summed[0])))
     if sorted(summed + passed) != sorted(w) or not set(passed) | set(rest) <= set(result) or set(w) & set(rest):
         return None
     return Contraction(
@@ -226,14 +234,55 @@ class Stacked:
 
     def rows(self, x: Any) -> Any:
         """[tokens of all experts, experts·in]: each token's own expert's beside zeros for the others."""
-        import torch
-
         count, width = self.shape[:2]
         x = x.expand(*x.shape[:-3], count, *x.shape[-2:]) if x.dim() > 2 else x.expand(count, *x.shape)
-        parts = x.movedim(-3, 0).reshape(count, -1, width)
-        found = x.new_zeros(count, parts.shape[1], count, width)
-        found[torch.arange(count), :, torch.arange(count)] = parts
-        return found.reshape(-1, count * width)
+        return _beside_zeros(x.movedim(-3, 0).reshape(count, -1, width))
+
+    def written(self, y: Any) -> Any:
+        return None
+
+
+def _beside_zeros(parts: Any) -> Any:
+    """[experts, tokens, in] -> [experts·tokens, experts·in]: each token's own expert's beside zeros for the others."""
+    import torch
+
+    count, tokens, width = parts.shape
+    found = parts.new_zeros(count, tokens, count, width)
+    found[torch.arange(count), :, torch.arange(count)] = parts
+    return found.reshape(-1, count * width)
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The same as an Einsum, whose axes stand anywhere.
+
+    Attributes:
+        shape: of the weight.
+        order: the weight's axes of experts, inputs and outputs.
+        read: the activation's axes of experts and inputs.
+    """
+
+    shape: tuple[int, ...]
+    order: tuple[int, int, int]
+    read: tuple[int, int]
+    kernel: int = 1
+    spatial: bool = False
+    refits: bool = False
+
+    @property
+    def copies(self) -> int:
+        return self.shape[self.order[0]]
+
+    def weight(self, array: np.ndarray) -> np.ndarray:
+        return _blocks(array.transpose(self.order))
+
+    def restore(self, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        return np.ascontiguousarray(_diagonal(matrix, self.copies).transpose(np.argsort(self.order)))
+
+    def rows(self, x: Any) -> Any:
+        """[tokens of all experts, experts·in]: each token's own expert's beside zeros for the others."""
+        moved = x.movedim(self.read, (0, -1))
+        return _beside_zeros(moved.reshape(moved.shape[0], -1, moved.shape[-1]))
 
     def written(self, y: Any) -> Any:
         return None

@@ -123,3 +123,31 @@ def test_experts_in_one_weight_are_blocks(tmp_path: Path) -> None:
         np.testing.assert_allclose(per_expert[expert, :, :, expert], x[:, expert] @ w[expert], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(matrix.restore(blocks, w.shape), w)
     agreed(subject, {"x": rng.standard_normal((3, 6, 8)).astype(np.float32)})
+
+
+EINSUM_EXPERTS = """
+<ir_version: 9, opset_import: ["" : 17]>
+experts (float[N, 6, 8] x, float[4, 8, 5] up, float[4, 8, 5] down) => (float[N, 6, 4, 8] y) {
+    h = Einsum<equation = "bsd,edf->besf">(x, up)
+    a = Relu(h)
+    y = Einsum<equation = "besf,edf->bsed">(a, down)
+}
+"""
+
+
+def test_experts_of_an_einsum_are_blocks(tmp_path: Path) -> None:
+    """The same, whatever the order of the weight's axes."""
+    subject = Subject.load(written(tmp_path, EINSUM_EXPERTS, {"up": (4, 8, 5), "down": (4, 8, 5)}))
+    (group,) = subject.structure.groups
+    found = matrices(subject.model.graph, subject.structure, group)
+    assert found is not None
+    (matrix,) = found
+    assert matrix.units.tolist() == [*range(5)] * 4
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((2, 4, 6, 5)).astype(np.float32), rng.standard_normal((4, 8, 5)).astype(np.float32)
+    rows, blocks = matrix.rows(torch.from_numpy(x)).numpy(), matrix.weight(w)
+    per_expert = (rows @ blocks).reshape(4, 2, 6, 4, 8)
+    for expert in range(4):
+        np.testing.assert_allclose(per_expert[expert, :, :, expert], x[:, expert] @ w[expert].T, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(matrix.restore(blocks, w.shape), w)
+    agreed(subject, {"x": rng.standard_normal((3, 6, 8)).astype(np.float32)})
