@@ -10,8 +10,11 @@ import onnx
 import pytest
 from plans import Subject, distance, in_runtime, random_plan
 
+from onnxprune.graph import model as models
 from onnxprune.measure.cost import Costs
 from onnxprune.measure.operator_profile import profiled_macs
+from onnxprune.probe.engine import NodeByNode
+from onnxprune.probe.interpreter import Interpreter
 
 SEEDS = range(8)
 
@@ -43,8 +46,6 @@ def test_a_file_has_the_control_flow_that_it_had(tmp_path: Path, kind: str) -> N
     subject = Subject.load(path)
     feeds = _feeds(0)
     in_runtime(subject.model.ir, feeds)
-    from onnxprune.graph import model as models
-
     models.save(subject.model.ir, tmp_path / "again.onnx")
     operator = {"choice": "If", "loop": "Loop", "scan": "Scan"}[kind]
     again = onnx.load(tmp_path / "again.onnx")
@@ -59,3 +60,13 @@ def test_every_turn_is_counted(tmp_path: Path, kind: str) -> None:
     subject = Subject.load(path)
     own = Costs(subject.model, subject.structure, {"n": 2, "s": 5}).by_op()
     assert own == profiled_macs(path, _feeds(0))
+
+
+@pytest.mark.parametrize("kinds", [("choice", "loop"), ("scan",)])
+def test_without_torch_it_runs_node_by_node(tmp_path: Path, kinds: tuple[str, ...]) -> None:
+    path, _ = flow_graphs.graph(tmp_path, 2, kinds)
+    machine = Interpreter(models.load(path).graph)
+    machine.engine = NodeByNode()
+    for side in range(2):
+        feeds = _feeds(side)
+        assert distance(machine.run(feeds), in_runtime(path, feeds)) < 1e-5

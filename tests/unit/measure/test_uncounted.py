@@ -52,7 +52,7 @@ def test_products_inside_control_flow(tmp_path: Path) -> None:
     (found,) = _found(_file(tmp_path, f"{IF}  {BRANCHES}"))
     assert (found.operator, found.holds) == ("If", {"MatMul": 3})
     assert found.macs == 2 * 64 * 64 * 64  # the branch that ran
-    assert found.share is not None and 0.1 < found.share < 1
+    assert found.share is not None and 0.02 < found.share < 1
     (said,) = uncounted.said([found])
     assert said.startswith(
         f"not counted, {found.share:.0%} of the dense model's time by ONNX Runtime's profile: If node "
