@@ -28,8 +28,9 @@ from onnxprune.probe.interpreter import Interpreter
 
 logger = logging.getLogger(__name__)
 
-RATE = 1e-4
-"""Adam's rate at its highest, for numbers of the size that weights of a unit-variance layer have."""
+RATE = 1e-5
+"""Adam's rate at its highest. A few hundred rows are soon known by heart: at more, mended weights only get worse on
+other rows."""
 WARM = 0.05
 """Share of the time in which the rate rises; it falls to nothing over the rest."""
 STEP_TOKENS = 512
