@@ -44,7 +44,7 @@ class Refitter:
     rankings: Mapping[str, Ranking] = field(default_factory=dict)
     damping: float = 1e-2
     writable: Callable[[str, np.ndarray], np.ndarray] = lambda _, array: array
-    _nested: dict[Usage, NestedRefit | RefitOnTokens] = field(default_factory=dict)
+    _nested: dict[tuple[Usage, str], NestedRefit | RefitOnTokens] = field(default_factory=dict)
 
     def together(self, chosen: Sequence[tuple[Site, Sequence[int]]]) -> dict[str, np.ndarray]:
         """The same of several sites that the same weights read, each with its units."""
@@ -81,7 +81,8 @@ class Refitter:
 
     def _fitted(self, site: Site, matrix: Matrix, weight: np.ndarray, kept: np.ndarray) -> np.ndarray:
         usage, count = (matrix.reader.node, matrix.reader.input), int(kept.sum())
-        nested = self._nested.get(usage)
+        # Each site's own: what it is refit to must not depend on whose order was solved along first.
+        nested = self._nested.get((usage, site.id))
         if nested is None and site.id in self.rankings:
             places = np.empty(site.group.size + 1, dtype=np.int64)
             places[list(self.rankings[site.id].order)] = np.arange(site.group.size)
@@ -89,7 +90,7 @@ class Refitter:
             order = np.argsort(places[matrix.units], kind="stable")
             if sum(n.nbytes for n in self._nested.values()) > FACTORS:
                 self._nested.clear()
-            nested = self._nested[usage] = self._nest(weight, self.gram[usage], order)
+            nested = self._nested[usage, site.id] = self._nest(weight, self.gram[usage], order)
         if nested is not None and kept[nested.order[:count]].all():
             return nested.at(count)
         return self._alone(weight, self.gram[usage], kept)

@@ -89,6 +89,33 @@ def test_a_weight_that_two_uses_share_is_left_alone() -> None:
     assert refitted("w", "w") == set()
 
 
+@pytest.mark.parametrize("tokens", [300, 20], ids=["moments", "tokens"])
+def test_what_a_site_is_refit_to_depends_on_no_other_site(tokens: int) -> None:
+    """Heads and their dimensions read one matrix: workers come to them in orders of their own."""
+    random = np.random.default_rng(0)
+    gram = {("out", 0): Gram()}
+    gram["out", 0].add(torch.from_numpy(random.normal(size=(tokens, 32)) @ random.normal(size=(32, 32))))
+    weight = random.normal(size=(32, 16)).astype(np.float32)
+
+    def site(name: str, units: np.ndarray) -> Site:
+        reader = SimpleNamespace(node="out", input=0, weight="w")
+        matrix = SimpleNamespace(
+            reader=reader, usage=("out", 0), units=units, refits=True, weight=lambda a: a, restore=lambda a, _: a
+        )
+        return cast(Site, SimpleNamespace(id=name, group=SimpleNamespace(size=units.max() + 1), matrices=(matrix,)))
+
+    sites = [site("heads", np.arange(32) // 8), site("dims", np.arange(32))]
+    rankings = {s.id: Ranking(s.id, tuple(random.permutation(s.group.size).tolist())) for s in sites}
+    kept = [rankings["heads"].keep(2), rankings["dims"].keep(13)]
+    found = []
+    for order in ((0, 1), (1, 0)):
+        refitter = Refitter(lambda _: weight, gram, rankings)
+        made = {i: refitter(sites[i], kept[i])["w"] for i in order}
+        found.append([made[0], made[1]])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_few_bytes_may_wait_in_a_gram(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = torch.from_numpy(np.random.default_rng(0).normal(size=(64, 8))), torch.linspace(0, 1, 64)
     waiting: list[int] = []
