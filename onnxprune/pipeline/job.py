@@ -19,7 +19,7 @@ from onnxprune.data import Dataset
 from onnxprune.errors import BudgetError, CheckError, UsageError
 from onnxprune.export.precision import Step, measure_steps
 from onnxprune.export.precision.apply import scheme_of
-from onnxprune.graph import joined, memory, outputs, runtime
+from onnxprune.graph import joined, memory, outputs, prepare, runtime
 from onnxprune.graph import model as models
 from onnxprune.graph.companions import add_companions
 from onnxprune.graph.dimensions import independent
@@ -230,7 +230,8 @@ class Job:
         report = replace(report, warnings=(*report.warnings, *lacking), files=output_files.digests(out.folder))
         report.save(out.folder / name_of(out, "report.json"))
         listed(out, self.dense, {}, made.files)
-        return Result(pruned, plan, report, tuple(out.commit()), self.dense)
+        made = pruned if self.dense.parts else prepare.written(pruned)  # as a file has it
+        return Result(made, plan, report, tuple(out.commit()), self.dense)
 
     @property
     def home(self) -> Path:

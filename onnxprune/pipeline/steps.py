@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxprune import rewrite
 from onnxprune.data import READING
-from onnxprune.graph import outputs
+from onnxprune.graph import outputs, prepare
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Budget, Plan, Ranking, Structure
 from onnxprune.measure.validation import Evidence
@@ -110,7 +110,8 @@ class Steps:
 
     def rewrite(self, plan: Plan) -> ir.Model:
         """The graph with the plan carried out; `onnx_ir.save` writes it."""
-        return rewrite.apply(self.job.dense, self.structure, plan.everywhere(self.structure))
+        made = rewrite.apply(self.job.dense, self.structure, plan.everywhere(self.structure))
+        return made if self.job.dense.parts else prepare.written(made)
 
     def validate(self, pruned: ir.Model) -> Evidence | None:
         """What a graph costs on the evaluation rows (or those set aside); None without rows."""

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from graphs import written
 
@@ -74,3 +75,12 @@ def test_rows_that_conditions_look_at_run_one_by_one(tmp_path: Path) -> None:
     result = onnxprune.prune(file, flops=0.5, calibration=_rows(1), evaluation=_rows(1), measure_latency=False)
     assert {u.total for u in result.report.units} == {32, 40}
     assert result.report.drift is not None
+
+
+def test_what_steps_rewrite_is_a_graph_that_anyone_can_save(tmp_path: Path) -> None:
+    file = written(tmp_path, TEXT, WEIGHTS, check=False)
+    steps = onnxprune.Steps.open(file, flops=0.5, calibration=_rows(16, 8), evaluation=_rows(16, 8))
+    pruned = steps.rewrite(steps.compensate(steps.search()))
+    ir.save(pruned, tmp_path / "own.onnx")
+    assert {n.domain for n in pruned.graph.all_nodes()} == {""}
+    assert steps.validate(pruned) is not None
