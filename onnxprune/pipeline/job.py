@@ -230,8 +230,8 @@ class Job:
         report = replace(report, warnings=(*report.warnings, *lacking), files=output_files.digests(out.folder))
         report.save(out.folder / name_of(out, "report.json"))
         listed(out, self.dense, {}, made.files)
-        made = pruned if self.dense.parts else prepare.written(pruned)  # as a file has it
-        return Result(made, plan, report, tuple(out.commit()), self.dense)
+        handed = pruned if self.dense.parts else prepare.written(pruned)  # as a file has it
+        return Result(handed, plan, report, tuple(out.commit()), self.dense)
 
     @property
     def home(self) -> Path:
