@@ -149,7 +149,7 @@ class Workshop:
         if guessed:
             said = ", ".join(f"{name}={size}" for name, size in guessed.items())
             self.say(f"shapes are fixed at {said}; --shape {said.replace(', ', ',')} says otherwise")
-        return fix(copy.ir, sizes), {name: size for name, size in sizes.items() if name in symbols}
+        return fix(copy.normal, sizes), {name: size for name, size in sizes.items() if name in symbols}
 
 
 class Target(Protocol):

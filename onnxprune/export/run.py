@@ -148,7 +148,7 @@ class _Job:
                 model, trimmed = vocabulary.trim(model, self.source.parent, Path(vocab), companions)
         file = self.source
         if trimmed is not None:
-            file = models.save(sweep(model.clone().ir), companions / "model.onnx")[0]
+            file = models.save(sweep(model.clone().normal), companions / "model.onnx")[0]
         shop = Workshop(
             model, file, companions, self.folder, self.scratch, self.asked, self._reader(model, companions), dense
         )

@@ -226,7 +226,7 @@ def _cut(model: Model, renumbered: Mapping[int, int]) -> Model:
     table, _ = _table(copy)
     assert table.const_value is not None
     rows = np.asarray(table.const_value.numpy())[list(renumbered)]
-    smaller = constant(copy.ir, np.ascontiguousarray(rows), table.name or "embeddings")
+    smaller = constant(copy.normal, np.ascontiguousarray(rows), table.name or "embeddings")
     for node, index in list(table.uses()):
         node.replace_input_with(index, smaller)
     del copy.graph.initializers[table.name or ""]

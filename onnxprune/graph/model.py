@@ -96,7 +96,8 @@ class Model:
     """A normalised graph and where it came from.
 
     Attributes:
-        ir: the graph; every initializer of rank <= 1 has one reader, every node and value a unique name.
+        normal: the graph as it is worked on: control flow is opened, weights in fewer bits are numbers, every
+            initializer of rank <= 1 has one reader, every node and value a unique name.
         path: the file it was read from; of several graphs, one of them all, for sessions.
         digest: sha256 of that file and its external data, in hex; plans are bound to it. Of several, of their digests.
         said: what was done to the graph that its user may not expect.
@@ -105,7 +106,7 @@ class Model:
         scratch: what holds the file of several graphs.
     """
 
-    ir: ir.Model
+    normal: onnx_ir.Model
     path: Path | None
     digest: str
     said: tuple[str, ...] = ()
@@ -114,13 +115,19 @@ class Model:
     scratch: Any = None
 
     @property
+    def ir(self) -> onnx_ir.Model:
+        """The model as a file has it: what sessions take, and other tools."""
+        return prepare.written(self.normal)
+
+    @property
     def graph(self) -> onnx_ir.Graph:
-        return self.ir.graph
+        """The normalised graph."""
+        return self.normal.graph
 
     @property
     def opset(self) -> int:
         """The version of the default operator set."""
-        return self.ir.opset_imports.get("", 0)
+        return self.normal.opset_imports.get("", 0)
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
@@ -157,7 +164,7 @@ class Model:
 
     def clone(self) -> Model:
         """A copy whose graph can be mutated; weights are shared."""
-        return replace(self, ir=prepare.stamp(self.ir.clone()))
+        return replace(self, normal=prepare.stamp(self.normal.clone()))
 
 
 def graphs_of(path: Path) -> Path:

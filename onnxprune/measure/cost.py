@@ -134,8 +134,8 @@ class Costs:
     def _frame(self) -> int:
         """Bytes of a file that is written that are no weights: nodes, names, shapes; of several, all together."""
         if self.model.parts:
-            return sum(map(self._framed, joined.written(self.model, self.model.ir).values()))
-        return self._framed(self.model.clone().ir)
+            return sum(map(self._framed, joined.written(self.model, self.model.normal).values()))
+        return self._framed(self.model.clone().normal)
 
     @staticmethod
     def _framed(model: ir.Model) -> int:

@@ -224,7 +224,7 @@ def _check_unrounded(
     Raises:
         CheckError: the file computes something else.
     """
-    interpreter = Interpreter(unrounded(dense.ir).graph)
+    interpreter = Interpreter(unrounded(dense.normal).graph)
     gated = Gates(structure, interpreter).gated(plan)
     with unrounded_file(file) as copy:
         equivalence(copy, _expected(interpreter, rows, gated), _UNROUNDED, optimization=_UNFUSED)

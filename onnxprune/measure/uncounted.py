@@ -113,7 +113,7 @@ def _profile(dense: Model, bindings: Mapping[str, int], examples: Sequence[runti
     try:
         feeds = synthesize(dense.inputs, dims=bindings, examples=examples)
         with outputs.scratch() as folder:
-            file = models.save(dense.ir, folder / "profiled.onnx")[0]
+            file = models.save(dense.normal, folder / "profiled.onnx")[0]
             return calls(file, feeds)
     except OnnxPruneError:
         return ()

@@ -207,7 +207,7 @@ class Job:
         self.planner.interpreter.release()
         with self.clock.stage("rewrite"):
             pruned = rewrite.apply(self.dense, self.structure, plan)
-            written = Costs(replace(self.dense, ir=pruned), self.structure, self.planner.costs.bindings)
+            written = Costs(replace(self.dense, normal=pruned), self.structure, self.planner.costs.bindings)
             spent = {kind: written.total(kind) for kind in ("flops", "params")}
             unread = self._drop_unread(pruned)
         made = write(self.dense, pruned, out.folder, out.first)
@@ -262,7 +262,7 @@ class Job:
             return 0
 
         def macs() -> int:
-            return Costs(replace(self.dense, ir=pruned), self.structure, self.planner.costs.bindings).macs()
+            return Costs(replace(self.dense, normal=pruned), self.structure, self.planner.costs.bindings).macs()
 
         before = macs()
         return before - macs() if rewrite.drop_unread(pruned) else 0

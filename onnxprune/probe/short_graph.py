@@ -25,7 +25,7 @@ def brief(model: Model, structure: Structure, whole: Interpreter) -> tuple[Inter
         whole: of the model's own graph; weights are shared with it.
     """
     short = model.clone()
-    if not rewrite.drop_unread(short.ir):
+    if not rewrite.drop_unread(short.normal):
         return whole, structure
     names = {node.name for node in short.graph}
     if not _acted_on(model, structure) <= names:

@@ -24,7 +24,7 @@ def apply(model: Model, structure: Structure, plan: Plan) -> ir.Model:
             f"the plan was made for a model with digest {plan.digest[:12]}…, this one has {model.digest[:12]}…"
             f"{_which(model, plan)}; make a plan for this model"
         )
-    clone = model.clone().ir
+    clone = model.clone().normal
     weights.weights(clone, plan)
     bypass.branches(clone, structure, plan)
     cut.units(clone, structure, plan)

@@ -157,7 +157,7 @@ def test_convolutions_that_onnx_runtime_quantised(how: str, tmp_path: Path) -> N
 def holds_unrounded(file: Path, feeds: Arrays, folder: Path) -> None:
     """Laws 1 and 3 on a deep graph whose activations are rounded: without that rounding, of which it makes much."""
     subject = Subject.load(file)
-    interpreter = Interpreter(unrounded(subject.model.ir).graph)
+    interpreter = Interpreter(unrounded(subject.model.normal).graph)
     gates = Gates(subject.structure, interpreter)
     for seed in range(2):
         plan = random_plan(subject, np.random.default_rng(seed), tile=0)

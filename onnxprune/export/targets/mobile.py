@@ -55,7 +55,7 @@ def build(shop: Workshop, scheme: str, *, provider: str, stem: str, purpose: str
 def provider_form(shop: Workshop, provider: str) -> tuple[Path, dict[str, int]]:
     """The graph as the provider takes it, and the sizes that were fixed; each form's coverage goes into the report."""
     given = shop.scratch / "given.onnx"
-    models.save(shop.model.ir, given)
+    models.save(shop.model.normal, given)
     shop.usability += usability.survey(given, "as given", FAMILIES[provider])
     model, sizes = shop.fixed()
     masks = finite_masks(model)

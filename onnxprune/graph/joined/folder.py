@@ -155,7 +155,7 @@ def load(path: str | os.PathLike[str], calls: Mapping[str, int] | None = None) -
     loaded = {name: models.load(file) for name, (file, _) in single.items()}
     order, wires = _wired(list(loaded.values()))
     loaded = {name: loaded[name] for name in order}
-    whole, shared = join({name: one.ir.clone() for name, one in loaded.items()}, wires)
+    whole, shared = join({name: one.normal.clone() for name, one in loaded.items()}, wires)
     parts = tuple(_part(one, wires[name], shared[name], single[name][1]) for name, one in loaded.items())
     _own_nothing(parts)
     digests = {p.source.name: p.model.digest for p in parts}

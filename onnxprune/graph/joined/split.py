@@ -40,7 +40,7 @@ def owners(graph: ir.Graph, parts: Sequence[Part]) -> dict[str, list[int]]:
 def split(whole: ir.Model, part: Part) -> ir.Model:
     """One graph out of the whole, which stays as it is."""
     model = whole.clone()
-    graph, own = model.graph, part.model.ir
+    graph, own = model.graph, part.model.normal
     nodes = nodes_of(graph, part.wires)
     values = _by_name(graph)
     inner = {n for node in nodes for n in (node, *(n for body in bodies(node) for n in body.all_nodes()))}

@@ -94,7 +94,7 @@ class Cutter:
         inputs = self.costs.model.inputs
         made = synthesize(inputs, dims=self.costs.bindings)
         ports = tuple(_port(name, array.dtype, array.shape, array) for name, array in made.items())
-        return Micro(_signature(self.costs.model.ir, ports), WHOLE, 1, 1, None, ports)
+        return Micro(_signature(self.costs.model.normal, ports), WHOLE, 1, 1, None, ports)
 
     def uncut(self) -> Micro:
         """The model as it is written when nothing is cut: what modules are taken off."""
@@ -159,7 +159,7 @@ class Cutter:
         shifted.outputs[0].type = ir.TensorType(dtype)
         graph = ir.Graph([x], [shifted.outputs[0]], nodes=[product, shifted], initializers=held,
                          opset_imports=self.graph.opset_imports, name="map")  # fmt: skip
-        return self._micro(ir.Model(graph, ir_version=self.costs.model.ir.ir_version), MAP, 1, 1)
+        return self._micro(ir.Model(graph, ir_version=self.costs.model.normal.ir_version), MAP, 1, 1)
 
     # ----------------------------------------------------------------------------------------------------------
 
@@ -177,7 +177,7 @@ class Cutter:
             for value in (*graph.inputs, *graph.outputs):
                 value.meta.pop("onnxprune.shape", None)
                 value.shape = ir.Shape(self.costs.dense_shape(known[value.name]))
-            model = ir.Model(graph, ir_version=self.costs.model.ir.ir_version)
+            model = ir.Model(graph, ir_version=self.costs.model.normal.ir_version)
             for i, value in enumerate(graph.outputs):
                 if value.name in self._read:
                     graph.outputs[i] = _picked(model, value, *self._read[value.name])

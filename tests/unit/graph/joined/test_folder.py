@@ -46,7 +46,7 @@ def test_graphs_of_one_folder_are_one_and_come_apart_again(towers: Path) -> None
     assert len(whole.graph.initializers) == 3
     x = np.random.default_rng(0).standard_normal((2, 8), dtype=np.float32)
     for part in whole.parts:
-        alone = joined.split(whole.ir, part)
+        alone = joined.split(whole.normal, part)
         (output,) = in_runtime(alone, {part.file.stem.removesuffix("_model"): x}).values()
         expected = in_runtime(part.file, {part.file.stem.removesuffix("_model"): x})
         assert np.allclose(output, next(iter(expected.values())))
@@ -68,7 +68,7 @@ def test_a_graph_whose_output_is_its_input_keeps_both(tmp_path: Path) -> None:
     whole = joined.load(place)
     x = np.ones((3, 8), np.float32)
     for part in whole.parts:
-        found = in_runtime(joined.split(whole.ir, part), {part.file.stem: x})
+        found = in_runtime(joined.split(whole.normal, part), {part.file.stem: x})
         assert np.array_equal(found[f"{part.file.stem}_same"], x)
 
 
