@@ -113,6 +113,16 @@ def cast(*, zero: bool = False, per: bool = True) -> Form:
     return write
 
 
+def half(kind: int = TensorProto.FLOAT16) -> Form:
+    """Cast of what is stored in half precision."""
+
+    def write(w: np.ndarray, name: str, out: int) -> Written:
+        stored = helper.make_tensor(f"{name}_h", kind, w.shape, w.astype(np.float32).ravel().tolist())
+        return [stored], [helper.make_node("Cast", [f"{name}_h"], [name], to=TensorProto.FLOAT)]
+
+    return write
+
+
 def trained(w: np.ndarray, name: str, out: int) -> Written:
     """QuantizeLinear and DequantizeLinear of floats, as quantisation-aware training exports it."""
     axes = tuple(a for a in range(w.ndim) if a != out)
@@ -148,6 +158,8 @@ FORMS: dict[str, Form] = {
     "cast-tensor": cast(per=False),
     "cast-uint8": cast(zero=True),
     "trained": trained,
+    "half": half(),
+    "bfloat16": half(TensorProto.BFLOAT16),
 }
 
 

@@ -1,4 +1,4 @@
-"""Weights that are integers in the file and numbers to everything else.
+"""Weights that are integers (or halves) in the file and numbers to everything else.
 
 A quantised weight is (codes − zero point) · scale, whatever operators say so. Analysis, scores and refits see its
 numbers; a cut takes codes, and the scales and zero points that go with them, so that nothing is rounded anew; new
@@ -48,7 +48,8 @@ class Form:
     """How a file writes a quantised weight.
 
     Attributes:
-        operators: "DequantizeLinear", "QuantizeLinear" (rounded at run time, and back), or "Cast" (Cast, Sub, Mul).
+        operators: "DequantizeLinear", "QuantizeLinear" (rounded at run time, and back), or "Cast" (Cast, Sub, Mul;
+            Cast alone of halves, whose scale is unwritten).
         ranks: of the scale and of the zero point as they are written.
         axis: of DequantizeLinear, as it is written.
         attributes: others of it, and of QuantizeLinear.
@@ -70,7 +71,7 @@ class Parts:
     """What a quantised weight is made of, in the order of axes in which it is stored.
 
     Attributes:
-        codes: integers, or floats of 8 bits.
+        codes: integers, or floats of 8 or 16 bits.
         scale: of as many axes; along each it has one number, one for every index, or one for every `block` of them.
         zero: the same of zero points; None where they are 0.
         block: indices that share a scale along the axis `along`; 0 where there is no such axis.
@@ -138,6 +139,8 @@ class Parts:
 
     def _grid(self, wide: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         """(scale, zero point) on which some numbers fit."""
+        if self.half:
+            return self.scale, self.zero
         low, high = _range(self.codes.dtype)
         zero = np.zeros_like(self.scale, np.float64) if self.zero is None else np.asarray(self.zero, np.float64)
         zero = np.broadcast_to(zero, self.scale.shape)
@@ -169,6 +172,11 @@ class Parts:
                 break
         found = np.where(first == _STEPS, scale, found)  # what fits on no scale is clipped on the largest
         return found.astype(self.scale.dtype), None if self.zero is None else shift.astype(self.zero.dtype)
+
+    @property
+    def half(self) -> bool:
+        """Whether the codes are numbers in half precision, which need no scale."""
+        return not self._integers and self.codes.dtype.bitwidth > 8
 
     @property
     def _integers(self) -> bool:
@@ -345,8 +353,12 @@ def noted(node: ir.Node, note: Note | None = None) -> Note | None:
 
 
 def is_quantised(graph: ir.Graph) -> bool:
-    """Whether a graph that was loaded has quantised weights, or operators that stand for ones on integers."""
-    weights = any(isinstance(v.const_value, Quantised) for v in graph.initializers.values())
+    """Whether a graph that was loaded has quantised weights, or operators that stand for ones on integers.
+
+    Weights that are stored in half precision are not: they are computed with as any others.
+    """
+    held = (v.const_value for v in graph.initializers.values())
+    weights = any(isinstance(tensor, Quantised) and not tensor.parts.half for tensor in held)
     return weights or any(noted(n) is not None for n in graph)
 
 

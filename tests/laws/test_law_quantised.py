@@ -237,6 +237,19 @@ def test_a_quantised_model_is_not_quantised_again(tmp_path: Path) -> None:
         onnxprune.prune(mlp(tmp_path / "m.onnx", FORMS["output"]), flops=0.5, quantize="int8")
 
 
+def test_what_is_stored_in_half_precision_stays_so(tmp_path: Path) -> None:
+    file = mlp(tmp_path / "model.onnx", FORMS["half"])
+    rows = [{"x": feeds_for(file, seed)["x"][0]} for seed in range(24)]
+    small = tmp_path / "small.onnx"
+    result = onnxprune.prune(
+        file, small, flops=0.6, calibration=rows, quantize="int8-dynamic", measure_latency=False
+    )  # fmt: skip
+    assert result.report.flops.ratio <= 0.6 and len(result.report.steps) == 3
+    assert types(small)[TensorProto.FLOAT16] == types(file)[TensorProto.FLOAT16]
+    assert operators(small)["Cast"] == operators(file)["Cast"]
+    assert small.stat().st_size < file.stat().st_size
+
+
 def test_from_a_file_to_a_file_with_refits_on_the_grid(tmp_path: Path) -> None:
     file = mlp(tmp_path / "model.onnx", FORMS["output"])
     rows = [{"x": feeds_for(file, seed)["x"][0]} for seed in range(24)]

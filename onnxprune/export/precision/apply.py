@@ -118,6 +118,7 @@ def quantize(source: Path, target: Path, scheme: str, rows: Sequence[Feeds] = ()
         if chosen.store is not None:
             model = models.read(source)
             prepare.stamp(model)
+            storage.widen(model)
             chosen.store(model, by_row)
             stored = scratch / "stored.onnx"
             models.save(model, stored if chosen.convert is not None else target)

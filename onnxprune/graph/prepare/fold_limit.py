@@ -26,7 +26,9 @@ _GROWING = (
 
 
 def small(node: ir.Node, version: int) -> bool | None:
-    """False where a node's result would be large, as `should_fold` of onnxscript's optimizer; None: as it sees fit.
+    """Whether to fold a node, as `should_fold` of onnxscript's optimizer; None: as it sees fit.
+
+    False where the result would be large.
 
     What is made of a quantised weight stays a node, too.
     """
@@ -38,7 +40,10 @@ def small(node: ir.Node, version: int) -> bool | None:
     if any(isinstance(v.const_value, Quantised) for v in given):
         return False
     sizes = _sizes(node, version)
-    return False if sizes is None or any(size > MOST_VALUES for size in sizes) else None
+    if sizes is None or any(size > MOST_VALUES for size in sizes):
+        return False
+    # A bias in half precision is a bias, however wide it is; matrices stay as they are stored.
+    return True if node.op_type == "Cast" and len(given[0].const_value.shape) <= 1 else None
 
 
 def refuse_large(model: ir.Model) -> None:

@@ -62,6 +62,17 @@ def test_every_scheme_is_smaller_and_keeps_the_interface(
     assert np.abs(found - expected).max() > 0
 
 
+def test_what_is_stored_in_half_precision_is_brought_to_8_bits(
+    letters_bert: Path, rows: list[Feeds], tmp_path: Path
+) -> None:
+    half = quantize(letters_bert / "model.onnx", tmp_path / "half.onnx", "fp16")
+    file = quantize(half, tmp_path / "small.onnx", "int8-dynamic")
+    assert file.stat().st_size < 0.9 * half.stat().st_size
+    assert "MatMulInteger" in {node.op_type for node in onnx.load(file).graph.node}
+    expected, found = (in_runtime(f, rows[0])["logits"] for f in (half, file))
+    assert np.abs(found - expected).max() <= 0.15 * np.abs(expected).max()
+
+
 def test_tables_are_read_row_by_row_or_as_a_whole(letters_bert: Path, rows: list[Feeds], tmp_path: Path) -> None:
     source = letters_bert / "model.onnx"
     by_row = quantize(source, tmp_path / "rows.onnx", "int8-weights")

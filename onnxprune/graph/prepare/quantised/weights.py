@@ -2,7 +2,8 @@
 
 Exporters and quantisers write them in many ways: DequantizeLinear of constants (one scale a tensor, a channel or a
 block), a QuantizeLinear before it where they were trained so, or a Cast to floats, with a Sub for the zero point, and a
-Mul. `fold` makes each an initializer that holds a `Quantised`; `writing` puts the operators back.
+Mul; a Cast alone where they are stored in half precision. `fold` makes each an initializer that holds a `Quantised`;
+`writing` puts the operators back.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from onnxprune.graph.quantised import Form, Names, Parts, Quantised, steps_of
 
 _BITS = 8
 """Codes of more are indices or counts, where a Cast and a Mul alone say that they are weights."""
+_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+_WIDE = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 
 
 def fold(model: ir.Model) -> None:
@@ -202,6 +205,18 @@ def _scaled(node: ir.Node) -> Quantised | None:
     return None
 
 
+def _half(node: ir.Node) -> Quantised | None:
+    """Cast of a constant in half precision, which is its own grid; vectors are folded as others are."""
+    source, kind = node.inputs[0], ir.DataType(attribute(node, "to", 0))
+    if source is None or not constant(source) or source.const_value is None or kind not in _WIDE:
+        return None
+    held = source.const_value
+    if held.dtype not in _HALVES or len(held.shape) < 2:
+        return None
+    form = Form("Cast", Names(source.name or "", node=node.name or ""), unwritten=("scale",))
+    return Quantised(Parts(held, np.ones([1] * len(held.shape), kind.numpy()), None), form, kind, None)
+
+
 def _broadcast(parameter: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
     """A parameter with as many axes as the codes, along each one number or one for every index."""
     if parameter.ndim > len(shape):
@@ -233,6 +248,7 @@ def _turned(node: ir.Node) -> Quantised | None:
 
 _READ: dict[str, Callable[[ir.Node], Quantised | None]] = {
     "DequantizeLinear": _dequantized,
+    "Cast": _half,
     "Mul": _scaled,
     "Transpose": _turned,
 }

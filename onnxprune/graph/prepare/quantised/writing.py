@@ -261,8 +261,11 @@ class _Writer:
     def _numbers(self, tensor: Quantised, name: str) -> ir.Value:
         form, parts = tensor.form, tensor.parts
         names, node = form.names, form.names.node or f"{name}_dequantize"
-        scale = self._constant(_ranked(parts.scale, form.ranks[0]), names.scale or f"{name}_scale")
         zero = parts.zero
+        if parts.half and (parts.scale == 1).all():
+            codes = self._tensor(parts.codes, names.codes or f"{name}_codes")
+            return self._node("Cast", [codes], name, node, {"to": int(tensor.dtype)}, tensor.dtype)
+        scale = self._constant(_ranked(parts.scale, form.ranks[0]), names.scale or f"{name}_scale")
         if form.operators == "Cast":
             codes = self._tensor(parts.codes, names.codes or f"{name}_codes")
             number = self._node(
