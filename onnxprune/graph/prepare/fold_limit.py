@@ -43,7 +43,8 @@ def small(node: ir.Node, version: int) -> bool | None:
     if sizes is None or any(size > MOST_VALUES for size in sizes):
         return False
     # A bias in half precision is a bias, however wide it is; matrices stay as they are stored.
-    return True if node.op_type == "Cast" and len(given[0].const_value.shape) <= 1 else None
+    held = given[0].const_value if node.op_type == "Cast" else None
+    return True if held is not None and len(held.shape) <= 1 else None
 
 
 def refuse_large(model: ir.Model) -> None:
