@@ -13,6 +13,7 @@ from onnxprune.graph.flow.nodes import (
     LEAVE,
     MOST_AXES,
     enter_of,
+    holds_flow,
     ints,
     is_flow,
     kind,
@@ -55,6 +56,8 @@ def choose_known(model: ir.Model) -> None:
             assert new is not None
             old.replace_all_uses_with(new)
         model.graph.remove(node, safe=True)
+    if not holds_flow(model.graph):
+        model.opset_imports.pop(DOMAIN, None)
 
 
 def widened(model: ir.Model) -> bool:

@@ -29,7 +29,9 @@ sys.exit(guarded(command))
 CALLS = {
     "a call that cannot be stopped": "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)",
     "a section that is not left half-way": (
-        "import hashlib\n        with interrupts.uninterrupted(): hashlib.pbkdf2_hmac('sha256', b'', b'', 3 * 10**6)\n"
+        "import hashlib\n"
+        "        with interrupts.uninterrupted():\n"
+        "            while not Path('go').exists(): hashlib.pbkdf2_hmac('sha256', b'', b'', 10**6)\n"
         "        out.commit(); import time; time.sleep(60)"
     ),
     "a session": (
@@ -59,6 +61,8 @@ def test_a_call_that_goes_on_does_not_keep_the_program(what: str, tmp_path: Path
         assert program.stdout.readline() == "begun\n"
         time.sleep(1.0)
         program.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        (tmp_path / "go").touch()
         started = time.monotonic()
         assert program.wait(timeout=30) == 128 + signal.SIGTERM
         taken, said = time.monotonic() - started, program.stderr.read()
