@@ -16,6 +16,7 @@ from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Plan, Structure
 from onnxprune.graph.put_away import Store, over
+from onnxprune.graph.quantised import nearest
 from onnxprune.graph.structure.bases import rotatable
 from onnxprune.graph.structure.sites import Site, find_sites, meet
 from onnxprune.graph.structure.twins import leading
@@ -159,6 +160,8 @@ class Problem:
             with self.clock.stage("rotate"):
                 read = [m for s in self.sites for m in s.matrices]
                 self.rotated = rotated(self.fit, inner, self.structure, self.weight, self.token_weights, read)
+            for name, array in self.rotated.weights.items():  # what is stored in half precision holds these
+                self.rotated.weights[name] = nearest(self.model.graph.initializers[name].const_value, array)
             self.interpreter.replace(self.rotated.weights)
             self.moments.update(self.rotated.moments)
         for group, why in self.rotated.held.items():

@@ -22,6 +22,7 @@ from zoo import ZooModel
 
 import onnxprune
 from onnxprune.errors import NothingToPruneError, UsageError
+from onnxprune.export.precision import quantize
 from onnxprune.graph import model as models
 from onnxprune.graph.plan import Plan
 from onnxprune.graph.structure.linear_layers import find_linears
@@ -194,6 +195,23 @@ def test_exports_that_onnx_runtime_quantised(
     file.write_bytes(model.path.read_bytes())
     quantised = by_runtime(how, file, [model.sample(seed=seed) for seed in range(3)])
     holds_unrounded(quantised, model.sample(seed=5), tmp_path)
+
+
+@pytest.mark.parametrize("how", ["dynamic", "half"])
+def test_heads_in_fewer_bits_are_searched_and_checked(zoo: Callable[..., ZooModel], how: str, tmp_path: Path) -> None:
+    """Their dimensions are counted in a basis that the grid can hold."""
+    model = zoo("bert", "torchscript", "eager")
+    file = tmp_path / "float.onnx"
+    file.write_bytes(model.path.read_bytes())
+    if how == "half":
+        quantised = quantize(file, tmp_path / "half.onnx", "fp16")
+    else:
+        quantised = by_runtime(how, file, [model.sample(seed=seed) for seed in range(3)])
+    rows = [{name: array[0] for name, array in model.sample(batch=1, seed=seed).items()} for seed in range(24)]
+    result = onnxprune.prune(
+        quantised, tmp_path / "small.onnx", flops=0.6, calibration=rows, round_to=1, measure_latency=False
+    )  # fmt: skip
+    assert result.report.flops.ratio <= 0.6
 
 
 def test_what_is_rounded_by_its_own_range_is_gated_before(tmp_path: Path) -> None:

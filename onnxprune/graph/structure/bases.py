@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnxprune.graph import ops
 from onnxprune.graph.axes import Layout, atoms_of, index_of
 from onnxprune.graph.plan import Group, Structure
+from onnxprune.graph.quantised import Quantised
 
 MOVING = frozenset(
     ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Expand", "Flatten", "Cast", "Neg", "Dropout", "Split")
@@ -87,6 +88,8 @@ def basis_of(graph: ir.Graph, structure: Structure, group: Group) -> Basis:
                 continue
             if value.const_value.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE):
                 raise Held(f"{value.name} holds no floating-point numbers that can be changed")
+            if isinstance(value.const_value, Quantised) and not value.const_value.parts.half:
+                raise Held(f"{value.name} is quantised: in another basis its numbers lie on no grid")
             found = Shown(value.name or "", axis, positions(layouts[value.name or ""][axis], group, structure.sizes))
             if node.name == reader.node and (found.weight, axis) == (reader.weight, reader.weight_axis):
                 read = found
