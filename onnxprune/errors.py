@@ -158,10 +158,20 @@ def one_line(text: str, most: int = 300) -> str:
     return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
+def closest(word: str, names: Iterable[str], alike: float = 0.7) -> str | None:
+    """The name that a word stands nearest to; None where none is close, or it is one of them.
+
+    Args:
+        alike: how much of the two is the same at least.
+    """
+    found = difflib.get_close_matches(word, list(names), 1, alike)
+    return found[0] if found and found[0] != word else None
+
+
 def near(word: str, names: Iterable[str]) -> str:
     """ "; did you mean obs?": the closest of some names, to go behind a message; nothing where none is close."""
-    found = difflib.get_close_matches(word, list(names), 1, _CLOSE)
-    return f"; did you mean {found[0]}?" if found and found[0] != word else ""
+    found = closest(word, names)
+    return f"; did you mean {found}?" if found else ""
 
 
 def near_file(path: str | os.PathLike[str]) -> str:
@@ -173,12 +183,10 @@ def near_file(path: str | os.PathLike[str]) -> str:
         there = {entry.name: entry for entry in islice(missing.parent.iterdir(), _MOST_FILES)}
     except (OSError, ValueError):  # closed to us, or no path at all
         return ""
-    found = difflib.get_close_matches(missing.name, there, 1, _CLOSE)
-    return f"; did you mean {one_line(str(there[found[0]]))}?" if found and found[0] != missing.name else ""
+    found = closest(missing.name, there)
+    return f"; did you mean {one_line(str(there[found]))}?" if found else ""
 
 
-_CLOSE = 0.7
-"""How much of two names is alike where one may stand for the other."""
 _MOST_FILES = 10_000
 """Files of a folder that are looked at for a name that is near."""
 

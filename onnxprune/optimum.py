@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from onnxprune.errors import UsageError
+from onnxprune.graph import outputs
 from onnxprune.pipeline import verbs
 
 M = TypeVar("M")
@@ -45,10 +46,10 @@ def prune(model: M, output: str | os.PathLike[str] | None = None, /, *, tokenize
     parts = _parts(model)
     temporary = TemporaryDirectory(prefix="onnxprune-") if output is None else None
     folder = Path(temporary.name if temporary is not None else os.fspath(output or ""))
-    with TemporaryDirectory(prefix="onnxprune-") as scratch:
-        source, beside = _source(model, parts, Path(scratch))
+    with outputs.scratch() as scratch:
+        source, beside = _source(model, parts, scratch)
         target = folder if source.is_dir() else folder / source.name
-        named = _tokenizer(tokenizer, Path(scratch)) or beside
+        named = _tokenizer(tokenizer, scratch) or beside
         options.setdefault("providers", tuple(parts[0].providers))
         result = verbs.prune(source, target, tokenizer=named, **options)
     pruned: Any = _loaded(model, parts, folder, temporary)

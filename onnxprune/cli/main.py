@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import sys
@@ -41,7 +40,7 @@ from onnxprune.cli.profile import profile
 from onnxprune.cli.progress import Bar
 from onnxprune.cli.reading import calibration
 from onnxprune.cli.run import run
-from onnxprune.errors import UsageError
+from onnxprune.errors import UsageError, closest
 
 
 class _Default(click.Group):
@@ -51,9 +50,9 @@ class _Default(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h", "--version"):
-            near = difflib.get_close_matches(args[0], self.commands, 1, 0.7)
-            if near and not ctx.resilient_parsing and not Path(args[0]).exists():
-                raise UsageError(f"{args[0]} is neither a command nor a file: did you mean `onnxprune {near[0]}`?")
+            meant = closest(args[0], self.commands)
+            if meant and not ctx.resilient_parsing and not Path(args[0]).exists():
+                raise UsageError(f"{args[0]} is neither a command nor a file: did you mean `onnxprune {meant}`?")
             args = ["prune", *args]
         return super().parse_args(ctx, args)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import click
 
 from onnxprune.cli.help import Command
 from onnxprune.documents import built, read_text
-from onnxprune.errors import DataError, UsageError, reading
+from onnxprune.errors import DataError, UsageError, closest, reading
 
 if TYPE_CHECKING:
     from onnxprune.graph.plan import Budget
@@ -126,8 +125,8 @@ def _arguments(file: Path, command: click.Command, told: Mapping[str, Any]) -> I
     for key, value in told.items():
         param = known.get(key.replace("_", "-"))
         if param is None:
-            near = difflib.get_close_matches(key.replace("_", "-"), known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(sorted(known))}"
+            meant = closest(key.replace("_", "-"), known, 0.6)
+            hint = f"did you mean {meant}?" if meant else f"the keys are {', '.join(sorted(known))}"
             raise UsageError(f"{file}: {key} is not an option of {command.name}; {hint}")
         if value is None:
             continue

@@ -15,8 +15,6 @@ COMPANIONS = (
     "added_tokens.json", "source.spm", "target.spm", "normalizer.json", "processor_config.json", "chat_template.jinja",
 )  # fmt: skip
 """Files of a model folder."""
-
-
 GRAPHS = "onnx"
 """The folder that repositories of models keep their graphs in, below what belongs to them."""
 

@@ -266,15 +266,14 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> list[Path]:
 def write(model: ir.Model, path: Path) -> list[Path]:
     """Write a graph as it stands. Returns the files."""
     size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
-    if not apart(size):
+    data = path.with_name(path.name + ".data")
+    if apart(size):
+        ir.save(model, path, external_data=data.name)
+    else:
         _internalise(model)
         ir.save(model, path)
-        intake.maps.put_back(model, path)
-        return [path]
-    data = path.with_name(path.name + ".data")
-    ir.save(model, path, external_data=data.name)
     intake.maps.put_back(model, path)
-    return [path, data]
+    return [path, data] if apart(size) else [path]
 
 
 def apart(nbytes: int) -> bool:

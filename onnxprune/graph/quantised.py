@@ -22,6 +22,8 @@ GIVE_FLOATS = "quantised in a form that is not cut: give the float model; `--qua
 """What is said where integers cannot be told for weights."""
 FIXED_BLOCK = 16
 """The smallest block for which runtimes have kernels of their own: from here on, blocks stay as large as they are."""
+HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+"""Types in which numbers are stored as they are, rounded."""
 GROWTH = 2 ** (1 / 8)
 """Scales that have become too small grow by powers of this: numbers that are on such a grid are found to be on it."""
 _STEPS = 40
@@ -176,7 +178,7 @@ class Parts:
     @property
     def half(self) -> bool:
         """Whether the codes are numbers in half precision, which need no scale."""
-        return not self._integers and self.codes.dtype.bitwidth > 8
+        return self.codes.dtype in HALVES
 
     @property
     def _integers(self) -> bool:

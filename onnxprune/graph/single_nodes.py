@@ -12,9 +12,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import UnsupportedError
 from onnxprune.graph import runtime
-from onnxprune.graph.nested import bodies, reads
-
-__all__ = ["Foreign", "bodies", "reads"]
+from onnxprune.graph.nested import reads
 
 _IR_VERSION = 10
 

@@ -72,15 +72,22 @@ def hand_over(old: ir.Value, new: ir.Value) -> None:
         new.metadata_props.update(old.metadata_props)
 
 
+def take_over(old: ir.Value, new: ir.Value) -> None:
+    """Let `new` be what `old` was: its name, type and shape, what is noted of it, and whoever reads it."""
+    new.shape, new.type = old.shape, old.type
+    new.metadata_props.update(old.metadata_props)
+    new.meta.update(old.meta)
+    name, old.name = old.name, None
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    new.name = name
+
+
 def succeed(node: ir.Node, made: Sequence[ir.Node]) -> None:
-    """Put nodes in another's place; the last of them gives what it gave, under its name, and the node goes."""
+    """Put nodes in another's place; the last of them gives what it gave, and the node goes."""
     assert node.graph is not None
-    result, value = node.outputs[0], made[-1].outputs[0]
-    value.shape, value.type = result.shape, result.type
     node.prepend(made)
-    name, result.name = result.name, None
-    result.replace_all_uses_with(value, replace_graph_outputs=True)
-    value.name = name
+    for old, new in zip(node.outputs, made[-1].outputs, strict=False):
+        take_over(old, new)
     node.graph.remove(node, safe=True)
 
 

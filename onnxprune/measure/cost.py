@@ -11,27 +11,22 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from onnxprune.errors import ModelError, OnnxPruneError, UnsupportedError, one_line
+from onnxprune.errors import ModelError, one_line
 from onnxprune.graph import joined, ops, prepare
-from onnxprune.graph.axes import Layout, Mask, atoms_of, kept_ratio
-from onnxprune.graph.dimensions import evaluate, require_sizes
-from onnxprune.graph.example_feeds import synthesize
-from onnxprune.graph.flow import Flow, enter_of
-from onnxprune.graph.flow.nodes import slices
+from onnxprune.graph.axes import Mask, atoms_of, kept_ratio
+from onnxprune.graph.dimensions import require_sizes
 from onnxprune.graph.model import Model
 from onnxprune.graph.model import size as size_of_file
+from onnxprune.graph.nested import reads
 from onnxprune.graph.plan import Branch, Group, Plan, Structure
 from onnxprune.graph.quantised import Quantised
-from onnxprune.graph.single_nodes import reads
-from onnxprune.graph.values import dims
+from onnxprune.measure.shapes import CutShapes, DenseShapes
 from onnxprune.measure.sizes_told import sizes_told
-from onnxprune.probe.interpreter import Interpreter
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +47,7 @@ class Costs:
         self.model = model
         self.structure = structure
         self.bindings = dict(bindings)
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self.shapes = DenseShapes(model, self.bindings)
         self._dropped: dict[tuple[str, ...], frozenset[str]] = {}
         self._scopes: dict[tuple[str, ...], tuple[frozenset[str], frozenset[str]]] = {}
 
@@ -74,7 +69,7 @@ class Costs:
             only: nodes to count; None for all.
         """
         masks, gone = self._cut(plan)
-        sizes = _Sizes(self, masks)
+        sizes = self._sizes(masks)
         found = {}
         for name in self._counted if only is None else only:
             if name not in gone and name in self._counted:
@@ -89,7 +84,7 @@ class Costs:
             found[f"{branch.add}_map"] = macs * self._times(branch.add)
         return found
 
-    def _macs(self, name: str, sizes: _Sizes) -> int:
+    def _macs(self, name: str, sizes: CutShapes) -> int:
         node = self._nodes[name]
         operator = ops.lookup(node)
         assert operator is not None and operator.macs is not None
@@ -105,7 +100,7 @@ class Costs:
         masks = {g.atom: Mask(np.zeros(g.shape, dtype=bool), g.context) for g in groups}
         shown, _ = self._showing
         touched = set().union(*(shown[g.atom] for g in groups)) & self._counted.keys()
-        whole, without = _Sizes(self, {}), _Sizes(self, masks)
+        whole, without = self._sizes({}), self._sizes(masks)
         return sum(self._macs(name, whole) - self._macs(name, without) for name in touched)
 
     def params(self, plan: Plan | None = None) -> int:
@@ -204,31 +199,18 @@ class Costs:
 
     def _times(self, node: str) -> int:
         """How often a node is counted: once, or each turn of the loops around it, as often as its graph is called."""
-        turns = math.prod(self._turns(leave) for leave in self._flow.home.get(self._nodes[node], ()))
+        turns = self.shapes.turns(self._nodes[node])
         if not self.model.calls:
             return turns
         parts = [self.model.parts[place] for place in self._owners.get(node, ())]
         return turns * max((self.model.calls.get(part.file.stem, 1) for part in parts), default=1)
 
-    @cached_property
-    def _flow(self) -> Flow:
-        return Flow(self.model.graph)
+    def _sizes(self, masks: Mapping[int, Mask]) -> CutShapes:
+        return CutShapes(self.shapes, self.structure, masks)
 
-    def _turns(self, leave: ir.Node) -> int:
-        """How often a loop goes round, where it is run: as long as what a Scan goes along, or seen in a run."""
-        enter = enter_of(leave)
-        for whole, _, axis in slices(enter):
-            return self.dense_shape(whole)[axis]
-        return self._looped.get(leave.name or "", 1)
-
-    @cached_property
-    def _looped(self) -> Mapping[str, int]:
-        """Turns of each Loop in a run on made-up inputs; none of one that did not run, or where nothing does."""
-        try:
-            return {name: turns for machine, _ in self._runs() for name, turns in machine.turns.items()}
-        except OnnxPruneError as error:
-            logger.info("turns of loops are counted as one: %s", error)
-            return {}
+    def dense_shape(self, value: ir.Value) -> tuple[int, ...]:
+        """A value's shape under the bindings, before any cut."""
+        return self.shapes.of(value)
 
     def _copies(self, weight: str) -> int:
         """In how many files a weight lies."""
@@ -347,7 +329,7 @@ class Costs:
             count = math.prod(sizes) if tiles is None else sum(t.area for t in tiles)
             numbers, size = _counted(count, tensor.dtype)
             found.append((numbers, size * self._copies(name)))
-        shapes = _Sizes(self, masks)
+        shapes = self._sizes(masks)
         for branch in self._mapped(plan, nodes):
             skip, value = self._ends(branch)
             count = shapes.shape(skip)[-1] * shapes.shape(value)[-1]
@@ -367,76 +349,6 @@ class Costs:
         assert skip is not None and value is not None
         return skip, value
 
-    def dense_shape(self, value: ir.Value) -> tuple[int, ...]:
-        """A value's shape under the bindings, before any cut."""
-        name = value.name or ""
-        if name not in self._shapes:
-            sizes = self._known(value)
-            if None in sizes and name not in self._seen:
-                raise UnsupportedError(f"value {name}: its shape is not known, so its cost cannot be counted")
-            self._shapes[name] = self._seen[name] if None in sizes else tuple(s for s in sizes if s is not None)
-        return self._shapes[name]
-
-    def _known(self, value: ir.Value) -> list[int | None]:
-        """Sizes as far as inference names them, none of a scalar; one that is unknown of a value without a shape."""
-        found = dims(value)
-        return [None] if found is None else [self._size(d) for d in found]
-
-    def _size(self, dim: int | str | None) -> int | None:
-        try:
-            return None if dim is None else evaluate(dim, self.bindings)
-        except KeyError:
-            return None
-
-    def _runs(self, wanted: Sequence[str] | None = None) -> list[tuple[Interpreter, dict[str, Any]]]:
-        """The graph on made-up inputs at the stated sizes; where it compares an input with a number, again with that
-        (a rate that a side of an If is for).
-
-        Raises:
-            OnnxPruneError: it runs on none of them.
-        """
-        feeds = dict(synthesize(self.model.inputs, dims=self.bindings))
-        others = dict(feeds)
-        for value in self.model.graph.inputs:
-            for node, index in value.uses():
-                other = node.inputs[1 - index] if node.op_type == "Equal" else None
-                if other is not None and other.const_value is not None and other.const_value.size == 1:
-                    name = value.name or ""
-                    others[name] = np.full_like(feeds[name], other.const_value.numpy().item())
-                    break
-        tries = [feeds] if all(others[name] is feeds[name] for name in feeds) else [feeds, others]
-        found: list[tuple[Interpreter, dict[str, Any]]] = []
-        for i, one in enumerate(tries):
-            machine = Interpreter(self.model.graph)
-            try:
-                found.append((machine, machine.run(one, outputs=wanted)))
-            except OnnxPruneError:
-                if i + 1 == len(tries) and not found:
-                    raise
-        return found
-
-    @cached_property
-    def _seen(self) -> Mapping[str, tuple[int, ...]]:
-        """Shapes that inference does not name, around the nodes that cost: seen in a run on made-up inputs.
-
-        Raises:
-            UsageError: an input has a dimension that the bindings do not name.
-            UnsupportedError: the graph does not run on made-up inputs.
-        """
-        counted = [n for n in self._nodes.values() if (found := ops.lookup(n)) is not None and found.macs is not None]
-        around = {v.name: v for n in counted for v in (*n.inputs, *n.outputs) if v is not None and v.name}
-        wanted = [name for name, value in around.items() if None in self._known(value)]
-        # What a condition left out did not cost anything; values of all turns lie one after another.
-        sizes: dict[str, tuple[int, ...]] = {name: (0,) * len(dims(around[name]) or ()) for name in wanted}
-        for machine, values in self._runs(wanted):
-            for name, x in values.items():
-                if x is not None:
-                    node = around[name].producer()
-                    loops = self._flow.home.get(node, ()) if node is not None else ()
-                    turns = math.prod(machine.turns[leave.name or ""] for leave in loops)
-                    sizes[name] = (x.shape[0] // max(turns, 1), *x.shape[1:]) if x.ndim else ()
-        return sizes
-
 
 def _counted(count: int, kind: ir.DataType, *, weights: bool = False) -> tuple[int, int]:
     """(numbers in weights, bytes) of some elements."""
@@ -450,49 +362,6 @@ def _numbers(weights: Sequence[tuple[int, int]]) -> int:
 
 def _bytes(weights: Sequence[tuple[int, int]]) -> int:
     return sum(size for _, size in weights)
-
-
-class _Sizes:
-    """Dimensions under a plan (`ops.Sizes`), dynamic ones at their stated size."""
-
-    def __init__(self, costs: Costs, masks: Mapping[int, Mask]) -> None:
-        self.costs = costs
-        self.masks = masks
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._ratios: dict[Layout, tuple[int, int]] = {}
-
-    def shape(self, value: ir.Value) -> tuple[int, ...]:
-        name = value.name or ""
-        found = self._shapes.get(name)
-        if found is None:
-            dense = self.costs.dense_shape(value)
-            layouts = self.costs.structure.layouts.get(name, ())
-            if self.masks and layouts:
-                dense = tuple(self._scaled(size, layout) for size, layout in zip(dense, layouts, strict=True))
-            found = self._shapes[name] = dense
-        return found
-
-    def _scaled(self, size: int, layout: Layout) -> int:
-        """A size after the cut; what was tied has one layout, which is looked at once."""
-        ratio = self._ratios.get(layout)
-        if ratio is None:
-            cut = atoms_of(layout) & self.masks.keys()
-            ratio = kept_ratio(layout, self.masks, self.costs.structure.sizes) if cut else (1, 1)
-            self._ratios[layout] = ratio
-        return size * ratio[0] // ratio[1]
-
-    def changed(self, value: ir.Value, axis: int) -> bool:
-        return bool(atoms_of(self.costs.structure.layouts[value.name or ""][axis]) & self.masks.keys())
-
-    def ratio(self, value: ir.Value, axis: int) -> tuple[int, int]:
-        structure = self.costs.structure
-        return kept_ratio(structure.layouts[value.name or ""][axis], self.masks, structure.sizes)
-
-    def kept(self, value: ir.Value, axis: int) -> np.ndarray:
-        raise NotImplementedError("costs count, they do not index")
-
-    def constant(self, value: ir.Value | None) -> np.ndarray | None:
-        return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
 def default_bindings(model: Model, shape: Mapping[str, int]) -> dict[str, int]:

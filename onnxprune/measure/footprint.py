@@ -13,7 +13,7 @@ from onnxprune.graph import memory
 from onnxprune.graph.dimensions import evaluate
 from onnxprune.graph.memory import shown
 from onnxprune.graph.model import Model
-from onnxprune.graph.single_nodes import reads
+from onnxprune.graph.nested import reads
 from onnxprune.graph.values import dims
 
 

@@ -18,7 +18,7 @@ from onnxprune.graph import model as models
 from onnxprune.graph import ops, outputs, runtime
 from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.model import Model
-from onnxprune.graph.single_nodes import bodies
+from onnxprune.graph.nested import bodies
 from onnxprune.measure.operator_profile import Call, calls, counted
 
 _PRODUCTS = frozenset(("CausalConvWithState", "DFT", "DeformConv", "Det", "LinearAttention", "STFT"))

@@ -21,7 +21,7 @@ from onnxprune.errors import CheckError, DataError
 from onnxprune.graph import runtime
 from onnxprune.graph.finite import require
 from onnxprune.graph.model import InputSpec
-from onnxprune.measure import watched
+from onnxprune.measure import scoring_sessions
 from onnxprune.measure.drift import Drift, DriftTally
 from onnxprune.measure.equivalence import Equivalence, equivalence
 from onnxprune.measure.flips import Flips, FlipTally
@@ -99,7 +99,7 @@ class Teacher:
         if not len(dataset):
             raise DataError("there are no rows to evaluate on")
         self.dataset, self.providers, self.threads = dataset, tuple(providers), threads
-        self._session = watched.opened(model, providers, threads=threads)
+        self._session = scoring_sessions.opened(model, providers, threads=threads)
         runtime.placed(self._session, "the dense model")
         self._limits = max_rows, max_tokens
         self._kept: dict[int, Outputs] = {}
@@ -111,7 +111,7 @@ class Teacher:
         """All outputs on a few batches."""
         found: dict[str, list[Array]] = {}
         for batch in islice(self._batches(), _SAMPLE_BATCHES):
-            outputs = runtime.run(self._session, batch.feeds, watched.compared(self._session))
+            outputs = runtime.run(self._session, batch.feeds, scoring_sessions.compared(self._session))
             for name, value in rows_first(outputs, len(batch), self.axes).items():
                 found.setdefault(name, []).append(value)
         return found
@@ -218,7 +218,7 @@ def compare(
     level: float = 0.95,
 ) -> Evidence:
     """`validate` with a teacher that is kept between several pruned models; `level` is that of the intervals."""
-    session = watched.opened(pruned, teacher.providers, threads=teacher.threads)
+    session = scoring_sessions.opened(pruned, teacher.providers, threads=teacher.threads)
     coverage = runtime.placed(session, "the pruned model")
     tallies = [MetricTally(teacher.dataset, chosen) for chosen in _metrics(teacher, metric)]
     drift = DriftTally(teacher.divergence, teacher.samples)

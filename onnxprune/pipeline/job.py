@@ -19,7 +19,7 @@ from onnxprune.data import Dataset
 from onnxprune.errors import BudgetError, CheckError, UsageError
 from onnxprune.export.precision import Step, measure_steps
 from onnxprune.export.precision.apply import scheme_of
-from onnxprune.graph import joined, memory, outputs, prepare, runtime
+from onnxprune.graph import joined, memory, outputs, runtime
 from onnxprune.graph import model as models
 from onnxprune.graph.companions import add_companions
 from onnxprune.graph.dimensions import independent
@@ -36,7 +36,6 @@ from onnxprune.measure.continuations import continued
 from onnxprune.measure.cost import Costs
 from onnxprune.measure.dense_file import examine
 from onnxprune.measure.drop_search import DropSearch
-from onnxprune.measure.equivalence import Equivalence
 from onnxprune.measure.flips import SHOWN
 from onnxprune.measure.layer_drift import LayerDrift, layer_drift
 from onnxprune.measure.metrics import require_known
@@ -48,13 +47,11 @@ from onnxprune.pipeline.late import kept
 from onnxprune.pipeline.proof import prove
 from onnxprune.pipeline.result import Result
 from onnxprune.pipeline.rows import read_rows, require_memory, require_one_graph, require_there, shape_of
-from onnxprune.pipeline.written import Written, in_fewer_bits, listed, name_of, write
+from onnxprune.pipeline.written import Written, handed_out, in_fewer_bits, listed, name_of, write
 from onnxprune.refit.sparsify import zeros_in
 from onnxprune.report import html
-from onnxprune.report.text import UNITS
 from onnxprune.search import plan_store, units_then_zeros
 from onnxprune.search.defaults import require_engine, settled
-from onnxprune.search.latency_budget import verified
 from onnxprune.search.options import Options
 from onnxprune.search.planner import Planner
 from onnxprune.search.progress import Clock, Progress, quiet
@@ -230,8 +227,7 @@ class Job:
         report = replace(report, warnings=(*report.warnings, *lacking), files=output_files.digests(out.folder))
         report.save(out.folder / name_of(out, "report.json"))
         listed(out, self.dense, {}, made.files)
-        handed = pruned if self.dense.parts else prepare.written(pruned)  # as a file has it
-        return Result(handed, plan, report, tuple(out.commit()), self.dense)
+        return Result(handed_out(self.dense, pruned), plan, report, tuple(out.commit()), self.dense)
 
     @property
     def home(self) -> Path:
@@ -329,7 +325,7 @@ class Job:
                     self.dense.path, file, providers=self.providers, dims=bindings, examples=examples,
                     threads=self.options.latency_threads, progress=partial(self.planner.progress, "latency"),
                 )  # fmt: skip
-        report = self._report(plan, budget, made, place, found, evidence, timed)
+        report = report_facts.report_of(self, plan, budget, made, place, found, evidence, timed)
         return replace(
             report,
             layers=layers,
@@ -369,88 +365,6 @@ class Job:
             else:
                 models.move(scratch / "pruned.onnx", out.folder / name_of(out, f"{self.quantize}.onnx"))
         return tuple(steps)
-
-    def _report(
-        self,
-        plan: Plan,
-        budget: Budget,
-        made: Written,
-        place: Path,
-        found: Equivalence,
-        evidence: Evidence | None,
-        timed: Sequence[latency.LatencyRow],
-    ) -> reports.Report:
-        costs = self.planner.costs
-        assert self.dense.path is not None
-        landing = self.planner.landing and verified(self.planner.landing, timed)
-        before, after = costs.total(budget.kind), costs.total(budget.kind, plan)
-        if landing is not None and landing.measured is not None:
-            after = landing.measured * before
-        elif budget.kind == "size":
-            after = made.size
-        unit = "kept" if budget.relative else UNITS[budget.kind]
-        pruned_by_op = costs.by_op(plan)
-        by_op = {op: reports.Change(2 * macs, 2 * pruned_by_op.get(op, 0)) for op, macs in costs.by_op().items()}
-        named = {"calibration": self.learn, "report": self.judge}
-        said = {
-            name: {"rows": len(d), "digest": d.digest, "said": list(d.description)}
-            for name, d in named.items()
-            if d is not None
-        }
-        divergence = (
-            "none: no calibration rows" if self.learn is None else self.planner.select.rows.divergence.description
-        )
-        broken = (*report_facts.emptied(self.planner.structure, plan), *(evidence.broken if evidence else ()))
-        return reports.Report(
-            model=reports.ModelInfo(
-                str(self.home.absolute()), self.dense.digest, self.dense.opset, str(place.absolute())
-            ),
-            budget=(
-                reports.Budget(budget.kind, budget.value, after / before if budget.relative else after, unit)
-                if self.drop_search is None
-                else report_facts.drop_budget(self.drop_search)
-            ),
-            drop_search=self.drop_search,
-            flops=reports.Flops(2 * costs.macs(), 2 * costs.macs(plan), by_op, costs.bindings),
-            params=reports.Change(costs.params(), costs.params(plan)),
-            size_bytes=reports.Change(sum(map(models.size, self.dense.files)), made.size),
-            units=report_facts.units_of(self.planner.structure, plan, self.planner),
-            recipe={
-                "options": replace(self.options, budget=budget).to_json(),
-                "sources": {
-                    **self.sources,
-                    "ep": self.providers,
-                    "metric": self.metric,
-                    "no_latency": not self.measure,
-                    "quantize": self.quantize,
-                    "flips": self.flips,
-                    "max_drop": self.drop_search and self.drop_search.limit,
-                },
-                "method": self.planner.method,
-                "versions": report_facts.versions(),
-                "data": said,
-                "divergence": divergence,
-            },
-            equivalence=found,
-            accuracy=evidence.accuracy if evidence else None,
-            further=evidence.further if evidence else (),
-            drift=evidence.drift if evidence else None,
-            flips=evidence.flips if evidence else None,
-            slices=evidence.slices if evidence else (),
-            latency=tuple(timed),
-            landing=landing,
-            warnings=(
-                *broken,
-                *(evidence.warnings if evidence else ()),
-                *report_facts.warnings_of(
-                    self.learn, self.judge, self.drop_search, evidence.accuracy.metric if evidence else None
-                ),
-                *([landing.said] if landing and landing.said else ()),
-            ),
-            broken=broken,
-            seconds=dict(self.clock.seconds),
-            peak_memory_bytes=report_facts.peak_memory(),
-        )
 
 
 def shown(sizes: Mapping[str, int]) -> str:

@@ -1,26 +1,121 @@
-"""What a report says beside what was measured: the units, what to be warned of, what the run depends on."""
+"""The report of a run: what was measured, the units, what to be warned of, what the run depends on."""
 
 from __future__ import annotations
 
 import platform
 import resource
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onnxprune import report
 from onnxprune.data import Dataset, overlap, row_doubts
+from onnxprune.graph import model as models
 from onnxprune.graph.model import Model, relatives
-from onnxprune.graph.plan import Plan, Structure
+from onnxprune.graph.plan import Budget, Plan, Structure
 from onnxprune.measure.cost import Costs
 from onnxprune.measure.drop_search import DropSearch
-from onnxprune.report.text import TEACHER
+from onnxprune.measure.equivalence import Equivalence
+from onnxprune.measure.latency import LatencyRow
+from onnxprune.measure.validation import Evidence
+from onnxprune.pipeline.written import Written
+from onnxprune.report.text import TEACHER, UNITS
+from onnxprune.search.latency_budget import verified
 from onnxprune.search.planner import Planner
+
+if TYPE_CHECKING:
+    from onnxprune.pipeline.job import Job
 
 ACCELERATED = {"2:4": ("TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")}
 """Patterns of zeros that some provider computes faster."""
 COPIES = 0.1
 """Share of the calibration rows from which on it is worth a word that they were copies."""
+
+
+def report_of(
+    job: Job,
+    plan: Plan,
+    budget: Budget,
+    made: Written,
+    place: Path,
+    found: Equivalence,
+    evidence: Evidence | None,
+    timed: Sequence[LatencyRow],
+) -> report.Report:
+    """What was measured, with what a report says beside it.
+
+    Args:
+        made, place: the pruned files, and where they will be.
+        found: of the check; evidence, timed: of the rows for the report, and of the clock.
+    """
+    costs = job.planner.costs
+    assert job.dense.path is not None
+    landing = job.planner.landing and verified(job.planner.landing, timed)
+    before, after = costs.total(budget.kind), costs.total(budget.kind, plan)
+    if landing is not None and landing.measured is not None:
+        after = landing.measured * before
+    elif budget.kind == "size":
+        after = made.size
+    unit = "kept" if budget.relative else UNITS[budget.kind]
+    pruned_by_op = costs.by_op(plan)
+    by_op = {op: report.Change(2 * macs, 2 * pruned_by_op.get(op, 0)) for op, macs in costs.by_op().items()}
+    named = {"calibration": job.learn, "report": job.judge}
+    said = {
+        name: {"rows": len(d), "digest": d.digest, "said": list(d.description)}
+        for name, d in named.items()
+        if d is not None
+    }
+    divergence = "none: no calibration rows" if job.learn is None else job.planner.select.rows.divergence.description
+    broken = (*emptied(job.planner.structure, plan), *(evidence.broken if evidence else ()))
+    return report.Report(
+        model=report.ModelInfo(str(job.home.absolute()), job.dense.digest, job.dense.opset, str(place.absolute())),
+        budget=(
+            report.Budget(budget.kind, budget.value, after / before if budget.relative else after, unit)
+            if job.drop_search is None
+            else drop_budget(job.drop_search)
+        ),
+        drop_search=job.drop_search,
+        flops=report.Flops(2 * costs.macs(), 2 * costs.macs(plan), by_op, costs.bindings),
+        params=report.Change(costs.params(), costs.params(plan)),
+        size_bytes=report.Change(sum(map(models.size, job.dense.files)), made.size),
+        units=units_of(job.planner.structure, plan, job.planner),
+        recipe={
+            "options": replace(job.options, budget=budget).to_json(),
+            "sources": {
+                **job.sources,
+                "ep": job.providers,
+                "metric": job.metric,
+                "no_latency": not job.measure,
+                "quantize": job.quantize,
+                "flips": job.flips,
+                "max_drop": job.drop_search and job.drop_search.limit,
+            },
+            "method": job.planner.method,
+            "versions": versions(),
+            "data": said,
+            "divergence": divergence,
+        },
+        equivalence=found,
+        accuracy=evidence.accuracy if evidence else None,
+        further=evidence.further if evidence else (),
+        drift=evidence.drift if evidence else None,
+        flips=evidence.flips if evidence else None,
+        slices=evidence.slices if evidence else (),
+        latency=tuple(timed),
+        landing=landing,
+        warnings=(
+            *broken,
+            *(evidence.warnings if evidence else ()),
+            *warnings_of(job.learn, job.judge, job.drop_search, evidence.accuracy.metric if evidence else None),
+            *([landing.said] if landing and landing.said else ()),
+        ),
+        broken=broken,
+        seconds=dict(job.clock.seconds),
+        peak_memory_bytes=peak_memory(),
+    )
 
 
 def units_of(structure: Structure, plan: Plan, planner: Planner) -> tuple[report.Units, ...]:

@@ -11,12 +11,12 @@ import onnx_ir as ir
 
 from onnxprune import rewrite
 from onnxprune.data import READING
-from onnxprune.graph import outputs, prepare
+from onnxprune.graph import outputs
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Budget, Plan, Ranking, Structure
 from onnxprune.measure.validation import Evidence
 from onnxprune.pipeline.job import Job
-from onnxprune.pipeline.written import write
+from onnxprune.pipeline.written import handed_out, write
 from onnxprune.refit.solvers.linalg import numpy_on_one_thread
 from onnxprune.search.options import Options
 from onnxprune.search.planner import Planner
@@ -110,8 +110,8 @@ class Steps:
 
     def rewrite(self, plan: Plan) -> ir.Model:
         """The graph with the plan carried out; `onnx_ir.save` writes it."""
-        made = rewrite.apply(self.job.dense, self.structure, plan.everywhere(self.structure))
-        return made if self.job.dense.parts else prepare.written(made)
+        dense = self.job.dense
+        return handed_out(dense, rewrite.apply(dense, self.structure, plan.everywhere(self.structure)))
 
     def validate(self, pruned: ir.Model) -> Evidence | None:
         """What a graph costs on the evaluation rows (or those set aside); None without rows."""

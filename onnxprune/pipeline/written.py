@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxprune.export.precision import quantize
-from onnxprune.graph import joined
+from onnxprune.graph import joined, prepare
 from onnxprune.graph import model as models
 from onnxprune.graph.model import Model
 from onnxprune.graph.outputs import Lasting, OutputSet, manifest, scratch
@@ -55,6 +55,11 @@ def write(dense: Model, pruned: ir.Model, folder: Path, name: str) -> Written:
     assert dense.path is not None
     whole = joined.open_file(parts, [part.wires for part in dense.parts], scratch.path / dense.path.name)
     return Written(files, whole, parts, scratch)
+
+
+def handed_out(dense: Model, pruned: ir.Model) -> ir.Model:
+    """A pruned graph as a file has it, for who asked for it; several graphs are parted when they are written."""
+    return pruned if dense.parts else prepare.written(pruned)
 
 
 def in_fewer_bits(dense: Model, made: Written, asked: str, scheme: str, out: OutputSet) -> None:

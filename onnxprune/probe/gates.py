@@ -18,11 +18,11 @@ import onnx_ir as ir
 from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.graph import ops
 from onnxprune.graph.axes import DYNAMIC, Layout, Mask, atoms_of, flat_mask, index_of
+from onnxprune.graph.nested import reads
 from onnxprune.graph.ops.normalize import narrows
 from onnxprune.graph.plan import Branch, Plan, Reader, Structure
 from onnxprune.graph.put_away import Arrays
 from onnxprune.graph.quantised import nearest, noted
-from onnxprune.graph.single_nodes import reads
 from onnxprune.probe.engine import cast, namespace, to_numpy, wide
 from onnxprune.probe.interpreter import Interpreter, Usage
 

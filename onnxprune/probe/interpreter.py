@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnxprune.errors import LimitError, OnnxPruneError, UnsupportedError, out_of_memory, reading, said
 from onnxprune.graph import memory, ops
 from onnxprune.graph.flow import CHOICE, LEAVE, Flow, condition, enter_of, is_flow
-from onnxprune.graph.single_nodes import reads
+from onnxprune.graph.nested import reads
 from onnxprune.graph.values import numeric_outputs
 from onnxprune.probe.engine import cast, engine_for
 from onnxprune.probe.turns import Turns, holds

@@ -21,14 +21,14 @@ import onnx_ir as ir
 
 from onnxprune.data import Batch
 from onnxprune.errors import UnsupportedError
-from onnxprune.graph.flow import Flow
 from onnxprune.graph.plan import Structure
 from onnxprune.graph.structure.sites import Site
 from onnxprune.probe.divergence import Kind
-from onnxprune.probe.forward import Rows, apart, by_sample
+from onnxprune.probe.forward import Rows
+from onnxprune.probe.gate_gradients import apart, by_sample
 from onnxprune.probe.gates import along
 from onnxprune.probe.gauss_newton import output_probes, signs
-from onnxprune.probe.interpreter import Usage
+from onnxprune.probe.interpreter import Interpreter, Usage
 
 TOKENS = 768
 """The most tokens whose features are compared with one another."""
@@ -103,10 +103,10 @@ def boundaries(graph: ir.Graph, structure: Structure) -> tuple[Boundary, ...]:
     return tuple(sorted(found, key=lambda b: places[b.branch]))
 
 
-def _everywhere(graph: ir.Graph, structure: Structure) -> tuple[Boundary, ...]:
+def _everywhere(interpreter: Interpreter, structure: Structure) -> tuple[Boundary, ...]:
     """The boundaries that every row goes through, once."""
-    flow, adds = Flow(graph), {b.id: b.add for b in structure.branches}
-    there = {n.name for n in graph if n not in flow.sides and n not in flow.home}
+    graph, adds = interpreter.graph, {b.id: b.add for b in structure.branches}
+    there = {n.name for n in graph if interpreter.once(n)}
     return tuple(b for b in boundaries(graph, structure) if adds[b.branch] in there)
 
 
@@ -182,7 +182,7 @@ def exact(
     import torch
 
     graph, wanted = rows.interpreter.graph, rows.divergence.outputs
-    ends = {s.id: later(graph, _everywhere(graph, structure), structure, s) for s in sites}
+    ends = {s.id: later(graph, _everywhere(rows.interpreter, structure), structure, s) for s in sites}
     cuts = {s.id: rows.interpreter.live_before(s.stop, [*wanted, *(b.value for b in ends[s.id])]) for s in sites}
     everything = {b.value: b for found in ends.values() for b in found}
     sums = {s.id: np.zeros((2, len(states[s.id]))) for s in sites}
@@ -302,7 +302,7 @@ def linearised(
     """
     import torch
 
-    ends = _everywhere(rows.interpreter.graph, structure)
+    ends = _everywhere(rows.interpreter, structure)
     usages = {(m.reader.node, m.reader.input): (s, m) for s in sites for m in s.matrices}
     sums = {s.id: np.zeros((2, s.group.size)) for s in sites}
     generator = torch.Generator().manual_seed(seed)

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from onnxprune.probe.forward import Rows, gradients_of, sample_loss
+from onnxprune.probe.forward import Rows
+from onnxprune.probe.gate_gradients import gradients_of, sample_loss
 from onnxprune.probe.gates import Gated
 from onnxprune.probe.interpreter import Interpreter, Usage
 

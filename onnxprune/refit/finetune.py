@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxprune.graph.plan import Plan
 from onnxprune.graph.structure.linear_layers import Linear
-from onnxprune.probe.forward import Evaluator, Rows
+from onnxprune.probe.forward import Evaluator, Rows, real_tokens
 from onnxprune.probe.gates import Gates
 from onnxprune.refit.sparsify import Part, Patterns, parts_of, pattern_of
 
@@ -57,7 +57,7 @@ def finetune(
         gated = gates.gated(plan)
         weights = {**gated.weights, **{n: w * state.kept[n] for n, w in shown.items()}}
         found = rows.interpreter.run(batch.feeds, outputs=rows.divergence.outputs, weights=weights, edit=gated.edit)
-        real = None if batch.real is None else torch.from_numpy(batch.real)
+        real = real_tokens(batch)
         found = rows.by_row(batch, found)
         rows.divergence(rows.outputs[i], found, real).mean().backward()
         for name, hidden in state.weights.items():

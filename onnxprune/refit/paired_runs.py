@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from onnxprune.graph.structure.linear_layers import Linear
-from onnxprune.probe.forward import Rows, Walk, Weights
+from onnxprune.probe.forward import Rows, Walk, Weights, real_tokens
 from onnxprune.probe.gates import Gated
 from onnxprune.probe.second_moments import Pairs, drawn
 from onnxprune.refit.solvers import Moments, Statistics, Tokens
@@ -48,7 +48,7 @@ class SideBySide:
         pairs = Pairs()
         weights = self.weights.get(first.node)
         for i, batch in enumerate(self.rows.batches):
-            real = None if batch.real is None else torch.from_numpy(batch.real)
+            real = real_tokens(batch)
             teacher, student = self.teacher.values[i], self.student.values[i]
             with torch.inference_mode():
                 x = first.matrix.rows(student[first.source], real).float()

@@ -21,7 +21,7 @@ from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Plan, Structure
 from onnxprune.graph.prepare import quantised
 from onnxprune.graph.structure.linear_layers import Linear, find_linears
-from onnxprune.probe.forward import Rows, Walk
+from onnxprune.probe.forward import Rows, Walk, real_tokens
 from onnxprune.probe.gates import Gates
 from onnxprune.probe.second_moments import Gram
 from onnxprune.refit.compensate import writable_intercept
@@ -288,7 +288,7 @@ def gram_of(gates: Gates, walk: Walk, plan: Plan, part: Part) -> Gram:
     gated, gram = gates.gated(plan), Gram()
     walk.to(part.linear.node, [part.linear.source], gated)
     for i, batch in enumerate(walk.rows.batches):
-        real = None if batch.real is None else torch.from_numpy(batch.real)
+        real = real_tokens(batch)
         with torch.inference_mode():
             gram.add(part.linear.matrix.rows(walk.peek(i, part.linear.source, gated), real)[:, part.rows])
     return gram

@@ -22,7 +22,7 @@ from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Plan, Structure
 from onnxprune.graph.quantised import Quantised
 from onnxprune.probe.engine import cast
-from onnxprune.probe.forward import Evaluator, Rows, forward
+from onnxprune.probe.forward import Evaluator, Rows, forward, real_tokens
 from onnxprune.probe.gates import Gates
 from onnxprune.probe.interpreter import Interpreter
 
@@ -95,7 +95,7 @@ def tune(
     optimizer = torch.optim.Adam(list(student.leaves.values()), lr=rate)
     best, lowest = student.learnt(), student.divergence(held)
     start, looked, steps = now(), 0, 0
-    measured = _Scales(rows, student, stream)
+    loss = _Loss(rows, student, stream)
     for batches in _rounds(rows, generator):
         share = (now() - start) / max(seconds, 1e-9)
         if share >= 1:
@@ -104,7 +104,7 @@ def tune(
             group["lr"] = rate * min(share / WARM, 1.0, (1 - share) / (1 - WARM))
         optimizer.zero_grad()
         for i in batches:
-            (measured.loss(i) / len(batches)).backward()
+            (loss.of(i) / len(batches)).backward()
         optimizer.step()
         steps += 1
         if progress is not None:
@@ -153,7 +153,7 @@ class _Student:
         with torch.no_grad():
             for i, batch in enumerate(rows.batches):
                 outputs = rows.by_row(batch, self.run(batch.feeds, rows.divergence.outputs))
-                found.append(rows.divergence(rows.outputs[i], outputs, _mask(batch)))
+                found.append(rows.divergence(rows.outputs[i], outputs, real_tokens(batch)))
         return float(torch.cat(found).mean())
 
     def learnt(self) -> dict[str, Any]:
@@ -215,7 +215,7 @@ class _Stream:
             self.targets[i] = {n: found[n].float().clone() for n in self.names}  # gradients may pass by copies alone
 
 
-class _Scales:
+class _Loss:
     """What is made small: the outputs' divergence and the stream's distance, each relative to what it is at first."""
 
     def __init__(self, rows: Rows, student: _Student, stream: _Stream) -> None:
@@ -226,7 +226,7 @@ class _Scales:
             parts = [self._parts(i) for i in range(min(len(rows.batches), LOOKS))]
         self.first = [max(float(sum(p[k] for p in parts)) / len(parts), 1e-12) for k in (0, 1)]
 
-    def loss(self, batch: int) -> Any:
+    def of(self, batch: int) -> Any:
         """Of one batch."""
         outputs, features = self._parts(batch)
         return outputs / self.first[0] + features / self.first[1]
@@ -235,24 +235,18 @@ class _Scales:
         rows, batch, names = self.rows, self.rows.batches[i], self.stream.names
         found = self.student.run(batch.feeds, (*rows.divergence.outputs, *names))
         outputs = rows.by_row(batch, {n: found[n] for n in rows.divergence.outputs})
-        own = rows.divergence(rows.outputs[i], outputs, _mask(batch)).mean()
+        own = rows.divergence(rows.outputs[i], outputs, real_tokens(batch)).mean()
         far = [_distance(self.stream.targets[i][n], found[n], batch) for n in names]
         return own, sum(far) / max(len(far), 1) if far else own.detach() * 0
 
 
 def _distance(dense: Any, found: Any, batch: Any) -> Any:
     """Relative squared distance of two streams, padding left out."""
-    real = _mask(batch)
+    real = real_tokens(batch)
     found = found.float()
     if real is not None and tuple(dense.shape[:2]) == tuple(real.shape):
         dense, found = dense[real], found[real]
     return (dense - found).square().sum() / dense.square().sum().clamp_min(1e-12)
-
-
-def _mask(batch: Any) -> Any:
-    import torch
-
-    return None if batch.real is None else torch.from_numpy(batch.real)
 
 
 def _rounds(rows: Rows, generator: Any) -> Iterator[list[int]]:

@@ -21,7 +21,7 @@ from onnxprune.graph.axes import atoms_of
 from onnxprune.graph.ops.index import gathered
 from onnxprune.graph.ops.layout import sliced
 from onnxprune.graph.quantised import taken
-from onnxprune.graph.structure.analyze import Ties
+from onnxprune.graph.structure.ties import Ties
 from onnxprune.graph.values import constant, dims
 from onnxprune.rewrite import cleanup
 from onnxprune.rewrite.cut import carry_out

@@ -10,7 +10,8 @@ import numpy as np
 from onnxprune.graph.plan import Ranking, Structure
 from onnxprune.graph.structure.sites import Site
 from onnxprune.probe.branch_norms import flows
-from onnxprune.probe.forward import NOTHING, Rows, Weights, gate_gradients, grams
+from onnxprune.probe.forward import NOTHING, Rows, Weights, grams
+from onnxprune.probe.gate_gradients import gate_gradients
 from onnxprune.probe.gates import Gated
 from onnxprune.probe.interpreter import Usage
 from onnxprune.probe.second_moments import Gram

@@ -13,7 +13,8 @@ import numpy as np
 
 from onnxprune.graph.plan import Plan, Ranking
 from onnxprune.graph.structure.sites import Site, even, kept_by
-from onnxprune.probe.forward import Rows, gate_gradients
+from onnxprune.probe.forward import Rows
+from onnxprune.probe.gate_gradients import gate_gradients
 from onnxprune.probe.gates import Gates
 from onnxprune.probe.weight_gradients import seen_through
 from onnxprune.refit.solvers.schedule import cubic

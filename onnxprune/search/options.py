@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from onnxprune.errors import UsageError, near
+from onnxprune.errors import UsageError, closest, near
 from onnxprune.graph.dimensions import require_sizes
 from onnxprune.graph.plan import Budget
 from onnxprune.refit.solvers import SOLVERS
@@ -183,8 +182,8 @@ class Options:
         known = [f.name for f in fields(cls) if f.name != "budget"]
         for name in options:
             if name not in known:
-                near = difflib.get_close_matches(name, [*known, *also], 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted([*known, *also]))}"
+                meant = closest(name, [*known, *also], 0.6)
+                hint = f"did you mean {meant!r}?" if meant else f"there are {', '.join(sorted([*known, *also]))}"
                 raise TypeError(f"unexpected option {name!r}: {hint}")
         return cls(budget, **options)
 

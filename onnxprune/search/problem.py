@@ -22,7 +22,8 @@ from onnxprune.graph.structure.sites import Site, find_sites, meet
 from onnxprune.graph.structure.twins import leading
 from onnxprune.measure.batch_sizes import ACTIVATIONS, tokens_at_once, tokens_side_by_side, tokens_to_measure
 from onnxprune.measure.tables.fast_widths import step
-from onnxprune.probe.forward import Rows, Weights, sensitivities
+from onnxprune.probe.forward import Rows, Weights
+from onnxprune.probe.gate_gradients import sensitivities
 from onnxprune.probe.gates import Gates
 from onnxprune.probe.interpreter import Interpreter, Usage
 from onnxprune.probe.second_moments import Gram

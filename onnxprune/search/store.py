@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class Store:
-    """Named objects below a URL (`file:///srv/runs`, `memory://runs`, `s3://bucket/runs`, …).
+    """Named objects below a URL (`s3://bucket/runs`, `memory://runs`, or any other of fsspec).
 
     Args:
         url: a path without a scheme is a folder of this machine.

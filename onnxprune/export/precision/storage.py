@@ -6,11 +6,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxprune.graph.quantised import HALVES
 from onnxprune.graph.values import constant
 
 _SMALL = 1024
 """Elements below which a tensor is left alone: nothing to gain."""
-_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _CHANNEL = {"MatMul": -1, "Conv": 0, "ConvTranspose": 1}
 """The axis of a weight whose slices get a scale of their own (Gemm: by its transB)."""
 
@@ -21,7 +21,7 @@ def widen(model: ir.Model) -> int:
     for node in [n for n in model.graph if n.op_type == "Cast"]:
         held = node.inputs[0].const_value if node.inputs[0] is not None else None
         to = node.attributes["to"].as_int()
-        if held is None or held.dtype not in _HALVES or to != ir.DataType.FLOAT or node.outputs[0].is_graph_output():
+        if held is None or held.dtype not in HALVES or to != ir.DataType.FLOAT or node.outputs[0].is_graph_output():
             continue
         whole = constant(model, held.numpy().astype(np.float32), f"{held.name}_whole")
         node.outputs[0].replace_all_uses_with(whole)

@@ -21,7 +21,7 @@ from onnxprune.graph.flow.nodes import (
 )
 from onnxprune.graph.flow.regions import Flow
 from onnxprune.graph.nested import bodies
-from onnxprune.graph.values import dims
+from onnxprune.graph.values import dims, succeed
 
 
 def closed(model: ir.Model) -> ir.Model:
@@ -66,7 +66,8 @@ def _choice(graph: ir.Graph, node: ir.Node, version: int) -> ir.Node:
         body = _body(graph, nodes, [], results, f"{node.name}/{name}", version)
         attributes.append(ir.AttrGraph(name, body))
     made = ir.Node("", "If", [node.inputs[0]], attributes, num_outputs=half, name=node.name)
-    return _replace(graph, node, made)
+    succeed(node, [made])
+    return made
 
 
 def _turns(graph: ir.Graph, leave: ir.Node, version: int) -> ir.Node | None:
@@ -102,9 +103,9 @@ def _turns(graph: ir.Graph, leave: ir.Node, version: int) -> ir.Node | None:
                 ir.AttrInt64s("scan_output_axes", out_axes), ir.AttrInt64s("scan_output_directions", out_backwards),
             ]  # fmt: skip
     made = ir.Node("", kind(leave), given, attributes, num_outputs=len(leave.outputs), name=leave.name)
-    found = _replace(graph, leave, made)
+    succeed(leave, [made])
     graph.remove(enter, safe=True)
-    return found
+    return made
 
 
 def _body(
@@ -135,16 +136,3 @@ def _body(
 def _rank(known: Sequence[int | str | None]) -> ir.Shape:
     """A shape without names."""
     return ir.Shape([d if isinstance(d, int) else None for d in known])
-
-
-def _replace(graph: ir.Graph, node: ir.Node, made: ir.Node) -> ir.Node:
-    graph.insert_before(node, made)
-    for old, new in zip(node.outputs, made.outputs, strict=True):
-        new.type, new.shape = old.type, old.shape
-        new.meta.update(old.meta)
-        new.metadata_props.update(old.metadata_props)
-        name, old.name = old.name, None
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        new.name = name
-    graph.remove(node, safe=True)
-    return made

@@ -5,12 +5,10 @@ SequenceEmpty → Loop (SequenceInsert at the end) → ConcatFromSequence     be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.graph.values import constant, dims
+from onnxprune.graph.values import constant, dims, succeed, take_over
 
 
 def stack_lists(model: ir.Model) -> None:
@@ -84,11 +82,7 @@ def _stacked(model: ir.Model, node: ir.Node, body: ir.Graph, place: int, appende
     node.prepend(made)
     old = [v for i, v in enumerate(node.outputs) if i != place - 2]
     for before, after in zip(old, made.outputs, strict=False):
-        after.type, after.shape = before.type, before.shape
-        after.metadata_props.update(before.metadata_props)
-        name, before.name = before.name, None
-        before.replace_all_uses_with(after, replace_graph_outputs=True)
-        after.name = name
+        take_over(before, after)
     result, listed = made.outputs[-1], node.outputs[place - 2]
     result.name = f"{listed.name}_stacked"
     result.type = appended.type
@@ -127,21 +121,9 @@ def _join(model: ir.Model, reader: ir.Node, stacked: ir.Value, rank: int) -> Non
         made += [shape, head, tail, target, whole]
     for node in made:
         node.outputs[0].name = f"{node.name}_output"
-    _take_place(reader, made)
+    succeed(reader, made)
 
 
 def _part(model: ir.Model, name: str, shape: ir.Value, ends: tuple[int, int], version: int) -> ir.Node:
     bounds = [constant(model, np.array([end], dtype=np.int64), f"{name}_{end}") for end in ends]
     return ir.node("Slice", [shape, *bounds], name=f"{name}_from_{ends[0]}", version=version)
-
-
-def _take_place(reader: ir.Node, made: Sequence[ir.Node]) -> None:
-    old, new = reader.outputs[0], made[-1].outputs[0]
-    new.type, new.shape = old.type, old.shape
-    new.metadata_props.update(old.metadata_props)
-    reader.prepend(made)
-    name, old.name = old.name, None
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    new.name = name
-    assert reader.graph is not None
-    reader.graph.remove(reader, safe=True)

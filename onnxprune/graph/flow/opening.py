@@ -20,7 +20,7 @@ from onnxprune.graph.flow.nodes import (
     state_pairs,
 )  # fmt: skip
 from onnxprune.graph.nested import bodies
-from onnxprune.graph.values import dims, forget_names
+from onnxprune.graph.values import dims, forget_names, succeed, take_over
 
 _VERSION = 1
 _OPENED = {"If": 1, "Loop": 1, "Scan": 9}
@@ -137,7 +137,8 @@ def _open_choice(graph: ir.Graph, node: ir.Node, names: _Names) -> None:
     for side in ("then_branch", "else_branch"):
         results += _moved(graph, node, node.attributes[side].as_graph(), {}, names)
     made = ir.Node(DOMAIN, CHOICE, [node.inputs[0], *results], num_outputs=len(node.outputs), name=node.name)
-    _replace(graph, node, made)
+    made.version = _VERSION
+    succeed(node, [made])
 
 
 def _open_turns(graph: ir.Graph, node: ir.Node, names: _Names) -> None:
@@ -161,7 +162,8 @@ def _open_turns(graph: ir.Graph, node: ir.Node, names: _Names) -> None:
         along.append(ir.AttrInt64("along", ints(enter, "axes")[0]))
     operands = [*results, enter.outputs[0], *([] if looping else [node.inputs[count]])]
     leave = ir.Node(DOMAIN, LEAVE, operands, [*common, *along], num_outputs=len(node.outputs), name=node.name)
-    _replace(graph, node, leave)
+    leave.version = _VERSION
+    succeed(node, [leave])
 
 
 def _along(node: ir.Node, what: str, count: int, values: Sequence[ir.Value | None]) -> list[ir.Attr]:
@@ -199,30 +201,11 @@ def _moved(
     return results
 
 
-def _replace(graph: ir.Graph, node: ir.Node, made: ir.Node) -> None:
-    """Put a node in the place of another, with its outputs' names."""
-    made.version = _VERSION
-    graph.insert_before(node, made)
-    for old, new in zip(node.outputs, made.outputs, strict=True):
-        new.type, new.shape = old.type, old.shape
-        new.metadata_props.update(old.metadata_props)
-        name, old.name = old.name, None
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        new.name = name
-    graph.remove(node, safe=True)
-
-
 def _pass_on(model: ir.Model, node: ir.Node, taken: Sequence[ir.Value | None]) -> None:
     """An Identity for each result: outputs of the graph keep their names."""
     for place, value in enumerate(taken):
         assert value is not None
-        old = node.outputs[place]
         made = ir.node("Identity", [value], name=f"{node.name}_{place}", version=model.opset_imports.get("", 1))
-        new = made.outputs[0]
-        new.type, new.shape = old.type, old.shape
-        new.metadata_props.update(old.metadata_props)
         node.prepend(made)
-        name, old.name = old.name, None
-        old.replace_all_uses_with(new, replace_graph_outputs=True)
-        new.name = name
+        take_over(node.outputs[place], made.outputs[0])
     model.graph.remove(node, safe=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxprune.errors import LimitError, ModelError, one_line
-from onnxprune.graph.single_nodes import bodies
+from onnxprune.graph.nested import bodies
 
 MOST_NODES = 1_000_000
 """Of a graph whose functions are written out; the largest decoders have some ten thousand."""

@@ -54,8 +54,7 @@ def members(path: Path) -> tuple[list[Path], tuple[str, ...]]:
     """
     if not is_folder(path):
         return [models.find(path)], ()
-    folder = path
-    files = sorted(folder.glob("*.onnx"))
+    files = sorted(path.glob("*.onnx"))
     stems = {f.stem for f in files}
     plain = [f for f in files if not ((found := _VARIANT.search(f.stem)) and f.stem[: found.start()] in stems)]
     said = (
@@ -75,7 +74,7 @@ def members(path: Path) -> tuple[list[Path], tuple[str, ...]]:
                 "pruned ones with optimum.onnx.merge_decoders"
             )
     if len(plain) < 2:
-        raise UnsupportedError(f"{folder}: its files are one graph in several forms; give one of them")
+        raise UnsupportedError(f"{path}: its files are one graph in several forms; give one of them")
     return plain, tuple(said)
 
 

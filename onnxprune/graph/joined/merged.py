@@ -12,8 +12,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from onnxprune.graph.nested import reads
 from onnxprune.graph.prepare import stamp
-from onnxprune.graph.single_nodes import reads
 
 ASKED = "use_cache_branch"
 """The input that tells the two apart."""

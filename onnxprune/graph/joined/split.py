@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from onnxprune.graph.model import Part, Wires
+from onnxprune.graph.nested import bodies, reads
 from onnxprune.graph.prepare import stamp
-from onnxprune.graph.single_nodes import bodies, reads
 from onnxprune.graph.values import forget_names
 
 

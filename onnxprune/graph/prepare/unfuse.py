@@ -9,7 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxprune.graph.ops.base import attribute
-from onnxprune.graph.values import constant
+from onnxprune.graph.values import constant, hand_over
 
 _NAMES = {"LeakyRelu": ("alpha",), "HardSigmoid": ("alpha", "beta")}
 """Attributes of the standard activations, in the order of `activation_params`."""
@@ -39,11 +39,7 @@ def unfuse(model: ir.Model) -> None:
             value = _append(node, activation, [value], {k: ir.AttrFloat32(k, v) for k, v in named.items()})
         result = node.outputs[0]
         value.shape, value.type = result.shape, result.type
-        stated = result.is_graph_output()
-        result.replace_all_uses_with(value, replace_graph_outputs=True)
-        if stated:
-            name, result.name = result.name, None
-            value.name = name
+        hand_over(result, value)
         model.graph.remove(node, safe=True)
 
 

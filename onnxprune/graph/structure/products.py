@@ -67,7 +67,7 @@ def product_of(node: ir.Node, reader: Reader) -> Product | None:
     if node.op_type == "ConvTranspose":
         return Spread(node, shape)
     if node.op_type == "MatMul" and len(shape) == 3 and reader.weight_axis == 1 and reader.input == 0:
-        return Stacked(shape)
+        return Experts(shape)
     if node.op_type in ("MatMul", "Gemm") and len(shape) == 2:
         # From behind: the stream that a result is added to may have more axes than a Gemm has.
         return Contraction((reader.weight_axis,), (reader.axis,), (-1 if reader.input == 0 else -2,))
@@ -211,60 +211,18 @@ class Convolution:
 
 
 @dataclass(frozen=True)
-class Stacked:
-    """MatMul by a weight for each index of an outer axis (experts): [tokens, in] of each by its own [in, out]; blocks.
-
-    shape: [experts, in, out]
-    """
-
-    shape: tuple[int, ...]
-    kernel: int = 1
-    spatial: bool = False
-    refits: bool = False
-
-    @property
-    def copies(self) -> int:
-        return self.shape[0]
-
-    def weight(self, array: np.ndarray) -> np.ndarray:
-        return _blocks(array)
-
-    def restore(self, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        return np.ascontiguousarray(_diagonal(matrix, self.copies)).reshape(shape)
-
-    def rows(self, x: Any) -> Any:
-        """[tokens of all experts, experts·in]: each token's own expert's beside zeros for the others."""
-        count, width = self.shape[:2]
-        x = x.expand(*x.shape[:-3], count, *x.shape[-2:]) if x.dim() > 2 else x.expand(count, *x.shape)
-        return _beside_zeros(x.movedim(-3, 0).reshape(count, -1, width))
-
-    def written(self, y: Any) -> Any:
-        return None
-
-
-def _beside_zeros(parts: Any) -> Any:
-    """[experts, tokens, in] -> [experts·tokens, experts·in]: each token's own expert's beside zeros for the others."""
-    import torch
-
-    count, tokens, width = parts.shape
-    found = parts.new_zeros(count, tokens, count, width)
-    found[torch.arange(count), :, torch.arange(count)] = parts
-    return found.reshape(-1, count * width)
-
-
-@dataclass(frozen=True)
 class Experts:
-    """The same as an Einsum, whose axes stand anywhere.
+    """A product by a weight for each index of an axis (experts), [tokens, in] of each by its own [in, out]; blocks.
 
     Attributes:
         shape: of the weight.
-        order: the weight's axes of experts, inputs and outputs.
+        order: the weight's axes of experts, inputs and outputs; a MatMul's by default, an Einsum's may stand anywhere.
         read: the activation's axes of experts and inputs.
     """
 
     shape: tuple[int, ...]
-    order: tuple[int, int, int]
-    read: tuple[int, int]
+    order: tuple[int, int, int] = (0, 1, 2)
+    read: tuple[int, int] = (-3, -1)
     kernel: int = 1
     spatial: bool = False
     refits: bool = False
@@ -281,8 +239,14 @@ class Experts:
 
     def rows(self, x: Any) -> Any:
         """[tokens of all experts, experts·in]: each token's own expert's beside zeros for the others."""
+        import torch
+
+        x = x if x.dim() > 2 else x[None]
         moved = x.movedim(self.read, (0, -1))
-        return _beside_zeros(moved.reshape(moved.shape[0], -1, moved.shape[-1]))
+        parts = moved.expand(self.copies, *moved.shape[1:]).reshape(self.copies, -1, moved.shape[-1])
+        found = parts.new_zeros(self.copies, parts.shape[1], self.copies, parts.shape[2])
+        found[torch.arange(self.copies), :, torch.arange(self.copies)] = parts
+        return found.reshape(-1, self.copies * parts.shape[2])
 
     def written(self, y: Any) -> Any:
         return None

@@ -22,8 +22,8 @@ from onnxprune.errors import UnsupportedError
 from onnxprune.graph import prepare
 from onnxprune.graph.axes import atoms_of
 from onnxprune.graph.example_feeds import synthesize
+from onnxprune.graph.nested import reads
 from onnxprune.graph.plan import Branch, Plan
-from onnxprune.graph.single_nodes import reads
 from onnxprune.graph.structure.sites import Site
 from onnxprune.graph.values import constant, dims
 from onnxprune.measure.cost import Costs

@@ -20,7 +20,8 @@ from onnxprune.refit.solvers.least_squares import (
 )
 from onnxprune.refit.solvers.linalg import Array
 from onnxprune.refit.solvers.magnitude import magnitude, wanda
-from onnxprune.refit.solvers.obs import NestedRefit, ObsPath, Reader, RefitOnTokens, obs_path, refit
+from onnxprune.refit.solvers.nested_refit import NestedRefit, RefitOnTokens, refit
+from onnxprune.refit.solvers.obs import ObsPath, Reader, obs_path
 from onnxprune.refit.solvers.pair_swaps import Refined, refine
 from onnxprune.refit.solvers.patterns import NM, Blocks, Library, Pattern, Tiled, Tiles, parse
 from onnxprune.refit.solvers.sparsegpt import sparsegpt

@@ -180,9 +180,7 @@ class _FewTokens:
         """What each token has in the weights [t, m]; None where they stay."""
         if strength == INFINITE or not self.scale > 0:
             return None
-        kernel = self.kernel.copy()
-        kernel[np.diag_indices_from(kernel)] += strength * self.scale
-        return solve(kernel, self.left)
+        return solve(shifted(self.kernel, strength * self.scale), self.left)
 
 
 def _equations(statistics: Statistics, rows: Ints, prior: npt.ArrayLike) -> _Equations | _FewTokens:

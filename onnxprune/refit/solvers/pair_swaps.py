@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.refit.solvers.linalg import Array, Ints, damped, inverse
-from onnxprune.refit.solvers.obs import DAMPING, Reader, removal_costs
+from onnxprune.refit.solvers.nested_refit import DAMPING
+from onnxprune.refit.solvers.obs import Reader, removal_costs
 
 LEAST_GAIN = 1e-9
 """Relative to the error of removing everything: a smaller gain is rounding."""

@@ -16,7 +16,8 @@ from onnxprune import data
 from onnxprune.data import read
 from onnxprune.graph.structure.reading_matrices import matrices
 from onnxprune.graph.structure.sites import find_sites
-from onnxprune.probe.forward import Rows, sensitivities
+from onnxprune.probe.forward import Rows
+from onnxprune.probe.gate_gradients import sensitivities
 
 
 def test_the_token_that_is_read_is_the_one_that_matters(zoo: Callable[..., ZooModel]) -> None:

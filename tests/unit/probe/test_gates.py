@@ -13,8 +13,8 @@ from plans import Subject, choose, distance
 from zoo import ZooModel
 
 from onnxprune.errors import UnsupportedError
+from onnxprune.graph.nested import reads
 from onnxprune.graph.plan import Plan
-from onnxprune.graph.single_nodes import reads
 
 Build = Callable[..., ZooModel]
 

@@ -19,7 +19,8 @@ from onnxprune.graph.plan import Plan
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.graph.structure.sites import find_sites
 from onnxprune.probe.branch_norms import flows, largest_singular_value
-from onnxprune.probe.forward import Rows, gate_gradients
+from onnxprune.probe.forward import Rows
+from onnxprune.probe.gate_gradients import gate_gradients
 from onnxprune.probe.gates import Gates
 from onnxprune.probe.interpreter import Interpreter
 from onnxprune.probe.weight_gradients import STEP_ROWS, seen_through, weight_gradients, weight_scores

@@ -16,11 +16,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.graph.ops.base import attribute, operand
-from onnxprune.graph.quantised import Form, Names, Parts, Quantised, steps_of
+from onnxprune.graph.quantised import HALVES, Form, Names, Parts, Quantised, steps_of
 
 _BITS = 8
 """Codes of more are indices or counts, where a Cast and a Mul alone say that they are weights."""
-_HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 _WIDE = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 
 
@@ -211,7 +210,7 @@ def _half(node: ir.Node) -> Quantised | None:
     if source is None or not constant(source) or source.const_value is None or kind not in _WIDE:
         return None
     held = source.const_value
-    if held.dtype not in _HALVES or len(held.shape) < 2:
+    if held.dtype not in HALVES or len(held.shape) < 2:
         return None
     form = Form("Cast", Names(source.name or "", node=node.name or ""), unwritten=("scale",))
     return Quantised(Parts(held, np.ones([1] * len(held.shape), kind.numpy()), None), form, kind, None)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxprune.errors import DataError
-from onnxprune.refit.solvers import NestedRefit, Reader, RefitOnTokens, obs, obs_path, refine, refit
+from onnxprune.refit.solvers import NestedRefit, Reader, RefitOnTokens, nested_refit, obs_path, refine, refit
 from onnxprune.refit.solvers.linalg import Array, Ints, damped
 
 seeds = st.integers(0, 2**32 - 1)
@@ -206,7 +206,7 @@ def test_many_rows_are_taken_in_single_precision(monkeypatch: pytest.MonkeyPatch
     """The order is as good as in double, and so are the weights at every level."""
     one = reader(3, 64, outputs=8)
     exact, slow = obs_path([one], damping=DAMPING), refit(one.weight, one.gram, np.arange(40), damping=DAMPING)
-    monkeypatch.setattr(obs, "SINGLE", 32)
+    monkeypatch.setattr(nested_refit, "SINGLE", 32)
     path, fast = obs_path([one], damping=DAMPING), refit(one.weight, one.gram, np.arange(40), damping=DAMPING)
     np.testing.assert_allclose(path.error, exact.error, rtol=1e-2, atol=1e-4 * exact.total)
     np.testing.assert_allclose(fast, slow, atol=1e-3 * np.abs(slow).max())
