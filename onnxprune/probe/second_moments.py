@@ -18,6 +18,8 @@ from onnxprune.graph.put_away import Store
 
 CHUNK = 4096
 """Tokens in one product."""
+STRIP = 256
+"""Columns of a symmetric product that are multiplied at once, with themselves and those behind them."""
 WAITING = 2**24
 """The most bytes that wait to be multiplied: a scoring sums dozens of these at once."""
 ENOUGH = 2**16
@@ -99,7 +101,7 @@ class Gram:
         import torch
 
         (x,), (wx,) = values, scaled
-        return wx.T @ x, wx.sum(0, dtype=torch.float64)
+        return _square(wx, x), wx.sum(0, dtype=torch.float64)
 
     def sums(self) -> list[np.ndarray]:
         """What has been summed, in double precision."""
@@ -178,6 +180,20 @@ class Gram:
     def centred(self) -> np.ndarray:
         """[n, n] Σ w (x − x̄)(x − x̄)ᵀ: what an intercept leaves to the weights."""
         return self.matrix - self.count * np.outer(self.mean, self.mean)
+
+
+def _square(wx: Any, x: Any) -> Any:
+    """wxᵀx [n, n] of x and its rows weighted, [t, n] both: what is below the diagonal is what is above it."""
+    width = x.shape[1]
+    if width < 2 * STRIP:
+        return wx.T @ x
+    found = x.new_empty(width, width)
+    for start in range(0, width, STRIP):
+        end = min(start + STRIP, width)
+        strip = wx[:, start:end].T @ x[:, start:]
+        found[start:end, start:] = strip
+        found[end:, start:end] = strip[:, end - start :].T
+    return found
 
 
 def _joined(weights: Sequence[Any], parts: Sequence[tuple[Any, ...]]) -> tuple[Any, tuple[Any, ...]]:

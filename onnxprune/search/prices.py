@@ -7,7 +7,7 @@ what its neighbours keep.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -43,15 +43,16 @@ class Prices:
         self.costs, self.kind, self.first = costs, kind, first
         self.sites = {s.id: s for s in sites if s.group.branch not in first.drop}
         self._totals: dict[tuple[int, ...], float] = {}
+        self._clusters_at: dict[tuple[int, ...], float] = {}
         self._parts: dict[tuple[object, ...], Array] = {}
         self._kept: dict[tuple[str, int], tuple[int, ...]] = {}
         self._neighbours: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[str, ...]]] = {}
 
-    def plan(self, counts: Counts) -> Plan:
-        """A plan that keeps so many units, whichever they are."""
+    def plan(self, counts: Counts, names: Collection[str] | None = None) -> Plan:
+        """A plan that keeps so many units, whichever they are; of some sites alone, where `names` says which."""
         keep, drop, maps = dict(self.first.keep), list(self.first.drop), dict(self.first.maps)
-        for site in self.sites.values():
-            count = counts[site.id]
+        for name in self.sites if names is None else names:
+            site, count = self.sites[name], counts[name]
             if count <= 0 and site.branch is not None:
                 drop.append(site.branch.id)
                 if count == MAPPED:
@@ -64,7 +65,9 @@ class Prices:
         """What is left of the model."""
         key = tuple(counts[name] for name in self.sites)
         if key not in self._totals:
-            self._totals[key] = self.costs.total(self.kind, self.plan(counts))
+            table = self.kind == "latency"
+            whole = self.costs.total(self.kind, self.plan(counts)) if table else self._fixed + self._in_clusters(counts)
+            self._totals[key] = whole
         return self._totals[key]
 
     def levels(self, members: Sequence[str], counts: Counts, levels: Sequence[int]) -> Array:
@@ -122,7 +125,43 @@ class Prices:
         return np.array([found[k] for k in levels])
 
     def _part(self, members: Sequence[str], counts: Counts) -> float:
-        return self.costs.part(self.kind, [self.sites[m].group for m in members], self.plan(counts))
+        """What is counted around some sites; no site of another cluster is seen there."""
+        near = members if self.kind == "latency" else self._clusters_of(members)
+        return self.costs.part(self.kind, [self.sites[m].group for m in members], self.plan(counts, near))
+
+    @cached_property
+    def _fixed(self) -> float:
+        """What is in no cluster."""
+        return self.costs.total(self.kind, self.plan(self.whole)) - self._in_clusters(self.whole)
+
+    def _in_clusters(self, counts: Counts) -> float:
+        """What is counted around all sites, cluster by cluster: none is counted twice at the same widths."""
+        found = 0.0
+        for place, members in enumerate(self._clusters):
+            key = (place, *(counts[m] for m in members))
+            if key not in self._clusters_at:
+                self._clusters_at[key] = self._part(members, counts)
+            found += self._clusters_at[key]
+        return found
+
+    def _clusters_of(self, members: Sequence[str]) -> tuple[str, ...]:
+        if len(members) == 1:
+            return self._cluster[members[0]]
+        return tuple(dict.fromkeys(name for member in members for name in self._cluster[member]))
+
+    @cached_property
+    def _cluster(self) -> dict[str, tuple[str, ...]]:
+        return {name: members for members in self._clusters for name in members}
+
+    @cached_property
+    def _clusters(self) -> tuple[tuple[str, ...], ...]:
+        """Sites between which something is counted that both have to do with; no two clusters share anything."""
+        found: list[tuple[list[str], set[str]]] = []
+        for name, (_, touched) in self._touched.items():
+            joined = [other for other in found if other[1] & touched]
+            names, every = [n for ns, _ in joined for n in ns] + [name], set(touched).union(*(t for _, t in joined))
+            found = [other for other in found if other not in joined] + [(names, every)]
+        return tuple(tuple(names) for names, _ in found)
 
     def _near(self, members: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """(other sites whose width is in what is counted around some, those of which only whether they are there)."""

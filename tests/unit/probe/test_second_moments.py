@@ -17,8 +17,8 @@ from onnxprune.probe.second_moments import ENOUGH, Gram, Pairs, drawn
 cases = st.tuples(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 9), min_size=1, max_size=6), st.booleans())
 
 
-@given(cases, st.sampled_from([1, 5, 4096]))
-def test_parts_sum_to_the_whole(case: tuple[int, list[int], bool], chunk: int) -> None:
+@given(cases, st.sampled_from([1, 5, 4096]), st.sampled_from([1, 2, 256]))
+def test_parts_sum_to_the_whole(case: tuple[int, list[int], bool], chunk: int, strip: int) -> None:
     seed, sizes, weighted = case
     random = np.random.default_rng(seed)
     x, y = (random.standard_normal((sum(sizes), n)).astype(np.float32) for n in (5, 3))
@@ -26,6 +26,7 @@ def test_parts_sum_to_the_whole(case: tuple[int, list[int], bool], chunk: int) -
     gram, pairs = Gram(), Pairs()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(second_moments, "CHUNK", chunk)
+        patch.setattr(second_moments, "STRIP", strip)
         for at in np.split(np.arange(len(x)), np.cumsum(sizes)[:-1]):
             weight = torch.from_numpy(w[at]) if weighted else None
             with torch.inference_mode():  # as activations come

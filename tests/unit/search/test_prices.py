@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from graphs import written
 from zoo import ZooModel
 
 from onnxprune.graph.model import load
-from onnxprune.graph.plan import Plan
+from onnxprune.graph.plan import Group, Plan
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.graph.structure.sites import find_sites
 from onnxprune.measure.cost import Costs, default_bindings
@@ -142,6 +142,31 @@ def test_of_a_transformer_prices_add_up(zoo: Build) -> None:
     counts = {n: s.rows * max(s.group.shape[-1] // 2, 1) for n, s in found.sites.items()}
     spared = sum(found.total(found.whole) - found.total({**found.whole, n: k}) for n, k in counts.items())
     assert found.total(counts) == found.total(found.whole) - spared
+
+
+@pytest.mark.parametrize("family", ["bert", "t5-encoder"])
+def test_a_layer_is_counted_once_at_a_width_whatever_the_others_are(
+    zoo: Build, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What several share (T5's position bias) ties those alone that share it."""
+    found = prices(zoo(family, "torchscript", "eager").path, "flops")
+    random = np.random.default_rng(3)
+    tried = [some_counts(found, random) for _ in range(12)]
+    mixed = [{n: tried[int(random.integers(len(tried)))][n] for n in found.sites} for _ in range(12)]
+    expected = [found.costs.total("flops", found.plan(counts)) for counts in (*tried, *mixed)]
+    assert [found.total(counts) for counts in (*tried, *mixed)] == expected
+    alone = [c for c in found._clusters if len(c) == 1]
+    assert len(alone) >= len(found.sites) // 2
+    counted, part = [], found.costs.part
+
+    def watched(kind: str, groups: Sequence[Group], plan: Plan) -> float:
+        counted.append(len(groups))
+        return part(kind, groups, plan)
+
+    monkeypatch.setattr(found.costs, "part", watched)
+    fresh = {**tried[0], **{n: tried[1][n] for c in alone for n in c}}
+    assert found.total(fresh) == found.costs.total("flops", found.plan(fresh))
+    assert 1 not in counted
 
 
 @pytest.mark.parametrize("name", CHAINS)
