@@ -15,6 +15,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+INT8, UINT8, INT4, UINT4 = TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4
+FLOAT8 = (TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2)
+
 Written = tuple[list[onnx.TensorProto], list[onnx.NodeProto]]
 Form = Callable[[np.ndarray, str, int], Written]
 
@@ -29,13 +32,14 @@ def rounded(w: np.ndarray, axes: tuple[int, ...] | None, low: int, high: int, ze
     else:
         scale = (np.abs(w).max(axis=axes, keepdims=True) / high).astype(np.float32)
         point = np.zeros_like(scale)
-    return np.clip(np.round(w / scale) + point, low, high), scale, point
+    steps = w / scale if high > 2**32 else np.round(w / scale)
+    return np.clip(steps + point, low, high), scale, point
 
 
 def tensor(array: np.ndarray, kind: int, name: str) -> onnx.TensorProto:
     """An initializer of any type, int4 too."""
-    if kind in (TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT8E4M3FN):
-        flat = array.astype(np.float32 if kind == TensorProto.FLOAT8E4M3FN else np.int64).ravel().tolist()
+    if kind in (INT4, UINT4, *FLOAT8):
+        flat = array.astype(np.float32 if kind in FLOAT8 else np.int64).ravel().tolist()
         return helper.make_tensor(name, kind, array.shape, flat)
     return numpy_helper.from_array(array.astype(helper.tensor_dtype_to_np_dtype(kind)), name)
 
@@ -46,6 +50,8 @@ RANGES: dict[int, tuple[int, int]] = {
     TensorProto.INT4: (-8, 7),
     TensorProto.UINT4: (0, 15),
     TensorProto.INT32: (-(2**20), 2**20 - 1),
+    TensorProto.FLOAT8E4M3FN: (-448, 448),
+    TensorProto.FLOAT8E5M2: (-57344, 57344),
 }
 
 
@@ -139,7 +145,6 @@ def plain(w: np.ndarray, name: str, out: int) -> Written:
     return [numpy_helper.from_array(w, name)], []
 
 
-INT8, UINT8, INT4, UINT4 = TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4
 FORMS: dict[str, Form] = {
     "plain": plain,
     "tensor": dequantized(),
@@ -158,6 +163,9 @@ FORMS: dict[str, Form] = {
     "cast-tensor": cast(per=False),
     "cast-uint8": cast(zero=True),
     "trained": trained,
+    "float8": dequantized(FLOAT8[0], per="output"),
+    "float8-tensor": dequantized(FLOAT8[0]),
+    "float8-wide": dequantized(FLOAT8[1], per="input"),
     "half": half(),
     "bfloat16": half(TensorProto.BFLOAT16),
 }
@@ -191,8 +199,14 @@ def drawn(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return np.asarray(rng.normal(size=shape) / np.sqrt(float(np.prod(shape[1:])) or 1.0), dtype=np.float32)
 
 
-def mlp(path: Path, form: Form, *, width: int = 64, gemm: bool = False, bias: Form = plain) -> Path:
-    """Two residual blocks x + W2 gelu-like(W1 x + b1) + b2 on [batch, tokens, 16], or [batch, 16] in Gemm's form."""
+def mlp(
+    path: Path, form: Form, *, width: int = 64, gemm: bool = False, bias: Form = plain, shared: bool = False
+) -> Path:
+    """Two residual blocks x + W2 gelu-like(W1 x + b1) + b2 on [batch, tokens, 16], or [batch, 16] in Gemm's form.
+
+    Args:
+        shared: what comes out is a second product of the first block's input, beside it.
+    """
     rng = np.random.default_rng(0)
     held: list[onnx.TensorProto] = []
     nodes: list[onnx.NodeProto] = []
@@ -221,6 +235,11 @@ def mlp(path: Path, form: Form, *, width: int = 64, gemm: bool = False, bias: Fo
             ]
         nodes.append(helper.make_node("Add", [stream, f"d{i}"], [f"x{i}"]))
         stream = f"x{i}"
+    if shared:
+        add(form(drawn(rng, 16, 16), "w_beside", 1), held, nodes)
+        nodes.append(helper.make_node("MatMul", ["x", "w_beside"], ["beside"]))
+        nodes.append(helper.make_node("Add", [stream, "beside"], ["whole"]))
+        stream = "whole"
     shape: list[Any] = ["batch", 16] if gemm else ["batch", "tokens", 16]
     faces = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in ("x", stream)]
     return save(path, nodes, held, faces[:1], faces[1:])
@@ -245,6 +264,128 @@ def convolutions(path: Path, form: Form, *, bias: Form = plain) -> Path:
         helper.make_tensor_value_info(value, TensorProto.FLOAT, ["batch", 4, 5, 5]),
     ]
     return save(path, nodes, held, faces[:1], faces[1:])
+
+
+def attention(path: Path) -> Path:
+    """Two blocks of com.microsoft's Attention and an MLP on [batch, tokens, 16]."""
+    rng = np.random.default_rng(2)
+    held: list[onnx.TensorProto] = []
+    nodes: list[onnx.NodeProto] = []
+    stream = "x"
+    for i in range(2):
+        shapes = {"qkv": (16, 48), "bias": (48,), "out": (16, 16), "up": (16, 32), "down": (32, 16)}
+        names = {name: f"{name}{i}" for name in shapes}
+        held += [numpy_helper.from_array(drawn(rng, *shape) * 2, names[name]) for name, shape in shapes.items()]
+        packed = [stream, names["qkv"], names["bias"]]
+        nodes += [
+            helper.make_node("Attention", packed, [f"a{i}"], f"attend{i}", domain="com.microsoft", num_heads=4),
+            helper.make_node("MatMul", [f"a{i}", names["out"]], [f"b{i}"], f"project{i}"),
+            helper.make_node("Add", [stream, f"b{i}"], [f"c{i}"], f"add{i}"),
+            helper.make_node("MatMul", [f"c{i}", names["up"]], [f"d{i}"], f"up{i}"),
+            helper.make_node("Sigmoid", [f"d{i}"], [f"e{i}"], f"act{i}"),
+            helper.make_node("MatMul", [f"e{i}", names["down"]], [f"f{i}"], f"down{i}"),
+            helper.make_node("Add", [f"c{i}", f"f{i}"], [f"g{i}"], f"end{i}"),
+        ]
+        stream = f"g{i}"
+    faces = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", "tokens", 16]) for n in ("x", stream)]
+    return save(path, nodes, held, faces[:1], faces[1:], opset=17)
+
+
+def rounded_before(path: Path) -> Path:
+    """A file in which what QAttention reads is rounded on a scale that is known, not by its own range."""
+    model = onnx.load(path)
+    read = {name for node in model.graph.node if node.op_type == "QAttention" for name in node.input}
+    for node in model.graph.node:
+        if node.op_type == "DynamicQuantizeLinear" and node.output[0] in read:
+            codes, scale, zero = node.output
+            held = [numpy_helper.from_array(np.array(0.05, np.float32), scale)]
+            held.append(numpy_helper.from_array(np.array(120, np.uint8), zero))
+            model.graph.initializer.extend(held)
+            made = helper.make_node("QuantizeLinear", [node.input[0], scale, zero], [codes], name=node.name)
+            node.CopyFrom(made)
+    known = path.with_name(f"{path.stem}.known.onnx")
+    onnx.save(model, known)
+    return known
+
+
+def packed(path: Path, out: Path, *, bits: int, zero: str = "", order: str = "", block: int = 16) -> Path:
+    """A float file whose products are MatMulNBits.
+
+    Args:
+        zero: "codes" or "floats" for zero points; else none.
+        order: "plain" or "mixed": which block an input belongs to is told (g_idx), one by one.
+    """
+    model, rng = onnx.load(path), np.random.default_rng(4)
+    held = {t.name: t for t in model.graph.initializer}
+    shifts = np.arange(8 // bits) * bits
+    for node in model.graph.node:
+        if node.op_type != "MatMul":
+            continue
+        tensor = held[node.input[1]]
+        w = numpy_helper.to_array(tensor).T
+        groups = np.arange(w.shape[1]) // block
+        groups = rng.permutation(groups) if order == "mixed" else groups
+        parts = np.stack([w[:, groups == i] for i in range(groups.max() + 1)], 1)
+        least, most = np.minimum(parts.min(2), 0), np.maximum(parts.max(2), 0)
+        scale = (most - least if zero else 2 * np.abs(parts).max(2)) / (2**bits - 1)
+        points = {"": np.full(scale.shape, 2.0 ** (bits - 1)), "codes": np.round(-least / scale)}.get(
+            zero, -least / scale
+        )
+        codes = np.clip(np.round(w / scale[:, groups] + points[:, groups]), 0, 2**bits - 1).astype(np.uint8)
+        name = node.input[1]
+        stored = (codes.reshape(len(w), -1, len(shifts)) << shifts).sum(2).astype(np.uint8)
+        made = [numpy_helper.from_array(stored.reshape(len(w), -1, block * bits // 8), f"{name}_q")]
+        made.append(numpy_helper.from_array(scale.astype(np.float32).reshape(-1), f"{name}_s"))
+        inputs = [node.input[0], f"{name}_q", f"{name}_s"]
+        if zero == "codes":
+            width = -(-points.shape[1] // len(shifts)) * len(shifts)
+            wide = np.pad(points.astype(np.uint8), ((0, 0), (0, width - points.shape[1])))
+            points = (wide.reshape(len(w), -1, len(shifts)) << shifts).sum(2).astype(np.uint8).reshape(-1)
+        if zero:
+            kept = points if zero == "codes" else points.astype(np.float32)
+            made.append(numpy_helper.from_array(kept, f"{name}_z"))
+            inputs.append(f"{name}_z")
+        if order:
+            made.append(numpy_helper.from_array(groups.astype(np.int32), f"{name}_g"))
+            inputs += [""] * (4 - len(inputs)) + [f"{name}_g"]
+        told = {"K": w.shape[1], "N": len(w), "bits": bits, "block_size": block}
+        node.CopyFrom(helper.make_node("MatMulNBits", inputs, node.output, node.name, domain="com.microsoft", **told))
+        model.graph.initializer.remove(tensor)
+        model.graph.initializer.extend(made)
+    onnx.save(model, out)
+    return out
+
+
+def recurrent(path: Path, direction: str = "forward") -> Path:
+    """An LSTM between two products, on [tokens, batch, 8]."""
+    rng, ways = np.random.default_rng(3), 2 if direction == "bidirectional" else 1
+    shapes = {"first": (8, 16), "w": (ways, 48, 16), "r": (ways, 48, 12), "b": (ways, 96), "last": (12 * ways, 6)}
+    held = [numpy_helper.from_array(drawn(rng, *shape) * 2, name) for name, shape in shapes.items()]
+    held.append(numpy_helper.from_array(np.array([0, 0, -1]), "flat"))
+    nodes = [
+        helper.make_node("MatMul", ["x", "first"], ["a"], "first"),
+        helper.make_node("LSTM", ["a", "w", "r", "b"], ["y"], "lstm", hidden_size=12, direction=direction),
+        helper.make_node("Transpose", ["y"], ["t"], "turn", perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["t", "flat"], ["f"], "flatten"),
+        helper.make_node("MatMul", ["f", "last"], ["z"], "last"),
+    ]
+    faces = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, ["tokens", "batch", size])
+        for n, size in (("x", 8), ("z", 6))
+    ]
+    return save(path, nodes, held, faces[:1], faces[1:], opset=17)
+
+
+def fused(path: Path) -> Path:
+    """What ONNX Runtime makes of a file at its extended level."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(path.with_name(f"{path.stem}.fused.onnx"))
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return path.with_name(f"{path.stem}.fused.onnx")
 
 
 class _Rows:
@@ -282,7 +423,8 @@ def by_runtime(how: str, path: Path, rows: Sequence[dict[str, np.ndarray]]) -> P
             # Seven bits of eight: products of eight saturate on processors that add them in 16.
             tools.quantize_dynamic(
                 path, out, weight_type=tools.QuantType.QInt8, per_channel=channels, reduce_range=True,
-                op_types_to_quantize=["MatMul", "Gather", "Conv"],
+                op_types_to_quantize=["MatMul", "Gather", "Conv", "Attention", "LSTM"],
+                extra_options={"DefaultTensorType": TensorProto.FLOAT},
             )  # fmt: skip
         else:
             shape = tools.QuantFormat.QDQ if how.startswith("qdq") else tools.QuantFormat.QOperator

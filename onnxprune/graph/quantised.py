@@ -20,6 +20,11 @@ from onnxprune.graph.stored import SMALL, Taken
 
 GIVE_FLOATS = "quantised in a form that is not cut: give the float model; `--quantize int8` gives it back"
 """What is said where integers cannot be told for weights."""
+ORDERED = (
+    "its inputs are quantised in an order of their own (g_idx): quantise without it (act_order or desc_act off), or "
+    "give the float model"
+)
+"""What is said where inputs that share a scale do not stand together."""
 FIXED_BLOCK = 16
 """The smallest block for which runtimes have kernels of their own: from here on, blocks stay as large as they are."""
 HALVES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -57,6 +62,7 @@ class Form:
         attributes: others of it, and of QuantizeLinear.
         fixed_block: whether the operators take blocks of some sizes only.
         unwritten: "scale" or "zero", where the operators know it without being told.
+        told: whether the block that an index belongs to stands beside, index by index, in 32 bits.
     """
 
     operators: str
@@ -66,6 +72,7 @@ class Form:
     attributes: dict[str, Any] = field(default_factory=dict)
     fixed_block: bool = False
     unwritten: tuple[str, ...] = ()
+    told: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +82,7 @@ class Parts:
     Attributes:
         codes: integers, or floats of 8 or 16 bits.
         scale: of as many axes; along each it has one number, one for every index, or one for every `block` of them.
-        zero: the same of zero points; None where they are 0.
+        zero: the same of zero points; None where they are 0. They may lie between codes, as floats.
         block: indices that share a scale along the axis `along`; 0 where there is no such axis.
     """
 
@@ -100,7 +107,7 @@ class Parts:
         """float32, or the scale's own type where that is wider."""
         codes = self.codes.numpy()
         whole = codes.astype(np.int64) if codes.dtype.kind in "iub" or _whole(self.codes.dtype) else codes
-        centred = whole if self.zero is None else whole - self.spread(self.zero).astype(whole.dtype)
+        centred = whole if self.zero is None else whole - self.spread(self._points(whole.dtype))
         scale = self.spread(self.scale)
         kind = np.float64 if scale.dtype == np.float64 else np.float32
         return np.asarray(centred.astype(kind) * scale.astype(kind))
@@ -158,11 +165,11 @@ class Parts:
         for power in range(_STEPS):
             scale = (base * GROWTH**power).astype(self.scale.dtype).astype(np.float64)
             steps = wide / self.spread(scale)
-            whole = np.round(steps) if self._integers else steps
+            whole = self._coded(steps, self.spread(zero)) if self._integers else self._floats(steps)
             least = np.minimum(self._over_slices(np.minimum, whole), 0)
             most = np.maximum(self._over_slices(np.maximum, whole), 0)
             fits = (most - least <= high - low) if moves else (least + zero >= low) & (most + zero <= high)
-            apart = self._over_slices(np.maximum, np.abs(steps - whole))
+            apart = self._over_slices(np.maximum, np.abs(steps - whole) / (1 if self._integers else _spacing(whole)))
             exact = fits & (apart <= _EXACT) & (power - first <= _FURTHER)
             chosen = (fits & (first == _STEPS)) | (exact & ~settled)
             found = np.where(chosen, scale, found)
@@ -183,6 +190,27 @@ class Parts:
     @property
     def _integers(self) -> bool:
         return _whole(self.codes.dtype)
+
+    def _points(self, kind: np.dtype[Any]) -> np.ndarray:
+        """Zero points as numbers of another type; those between codes stay what they are."""
+        assert self.zero is not None
+        return self.zero if self.between else self.zero.astype(kind)
+
+    @property
+    def between(self) -> bool:
+        """Whether zero points may lie between codes."""
+        return self._integers and self.zero is not None and self.zero.dtype.kind == "f"
+
+    def _coded(self, steps: np.ndarray, zero: np.ndarray) -> np.ndarray:
+        """The numbers of steps nearest to some at which there are codes."""
+        return np.asarray(np.round(steps + zero) - zero if self.between else np.round(steps))
+
+    def _floats(self, steps: np.ndarray) -> np.ndarray:
+        """The nearest codes to some numbers of steps, where codes are floats; what overflows stays as it is."""
+        low, high = _range(self.codes.dtype)
+        near = np.clip(steps, low, high).astype(self.codes.dtype.numpy()).astype(np.float64)
+        over = (steps < low * (1 + _EXACT)) | (steps > high * (1 + _EXACT))
+        return np.where(over, steps, near)
 
     def _symmetric(self) -> bool:
         """Whether zero points are where products of integers are quickest, and have to stay there."""
@@ -258,7 +286,9 @@ class Quantised(ir.LazyTensor):
             found.append((math.prod(counts), numbers))
         if self.parts.zero is not None and "zero" not in self.form.unwritten:
             count = math.prod(counts) if self.form.ranks[1] or self.form.operators != "DequantizeLinear" else 1
-            found.append((count, numbers if self.form.operators == "Cast" else kind))
+            found.append((count, numbers if self.form.operators == "Cast" or self.parts.between else kind))
+        if self.form.told:
+            found.append((stored[-1], ir.DataType.INT32))
         return found
 
     @property
@@ -308,12 +338,19 @@ def _range(kind: ir.DataType) -> tuple[float, float]:
     return float(info.min), float(info.max)
 
 
+def _spacing(codes: np.ndarray) -> np.ndarray:
+    """What codes that are floats lie apart, about: they have two or three bits of mantissa, and go down to 2⁻¹⁷."""
+    return np.asarray(np.maximum(np.abs(codes) / 8, 2.0**-17))
+
+
 def steps_of(steps: np.ndarray, kind: ir.DataType, shift: Any) -> np.ndarray:
     """The codes nearest to some numbers of steps from zero: whole ones, or as they are, where codes are floats."""
     low, high = _range(kind)
     if not _whole(kind):
         return np.asarray(np.clip(steps + shift, low, high))
-    return np.asarray(np.clip(np.round(steps) + shift, low, high)).astype(np.int64)
+    # QuantizeLinear adds a zero point, which is whole, to what it has rounded.
+    whole = np.round(np.round(steps) + shift if np.array_equal(shift, np.round(shift)) else steps + shift)
+    return np.asarray(np.clip(whole, low, high)).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -335,7 +372,7 @@ class Note:
     @property
     def dynamic(self) -> bool:
         """Whether what it reads is rounded to 8 bits at run time, by its own range."""
-        return self.operator in ("MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul")
+        return "rounding" in self.names or self.operator in ("DynamicQuantizeMatMul", "DynamicQuantizeLSTM")
 
     @property
     def rounds(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
 from onnxprune.graph.plan import Structure
-from onnxprune.graph.quantised import GIVE_FLOATS
+from onnxprune.graph.quantised import GIVE_FLOATS, ORDERED
 from onnxprune.probe.engine import has_torch, require_torch
 from onnxprune.refit.solvers import patterns
 from onnxprune.score import METHODS
@@ -93,9 +93,8 @@ def why_nothing(structure: Structure, options: Options) -> str:
     """The message for a model in which no unit of the wanted kinds is free."""
     other = sorted({g.kind for g in structure.groups} - set(options.units))
     hint = f" It has {', '.join(other)}: name them with --units." if other else ""
-    reasons = sorted(
-        {why for pin in structure.pins for why in pin.reasons}, key=lambda why: (GIVE_FLOATS not in why, why)
-    )
+    found = {why for pin in structure.pins for why in pin.reasons}
+    reasons = sorted(found, key=lambda why: (not any(advice in why for advice in (GIVE_FLOATS, ORDERED)), why))
     reasons = reasons[:6]
     return (
         f"nothing to prune: no {', '.join(u for u in options.units if u != 'blocks')} are free to be cut.{hint} "

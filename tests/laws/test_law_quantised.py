@@ -17,7 +17,20 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 from plans import Arrays, Subject, distance, random_plan
-from quantised_graphs import FORMS, by_runtime, convolutions, dequantized, mlp, plain, save
+from quantised_graphs import (
+    FORMS,
+    attention,
+    by_runtime,
+    convolutions,
+    dequantized,
+    fused,
+    mlp,
+    packed,
+    plain,
+    recurrent,
+    rounded_before,
+    save,
+)
 from zoo import ZooModel
 
 import onnxprune
@@ -111,7 +124,8 @@ def numbers(file: Path) -> int:
         if node.op_type == "MatMulNBits":
             told = {a.name: a.i for a in node.attribute}
             blocks = -(-told["K"] // told["block_size"])
-            found |= dict(zip(node.input[1:4:2], (told["K"] * told["N"], blocks * told["N"]), strict=False))
+            counts = {1: told["K"] * told["N"], 3: blocks * told["N"]}
+            found |= {node.input[i]: n for i, n in counts.items() if i < len(node.input) and node.input[i]}
     return sum(found.values())
 
 
@@ -143,6 +157,26 @@ def test_matrices_that_onnx_runtime_quantised(how: str, tmp_path: Path) -> None:
     holds(quantised, tmp_path, tolerance=1e-4 if "nbits" in how else STEPS)
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("zero", ["", "codes", "floats"])
+def test_packed_codes(bits: int, zero: str, tmp_path: Path) -> None:
+    """MatMulNBits of every width; zero points may lie between codes (ONNX Runtime has no such kernel of 8 bits)."""
+    if (bits, zero) == (8, "floats"):
+        pytest.skip("ONNX Runtime does not run it")
+    file = mlp(tmp_path / "float.onnx", FORMS["plain"])
+    holds(packed(file, tmp_path / "packed.onnx", bits=bits, zero=zero), tmp_path, seeds=1)
+
+
+def test_packed_codes_whose_blocks_are_told(tmp_path: Path) -> None:
+    """`g_idx` may say what is so without it; any other order is refused with what to do."""
+    file = mlp(tmp_path / "float.onnx", FORMS["plain"])
+    told = packed(file, tmp_path / "plain.onnx", bits=4, order="plain")
+    holds(told, tmp_path, seeds=1)
+    mixed = packed(file, tmp_path / "mixed.onnx", bits=4, order="mixed")
+    with pytest.raises(NothingToPruneError, match="act_order or desc_act off"):
+        onnxprune.prune(mixed, flops=0.5, shape={"batch": 1, "tokens": 4}, measure_latency=False)
+
+
 @pytest.mark.parametrize("how", STATIC)
 def test_gemms_that_onnx_runtime_quantised(how: str, tmp_path: Path) -> None:
     file = mlp(tmp_path / "float.onnx", FORMS["plain"], gemm=True)
@@ -153,6 +187,43 @@ def test_gemms_that_onnx_runtime_quantised(how: str, tmp_path: Path) -> None:
 def test_convolutions_that_onnx_runtime_quantised(how: str, tmp_path: Path) -> None:
     file = convolutions(tmp_path / "float.onnx", FORMS["plain"])
     holds(by_runtime(how, file, [feeds_for(file, seed) for seed in range(4)]), tmp_path, tolerance=STEPS, seeds=1)
+
+
+@pytest.mark.parametrize("how", ["dynamic", "dynamic-channels"])
+@pytest.mark.parametrize("known", [False, True], ids=["own-range", "known-scale"])
+def test_attention_on_integers(how: str, known: bool, tmp_path: Path) -> None:
+    file = by_runtime(how, attention(tmp_path / "float.onnx"), [])
+    file = rounded_before(file) if known else file
+    assert operators(file)["QAttention"] == 2
+    assert {g.kind for g in Subject.load(file).structure.groups} == {"heads", "head_dims", "neurons"}
+    holds_unrounded(file, feeds_for(file), tmp_path)
+    holds_written(file, tmp_path)
+
+
+def test_products_that_onnx_runtime_fused(tmp_path: Path) -> None:
+    """MatMulIntegerToFloat, where several products share what was rounded, and DynamicQuantizeMatMul."""
+    file = fused(by_runtime("dynamic", mlp(tmp_path / "float.onnx", FORMS["plain"], shared=True), []))
+    assert operators(file)["MatMulIntegerToFloat"] and operators(file)["DynamicQuantizeMatMul"]
+    holds(file, tmp_path, tolerance=STEPS)
+
+
+@pytest.mark.parametrize("how", ["dynamic", "dynamic-channels"])
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+def test_recurrences_on_integers(how: str, direction: str, tmp_path: Path) -> None:
+    file = by_runtime(how, recurrent(tmp_path / "float.onnx", direction), [])
+    assert operators(file)["DynamicQuantizeLSTM"] == 1
+    assert Subject.load(file).structure.groups
+    holds_unrounded(file, feeds_for(file), tmp_path)
+    holds_written(file, tmp_path)
+
+
+def holds_written(file: Path, folder: Path) -> None:
+    """A plan of nothing writes the file's own operators and numbers, and they compute what it computes."""
+    subject, feeds = Subject.load(file), feeds_for(file)
+    (same,) = models.save(subject.rewritten(Plan(subject.model.digest)), folder / "same.onnx")
+    assert distance(run(same, feeds), run(file, feeds)) < 1e-6
+    assert (operators(same), types(same)) == (operators(file), types(file))
+    assert distance(subject.dense(feeds), run(file, feeds)) < STEPS
 
 
 def holds_unrounded(file: Path, feeds: Arrays, folder: Path) -> None:
@@ -180,7 +251,7 @@ def counted(file: Path) -> dict[str, int]:
     return {op: n for op, n in operators(file).items() if op in PRODUCTS or "Integer" in op or "QLinear" in op}
 
 
-PRODUCTS = ("MatMul", "Gemm", "Conv", "MatMulNBits", "QGemm")
+PRODUCTS = ("MatMul", "Gemm", "Conv", "MatMulNBits", "QGemm", "QAttention", "DynamicQuantizeLSTM")
 
 
 @pytest.mark.parametrize("how", ["dynamic", "qdq-channels", "integers", "nbits"])

@@ -24,6 +24,7 @@ from onnxprune.graph.ops.attention import (
     tie_table,
 )
 from onnxprune.graph.ops.base import Change, Constraints, Sizes, attribute, opaque, operand, outcome, register
+from onnxprune.graph.quantised import noted
 
 
 def key_mask(torch: Any, mask: Any, batch: int, queries: int, keys: int) -> Any:
@@ -117,6 +118,9 @@ def _attention_axes(node: Any, c: Constraints) -> None:
         c.hold(inner, HELD.format("Attention"))
     else:
         c.meets(node, 1, 1, inner)
+    note = noted(node)
+    if note is not None and note.operator == "QAttention":
+        c.same(inner, value)  # it has no sizes for queries, keys and values apart
     if (b := operand(node, 2)) is not None:
         c.same(c.dims(b)[0], parts)
         if not caches and not attribute(node, "do_rotary", 0):

@@ -13,8 +13,9 @@ from onnxprune.graph import flow, ops
 from onnxprune.graph.axes import Layout, Solver, symbol_size
 from onnxprune.graph.dimensions import evaluate
 from onnxprune.graph.nested import bodies, reads
+from onnxprune.graph.ops.base import operand
 from onnxprune.graph.ops.normalize import narrow_axes, narrows
-from onnxprune.graph.quantised import GIVE_FLOATS, Quantised
+from onnxprune.graph.quantised import GIVE_FLOATS, ORDERED, Quantised
 from onnxprune.graph.values import dims
 
 IN_BODY = "{} {} holds graphs of its own, which run or not as data decide, and is not cut"
@@ -155,6 +156,8 @@ _QUANTISED = re.compile(r"Q[A-Z]|DynamicQuantize|MatMul(Integer|NBits|Bnb4|Fp)|G
 
 def _hint(node: ir.Node) -> str:
     """What can be done about an operator that is not known."""
+    if node.domain == "com.microsoft" and node.op_type == "MatMulNBits" and operand(node, 4) is not None:
+        return f": {ORDERED}"
     if node.domain == "com.microsoft" and _QUANTISED.match(node.op_type):
         return f": {GIVE_FLOATS}"
     if node.domain == "com.microsoft.nchwc":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from onnxprune.graph.prepare.quantised import dynamic, embeddings, linear, packed, weights
+from onnxprune.graph.prepare.quantised import dynamic, embeddings, fused, linear, packed, weights
 from onnxprune.graph.prepare.quantised.writing import written
 
 __all__ = ["fold", "written"]
@@ -20,5 +20,6 @@ def fold(model: ir.Model) -> None:
     embeddings.fold(model)
     linear.fold(model)
     packed.fold(model)
+    fused.fold(model)
     weights.fold(model)
     dynamic.fold(model)

@@ -1,7 +1,7 @@
 """Products of integers whose operand is quantised at run time, as products of numbers.
 
 DynamicQuantizeLinear, MatMulInteger or ConvInteger, Cast and two Mul are a MatMul or Conv of which the interpreter
-rounds what is read; so are the operators that ONNX Runtime fuses them to.
+rounds what is read. What ONNX Runtime fuses them to is read by `fused`.
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ def fold(model: ir.Model) -> None:
             found = _scaled(node)
             if found is not None:
                 _replace(known, node, found)
-        elif node.domain == "com.microsoft" and node.op_type == "DynamicQuantizeMatMul":
-            _unfuse(known, node)
 
 
 def _scaled(node: ir.Node) -> _Found | None:
@@ -110,25 +108,3 @@ def _replace(known: Known, node: ir.Node, found: _Found) -> None:
     note = Note(node.op_type, "", node.name or "", found.names, {"shape": [-1 if n > 1 else 1 for n in places]})
     noted(made, note)
     succeed(found.last, [made])
-
-
-def _unfuse(known: Known, node: ir.Node) -> None:
-    """com.microsoft's DynamicQuantizeMatMul: the same in one node, with a bias perhaps."""
-    source, codes, scale, zero, bias = (operand(node, i) for i in range(5))
-    if source is None or not constant(codes) or not constant(scale) or not (zero is None or constant(zero)):
-        return
-    assert codes is not None and codes.const_value is not None and scale is not None and scale.const_value is not None
-    axis = len(codes.const_value.shape) - 1
-    names = Names(codes.name or "", scale.name or "", (zero.name or "") if zero is not None else "")
-    form = Form("DequantizeLinear", names, axis=axis if scale.const_value.size > 1 else None)
-    tensor = quantised(codes.const_value, scale.const_value, None if zero is None else zero.const_value, form, axis)
-    if tensor is None:
-        return
-    weight = known.value(tensor, f"{codes.name}_numbers")
-    product = ir.node("MatMul", [source, weight], name=node.name)
-    noted(product, Note(node.op_type, node.domain, node.name or "", {"bias": bias.name or ""} if bias else {}))
-    if bias is None:
-        succeed(node, [product])
-        return
-    product.outputs[0].name = f"{node.outputs[0].name}_unshifted"
-    succeed(node, [product, ir.node("Add", [product.outputs[0], bias], name=f"{node.name}_bias")])

@@ -32,38 +32,59 @@ def fold(model: ir.Model) -> None:
             made[0].outputs[0].name = f"{result.name}_unshifted"
             made.append(ir.node("Add", [made[0].outputs[0], bias], name=f"{made[0].name}_bias"))
             note.names["bias"] = bias.name or ""
+        if (order := operand(node, 4)) is not None:
+            note.names["order"] = order.name or ""
         noted(made[0], note)
         succeed(node, made)
 
 
 def _weight(node: ir.Node) -> Quantised | None:
-    """[K, N] of a MatMulNBits; None where its codes are in an order of their own, or zero points lie between codes."""
+    """[K, N] of a MatMulNBits; None where its inputs are in blocks by an order of their own."""
     codes, scale, zero, order = (operand(node, i) for i in range(1, 5))
     bits, block = int(attribute(node, "bits", 4)), int(attribute(node, "block_size", 0))
     inputs, outputs = int(attribute(node, "K", 0)), int(attribute(node, "N", 0))
-    if order is not None or bits not in _KINDS or attribute(node, "weight_prepacked", 0) or not block:
+    if (
+        not _in_order(node, order, zero, block)
+        or bits not in _KINDS
+        or attribute(node, "weight_prepacked", 0)
+        or not block
+    ):
         return None
     if not constant(codes) or not constant(scale) or (zero is not None and not constant(zero)):
         return None
     assert codes is not None and scale is not None and codes.const_value is not None and scale.const_value is not None
     count = -(-inputs // block)
-    if zero is not None and (zero.const_value is None or zero.const_value.dtype != ir.DataType.UINT8):
-        return None
     held = codes.const_value.numpy().reshape(outputs, -1)
     kind = _KINDS[bits]
     whole = ir.Tensor(unpacked(held, bits)[:, :inputs].astype(kind.numpy()), dtype=kind, name=codes.name)
     scales = scale.const_value.numpy().reshape(outputs, count)
     points, rank = np.full(scales.shape, 2 ** (bits - 1)), 0
     if zero is not None and zero.const_value is not None:
-        held = zero.const_value.numpy()
-        points, rank = unpacked(held.reshape(outputs, -1), bits)[:, :count], held.ndim
+        held, rank = zero.const_value.numpy(), len(zero.const_value.shape)
+        packed = zero.const_value.dtype == ir.DataType.UINT8
+        points = unpacked(held.reshape(outputs, -1), bits)[:, :count] if packed else held.reshape(outputs, count)
     names = Names(codes.name or "", scale.name or "", "" if zero is None else zero.name or "")
     ranks, left = (len(scale.const_value.shape), rank), () if zero is not None else ("zero",)
-    form = Form(
-        "MatMulNBits", names, ranks, attributes={"bits": bits, "block_size": block}, fixed_block=True, unwritten=left
-    )
-    parts = Parts(whole, scales, points.astype(kind.numpy()), block if count > 1 else 0, 1 if count > 1 else 0)
+    kept = {"bits": bits, "block_size": block}
+    form = Form("MatMulNBits", names, ranks, None, kept, fixed_block=True, unwritten=left, told=order is not None)
+    points = points if points.dtype.kind == "f" else points.astype(kind.numpy())
+    parts = Parts(whole, scales, points, block if count > 1 else 0, 1 if count > 1 else 0)
     return Quantised(parts, form, scale.const_value.dtype, None, (1, 0))
+
+
+def _in_order(node: ir.Node, order: ir.Value | None, zero: ir.Value | None, block: int) -> bool:
+    """Whether the blocks of inputs that share a scale stand one behind the other, as `g_idx` may say, too.
+
+    With packed zero points beside it, ONNX Runtime's kernel computes something else; only four bits are read so.
+    """
+    if order is None:
+        return True
+    if order.const_value is None or attribute(node, "bits", 4) != 4:
+        return False
+    if zero is not None and (zero.const_value is None or zero.const_value.dtype == ir.DataType.UINT8):
+        return False
+    told = order.const_value.numpy()
+    return np.array_equal(told, np.arange(len(told)) // block)
 
 
 def unpacked(held: np.ndarray, bits: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +10,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.graph.ops.base import attribute
+from onnxprune.graph.prepare.quantised.fused import KINDS, shaped
+from onnxprune.graph.prepare.quantised.integers import Integers
 from onnxprune.graph.prepare.quantised.linear import kind_of
 from onnxprune.graph.prepare.quantised.packed import repacked
-from onnxprune.graph.quantised import Form, Note, Parts, Quantised, noted
+from onnxprune.graph.quantised import Note, Parts, Quantised, noted
 from onnxprune.graph.values import succeed
 
 
@@ -30,18 +32,11 @@ def written(model: ir.Model) -> ir.Model:
     return clone
 
 
-class _Writer:
+class _Writer(Integers):
     """Puts integers in the place of their numbers, in one graph."""
 
     def __init__(self, model: ir.Model) -> None:
-        self.graph = model.graph
-        self.version = model.opset_imports.get("", 1)
-        self._taken = {v.name for n in model.graph.all_nodes() for v in n.outputs}
-        self._taken |= {v.name for v in model.graph.inputs}
-        self._taken |= {n for n, v in model.graph.initializers.items() if not isinstance(v.const_value, Quantised)}
-        self._nodes = {n.name for n in model.graph.all_nodes()}
-        self._held: dict[str, ir.Value] = {}
-        self._made: list[ir.Node] = []
+        super().__init__(model)
         self._rounded: dict[ir.Value, ir.Node] = {}
 
     def run(self) -> None:
@@ -83,11 +78,7 @@ class _Writer:
             return
         codes, scale, zero = self._parts(weight.const_value, weight.name or "", note.attributes["shape"])
         name, names = node.outputs[0].name or "", note.names
-        if source not in self._rounded:
-            self._rounded[source] = self._beside(
-                node, "DynamicQuantizeLinear", [source], names["rounding"], f"{source.name}_codes", outputs=3
-            )
-        whole, own, point = self._rounded[source].outputs
+        whole, own, point = self._rounding(node, source, note)
         operands = [whole, codes, point] + ([] if zero is None else [zero])
         product = self._beside(node, note.operator, operands, note.name, f"{name}_integers")
         product.attributes.update(node.attributes)
@@ -102,14 +93,57 @@ class _Writer:
             last = [first.outputs[0], scale]
         self._end(node, self._beside(node, "Mul", last, names["last"], f"{name}_numbers"))
 
-    def _fused_dynamic(self, node: ir.Node, note: Note) -> None:
-        source, weight = node.inputs[:2]
-        if source is None or weight is None or not isinstance(weight.const_value, Quantised):
-            return
-        codes, scale, zero = self._parts(weight.const_value, weight.name or "")
+    def _fused_whole(self, node: ir.Node, note: Note) -> None:
+        """QAttention and its like: codes of the activation, which may be rounded here, and of weights."""
+        kind, source = KINDS[note.operator], node.inputs[0]
+        assert source is not None
+        places: dict[int, ir.Value | None] = {0: source}
+        if kind.source is not None:
+            found = self._rounding(node, source, note) if "rounding" in note.names else self._integers(source)
+            if found is None:
+                return
+            places = dict(zip(kind.source, found, strict=True))
+        for place, value in zip(kind.operands, node.inputs[1:], strict=False):
+            if not isinstance(place, tuple):
+                places[place] = value
+                continue
+            tensor = value.const_value if value is not None else None
+            if not isinstance(tensor, Quantised) or value is None:
+                return
+            found = self._fused_parts(tensor, value.name or "", note.attributes["ranks"][place[0]], kind.axes)
+            places |= dict(zip(place, found, strict=True))
         bias, last = self._bias(node, note)
-        operands = [source, codes, scale, zero, bias]
-        self._end(last, self._fused(node, note, operands, {}))
+        if bias is not None and kind.bias is not None:
+            places[kind.bias] = bias
+        made = self._fused(node, note, [places.get(i) for i in range(max(places) + 1)], {})
+        made.attributes.update(node.attributes)
+        for old, new in zip(node.outputs[1:], made.outputs[1:], strict=True):
+            new.name = f"{old.name}_made" if old.name else old.name
+        self._end(last, made)
+        if "rounding" not in note.names:
+            self._leave_out([source.producer()])
+
+    def _rounding(self, node: ir.Node, source: ir.Value, note: Note) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """(codes, scale, zero point) of what is rounded by its own range: one node for all that read it."""
+        if source not in self._rounded:
+            self._rounded[source] = self._beside(
+                node, "DynamicQuantizeLinear", [source], note.names["rounding"], f"{source.name}_codes", outputs=3
+            )
+        codes, scale, zero = self._rounded[source].outputs
+        return codes, scale, zero
+
+    def _fused_parts(
+        self, tensor: Quantised, name: str, ranks: tuple[int, int], axes: tuple[int, ...]
+    ) -> tuple[ir.Value, ir.Value, ir.Value | None]:
+        """(codes, scale, zero point) of a weight, in the shapes that an operator of `fused` takes."""
+        form, parts, zero = tensor.form, tensor.parts, None
+        codes = self._tensor(parts.codes, form.names.codes or f"{name}_codes")
+        scale = self._constant(shaped(parts.scale, ranks[0], axes), form.names.scale or f"{name}_scale")
+        if parts.zero is not None:
+            title = form.names.zero or f"{name}_zero_point"
+            points = shaped(parts.zero, ranks[1], axes).astype(parts.codes.dtype.numpy())
+            zero = self._tensor(ir.Tensor(points, dtype=parts.codes.dtype, name=title), title)
+        return codes, scale, zero
 
     def _packed(self, node: ir.Node, note: Note) -> None:
         """MatMulNBits."""
@@ -128,9 +162,12 @@ class _Writer:
         scale = self._constant(scales, form.names.scale or f"{name}_scales")
         operands: list[ir.Value | None] = [source, codes, scale]
         if "zero" not in form.unwritten and parts.zero is not None:
-            points = repacked(np.asarray(parts.zero.astype(np.uint8)), bits, count)
+            points = parts.zero if parts.between else repacked(np.asarray(parts.zero.astype(np.uint8)), bits, count)
             points = points.reshape(-1) if form.ranks[1] == 1 else points
             operands.append(self._constant(points, form.names.zero or f"{name}_zero_points"))
+        if "order" in note.names:
+            order = (np.arange(inputs) // block).astype(np.int32)
+            operands += [None] * (4 - len(operands)) + [self._constant(order, note.names["order"])]
         bias, last = self._bias(node, note)
         if bias is not None:
             operands += [None] * (5 - len(operands)) + [bias]
@@ -151,7 +188,10 @@ class _Writer:
     ) -> ir.Node:
         while operands and operands[-1] is None:
             operands = operands[:-1]
-        made = ir.node(note.operator, operands, attributes, domain=note.domain, name=self._title(note.name, node))
+        made = ir.node(
+            note.operator, operands, attributes, domain=note.domain, name=self._title(note.name, node),
+            num_outputs=len(node.outputs),
+        )  # fmt: skip
         made.outputs[0].name = f"{node.outputs[0].name}_made"
         return made
 
@@ -181,9 +221,13 @@ class _Writer:
         made.attributes.update(node.attributes)
         sources = [v.producer() for v in rest if v is not None]
         self._end(last, made)
-        for source in dict.fromkeys(s for s in sources if s is not None and s.op_type == "DequantizeLinear"):
-            if not source.outputs[0].uses() and not source.outputs[0].is_graph_output():
-                self.graph.remove(source, safe=True)
+        self._leave_out(sources)
+
+    def _leave_out(self, nodes: Iterable[ir.Node | None]) -> None:
+        """Take out DequantizeLinear that no one reads any more."""
+        for node in dict.fromkeys(n for n in nodes if n is not None and n.op_type == "DequantizeLinear"):
+            if not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
+                self.graph.remove(node, safe=True)
 
     def _integers(self, value: ir.Value | None) -> tuple[ir.Value | None, ir.Value | None, ir.Value | None] | None:
         """(codes, scale, zero point) of an operand; None where it is made of anything else."""
@@ -193,19 +237,6 @@ class _Writer:
         if source is None or source.op_type != "DequantizeLinear":
             return None
         return source.inputs[0], source.inputs[1], source.inputs[2] if len(source.inputs) > 2 else None
-
-    def _parts(
-        self, tensor: Quantised, name: str, shape: Sequence[int] | None = None
-    ) -> tuple[ir.Value, ir.Value, ir.Value | None]:
-        """(codes, scale, zero point) of a weight; scales in a shape of their own, -1 where they are several."""
-        form, parts = tensor.form, tensor.parts
-        codes = self._tensor(parts.codes, form.names.codes or f"{name}_codes")
-        scales = _ranked(parts.scale, form.ranks[0])
-        if shape is not None:
-            scales = scales.reshape(shape if scales.size > 1 else [1] * len(shape))
-        scale = self._constant(scales, form.names.scale or f"{name}_scale")
-        zero = None if parts.zero is None else self._zero(parts, form, form.names.zero or f"{name}_zero_point")
-        return codes, scale, zero
 
     def _beside(
         self, node: ir.Node, op_type: str, inputs: Sequence[ir.Value], title: str, name: str, outputs: int = 1
@@ -219,23 +250,6 @@ class _Writer:
         node.prepend(made)
         return made
 
-    def _title(self, title: str, node: ir.Node | None = None) -> str:
-        """A node's name that no other has but the one it takes the place of."""
-        unique, count = title, 0
-        while unique in self._nodes and (node is None or unique != node.name):
-            count += 1
-            unique = f"{title}_{count}"
-        self._nodes.add(unique)
-        return unique
-
-    def _free(self, name: str) -> str:
-        unique, count = name, 0
-        while unique in self._taken:
-            count += 1
-            unique = f"{name}_{count}"
-        self._taken.add(unique)
-        return unique
-
     def _end(self, node: ir.Node, made: ir.Node) -> None:
         """Put a node's last part in its place."""
         sources = [v.producer() for v in node.inputs if v is not None]
@@ -243,112 +257,6 @@ class _Writer:
         for source in sources:  # the product whose bias it was
             if source is not None and noted(source) and not source.outputs[0].uses():
                 self.graph.remove(source, safe=True)
-
-    # -- weights ---------------------------------------------------------------------------------------------------
-
-    def _read(self, value: ir.Value, tensor: Quantised) -> None:
-        """The nodes that compute a quantised weight, in its initializer's place."""
-        name, value.name = value.name or "", None
-        plain = tensor.perm == tuple(range(len(tensor.perm)))
-        result = self._numbers(tensor, name if plain else f"{name}_stored")
-        if not plain:
-            result = self._node(
-                "Transpose", [result], name, f"{name}_turned", {"perm": list(tensor.perm)}, tensor.dtype
-            )
-        result.shape, result.type = ir.Shape(tensor.shape), ir.TensorType(tensor.dtype)
-        value.replace_all_uses_with(result)
-
-    def _numbers(self, tensor: Quantised, name: str) -> ir.Value:
-        form, parts = tensor.form, tensor.parts
-        names, node = form.names, form.names.node or f"{name}_dequantize"
-        zero = parts.zero
-        if parts.half and (parts.scale == 1).all():
-            codes = self._tensor(parts.codes, names.codes or f"{name}_codes")
-            return self._node("Cast", [codes], name, node, {"to": int(tensor.dtype)}, tensor.dtype)
-        scale = self._constant(_ranked(parts.scale, form.ranks[0]), names.scale or f"{name}_scale")
-        if form.operators == "Cast":
-            codes = self._tensor(parts.codes, names.codes or f"{name}_codes")
-            number = self._node(
-                "Cast", [codes], f"{name}_cast", f"{node}_cast", {"to": int(tensor.dtype)}, tensor.dtype
-            )
-            if zero is not None:
-                kind = tensor.dtype.numpy()
-                shift = self._constant(_ranked(zero.astype(kind), form.ranks[1]), names.zero or f"{name}_zero")
-                number = self._node("Sub", [number, shift], f"{name}_centred", f"{node}_centre", {}, tensor.dtype)
-            return self._node("Mul", [number, scale], name, node, {}, tensor.dtype)
-        points = [] if zero is None else [self._zero(parts, form, names.zero or f"{name}_zero_point")]
-        more = form.attributes if form.operators == "DequantizeLinear" else {}
-        placed = {} if form.axis is None else {"axis": form.axis}
-        placed |= {"block_size": parts.block} if parts.block else {}
-        if form.operators == "QuantizeLinear":
-            numbers = self._constant(parts.numbers().astype(parts.scale.dtype), names.codes or f"{name}_numbers")
-            told = (
-                {}
-                if zero is not None or parts.codes.dtype == ir.DataType.UINT8
-                else {"output_dtype": int(parts.codes.dtype)}
-            )
-            codes = self._node(
-                "QuantizeLinear",
-                [numbers, scale, *points],
-                f"{name}_codes",
-                f"{node}_quantize",
-                placed | told,
-                parts.codes.dtype,
-            )
-        else:
-            codes = self._tensor(parts.codes, names.codes or f"{name}_codes")
-        return self._node("DequantizeLinear", [codes, scale, *points], name, node, placed | more, tensor.dtype)
-
-    def _zero(self, parts: Parts, form: Form, name: str) -> ir.Value:
-        assert parts.zero is not None
-        kind = parts.codes.dtype
-        array = _ranked(parts.zero.astype(kind.numpy()), form.ranks[1])
-        return self._tensor(ir.Tensor(array, dtype=kind, name=name), name)
-
-    def _constant(self, array: np.ndarray, name: str) -> ir.Value:
-        return self._tensor(ir.Tensor(np.ascontiguousarray(array).reshape(array.shape), name=name), name)
-
-    def _tensor(self, tensor: ir.TensorProtocol, name: str) -> ir.Value:
-        """An initializer; the same contents under the same name stand once."""
-        unique, count = name, 0
-        while unique in self._taken and not self._same(unique, tensor):
-            count += 1
-            unique = f"{name}_{count}"
-        if unique in self._held:
-            return self._held[unique]
-        if unique in self.graph.initializers:
-            return self.graph.initializers[unique]
-        self._taken.add(unique)
-        tensor = _named(tensor, unique)
-        value = ir.Value(
-            name=unique, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
-        )
-        self.graph.register_initializer(value)
-        self._held[unique] = value
-        return value
-
-    def _same(self, name: str, tensor: ir.TensorProtocol) -> bool:
-        value = self._held.get(name) or self.graph.initializers.get(name)
-        held = value.const_value if value is not None else None
-        if held is None or isinstance(held, Quantised):
-            return False
-        return held is tensor or (
-            held.dtype == tensor.dtype and held.shape == tensor.shape and held.tobytes() == tensor.tobytes()
-        )
-
-    def _node(
-        self,
-        op_type: str,
-        inputs: Sequence[ir.Value],
-        name: str,
-        title: str,
-        attributes: dict[str, Any],
-        dtype: ir.DataType,
-    ) -> ir.Value:
-        made = ir.node(op_type, inputs, attributes, name=self._title(title), version=self.version)
-        made.outputs[0].name, made.outputs[0].dtype = name, dtype
-        self._made.append(made)
-        return made.outputs[0]
 
 
 def _align_bias(node: ir.Node) -> None:
@@ -382,30 +290,10 @@ def _align_bias(node: ir.Node) -> None:
     bias.const_value = Quantised(moved, form, held.dtype, held.name, held.perm)
 
 
-def _ranked(parameter: np.ndarray, rank: int) -> np.ndarray:
-    """A scale or zero point with as many axes as the file gave it."""
-    if parameter.size == 1 or (rank == 0 and (parameter == parameter.flat[0]).all()):
-        return parameter.reshape(-1)[:1].reshape([1] * rank)
-    if rank == 0:
-        return parameter.reshape(-1)
-    if rank == 1:
-        return parameter.reshape(-1)
-    return parameter.reshape(parameter.shape[parameter.ndim - rank :])
-
-
-def _named(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
-    """A tensor under a name of its own, as bytes: a file may hold codes as wider numbers."""
-    if isinstance(tensor, (ir.ExternalTensor, ir.LazyTensor)) or (
-        isinstance(tensor, ir.Tensor) and tensor.name == name
-    ):
-        return tensor
-    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=name)
-
-
 _WRITE: Mapping[str, Callable[[_Writer, ir.Node, Note], None]] = {
     "Gather": _Writer._picked,
     "MatMulInteger": _Writer._dynamic,
     "ConvInteger": _Writer._dynamic,
-    "DynamicQuantizeMatMul": _Writer._fused_dynamic,
+    **dict.fromkeys(KINDS, _Writer._fused_whole),
     "MatMulNBits": _Writer._packed,
 }
