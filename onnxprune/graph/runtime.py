@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import logging
 import os
 import platform
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -73,6 +76,10 @@ _PLUGINS = {
     "WebGpuExecutionProvider": "onnxruntime_ep_webgpu",
 }
 """Providers that come as a plugin library, and the module that knows where it lies."""
+
+_ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+
+_ON_DEVICES = frozenset(SHORT_NAMES.values()) - {CPU, "OpenVINOExecutionProvider", "XnnpackExecutionProvider"}
 
 _SIMULATED = {"backend_type": "htp", "soc_model": "57"}
 """QNN on an x86 machine is Qualcomm's simulator; 57 is the first chip that it takes float graphs for."""
@@ -158,6 +165,11 @@ def simulated(provider: str) -> bool:
     return provider == "QNNExecutionProvider" and platform.machine().lower() in ("x86_64", "amd64")
 
 
+def on_processor(provider: str) -> bool:
+    """Whether a provider's work is the processor's, so that processor time is its time, too."""
+    return provider not in _ON_DEVICES or simulated(provider)
+
+
 def short_name(provider: str) -> str:
     """`CPUExecutionProvider` -> `cpu`; a provider without a short name keeps its own."""
     return next((short for short, full in SHORT_NAMES.items() if full == provider), provider)
@@ -221,7 +233,10 @@ def session(
     opened.disable_fallback()
     missing = [name for name in names if name not in opened.get_providers()]
     if missing:
-        raise UsageError(f"{missing[0]} is installed but does not load (its libraries or its device are missing)")
+        bring = f": pip install '{_HOMES[missing[0]]}[cuda,cudnn]' brings libraries" if missing[0] in _ON_CUDA else ""
+        raise UsageError(
+            f"{missing[0]} is installed but does not load (its libraries or its device are missing){bring}"
+        )
     return opened
 
 
@@ -359,6 +374,8 @@ def _require(provider: str) -> None:
     import onnxruntime as ort
 
     if provider in ort.get_available_providers():
+        if provider in _ON_CUDA:
+            _load_cuda()
         return
     module = _PLUGINS.get(provider)
     if module and importlib.util.find_spec(module) and hasattr(ort, "register_execution_provider_library"):
@@ -371,6 +388,18 @@ def _require(provider: str) -> None:
         raise UsageError(f"the plugin {module} finds no device for {provider} on this machine")
     home = _HOMES.get(provider, "another build of onnxruntime")
     raise UsageError(f"{provider} is not in the installed onnxruntime {ort.__version__}; it comes with {home}")
+
+
+@cache
+def _load_cuda() -> None:
+    """Load CUDA's and cuDNN's libraries from the packages that pip brings them in, once.
+
+    By itself ONNX Runtime finds only those of the system.
+    """
+    import onnxruntime as ort
+
+    with redirect_stdout(io.StringIO()):  # what is missing is said when the provider does not load
+        ort.preload_dlls()
 
 
 def _add_provider(options: ort.SessionOptions, provider: str, given: Mapping[str, str]) -> None:

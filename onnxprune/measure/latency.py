@@ -226,7 +226,7 @@ def row(
     runs = walls.shape[1]
     found, interval = _ratio(walls, seed)
     clock, said = "wall", ""
-    if threads == 1 and (cpus > 0).all():
+    if threads == 1 and runtime.on_processor(provider) and (cpus > 0).all():
         own, its = _ratio(cpus, seed)
         apart = interval[0] > its[1] or its[0] > interval[1]
         if apart and max(found / own, own / found) > AGREE:

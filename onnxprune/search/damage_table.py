@@ -155,9 +155,11 @@ def damage_table(
             counts: Sequence[int], site: Site = site, copies: Copies = copies, values: Sequence[Any] = walk.values
         ) -> np.ndarray:
             some = [count for count in counts if count < levels[site.id][-1]]
+            if not some:  # an earlier stage left a site what it needs, and no more
+                return np.full(len(counts), whole)
             states = [_state(gates, base, site, count, rankings, refitter) for count in some]
             found = [copies.distances(i, held, states, evaluator.distance) for i, held in enumerate(values)]
-            known = dict(zip(some, np.concatenate(found, axis=1).mean(axis=1).tolist(), strict=True)) if some else {}
+            known = dict(zip(some, np.concatenate(found, axis=1).mean(axis=1).tolist(), strict=True))
             return np.array([known.get(count, whole) for count in counts])
 
         yield site.id, _row(levels[site.id], measured, (steps or {}).get(site.id), rankings[site.id])

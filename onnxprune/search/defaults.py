@@ -86,7 +86,10 @@ def device_of(wanted: str) -> str:
     available = torch.cuda.is_available()
     if wanted == "cuda" and not available:
         raise UsageError("--device cuda: this torch sees no CUDA device")
-    return "cuda" if available and wanted != "cpu" else "cpu"
+    if not available or wanted == "cpu":
+        return "cpu"
+    torch.backends.cudnn.allow_tf32 = False  # convolutions in single precision, as products are: plans as on the CPU
+    return "cuda"
 
 
 def why_nothing(structure: Structure, options: Options) -> str:

@@ -75,6 +75,22 @@ def test_a_provider_that_the_build_lists_but_that_does_not_load_is_an_error(
         runtime.session(linear, ["cuda"])
 
 
+@pytest.mark.parametrize(("name", "loads"), [("cuda", 1), ("tensorrt", 1), ("cpu", 0)])
+def test_the_libraries_of_cuda_are_loaded_from_their_packages(
+    name: str, loads: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ONNX Runtime finds only those of the system by itself; what it says of them is none of our output."""
+    calls = []
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(runtime.SHORT_NAMES.values()))
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: calls.append(print("a library is missing")))
+    runtime._load_cuda.cache_clear()
+    for _ in range(2):
+        runtime.resolve_providers(name)
+    runtime._load_cuda.cache_clear()
+    assert len(calls) == loads
+    assert not capsys.readouterr().out
+
+
 def test_a_broken_plugin_is_an_error(linear: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     library = tmp_path / "broken.so"
     library.write_bytes(b"no library")

@@ -114,6 +114,17 @@ def test_a_machine_of_two_speeds_does_not_move_the_ratio(monkeypatch: pytest.Mon
     assert row.speedup_interval == (2, 2)
 
 
+def test_what_a_device_computes_takes_no_processor_time() -> None:
+    """The processor waits for a GPU, or sleeps: what it spends says nothing of the graph."""
+    walls, cpus = np.array([[8.0] * 40, [4.0] * 40]), np.array([[1.0] * 40, [1.0] * 40])
+    found = {}
+    for provider in ("cpu", "cuda", "xnnpack"):
+        name = runtime.SHORT_NAMES[provider]
+        covered = runtime.Coverage(name, 1, 1, 1)
+        found[provider] = latency.row(name, {}, 1, walls, cpus, (covered, covered), 0)
+    assert {name: row.speedup for name, row in found.items()} == {"cpu": 1.0, "cuda": 2.0, "xnnpack": 1.0}
+
+
 def test_a_speed_up_that_processor_time_denies_is_not_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other programs had the cores while the dense model ran."""
     dense = Session.run

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
 import pytest
+import random_graphs
 import torch
 import zoo as exports
 
-from onnxprune.data import Dataset, Example
+from onnxprune.data import Dataset, Example, read
 from onnxprune.graph.model import load
 from onnxprune.graph.plan import Plan, Ranking
 from onnxprune.graph.structure.analyze import analyze
@@ -24,6 +26,24 @@ from onnxprune.probe.interpreter import Interpreter
 from onnxprune.probe.second_moments import Gram
 from onnxprune.search import damage_table as damage
 from onnxprune.search.damage_table import Refitter, _row, bends, damage_table, spread
+
+
+def test_a_site_that_has_no_level_left_costs_what_the_rest_does(tmp_path: Path) -> None:
+    """A stage may leave a site as few units as it can do with: there is nothing to measure then."""
+    model = load(random_graphs.saved(random_graphs.build("mlp", 0), tmp_path / "mlp.onnx"))
+    structure = analyze(model)
+    interpreter = Interpreter(model.graph)
+    rows = Rows(interpreter, read([{"x": row[None]} for row in random_graphs.sample("mlp", 4)], model.inputs))
+    sites = find_sites(model.graph, structure)
+    rankings = {s.id: Ranking(s.id, tuple(range(s.group.size))) for s in sites}
+    levels = {s.id: [s.group.size] for s in sites}
+    refitter = Refitter(lambda name: interpreter.weight(name).numpy(), {}, rankings)
+    table = damage_table(
+        Evaluator(rows), Gates(structure, interpreter), Plan(model.digest), sites, rankings, levels, refitter
+    )
+    found = dict(table)
+    assert found.keys() == levels.keys()
+    assert all(row.damage.tolist() == [0.0] for row in found.values())
 
 
 @pytest.mark.parametrize("name", ["bert-torchscript-sdpa", "swin-torchscript-sdpa", "gpt2-torchscript-eager"])
