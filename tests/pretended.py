@@ -31,13 +31,13 @@ class Elsewhere(torch.Tensor):
         with torch.inference_mode(False):
             made: Elsewhere = torch.Tensor._make_wrapper_subclass(
                 cls, held.size(), strides=held.stride(), storage_offset=held.storage_offset(), dtype=held.dtype,
-                device=NAME,
+                device=torch.device(NAME),
             )  # fmt: skip
         made.held = held
         return made
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, function: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         return _compute(function, args, kwargs or {})
@@ -84,7 +84,7 @@ def _held(x: Any) -> Any:
     return x.held if isinstance(x, Elsewhere) else x
 
 
-class _Operators(TorchDispatchMode):
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Makes tensors there that are asked for there."""
 
     def __torch_dispatch__(
@@ -109,5 +109,5 @@ class _Constants(TorchFunctionMode):
 @contextmanager
 def device() -> Iterator[str]:
     """Where there is another device; gives its name."""
-    with _Operators(), _Constants():
+    with _Operators(), _Constants():  # type: ignore[no-untyped-call]
         yield NAME

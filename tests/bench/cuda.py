@@ -26,7 +26,7 @@ def agreement(a: Plan, b: Plan) -> str:
     pairs = [(set(a.keep.get(g, ())), set(b.keep.get(g, ()))) for g in a.keep.keys() | b.keep.keys()]
     common, either = (sum(len(f(x, y)) for x, y in pairs) for f in (set.intersection, set.union))
     same = [n for n in a.weights.keys() & b.weights.keys() if a.weights[n].shape == b.weights[n].shape]
-    apart = [np.linalg.norm(a.weights[n] - b.weights[n]) / max(np.linalg.norm(a.weights[n]), 1e-30) for n in same]
+    apart = [float(np.linalg.norm(a.weights[n] - b.weights[n]) / np.linalg.norm(a.weights[n])) for n in same]
     return f"{common} of {either} units in common, refit weights apart by {max(apart, default=0.0):.1e} at most"
 
 

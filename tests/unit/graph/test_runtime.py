@@ -80,9 +80,14 @@ def test_the_libraries_of_cuda_are_loaded_from_their_packages(
     name: str, loads: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """ONNX Runtime finds only those of the system by itself; what it says of them is none of our output."""
-    calls = []
+    calls: list[None] = []
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(runtime.SHORT_NAMES.values()))
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: calls.append(print("a library is missing")))
+
+    def preload() -> None:
+        calls.append(None)
+        print("a library is missing")
+
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload)
     runtime._load_cuda.cache_clear()
     for _ in range(2):
         runtime.resolve_providers(name)
