@@ -105,14 +105,14 @@ def reading(what: str, kind: type[OnnxPruneError] = InputError) -> Iterator[None
     """
     try:
         yield
-    except OnnxPruneError:
+    except (OnnxPruneError, ImportError):  # a package that cannot be imported is no fault of the file
         raise
     except (MemoryError, RecursionError) as error:
         raise LimitError(f"{what}: {said(error)}") from error
     except OSError as error:
         if error.errno in _ABOUT_WRITING:
             raise
-        raise kind(f"{what}: {said(error)}") from error
+        raise (LimitError if out_of_memory(error) else kind)(f"{what}: {said(error)}") from error
     except Exception as error:
         raise (LimitError if out_of_memory(error) else kind)(f"{what}: {said(error)}") from error
     except BaseException as error:
@@ -128,6 +128,8 @@ def panicked(error: BaseException) -> bool:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error, of whatever library, is about memory that could not be had."""
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
     return isinstance(error, MemoryError | SystemError) or any(  # extensions that are refused memory raise the latter
         sign in str(error) for sign in ("allocate memory", "bad_alloc", "bad allocation", "CUDA out of memory")
     )
@@ -216,17 +218,22 @@ def explained(error: BaseException) -> OnnxPruneError:
         error = OSError(int(number[1]), os.strerror(int(number[1])))
     if isinstance(error, ValueError) and "embedded null" in str(error):
         return UsageError("a path holds a null character: correct its name")
-    if isinstance(error, OSError):
-        where = " -> ".join(one_line(str(f)) for f in (error.filename, error.filename2) if f is not None)
-        advice = _ADVICE.get(error.errno or 0, "check the disk and the permissions")
-        return OutputError(f"{where or 'the output'}: {said(error)}; {advice}")
     if out_of_memory(error):
         return LimitError(
             f"out of memory ({said(error)}): give fewer or shorter rows (--rows, --max-length), a smaller --shape, or "
             "more memory"
         )
+    if isinstance(error, OSError):
+        where = " -> ".join(one_line(str(f)) for f in (error.filename, error.filename2) if f is not None)
+        advice = _ADVICE.get(error.errno or 0, "check the disk and the permissions")
+        return OutputError(f"{where or 'the output'}: {said(error)}; {advice}")
     if isinstance(error, RecursionError):
         return LimitError("something in the model or the data is nested too deeply; --traceback says where")
+    if isinstance(error, ImportError):
+        return OnnxPruneError(
+            f"a package that onnxprune needs cannot be imported ({_typed(error)}): install onnxprune again, in a new "
+            "environment if need be"
+        )
     return OnnxPruneError(
         f"a fault of onnxprune, or an input it did not expect ({_typed(error)}); --traceback "
         "says where: please report it"

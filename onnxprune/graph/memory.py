@@ -20,6 +20,8 @@ USUAL = 8_000_000_000
 """Bytes that a run plans with where none are stated and the machine does not tell: what a laptop has left."""
 WHOLE = 3_000_000_000
 """Bytes of weights up to which a model is held whole, where no limit is stated and the machine has enough."""
+LIBRARIES = 300_000_000
+"""Bytes that the libraries themselves take, torch loaded and a graph being read: of a small limit, a good part."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _stated: ContextVar[int | None] = ContextVar("stated", default=None)
 
@@ -64,7 +66,8 @@ def share() -> int:
     libraries, activations and second moments. What was not asked for is not taken by the dozen of gigabytes, however
     large the machine.
     """
-    return limit() // 4 if stated() else min(limit() // 4, WHOLE)
+    own = (limit() - min(LIBRARIES, limit() // 2)) // 4
+    return own if stated() else min(own, WHOLE)
 
 
 def small_share() -> int:

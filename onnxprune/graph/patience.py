@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 from onnxprune.errors import LimitError, UsageError
 from onnxprune.graph.outputs import native_calls
+from onnxprune.graph.outputs.beside import beside
 
 ALLOWED = 8.0
 """Seconds of processor time for a run of a graph that has loops; a million turns of a few operators take as many."""
@@ -39,11 +40,11 @@ def run(opened: Any, wanted: Sequence[str] | None, feeds: Mapping[str, Any], *, 
     if not loops(opened):
         with native_calls.running(options):
             return call(wanted, feeds, options)
-    over, seconds = threading.Event(), allowed()
+    seconds = allowed()
     options.log_severity_level = 4
     stopped = []
 
-    def watch() -> None:
+    def watch(over: threading.Event) -> None:
         until = time.process_time() + seconds
         while not over.wait(0.1):
             if time.process_time() > until:
@@ -51,10 +52,8 @@ def run(opened: Any, wanted: Sequence[str] | None, feeds: Mapping[str, Any], *, 
                 options.terminate = True
                 return
 
-    watching = threading.Thread(target=watch, daemon=True)
-    watching.start()
     try:
-        with native_calls.running(options):
+        with beside(watch), native_calls.running(options):
             return call(wanted, feeds, options)
     except Exception as error:
         if not stopped:
@@ -63,9 +62,6 @@ def run(opened: Any, wanted: Sequence[str] | None, feeds: Mapping[str, Any], *, 
             f"a loop of the graph has not ended after {seconds:g} s of processor time, on one batch of rows; "
             f"{VARIABLE} in the environment allows more"
         ) from error
-    finally:
-        over.set()
-        watching.join()
 
 
 def loops(opened: Any) -> bool:

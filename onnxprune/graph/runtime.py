@@ -14,8 +14,8 @@ import logging
 import os
 import platform
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -337,18 +337,46 @@ def run(opened: Session, feeds: Feeds, outputs: Sequence[str] | None = None) -> 
         LimitError: a loop does not end.
     """
     wanted = list(outputs) if outputs is not None else [o.name for o in opened.get_outputs()]
+    feeds = _fed(opened, feeds)
+    with _running():
+        return dict(zip(wanted, patience.run(opened, wanted, feeds), strict=True))
+
+
+def run_all(
+    opened: Session, batches: Sequence[Feeds], outputs: Sequence[str] | None = None
+) -> list[dict[str, np.ndarray]]:
+    """`run` of several batches; in segments (`segments.opened`), each is opened once for all of them.
+
+    Raises:
+        as `run`, about any of them.
+    """
+    together = getattr(opened, "run_all", None)
+    if together is None:
+        return [run(opened, feeds, outputs) for feeds in batches]
+    wanted = list(outputs) if outputs is not None else [o.name for o in opened.get_outputs()]
+    taken = [_fed(opened, feeds) for feeds in batches]
+    with _running():
+        return [dict(zip(wanted, values, strict=True)) for values in together(wanted, taken)]
+
+
+def _fed(opened: Session, feeds: Feeds) -> dict[str, Any]:
+    """What the graph takes of some feeds."""
     taken = {i.name for i in opened.get_inputs()}
     missing = sorted(taken - set(feeds))
     if missing:
         raise DataError(f"the rows hold no values for the graph's input {', '.join(missing)}")
+    return {name: value for name, value in feeds.items() if name in taken}
+
+
+@contextmanager
+def _running() -> Iterator[None]:
     try:
-        values = patience.run(opened, wanted, {name: value for name, value in feeds.items() if name in taken})
+        yield
     except OnnxPruneError:
         raise
     except Exception as error:  # as above
         kind = DataError if type(error).__name__ == "InvalidArgument" or isinstance(error, RuntimeError) else ModelError
         raise kind(f"ONNX Runtime could not run the graph: {_message(error)}") from error
-    return dict(zip(wanted, values, strict=True))
 
 
 def evaluate(

@@ -47,6 +47,11 @@ def opened(
     return runtime.session(file, providers, threads=threads, optimization=optimization)
 
 
+def several(opened: runtime.Session) -> bool:
+    """Whether several batches are run for less than one after another (`runtime.run_all`)."""
+    return isinstance(opened, Segments)
+
+
 def _most(file: Path) -> int:
     """The most that a model's weights can take: all files beside it are looked at only where they are large."""
     own = file.stat().st_size

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -20,7 +20,8 @@ from onnxprune.graph.example_feeds import fitted
 from onnxprune.graph.finite import check_weights, first_unusable, require
 from onnxprune.graph.model import InputSpec, Model
 from onnxprune.measure.equivalence import TOLERANCE, max_distance
-from onnxprune.probe.forward import forward
+from onnxprune.measure.footprint import side_by_side
+from onnxprune.probe.forward import forward, forward_together
 from onnxprune.probe.interpreter import Interpreter
 
 logger = logging.getLogger(__name__)
@@ -57,10 +58,8 @@ def examine(dense: Model, rows: Dataset | None = None, providers: Sequence[str] 
     opened = segments.opened(dense.path)
     said: list[str] = []
     few = Dataset((), "") if rows is None else rows.take(ROWS, 0)
-    for batch in few.batches(max_rows=ROWS, max_tokens=TOKENS):
-        outputs = runtime.run(opened, batch.feeds)
+    for batch, outputs, again in _twice(dense, opened, list(few.batches(max_rows=ROWS, max_tokens=TOKENS))):
         _finite(dense, batch.feeds, outputs, [few.examples[i].source for i in batch.index])
-        again = runtime.run(opened, batch.feeds)
         if (apart := _apart(outputs, again)) > _TWICE:
             raise UnsupportedError(
                 f"{dense.path}: two runs on the same rows differ by {apart:.1e} of the outputs' scale: an operator of "
@@ -69,6 +68,16 @@ def examine(dense: Model, rows: Dataset | None = None, providers: Sequence[str] 
         if not said and len(batch) > 1:
             said += _company(dense, opened, batch, outputs)
     return tuple(said)
+
+
+def _twice(
+    dense: Model, opened: runtime.Session, batches: Sequence[Batch]
+) -> Iterator[tuple[Batch, dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    """Every batch with its outputs, and with those of another run."""
+    left = iter(batches)
+    for group in side_by_side(dense, [batch.feeds for batch in batches]):
+        found = iter(runtime.run_all(opened, [feeds for one in group for feeds in (one, one)]))
+        yield from ((next(left), next(found), next(found)) for _ in group)
 
 
 def _finite(dense: Model, feeds: runtime.Feeds, outputs: Mapping[str, np.ndarray], where: Sequence[str]) -> None:
@@ -123,16 +132,19 @@ def shapes_to_check(dense: Model, feeds: Sequence[runtime.Feeds]) -> list[runtim
         return made
     opened, interpreter = segments.opened(dense.path), Interpreter(dense.graph)
 
-    def runs(one: runtime.Feeds) -> bool:
+    def running(several: Sequence[runtime.Feeds]) -> list[runtime.Feeds]:
         try:
-            require(runtime.run(opened, one), "the dense model")
-            forward(interpreter, one)
+            for outputs in runtime.run_all(opened, several):
+                require(outputs, "the dense model")
+            forward_together(interpreter, several)
         except OnnxPruneError as error:
-            logger.debug("not checked at %s: %s", {k: np.shape(v) for k, v in one.items()}, error)
-            return False
-        return True
+            if len(several) > 1:
+                return [one for alone in several for one in running([alone])]
+            logger.debug("not checked at %s: %s", {k: np.shape(v) for k, v in several[0].items()}, error)
+            return []
+        return list(several)
 
-    return made + [one for one in extra if runs(one)]
+    return made + [one for group in side_by_side(dense, extra) for one in running(group)]
 
 
 def _other_batches(inputs: Sequence[InputSpec], feeds: Sequence[runtime.Feeds]) -> list[runtime.Feeds]:

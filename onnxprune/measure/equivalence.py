@@ -12,19 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.errors import CheckError
-from onnxprune.graph import runtime, segments
+from onnxprune.graph import memory, runtime, segments
 from onnxprune.graph.finite import require
 from onnxprune.graph.model import Model, Wires, load
 from onnxprune.graph.plan import Plan, Structure
 from onnxprune.graph.quantised import is_quantised, noted
+from onnxprune.measure.footprint import side_by_side
 from onnxprune.measure.unrounded import unrounded, unrounded_file
 from onnxprune.measure.unsaturated import unsaturated
 from onnxprune.probe.engine import to_numpy
-from onnxprune.probe.forward import NOTHING, forward
+from onnxprune.probe.forward import NOTHING, forward, forward_together
 from onnxprune.probe.gates import Gated, Gates
 from onnxprune.probe.interpreter import Interpreter
 
 Array = NDArray[Any]
+Groups = Sequence[Sequence[Mapping[str, Array]]]
+"""Feeds of batches that go through a graph together."""
 
 _FLIPS = 0.01
 """Share of an integer output's elements that may differ: an argmax over nearly equal values."""
@@ -111,9 +114,7 @@ def equivalence(
     scale: dict[str, float] = {}
     flips: dict[str, list[int]] = {}
     rows = 0
-    for feeds, outputs in expected:
-        require(outputs, "what the file is compared with", error=CheckError)
-        found = runtime.run(session, feeds, list(outputs))
+    for outputs, found in _found(session, expected):
         rows += max((np.shape(value)[0] for value in outputs.values() if np.ndim(value)), default=1)
         for name, should in outputs.items():
             is_ = found[name]
@@ -140,6 +141,34 @@ def equivalence(
     if tolerance is not None and not result.within(tolerance):
         raise _differs(result, tolerance)
     return result
+
+
+def _found(
+    session: runtime.Session, expected: Iterable[tuple[runtime.Feeds, Mapping[str, Array]]]
+) -> Iterator[tuple[Mapping[str, Array], Mapping[str, Array]]]:
+    """The outputs that feeds should give and those that they do; several at once where a model runs in segments.
+
+    Raises:
+        CheckError: what they should give is not finite.
+    """
+    group: list[tuple[runtime.Feeds, Mapping[str, Array]]] = []
+    held = 0
+
+    def run() -> Iterator[tuple[Mapping[str, Array], Mapping[str, Array]]]:
+        found = runtime.run_all(session, [feeds for feeds, _ in group], list(group[0][1]))
+        yield from zip([outputs for _, outputs in group], found, strict=True)
+        group.clear()
+
+    for feeds, outputs in expected:
+        require(outputs, "what the file is compared with", error=CheckError)
+        size = sum(np.asarray(value).nbytes for value in outputs.values())
+        if group and (not segments.several(session) or held + size > memory.small_share()):
+            yield from run()
+            held = 0
+        group.append((feeds, outputs))
+        held += size
+    if group:
+        yield from run()
 
 
 def _differs(found: Equivalence, tolerance: float, more: str = "") -> CheckError:
@@ -190,29 +219,30 @@ def check(
     """
     interpreter = Interpreter(dense.graph)
     gated = Gates(structure, interpreter).gated(plan)
-    found = equivalence(file, _counted(_expected(interpreter, rows, gated), len(rows), progress))
+    count, groups = len(rows), side_by_side(dense, rows)
+    found = equivalence(file, _counted(_expected(interpreter, groups, gated), count, progress))
     kinds = _kinds(dense)
     usual = max((TOLERANCE[k] for k in kinds if k in TOLERANCE), default=1e-4)
     if found.within(usual):
         return replace(found, allowed=usual)
     if dense.path is None:
         raise _differs(found, usual)
-    fused, own = found, equivalence(dense.path, _expected(interpreter, rows))
+    fused, own = found, equivalence(dense.path, _expected(interpreter, groups))
     told = own
     if "quantized" in kinds:
         copies = [unsaturated(f) or f for f in (file, dense.path)]
-        found = equivalence(copies[0], _expected(interpreter, rows, gated), optimization=_UNFUSED)
-        own = equivalence(copies[1], _expected(interpreter, rows), optimization=_UNFUSED)
+        found = equivalence(copies[0], _expected(interpreter, groups, gated), optimization=_UNFUSED)
+        own = equivalence(copies[1], _expected(interpreter, groups), optimization=_UNFUSED)
     most = max((_MOST[k] for k in kinds if k in _MOST), default=1e-3)
     tolerance, flips = max(usual, min(_SLACK * own.max_rel, most)), max(_FLIPS, min(_SLACK * own.flips, _MOST_FLIPS))
     chaotic = "rounded" in kinds and not found.within(usual)
     if chaotic:
-        _check_unrounded(dense, structure, plan, file, rows)
+        _check_unrounded(dense, structure, plan, file, groups)
         # The file is as planned: one digit more or less in a sum, and an activation is rounded to its other neighbour.
         tolerance = max(_MOST["quantized"], _ROUNDED_SLACK * own.max_rel)
         flips = max(_FLIPS, _ROUNDED_SLACK * own.flips)
     if not found.within(tolerance, flips) and not kinds:
-        rounding = equivalence(file, _expected(Interpreter(load(file).graph), rows)).max_rel
+        rounding = equivalence(file, _expected(Interpreter(load(file).graph), groups)).max_rel
         tolerance = max(tolerance, min(_OWN_SLACK * rounding, most))
     if not found.within(tolerance, flips):
         raise _differs(found, tolerance, f"; the dense file itself differs by {own.max_rel:.0e}")
@@ -224,9 +254,7 @@ def check(
     return replace(found, allowed=tolerance, dense=told.max_rel, note=note)
 
 
-def _check_unrounded(
-    dense: Model, structure: Structure, plan: Plan, file: Path, rows: Sequence[Mapping[str, np.ndarray]]
-) -> None:
+def _check_unrounded(dense: Model, structure: Structure, plan: Plan, file: Path, groups: Groups) -> None:
     """Law 1 without the rounding of activations, which deep graphs make so much of that nothing is told with it.
 
     Raises:
@@ -235,7 +263,7 @@ def _check_unrounded(
     interpreter = Interpreter(unrounded(dense.normal).graph)
     gated = Gates(structure, interpreter).gated(plan)
     with unrounded_file(file) as copy:
-        equivalence(copy, _expected(interpreter, rows, gated), _UNROUNDED, optimization=_UNFUSED)
+        equivalence(copy, _expected(interpreter, groups, gated), _UNROUNDED, optimization=_UNFUSED)
 
 
 def alone(
@@ -284,12 +312,12 @@ _FUSED = (
 
 
 def _expected(
-    interpreter: Interpreter, rows: Sequence[Mapping[str, np.ndarray]], state: Gated = NOTHING
+    interpreter: Interpreter, groups: Groups, state: Gated = NOTHING
 ) -> Iterator[tuple[runtime.Feeds, Mapping[str, Array]]]:
     """Every batch with what the interpreter gives for it, in single precision where it is narrower."""
-    for feeds in rows:
-        found = forward(interpreter, feeds, state=state)
-        yield dict(feeds), {k: to_numpy(v, single=True) for k, v in found.items()}
+    for group in groups:
+        for feeds, found in zip(group, forward_together(interpreter, group, state=state), strict=True):
+            yield dict(feeds), {k: to_numpy(v, single=True) for k, v in found.items()}
 
 
 def _counted(batches: Iterator[Any], of: int, progress: Callable[[int, int], None] | None) -> Iterator[Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import LimitError
@@ -64,6 +65,35 @@ def footprint(model: Model, sizes: Mapping[str, int]) -> Footprint:
             now -= held.pop(value, 0)
     weights = [v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None]
     return Footprint(most, sum(weights), max(weights, default=0), where)
+
+
+def side_by_side(model: Model, batches: Sequence[Mapping[str, np.ndarray]]) -> list[list[Mapping[str, np.ndarray]]]:
+    """Batches in groups that go through a graph together: each alone where all weights are held, several where they
+    are read anew for each pass, as many as take no more than a share of memory at once."""
+    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    if weights <= memory.share():
+        return [[feeds] for feeds in batches]
+    groups: list[list[Mapping[str, np.ndarray]]] = []
+    taken = 0
+    for feeds in batches:
+        own = footprint(model, sizes_of(model, feeds)).activations
+        if not groups or taken + own > memory.small_share():
+            groups.append([])
+            taken = 0
+        groups[-1].append(feeds)
+        taken += own
+    return groups
+
+
+def sizes_of(model: Model, feeds: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """What feeds make of the graph's symbolic dimensions."""
+    return {
+        dim: size
+        for spec in model.inputs
+        if spec.name in feeds
+        for dim, size in zip(spec.shape, np.shape(feeds[spec.name]), strict=False)
+        if isinstance(dim, str)
+    }
 
 
 def _bytes(value: ir.Value, sizes: Mapping[str, int]) -> int:

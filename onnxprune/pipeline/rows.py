@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune import data
-from onnxprune.data import Dataset, Example
+from onnxprune.data import Dataset
 from onnxprune.errors import DataError, UsageError, near_file
 from onnxprune.export.precision import SCHEMES
 from onnxprune.export.precision.apply import scheme_of
@@ -95,21 +95,10 @@ def require_memory(dense: Model, options: Options, *rows: Dataset | None) -> Non
     for dataset in rows:
         if dataset is not None and dataset.examples:
             largest = max(dataset.examples, key=lambda e: sum(a.size for a in e.feeds.values()))
-            footprint.require(dense, _sizes(dense, largest), largest.source, weights=weights)
+            footprint.require(dense, footprint.sizes_of(dense, largest.feeds), largest.source, weights=weights)
     if not weights:
         sizes = default_bindings(dense, dict(options.shape))
         footprint.require(dense, sizes, "the model at the stated shape", weights=False)
-
-
-def _sizes(dense: Model, example: Example) -> dict[str, int]:
-    """What a row makes of the graph's symbolic dimensions."""
-    return {
-        dim: example.feeds[spec.name].shape[axis]
-        for spec in dense.inputs
-        if spec.name in example.feeds
-        for axis, dim in enumerate(spec.shape)
-        if isinstance(dim, str)
-    }
 
 
 def vocabulary(dense: Model) -> int | None:

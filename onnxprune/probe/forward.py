@@ -37,6 +37,18 @@ def forward(
         return interpreter.run(feeds, outputs=outputs, weights=state.weights, edit=state.edit)
 
 
+def forward_together(
+    interpreter: Interpreter,
+    batches: Sequence[Mapping[str, Any]],
+    outputs: Sequence[str] | None = None,
+    state: Gated = NOTHING,
+) -> list[dict[str, Any]]:
+    """`forward` of several batches in one pass, in which each weight is read once."""
+    with interpreter.engine.forward():
+        edits = [state.edit] * len(batches)
+        return interpreter.run_all(batches, outputs=outputs, weights=state.weights, edits=edits)
+
+
 TOGETHER = 16
 """Batches that go through a graph side by side, where its weights are read for each pass anew."""
 
@@ -52,9 +64,8 @@ def forward_all(
 ) -> list[dict[str, Any]]:
     """`forward` of the graph as it is on several batches, each weight read as seldom as can be."""
     found: list[dict[str, Any]] = []
-    with interpreter.engine.forward():
-        for group in side_by_side(interpreter, len(batches)):
-            found += interpreter.run_all([batches[i] for i in group], outputs=outputs)
+    for group in side_by_side(interpreter, len(batches)):
+        found += forward_together(interpreter, [batches[i] for i in group], outputs)
     return found
 
 

@@ -101,6 +101,8 @@ class Interpreter:
         self._samples: dict[str, Any] = {}
         self._schedules: dict[tuple[frozenset[str], tuple[str, ...]], tuple[list[_Step], frozenset[str]]] = {}
         self._live: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        self._reads: dict[ir.Node, tuple[ir.Value, ...]] = {}
+        self._calls: dict[ir.Node, Callable[..., Any]] = {}
         self._producers = {v.name: n for n in graph for v in n.outputs if v.name}
         self._producers |= {ops.states_of(n): n for n in graph if _has_states(n)}
         self.flow = Flow(graph)
@@ -285,8 +287,7 @@ class Interpreter:
                 continue
             seen.add(node)
             stack += self.flow.home.get(node, ())
-            asked = [condition(choice) for choice, _ in self.flow.sides.get(node, ())]
-            names = [v.name for v in (*reads(node), *asked) if v is not None and v.name and v.name not in bound]
+            names = [v.name for v in self._asked(node) if v.name and v.name not in bound]
             stack += [found for name in names if (found := self._producers.get(name)) is not None]
         return self.flow.sorted(seen)
 
@@ -308,7 +309,7 @@ class Interpreter:
             at = next(self.flow.unit(n) for n in nodes if n.name == stop)
             position = next(i for i, n in enumerate(nodes) if self.flow.unit(n) is at)
             made = {v.name for n in nodes[:position] for v in n.outputs} | inputs
-            read = {v.name for n in nodes[position:] for v in self._asked(n) if v is not None} | set(outputs)
+            read = {v.name for n in nodes[position:] for v in self._asked(n)} | set(outputs)
             self._live[key] = sorted(n for n in made & read if n)
         return self._live[key]
 
@@ -334,7 +335,7 @@ class Interpreter:
         for i, (unit, inside) in enumerate(units):
             for node in (unit, *inside):
                 for value in (*self._asked(node), *node.outputs):
-                    if value is not None and value.name:
+                    if value.name:
                         last[value.name] = i
                 if _has_states(node):
                     last[ops.states_of(node)] = i
@@ -360,9 +361,21 @@ class Interpreter:
         home = self.flow.home.get(node, ())
         return [v for v in home[depth - 1].inputs if v is not None] if len(home) >= depth else []
 
-    def _asked(self, node: ir.Node) -> Iterable[ir.Value | None]:
-        """What a node reads, and what says whether it is done."""
-        return (*reads(node), *(condition(choice) for choice, _ in self.flow.sides.get(node, ())))
+    def _asked(self, node: ir.Node) -> tuple[ir.Value, ...]:
+        """What a node reads, and what says whether it is done. Every schedule asks, and the graph stays as it is."""
+        if node not in self._reads:
+            asked = (condition(choice) for choice, _ in self.flow.sides.get(node, ()))
+            self._reads[node] = tuple(v for v in (*reads(node), *asked) if v is not None)
+        return self._reads[node]
+
+    def _call(self, node: ir.Node) -> Callable[..., Any]:
+        """What computes a node, likewise for all schedules."""
+        if node not in self._calls:
+            chosen = is_flow(node)
+            self._calls[node] = (
+                _chosen(len(node.outputs)) if chosen else self.engine.call(node, self.graph.opset_imports)
+            )
+        return self._calls[node]
 
     def _step(
         self, node: ir.Node, done: list[str], inside: Sequence[ir.Node], wanted: Sequence[str], depth: int
@@ -371,13 +384,12 @@ class Interpreter:
         outputs = ((ops.states_of(node),) if _has_states(node) else ()) + tuple(v.name or "" for v in node.outputs)
         sides = tuple((condition(choice).name or "", side) for choice, side in self.flow.sides.get(node, ()))
         if inside:
-            read = dict.fromkeys(v.name for n in (*inside, node) for v in self._asked(n) if v is not None and v.name)
+            read = dict.fromkeys(v.name for n in (*inside, node) for v in self._asked(n) if v.name)
             own = {v.name for n in inside for v in n.outputs}
             turn = tuple(self._steps(inside, wanted, depth + 1))
             kept = tuple(name for name in wanted if name in own)
             return _Step(node, _none, tuple(n for n in read if n not in own), outputs, tuple(done), sides, turn, kept)
-        call = _chosen(len(node.outputs)) if is_flow(node) else self.engine.call(node, self.graph.opset_imports)
-        return _Step(node, call, inputs, outputs, tuple(done), sides)
+        return _Step(node, self._call(node), inputs, outputs, tuple(done), sides)
 
     def _load(self, name: str) -> Any:
         tensor = self.graph.initializers[name].const_value

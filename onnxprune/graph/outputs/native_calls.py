@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from onnxprune.graph.outputs.beside import beside
+
 SOON = 0.3
 """Seconds in which a program that computes in Python has taken a signal up."""
 AT_LAST = 2.0
@@ -60,18 +62,17 @@ def watched(taken_up: Callable[[float], bool], end: Callable[[int, Callable[[], 
     ear, mouth = os.pipe()
     for descriptor in (ear, mouth):
         os.set_blocking(descriptor, False)
-    over = threading.Event()
-    thread = threading.Thread(target=_watch, args=(ear, over, taken_up, end), daemon=True)
     before = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
-    thread.start()
-    try:
-        yield
-    finally:
+
+    def wake() -> None:
         signal.set_wakeup_fd(before)
-        over.set()
         with contextlib.suppress(OSError):
             os.write(mouth, b"\0")
-        thread.join()
+
+    try:
+        with beside(lambda over: _watch(ear, over, taken_up, end), wake):
+            yield
+    finally:
         os.close(ear)
         os.close(mouth)
 

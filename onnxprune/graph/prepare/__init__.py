@@ -61,12 +61,14 @@ def normalise(model: ir.Model) -> ir.Model:
     settle(model)
     infer(model, assuming=False)
     for _ in range(_ROUNDS):
-        before = model.graph.num_nodes()
+        count, before = model.graph.num_nodes(), _wiring(model)
         write_targets(model)
         _fold(model)
         model.graph.meta.pop("onnxprune.graph.dimensions", None)
+        if _wiring(model) == before:
+            break
         infer(model, assuming=False)
-        if model.graph.num_nodes() == before:
+        if model.graph.num_nodes() == count:
             break
     recurrences.leave_out_zeros(model)
     passes.RemoveUnusedNodesPass()(model)
@@ -75,6 +77,11 @@ def normalise(model: ir.Model) -> ir.Model:
     split_shared_vectors(model)
     _unique_names(model)
     return stamp(model)
+
+
+def _wiring(model: ir.Model) -> list[tuple[ir.Node | ir.Value | None, ...]]:
+    """Which nodes there are, and what each reads: what shapes follow from."""
+    return [(node, *node.inputs) for node in model.graph.all_nodes()]
 
 
 def _fold(model: ir.Model) -> None:

@@ -118,6 +118,7 @@ def _inference() -> Any:
             self.current = ""
             self._stated: dict[str, Any] = {}
             self._conditional: frozenset[str] = frozenset()
+            self._seen: dict[Any, list[Any]] = {}
 
         def start(self, proto: Any, conditional: frozenset[str]) -> None:
             self._preprocess(proto)
@@ -145,12 +146,46 @@ def _inference() -> Any:
 
         def _onnx_infer_single_node(self, node: Any) -> None:
             self.current = next(filter(None, node.output), "")
-            super()._onnx_infer_single_node(node)
+            self._as_one_before(node)
             ruled = node.op_type in self.dispatcher_ and node.domain in _DOMAINS
             if not ruled and any(o and not self._is_known(o) for o in node.output):
                 self._ask(node)
             if not self.auto_merge_:
                 exact_shapes.name_open(self, node)
+
+        def _as_one_before(self, node: Any) -> None:
+            """onnx's inference of a node alone, which is asked once of nodes that differ in their names only."""
+            key = self._alike(node)
+            if key not in self._seen:
+                super()._onnx_infer_single_node(node)
+                if key is not None:
+                    self._seen[key] = [
+                        None if not o else type(self.known_vi_[o]).FromString(self.known_vi_[o].SerializeToString())
+                        for o in node.output
+                    ]
+                return
+            for output, found in zip(node.output, self._seen[key], strict=True):
+                if output:
+                    own = self.out_mp_.graph.value_info.add()
+                    own.CopyFrom(found)
+                    own.name = output
+                    self.known_vi_[output] = own
+
+        def _alike(self, node: Any) -> tuple[Any, ...] | None:
+            """All that onnx's inference of a node rests on; None where that is more than operator and types.
+
+            Unsqueeze reads an operand; bodies read what is around them; and of what is known from an earlier round
+            the library holds dimensions against each other.
+            """
+            if node.op_type == "Unsqueeze" or any(o in self.known_vi_ for o in node.output):
+                return None
+            if any(a.type in (a.GRAPH, a.GRAPHS) for a in node.attribute):
+                return None
+            if not all(i in self.known_vi_ for i in node.input if i):
+                return None
+            kinds = (self.known_vi_[i].type.SerializeToString(deterministic=True) if i else b"" for i in node.input)
+            given = (a.SerializeToString(deterministic=True) for a in node.attribute)
+            return node.domain, node.op_type, tuple(map(bool, node.output)), tuple(given), tuple(kinds)
 
         def _broadcast_shapes(self, first: Any, second: Any) -> Any:
             return (

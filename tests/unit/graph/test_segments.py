@@ -11,8 +11,10 @@ import pytest
 
 from onnxprune.graph import memory, runtime, segments
 from onnxprune.graph import model as models
+from onnxprune.graph.plan import Plan
 from onnxprune.graph.stored import SMALL, Stored, Taken
-from onnxprune.measure.equivalence import equivalence
+from onnxprune.graph.structure.analyze import analyze
+from onnxprune.measure.equivalence import check, equivalence
 
 WIDTH, LAYERS = 160, 6
 ONE = WIDTH * WIDTH * 4
@@ -66,6 +68,25 @@ def test_segments_give_what_a_session_gives(stacked: Path, monkeypatch: pytest.M
         np.testing.assert_allclose(several[0], should["y"], atol=1e-5)
     assert runtime.coverage(opened).complete
     assert equivalence(stacked, zip(feeds, expected, strict=True)).max_rel < 1e-5
+
+
+def test_batches_are_compared_in_one_pass_over_the_weights(stacked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of a file: every segment is opened once, and every weight read once, whatever the number of batches."""
+    monkeypatch.setattr(memory, "share", lambda: 4 * ONE)
+    dense = models.load(stacked)
+    feeds = [{"x0": np.random.default_rng(i).standard_normal((1 + i, WIDTH)).astype(np.float32)} for i in range(5)]
+    opened, read = [], []
+    session, mapped = segments.Segments._session, Stored._mapped
+    monkeypatch.setattr(segments.Segments, "_session", lambda own, part: opened.append(part) or session(own, part))
+    monkeypatch.setattr(Stored, "_mapped", lambda own, mode: read.append(own.name) or mapped(own, mode))
+    monkeypatch.setattr(memory, "small_share", lambda: 20 * ONE)
+    found = check(dense, analyze(dense), Plan(dense.digest), stacked, feeds)
+    assert found.rows == 15
+    assert len(opened) == LAYERS
+    assert sorted(set(read)) == sorted(read) == [f"w{i}" for i in range(LAYERS)]
+    monkeypatch.setattr(memory, "small_share", lambda: 1)  # what is held of batches is bounded, too
+    assert check(dense, analyze(dense), Plan(dense.digest), stacked, feeds).rows == 15
+    assert len(opened) == LAYERS * 6
 
 
 def test_each_segment_reads_its_own_weights_alone(stacked: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,58 @@
+"""Shape inference asks as much as a graph has kinds of nodes, not as it has nodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxprune.graph import model as models
+from onnxprune.graph import prepare
+from onnxprune.graph.prepare import shape_inference
+from onnxprune.graph.values import dims
+
+
+def _blocks(file: Path, count: int) -> Path:
+    """x -> x + tanh(x) @ w, over and over; the last but one of another width, and with an axis that a node says."""
+    h, random = onnx.helper, np.random.default_rng(0)
+    nodes, weights = [], []
+    for i in range(count):
+        weights.append(onnx.numpy_helper.from_array(random.standard_normal((4, 4)).astype(np.float32), f"w{i}"))
+        nodes.append(h.make_node("Tanh", [f"x{i}"], [f"t{i}"]))
+        nodes.append(h.make_node("MatMul", [f"t{i}", f"w{i}"], [f"m{i}"]))
+        nodes.append(h.make_node("Add", [f"x{i}", f"m{i}"], [f"x{i + 1}"]))
+    nodes.append(h.make_node("Concat", [f"x{count}", "x0"], ["wide"], axis=1))
+    nodes.append(h.make_node("Concat", [f"x{count}", "x0"], ["long"], axis=0))
+    nodes.append(h.make_node("Tanh", ["wide"], ["a"]))
+    nodes.append(h.make_node("Tanh", ["long"], ["b"]))
+    ends = [h.make_tensor_value_info(name, 1, None) for name in ("a", "b")]
+    graph = h.make_graph(nodes, "g", [h.make_tensor_value_info("x0", 1, ["n", 4])], ends, weights)
+    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=9), file)
+    return file
+
+
+def test_nodes_that_differ_in_their_names_alone_are_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = shape_inference._symbolic()
+    asked = []
+    infer = library.shape_inference.infer_shapes
+    monkeypatch.setattr(library.shape_inference, "infer_shapes", lambda *a, **k: asked.append(1) or infer(*a, **k))
+    counts = []
+    for count in (3, 30):
+        asked.clear()
+        graph = models.load(_blocks(tmp_path / "m.onnx", count)).graph
+        counts.append(len(asked))
+        known = {v.name: dims(v) for n in graph for v in n.outputs}
+        assert {known[f"{kind}{i}"] for kind in "tm" for i in range(count)} == {("n", 4)}
+        assert known["wide"] == ("n", 8) and known["long"] == ("2*n", 4)
+    assert counts[0] == counts[1]
+
+
+def test_a_graph_in_which_nothing_is_folded_is_described_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once by what holds for every size, once for the analysis."""
+    rounds = []
+    infer = prepare.infer
+    monkeypatch.setattr(prepare, "infer", lambda m, **k: rounds.append(k.get("assuming", True)) or infer(m, **k))
+    models.load(_blocks(tmp_path / "m.onnx", 2))
+    assert rounds == [False, True]

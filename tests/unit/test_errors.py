@@ -1,0 +1,32 @@
+"""Errors: what a reader's boundary turns into which kind, and what is told of what it does not."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from onnxprune.errors import DataError, LimitError, ModelError, OnnxPruneError, explained, reading
+
+
+def test_whatever_a_file_breaks_is_told_of_the_file() -> None:
+    told = r"^m.onnx: the graph cannot be understood: KeyError: 'x'$"
+    with pytest.raises(ModelError, match=told), reading("m.onnx: the graph cannot be understood", ModelError):
+        raise KeyError("x")
+
+
+def test_a_package_that_cannot_be_imported_is_not_told_of_the_file() -> None:
+    with pytest.raises(ModuleNotFoundError) as seen, reading("m.onnx: the graph cannot be understood", DataError):
+        raise ModuleNotFoundError("No module named 'secrets'")
+    told = explained(seen.value)
+    assert type(told) is OnnxPruneError
+    assert "No module named 'secrets'" in str(told)
+    assert "install onnxprune again" in str(told)
+
+
+def test_a_system_without_memory_is_no_matter_of_the_disk() -> None:
+    refused = OSError(errno.ENOMEM, "Cannot allocate memory", "o.onnx")
+    told = explained(refused)
+    assert isinstance(told, LimitError) and "more memory" in str(told)
+    with pytest.raises(LimitError, match=r"^m.onnx: Cannot allocate memory"), reading("m.onnx", ModelError):
+        raise refused
