@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -75,10 +76,20 @@ def test_batches_are_compared_in_one_pass_over_the_weights(stacked: Path, monkey
     monkeypatch.setattr(memory, "share", lambda: 4 * ONE)
     dense = models.load(stacked)
     feeds = [{"x0": np.random.default_rng(i).standard_normal((1 + i, WIDTH)).astype(np.float32)} for i in range(5)]
-    opened, read = [], []
+    opened: list[segments.Part] = []
+    read: list[str] = []
     session, mapped = segments.Segments._session, Stored._mapped
-    monkeypatch.setattr(segments.Segments, "_session", lambda own, part: opened.append(part) or session(own, part))
-    monkeypatch.setattr(Stored, "_mapped", lambda own, mode: read.append(own.name) or mapped(own, mode))
+
+    def opening(own: segments.Segments, part: segments.Part) -> runtime.Session:
+        opened.append(part)
+        return session(own, part)
+
+    def mapping(own: Stored, mode: Literal["r", "c"]) -> np.ndarray:
+        read.append(own.name or "")
+        return mapped(own, mode)
+
+    monkeypatch.setattr(segments.Segments, "_session", opening)
+    monkeypatch.setattr(Stored, "_mapped", mapping)
     monkeypatch.setattr(memory, "small_share", lambda: 20 * ONE)
     found = check(dense, analyze(dense), Plan(dense.digest), stacked, feeds)
     assert found.rows == 15

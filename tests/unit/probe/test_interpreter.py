@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,18 @@ def test_labels_written_out_as_text_are_left_to_the_runtime(tmp_path: Path) -> N
     assert list(subject.interpreter.run({"x": np.ones((2, 4), np.float32)})) == ["y"]
 
 
-def test_what_a_node_reads_and_calls_is_found_once_for_all_schedules() -> None:
+def test_what_a_node_reads_and_calls_is_found_once_for_all_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
     """A deep graph is run from and to many values; each asks anew which nodes that takes."""
     interpreter = Interpreter(_graph())
     called: list[str] = []
     call = interpreter.engine.call
-    interpreter.engine.call = lambda node, opsets: called.append(node.name or "") or call(node, opsets)  # type: ignore[method-assign]
-    values = [v.name for n in interpreter.graph for v in n.outputs]
+
+    def counted(node: ir.Node, opsets: Mapping[str, int]) -> Any:
+        called.append(node.name or "")
+        return call(node, opsets)
+
+    monkeypatch.setattr(interpreter.engine, "call", counted)
+    values = [v.name or "" for n in interpreter.graph for v in n.outputs]
     for name in values:
         interpreter.run({"x0": np.ones((2, WIDTH), np.float32)}, outputs=[name, values[-1]])
     assert sorted(called) == sorted(n.name or "" for n in interpreter.graph)

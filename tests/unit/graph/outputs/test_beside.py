@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 from typing import Any
 
 import pytest
 
-from onnxprune.graph.outputs import beside as module
 from onnxprune.graph.outputs import interrupts
 from onnxprune.graph.outputs.beside import beside
 
@@ -37,7 +37,7 @@ def _no_room(*_: Any) -> int:
 
 @pytest.mark.parametrize("start", [_stillborn, _no_room])
 def test_a_thread_that_never_begins_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, start: Any) -> None:
-    monkeypatch.setattr(module._thread, "start_new_thread", start)
+    monkeypatch.setattr(_thread, "start_new_thread", start)
     monkeypatch.setattr(threading.Thread, "start", lambda _: pytest.fail("this waits for ever for such a thread"))
     done = []
 

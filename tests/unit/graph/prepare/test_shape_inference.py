@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from onnxprune.graph import model as models
@@ -37,7 +39,12 @@ def test_nodes_that_differ_in_their_names_alone_are_asked_once(tmp_path: Path, m
     library = shape_inference._symbolic()
     asked = []
     infer = library.shape_inference.infer_shapes
-    monkeypatch.setattr(library.shape_inference, "infer_shapes", lambda *a, **k: asked.append(1) or infer(*a, **k))
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        asked.append(1)
+        return infer(*arguments, **options)
+
+    monkeypatch.setattr(library.shape_inference, "infer_shapes", counted)
     counts = []
     for count in (3, 30):
         asked.clear()
@@ -53,6 +60,11 @@ def test_a_graph_in_which_nothing_is_folded_is_described_twice(tmp_path: Path, m
     """Once by what holds for every size, once for the analysis."""
     rounds = []
     infer = prepare.infer
-    monkeypatch.setattr(prepare, "infer", lambda m, **k: rounds.append(k.get("assuming", True)) or infer(m, **k))
+
+    def counted(model: ir.Model, *, assuming: bool = True) -> ir.Model:
+        rounds.append(assuming)
+        return infer(model, assuming=assuming)
+
+    monkeypatch.setattr(prepare, "infer", counted)
     models.load(_blocks(tmp_path / "m.onnx", 2))
     assert rounds == [False, True]
