@@ -44,8 +44,8 @@ def validate(
     from onnxprune import data
     from onnxprune.export import shipped_files
     from onnxprune.graph import joined
+    from onnxprune.measure.own_targets import with_targets
     from onnxprune.measure.validation import validate as compare
-    from onnxprune.pipeline.own_targets import with_targets
     from onnxprune.pipeline.rows import vocabulary
     from onnxprune.report import terminal
 

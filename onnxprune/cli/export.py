@@ -58,12 +58,12 @@ def export(
 ) -> None:  # fmt: skip
     """Make the folder that ships MODEL to a device, checked on the runtimes that are here."""
     from onnxprune.export import export as run
-    from onnxprune.graph import model as models
+    from onnxprune.graph import joined
     from onnxprune.report import export as exported
 
     logs(verbose)
-    file = models.find(model)
-    folder = output or file.with_name(f"{file.stem}.{target}")
+    file = joined.find(model).resolve()
+    folder = output or file.with_name(f"{file.name if file.is_dir() else file.stem}.{target}")
     reading = {
         name: value
         for name in ("columns", "pairs", "tokenizer", "max_length", "allow_outside")

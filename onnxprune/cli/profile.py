@@ -31,8 +31,7 @@ def profile(
 ) -> None:  # fmt: skip
     """Measure what each module of MODEL takes at each width, for --latency-table; or export what does it elsewhere."""
     from onnxprune.errors import UsageError
-    from onnxprune.graph import model as models
-    from onnxprune.graph import outputs
+    from onnxprune.graph import joined, outputs
     from onnxprune.measure.tables import table
     from onnxprune.pipeline import latency_table as profiles
     from onnxprune.pipeline import output_files
@@ -40,7 +39,7 @@ def profile(
     logs(verbose)
     if (output is None) == (micro is None):
         raise UsageError("name the table to write (-o table.json), or a folder to measure with elsewhere (--micro)")
-    inputs = output_files.inputs_of(models.find(model), *reads())
+    inputs = output_files.inputs_of(joined.find(model), *reads())
     if micro is not None:
         with outputs.folder(micro, inputs=inputs, force=force) as out:
             profiles.export(model, out.folder, shape or ({},), asked["units"], asked["ep"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,11 +11,13 @@ import onnx_ir as ir
 
 from onnxprune.data import Dataset
 from onnxprune.export.fixed_shapes import fix, sizes_for
-from onnxprune.export.precision import Step, quantize
+from onnxprune.export.precision import SCHEMES, Step, quantize
+from onnxprune.export.precision.apply import scheme_of
 from onnxprune.export.precision.integer import Feeds
 from onnxprune.export.usability import Usability
 from onnxprune.graph import model as models
-from onnxprune.graph.model import InputSpec, Model
+from onnxprune.graph.model import InputSpec, Model, Part
+from onnxprune.graph.runtime import SavedStyle
 from onnxprune.measure.equivalence import Equivalence
 from onnxprune.measure.validation import Evidence
 
@@ -62,6 +64,7 @@ class Exported:
         source_bytes, dense_bytes: sizes of the model that was exported and of its dense original (0 if unknown).
         said: what was guessed or left out.
         seconds: the whole export.
+        graphs: the first file of each graph.
     """
 
     target: str
@@ -75,6 +78,7 @@ class Exported:
     dense_bytes: int = 0
     said: tuple[str, ...] = ()
     seconds: float = 0.0
+    graphs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,10 @@ class Workshop:
         scratch: for what is not shipped.
         asked: the user's options.
         read: calibration rows as feeds for given inputs; None without any.
+        compared: a few rows as feeds for given inputs: what files are compared on, and a device checks itself with.
         dense: the dense original, where it is known.
+        part: of several graphs, the one that is made here.
+        stored: every ORT-format file: (source, style, file).
     """
 
     model: Model
@@ -116,13 +123,27 @@ class Workshop:
     scratch: Path
     asked: Asked
     read: Rows
+    compared: Callable[[Sequence[InputSpec]], Dataset]
     dense: Path | None = None
+    part: Part | None = None
     usability: list[Usability] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
+    stored: list[tuple[Path, SavedStyle, Path]] = field(default_factory=list)
+
+    @property
+    def stem(self) -> str:
+        """What the files are called."""
+        return "model" if self.part is None else self.part.file.stem
 
     def say(self, line: str) -> None:
-        if line not in self.said:
-            self.said.append(line)
+        told = line if self.part is None else f"{self.stem}: {line}"
+        if told not in self.said:
+            self.said.append(told)
+
+    def survey(self, found: Sequence[Usability]) -> None:
+        """Note what mobile providers make of a form of the graph."""
+        named = found if self.part is None else [replace(u, stage=f"{self.stem}, {u.stage}") for u in found]
+        self.usability += named
 
     def rows(self, inputs: Sequence[InputSpec]) -> list[Feeds]:
         """Calibration rows as feeds; empty without any."""
@@ -133,7 +154,8 @@ class Workshop:
         """`source` in fewer bits; ranges come from the calibration rows. `by_row` is that of `precision.quantize`."""
         model = models.read(source)
         inputs = tuple(models.spec(v) for v in model.graph.inputs if v.name not in model.graph.initializers)
-        return quantize(source, target, scheme, self.rows(inputs), by_row=by_row)
+        rows = self.rows(inputs) if SCHEMES[scheme_of(scheme)].rows else ()
+        return quantize(source, target, scheme, rows, by_row=by_row)
 
     def copy_model(self, target: Path) -> None:
         """The model in single precision, weights inside the file where they fit."""
@@ -176,8 +198,6 @@ class Target(Protocol):
 
 def scheme_for(target: Target, shop: Workshop) -> str:
     """The scheme that was asked for, as this target means it; empty for none."""
-    from onnxprune.export.precision.apply import scheme_of
-
     asked = shop.asked.quantize
     if asked is None:
         return ""

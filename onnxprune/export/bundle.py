@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from onnxprune.export.base import Artefact, Exported, Target, Workshop
 from onnxprune.graph.outputs import manifest
+
+_LAYER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def write_report(exported: Exported) -> Path:
@@ -31,8 +34,16 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def write_readme(target: Target, shop: Workshop, artefacts: Sequence[Artefact]) -> Path:
-    """What is in the folder and the few lines that load it."""
+def write_readme(
+    target: Target, shop: Workshop, artefacts: Sequence[Artefact], graphs: Mapping[str, Mapping[str, Any]]
+) -> Path:
+    """What is in the folder and the few lines that load it.
+
+    Args:
+        shop: the first one.
+        graphs: of several, which inputs come from which others.
+    """
+    own = [a for a in artefacts if shop.part is None or a.file.startswith(f"{shop.stem}.")]
     rows = "\n".join(
         f"| `{a.file}` | {a.purpose} | {a.scheme or 'fp32'} | "
         f"{', '.join(f'{k}={v}' for k, v in a.fixed.items()) or 'free'} | {a.bytes / 1e6:.1f} MB |"
@@ -54,12 +65,32 @@ def write_readme(target: Target, shop: Workshop, artefacts: Sequence[Artefact]) 
 {rows}
 
 {listed}
-
-{target.guide(shop, artefacts).strip()}
+{_hang_together(graphs)}
+{target.guide(shop, own).strip()}
 """
     file = shop.folder / "README.md"
     file.write_text(text, encoding="utf-8")
     return file
+
+
+def _hang_together(graphs: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table of what one graph gives another; caches of all layers are a line."""
+    if not graphs:
+        return ""
+    lines: dict[str, None] = {}
+    for name, fed in graphs.items():
+        for own, source in fed.items():
+            cells = (_LAYER.sub("*", own), source["graph"], _LAYER.sub("*", source["output"]))
+            lines[f"| `{name}` | `{cells[0]}` | `{cells[2]}` of `{cells[1]}` |"] = None
+    rows = "\n".join(lines)
+    return f"""
+These graphs are one model: what one gives, another takes (`preprocess.json` has it input by input). A graph that goes
+on behind a cache is called a token at a time, and its own `present` is its next `past`.
+
+| graph | takes | which is |
+| --- | --- | --- |
+{rows}
+"""
 
 
 def write_manifest(exported: Exported) -> Path:

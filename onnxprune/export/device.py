@@ -75,7 +75,7 @@ def _modules(
     whole, *others = costs.needed()
     made = {}
     for micro in others:
-        source = write_micro(micro, shop.file, shop.scratch)
+        source = write_micro(micro, shop.scratch)
         ort_format.convert(source, folder / f"{source.stem}.ort")
         source.unlink()
         made[f"micro/{source.stem}.ort"] = dict(device_kit.told(micro))

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ from onnxprune import data
 from onnxprune.data import Dataset
 from onnxprune.documents import read_object
 from onnxprune.errors import CheckError, DataError, OnnxPruneError, UsageError, reading
-from onnxprune.export import bundle, samples, shipped_files, usability, vocabulary
+from onnxprune.export import bundle, samples, several, shipped_files, usability, vocabulary
 from onnxprune.export.base import Artefact, Asked, Exported, Target, Workshop, scheme_for
 from onnxprune.export.precision import SCHEMES, measure_steps
 from onnxprune.export.preprocessing import preprocessing
 from onnxprune.export.targets.registry import TARGETS
+from onnxprune.graph import joined, outputs, runtime
 from onnxprune.graph import model as models
-from onnxprune.graph import outputs, runtime
 from onnxprune.graph.companions import beside, copy_companions
 from onnxprune.graph.model import InputSpec, Model
 from onnxprune.graph.outputs import Inputs
@@ -60,7 +60,7 @@ def export(
     """Make a folder that ships a model to a target.
 
     Args:
-        source: a `.onnx` file, or an optimum folder.
+        source: a `.onnx` file, or an optimum folder, of several graphs, too.
         target: a key of TARGETS.
         folder: to make; everything appears in it at once, when all checks have passed.
         quantize: a scheme of `precision.SCHEMES`, or `int8` for the target's own.
@@ -81,8 +81,10 @@ def export(
         CheckError: a file does not compute what the model computes; nothing is written then.
     """
     started = time.perf_counter()
-    place, file = Path(folder), models.find(source)
+    place, file = Path(folder), joined.find(source)
     chosen, original = _target(target), _dense(file, dense)
+    if file.is_dir():
+        several.refuse({"--vocab": vocab is not None, "--bench": bench})
     inputs = _inputs(file, original, calibration, evaluation, vocab, web_runtime, reading.get("tokenizer"), *reads)
     with outputs.folder(place, inputs=inputs, force=force) as out:
         with outputs.scratch() as scratch:
@@ -99,8 +101,13 @@ def export(
 def _inputs(file: Path, dense: Path | None, *others: Any) -> Inputs:
     """What an export reads: the models with their weights and companions, the report, and what else is named."""
     own = [file, *([dense] if dense is not None else [])]
-    reports = [f.with_name(f"{f.stem}.report.json") for f in own]
-    return Inputs.of([models.files_of(f) for f in own], [beside(f) for f in own], reports, *others)
+    graphs = [g for f in own for g in (sorted(f.glob("*.onnx")) if f.is_dir() else [f])]
+    return Inputs.of([models.files_of(g) for g in graphs], [beside(f) for f in own], map(_report, own), *others)
+
+
+def _report(source: Path) -> Path:
+    """Where the report of what was pruned lies."""
+    return source / "report.json" if source.is_dir() else source.with_name(f"{source.stem}.report.json")
 
 
 def _target(name: str) -> Target:
@@ -112,16 +119,18 @@ def _target(name: str) -> Target:
 def _dense(source: Path, named: str | os.PathLike[str] | None) -> Path | None:
     """The dense original: as named, or as the report beside the pruned model names it."""
     if named is not None:
-        return models.find(named)
-    report = source.with_name(f"{source.stem}.report.json")
+        return joined.find(named)
+    report = _report(source)
     try:
         held = read_object(report, "a report")
         told, files = held["model"], held.get("files", {})
-        if source.name in files and files[source.name] != outputs.digest(source):
+        if source.name in files and source.is_file() and files[source.name] != outputs.digest(source):
             logger.warning("%s: is of another model than %s, and is not gone by", report, source)
             return None
         found = Path(told["path"])
         if found.is_file() and models.digest_of(found) == told["sha256"]:
+            return found
+        if found.is_dir() and joined.is_job(found) and joined.load(found).digest == told["sha256"]:
             return found
     except (OSError, ValueError, LookupError, TypeError, OnnxPruneError):
         return None
@@ -139,8 +148,9 @@ class _Job:
         self.calibration, self.evaluation, self.reading = calibration, evaluation, dict(reading)
 
     def run(self, dense: Path | None, vocab: Any, metric: Any) -> Exported:
-        model = models.load(self.source)
-        companions, trimmed = self.source.parent, None
+        model = joined.load(self.source) if self.source.is_dir() else models.load(self.source)
+        assert model.folder is not None
+        companions, trimmed = model.folder, None
         if vocab is not None:
             companions = self.scratch / "companions"
             companions.mkdir()
@@ -149,19 +159,27 @@ class _Job:
         file = self.source
         if trimmed is not None:
             file = models.save(sweep(model.clone().normal), companions / "model.onnx")[0]
-        shop = Workshop(
-            model, file, companions, self.folder, self.scratch, self.asked, self._reader(model, companions), dense
-        )
+        shops = self._shops(model, companions, dense) or [self._shop(model, file, companions, dense)]
         copy_companions(companions, self.folder)
-        artefacts = self.target.build(shop)
-        artefacts = self._checked(shop, artefacts)
-        artefacts, measured = self._measured(shop, artefacts, metric)
+        made = [self._checked(shop, self.target.build(shop)) for shop in shops]
+        artefacts = [artefact for one in made for artefact in one[0]]
+        fields = [] if model.parts else samples.fields_of(
+            self._rows_source, model.inputs, companions, self.reading.get("columns")
+        )  # fmt: skip
+        samples.write(self.folder, artefacts, {name: rows for one in made for name, rows in one[1].items()}, fields)
+        shop = shops[0]
+        if model.parts:
+            artefacts, measured = self._measured_together(model, shops, artefacts, metric)
+        else:
+            artefacts, measured = self._measured(shop, artefacts, metric)
         first = self.folder / artefacts[0].file
         told = preprocessing(latency.graph_inputs(first), latency.graph_outputs(first), self.folder)
         if told["kind"] == "text":
             told["padded_to"] = {a.file: _length(self.folder / a.file) for a in artefacts}
+        if model.parts:
+            told["graphs"] = several.wiring(model)
         (self.folder / "preprocess.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-        bundle.write_readme(self.target, shop, artefacts)
+        bundle.write_readme(self.target, shop, artefacts, told.get("graphs", {}))
         return Exported(
             target=self.target.name,
             folder=self.folder,
@@ -170,10 +188,53 @@ class _Job:
             advice=tuple(usability.advice(shop.usability)),
             steps=tuple(measured),
             vocabulary=trimmed,
-            source_bytes=models.size(self.source),
-            dense_bytes=models.size(dense) if dense is not None else 0,
+            source_bytes=_size(self.source),
+            dense_bytes=_size(dense) if dense is not None else 0,
             said=tuple(shop.said),
+            graphs=tuple(one[0][0].file for one in made),
         )
+
+    def _shop(self, model: Model, file: Path, companions: Path, dense: Path | None) -> Workshop:
+        common = {"folder": companions, "outputs": model.outputs, **self.reading}
+
+        def compared(inputs: Sequence[InputSpec]) -> Dataset:
+            return samples.rows_for(self._rows_source, inputs, **common)
+
+        return Workshop(
+            model, file, companions, self.folder, self.scratch, self.asked, self._reader(model, companions), compared,
+            dense,
+        )  # fmt: skip
+
+    def _shops(self, model: Model, companions: Path, dense: Path | None) -> list[Workshop]:
+        """A workshop for each of several graphs; what is said and surveyed goes into common lists."""
+        if model.parts:
+            several.require_known(model, self.asked.shape)
+
+        @cache
+        def known(calibration: bool) -> Dataset | None:
+            source = self.calibration if calibration else self._rows_source
+            return None if source is None else several.rows(model, source, ROWS, **self.reading)
+
+        shops: list[Workshop] = []
+        for part in model.parts:
+            scratch = self.scratch / part.file.stem
+            scratch.mkdir()
+            asked = replace(self.asked, shape=several.sizes(model, part, self.asked.shape))
+            first = shops[0] if shops else None
+            shops.append(Workshop(
+                part.model, part.file, companions, self.folder, scratch, asked,
+                several.reader(model, part, partial(known, calibration=True)),
+                several.compared(model, part, partial(known, calibration=False)), dense, part,
+                *((first.usability, first.said, first.stored) if first else ()),
+            ))  # fmt: skip
+            if part.merged is not None:
+                shops[0].said.append(f"{part.file.stem}: is a file of its own here; it is from {part.merged.name}")
+        return shops
+
+    @property
+    def _rows_source(self) -> Any:
+        """Where the rows come from that files are compared on."""
+        return self.calibration if self.calibration is not None else self.evaluation
 
     def _reader(self, model: Model, companions: Path) -> Any:
         @cache
@@ -186,24 +247,21 @@ class _Job:
 
         return read
 
-    def _checked(self, shop: Workshop, artefacts: Sequence[Artefact]) -> list[Artefact]:
-        """Every file against the model it was made of, on the samples; then the samples are written."""
-        source = self.calibration if self.calibration is not None else self.evaluation
-        common = {"source": source, "folder": shop.companions, "outputs": shop.model.outputs, **self.reading}
-        base = samples.rows_for(inputs=shop.model.inputs, **common)
+    def _checked(self, shop: Workshop, artefacts: Sequence[Artefact]) -> tuple[list[Artefact], dict[str, Dataset]]:
+        """(every file, compared with the model it was made of; file -> the rows that it was compared on)."""
+        base = shop.compared(shop.model.inputs)
         teacher = Teacher(shop.file, base)
         checked, rows = [], {}
         for artefact in artefacts:
             file = self.folder / artefact.file
             inputs = latency.graph_inputs(file)
-            own = samples.rows_for(inputs=inputs, **common)
+            own = shop.compared(inputs)
             rows[artefact.file] = own
-            agreement = _agreement(teacher, file, own)
+            # What one of several graphs takes cannot be padded: both are run on values of the file's own shapes.
+            agreement = _agreement(teacher if shop.part is None else Teacher(shop.file, own), file, own)
             self._judge(shop, artefact, agreement)
             checked.append(replace(artefact, agreement=agreement, bytes=models.size(file)))
-        fields = samples.fields_of(source, shop.model.inputs, shop.companions, self.reading.get("columns"))
-        samples.write(self.folder, checked, rows, fields)
-        return checked
+        return checked, rows
 
     def _judge(self, shop: Workshop, artefact: Artefact, found: Equivalence) -> None:
         if artefact.scheme:
@@ -245,6 +303,35 @@ class _Job:
         feeds = [] if calibrate is None else [example.feeds for example in calibrate.examples]
         found = measure_steps(teacher, shop.dense, self.source, scheme, feeds, self.scratch, metric=metric)
         return measured, found
+
+    def _measured_together(
+        self, model: Model, shops: Sequence[Workshop], artefacts: Sequence[Artefact], metric: Any
+    ) -> tuple[list[Artefact], list[Any]]:
+        """All files as the graph that they are together, and each step, against the dense original."""
+        if self.evaluation is None:
+            return list(artefacts), []
+        file = several.together(model, shops, artefacts, self.scratch)
+        if file is None:
+            shops[0].said.append(
+                "--eval: several files in ORT format, or of fixed shapes, cannot be run as one: each was compared with "
+                "its graph on samples; `onnxprune export … --target server` with the same --quantize measures them"
+            )
+            return list(artefacts), []
+        original = model if shops[0].dense is None else joined.load(shops[0].dense)
+        assert original.path is not None and model.path is not None
+        teacher = Teacher(original.path, several.rows(original, self.evaluation, None, **self.reading))
+        evidence = compare(teacher, file, metric=metric)
+        measured = [replace(artefact, evidence=evidence) for artefact in artefacts]
+        scheme = scheme_for(self.target, shops[0])
+        if not scheme or SCHEMES[scheme].rows or shops[0].dense is None:
+            return measured, []
+        return measured, measure_steps(teacher, original.path, model.path, scheme, (), self.scratch, metric=metric)
+
+
+def _size(source: Path) -> int:
+    """Bytes of a model, of all its graphs."""
+    files = joined.load(source).files if source.is_dir() else (source,)
+    return sum(map(models.size, files))
 
 
 def _length(file: Path) -> int | None:

@@ -188,8 +188,8 @@ def find(path: str | os.PathLike[str]) -> Path:
         if len(files) > 1 and not (path / "model.onnx").exists():
             listed = "".join(f"\n  {f.name} ({f.stat().st_size / 1e6:.1f} MB)" for f in files)
             raise UnsupportedError(
-                f"{path}: holds several graphs:{listed}\nprune, sweep, plan, apply, inspect, validate and bench take "
-                f"the folder as one; what was asked for is done to one graph: give it by its name, as in {files[0]}"
+                f"{path}: holds several graphs:{listed}\nall commands take the folder as one; what was asked for "
+                f"is done to one graph: give it by its name, as in {files[0]}"
             )
         return path / "model.onnx" if (path / "model.onnx").exists() else files[0]
     if not path.exists():

@@ -289,6 +289,20 @@ class Plan:
             intercepts={n: v for k, v in self.intercepts.items() for n in (k, *structure.mirrors.get(k, ()))},
         )
 
+    def led(self, structure: Structure) -> Plan:
+        """What the plan says of the graphs that no other leads: what `everywhere` added is left out."""
+        copies = {name for twins in structure.twins.values() for name in twins}
+        mirrored = {name for others in structure.mirrors.values() for name in others}
+        if not copies and not mirrored:
+            return self
+        return replace(
+            self,
+            drop=tuple(name for name in self.drop if name not in copies),
+            rests={name: rest for name, rest in self.rests.items() if name not in copies},
+            maps={name: held for name, held in self.maps.items() if name not in copies},
+            intercepts={name: held for name, held in self.intercepts.items() if name not in mirrored},
+        )
+
     def orders(self, structure: Structure) -> dict[int, tuple[int, ...]]:
         """atom -> its kept indices in the order in which they are written, for `axes.flat_order`.
 

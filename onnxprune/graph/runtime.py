@@ -125,6 +125,17 @@ class Coverage:
         """Whether every node runs on the provider."""
         return self.nodes_on_provider == self.nodes
 
+    @staticmethod
+    def all(several: Sequence[Coverage]) -> Coverage:
+        """Of sessions on one provider, all together."""
+        parts = [one.partitions for one in several]
+        return Coverage(
+            several[0].provider,
+            sum(one.nodes_on_provider for one in several),
+            sum(one.nodes for one in several),
+            None if None in parts else sum(part or 0 for part in parts),
+        )
+
 
 def resolve_providers(names: str | Iterable[str]) -> tuple[str, ...]:
     """Full ONNX Runtime provider names, in the order given and without repetitions.

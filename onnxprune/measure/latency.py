@@ -70,6 +70,22 @@ class Times:
 
 
 @dataclass(frozen=True)
+class Call:
+    """One of the graphs that a call of a model runs, dense and pruned.
+
+    Attributes:
+        dense, pruned: files, with the same inputs.
+        feeds: what it takes.
+        times: how often it runs.
+    """
+
+    dense: ModelFile
+    pruned: ModelFile
+    feeds: runtime.Feeds
+    times: int = 1
+
+
+@dataclass(frozen=True)
 class LatencyRow:
     """Dense against pruned on one provider at one shape.
 
@@ -157,22 +173,50 @@ def bench(
         for feeds in cases:
             if pair is None or provider in runtime.FIXED_SHAPES:
                 fixed = symbols(inputs, feeds) if provider in runtime.FIXED_SHAPES else {}
-                pair = _Pair(
-                    *(
-                        runtime.session(
-                            model,
-                            (provider,),
-                            threads=threads,
-                            spinning=spinning,
-                            dims=fixed,
-                            provider_options=provider_options,
-                        )
-                        for model in (dense, pruned)
-                    )
-                )
-            measured.append(pair.measure(feeds, threads, runs, warmup, seed))
+                pair = _Pair.opened(
+                    dense, pruned, (provider,), threads=threads, spinning=spinning, dims=fixed,
+                    provider_options=provider_options,
+                )  # fmt: skip
+            walls, cpus = _timed([(pair, feeds, 1)], runs, warmup)
+            measured.append(row(pair.coverage[0].provider, feeds, threads, walls, cpus, pair.coverage, seed))
             if progress:
                 progress(len(measured), len(names) * len(cases))
+    return measured
+
+
+def bench_calls(
+    calls: Sequence[Call],
+    shape: runtime.Feeds,
+    *,
+    providers: Sequence[str] = ("cpu",),
+    threads: int = 1,
+    runs: int = RUNS,
+    warmup: int = 5,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[LatencyRow]:
+    """Time a model of several graphs, each in a session of its own, as what a call of it takes altogether.
+
+    Args:
+        calls: its graphs; each is run once a turn, and counts as often as it runs.
+        shape: feeds of the whole, whose shapes are told.
+
+    Raises:
+        UsageError, CheckError: as `bench`.
+    """
+    names = runtime.resolve_providers(providers)
+    measured = []
+    for provider in names:
+        pairs = []
+        for call in calls:
+            fixed = symbols(graph_inputs(call.dense), call.feeds) if provider in runtime.FIXED_SHAPES else {}
+            pair = _Pair.opened(call.dense, call.pruned, (provider,), threads=threads, dims=fixed)
+            pairs.append((pair, call.feeds, call.times))
+        walls, cpus = _timed(pairs, runs, warmup)
+        dense, pruned = (Coverage.all([pair.coverage[which] for pair, _, _ in pairs]) for which in (0, 1))
+        measured.append(row(provider, shape, threads, walls, cpus, (dense, pruned), seed))
+        if progress:
+            progress(len(measured), len(names))
     return measured
 
 
@@ -183,28 +227,31 @@ class _Pair:
         self.sessions = (dense, pruned)
         self.coverage = runtime.placed(dense, "the dense model"), runtime.placed(pruned, "the pruned model")
 
-    def measure(self, feeds: runtime.Feeds, threads: int, runs: int, warmup: int, seed: int) -> LatencyRow:
-        walls, cpus = self._time(feeds, runs, warmup)
-        return row(self.coverage[0].provider, feeds, threads, walls, cpus, self.coverage, seed)
+    @classmethod
+    def opened(cls, dense: ModelFile, pruned: ModelFile, providers: Sequence[str], **asked: Any) -> _Pair:
+        return cls(*(runtime.session(model, providers, **asked) for model in (dense, pruned)))
 
-    def _time(self, feeds: runtime.Feeds, runs: int, warmup: int) -> tuple[Array, Array]:
-        """Wall and CPU milliseconds, each [2, runs]: dense, pruned."""
-        for session in self.sessions * max(warmup, 1):
+
+def _timed(pairs: Sequence[tuple[_Pair, runtime.Feeds, int]], runs: int, warmup: int) -> tuple[Array, Array]:
+    """Wall and CPU milliseconds, each [2, runs]: dense, pruned; of all pairs, each as often as it counts."""
+    for pair, feeds, _ in pairs:
+        for session in pair.sessions * max(warmup, 1):
             runtime.run(session, feeds)  # the first one tells what is wrong with the feeds, if anything
-        walls, cpus = np.zeros((2, runs)), np.zeros((2, runs))
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
-            for turn in range(runs):
+    walls, cpus = np.zeros((2, runs)), np.zeros((2, runs))
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for turn in range(runs):
+            for pair, feeds, times in pairs:
                 for which in (0, 1) if turn % 2 == 0 else (1, 0):
                     cpu, wall = time.process_time_ns(), time.perf_counter_ns()
-                    self.sessions[which].run(None, feeds)
-                    walls[which, turn] = (time.perf_counter_ns() - wall) / 1e6
-                    cpus[which, turn] = (time.process_time_ns() - cpu) / 1e6
-        finally:
-            if collecting:
-                gc.enable()
-        return walls, cpus
+                    pair.sessions[which].run(None, feeds)
+                    walls[which, turn] += times * (time.perf_counter_ns() - wall) / 1e6
+                    cpus[which, turn] += times * (time.process_time_ns() - cpu) / 1e6
+    finally:
+        if collecting:
+            gc.enable()
+    return walls, cpus
 
 
 def row(

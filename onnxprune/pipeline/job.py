@@ -31,7 +31,7 @@ from onnxprune.graph.prepare import optional_inputs
 from onnxprune.graph.quantised import is_quantised
 from onnxprune.graph.runtime import CPU, resolve_providers
 from onnxprune.graph.structure.analyze import analyze
-from onnxprune.measure import latency, uncounted
+from onnxprune.measure import calls, latency, uncounted
 from onnxprune.measure.continuations import continued
 from onnxprune.measure.cost import Costs
 from onnxprune.measure.dense_file import examine
@@ -140,7 +140,7 @@ class Job:
         require_there(calibration, evaluation)
         with clock.stage("load"):
             dense = joined.load(source, options.calls)
-            require_one_graph(dense, options, quantize)
+            require_one_graph(dense, quantize)
             if quantize is not None and is_quantised(dense.graph):
                 raise UsageError(
                     f"--quantize {quantize}: {dense.path} is quantised already, and so will the pruned file be; "
@@ -314,15 +314,16 @@ class Job:
         layers: tuple[LayerDrift, ...] = ()
         if self.judge is not None:
             with kept("drift by layer is not known", lacking), self.clock.stage("validate"):
-                layers = layer_drift(self.planner.interpreter, self.structure, plan, self.judge, self.options.seed)
+                planner, led = self.planner, plan.led(self.structure)
+                layers = layer_drift(planner.interpreter, planner.led, led, self.judge, self.options.seed)
                 self.planner.interpreter.release()
         timed: list[latency.LatencyRow] = []
         if self.measure:
             with kept("no latency", lacking), self.clock.stage("latency"):
                 memory.require(models.size(self.dense.path) + models.size(file), "timing both models side by side")
                 examples = [e.feeds for e in rows.examples[:8]] if rows is not None else []
-                timed = latency.bench(
-                    self.dense.path, file, providers=self.providers, dims=bindings, examples=examples,
+                timed = calls.bench(
+                    self.dense, file, made.alone, providers=self.providers, dims=bindings, examples=examples,
                     threads=self.options.latency_threads, progress=partial(self.planner.progress, "latency"),
                 )  # fmt: skip
         report = report_facts.report_of(self, plan, budget, made, place, found, evidence, timed)

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import UsageError
-from onnxprune.graph import model as models
-from onnxprune.graph import outputs, runtime
+from onnxprune.graph import joined, outputs, runtime
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.measure.cost import Costs
 from onnxprune.measure.tables import device_kit, source
@@ -49,7 +48,7 @@ def profile(
     if cluster is not None or on is not None:
         if cluster is None or on is None:
             raise UsageError("a device's worker is found by both, --cluster URL and --on TAG")
-        return _there(models.find(model), (tuple(shapes), tuple(units), tuple(ep), tuple(threads)), cluster, on)
+        return _there(joined.find(model), (tuple(shapes), tuple(units), tuple(ep), tuple(threads)), cluster, on)
     tables: list[LatencyTable] = []
     told = progress or (lambda stage, done, of: None)
     for counted in _counted(model, shapes):
@@ -72,10 +71,11 @@ Asked = tuple[Sequence[Mapping[str, int]], Sequence[str], Sequence[str], Sequenc
 
 def _there(file: Path, asked: Asked, cluster: str, tag: str) -> list[LatencyTable]:
     """Tables that a tagged worker measures, which is sent the model."""
+    files, root, name = (sorted(file.glob("*.onnx")), file, ".") if file.is_dir() else ([file], file.parent, file.name)
     with engines.opened(None, cluster) as workers:
         assert workers is not None
-        sent = workers.share(remote.bytes_of([file], file.parent))
-        ((_, found),) = workers.run(measured_there, [(file.name, asked)], sent, tag=tag)
+        sent = workers.share(remote.bytes_of(files, root))
+        ((_, found),) = workers.run(measured_there, [(name, asked)], sent, tag=tag)
         return [LatencyTable.from_json(told) for told in found]
 
 
@@ -102,6 +102,6 @@ def export(
 
 
 def _counted(model: str | os.PathLike[str], shapes: Sequence[Mapping[str, int]]) -> list[Costs]:
-    dense = models.load(model)
+    dense = joined.load(model)
     structure = analyze(dense)
     return [Costs(dense, structure, shape_of(dense, shape, None)) for shape in shapes]

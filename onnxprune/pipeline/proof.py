@@ -12,6 +12,7 @@ from onnxprune.errors import CheckError
 from onnxprune.graph import runtime
 from onnxprune.graph.model import Model, Part
 from onnxprune.graph.plan import Plan, Structure
+from onnxprune.measure.calls import taken
 from onnxprune.measure.continuations import disagreement, going_on
 from onnxprune.measure.dense_file import shapes_to_check
 from onnxprune.measure.equivalence import Equivalence, alone, check
@@ -100,21 +101,15 @@ def _alone(
     Raises:
         CheckError: it computes something else.
     """
-    taken = list(_taken(dense, part, rows))
-    alone(dense, structure, plan, part.wires, file, taken, found.allowed or 1e-4)
+    given = list(_taken(dense, part, rows))
+    alone(dense, structure, plan, part.wires, file, given, found.allowed or 1e-4)
 
 
 def _taken(dense: Model, part: Part, rows: Sequence[runtime.Feeds]) -> Iterator[dict[str, np.ndarray]]:
-    assert dense.path is not None
-    session = runtime.session(dense.path)
     own = runtime.session(part.file)
-    given = {o.name for o in session.get_outputs()}
-    for feeds in rows:
-        inner = [name for name in part.wires.inputs.values() if name in given]
-        values = {**feeds, **(runtime.run(session, feeds, inner) if inner else {})}
-        taken = {name: np.asarray(values[joined]) for name, joined in part.wires.inputs.items()}
-        yield taken
+    for given in taken(dense, part, rows):
+        yield given
         if part.wires.follows:
-            further = going_on(part.model, taken, runtime.run(own, taken))
+            further = going_on(part.model, given, runtime.run(own, given))
             if further is not None:
                 yield further

@@ -18,7 +18,7 @@ from onnxprune.graph.flow import asks_rows
 from onnxprune.graph.model import Model
 from onnxprune.measure import footprint
 from onnxprune.measure.cost import default_bindings
-from onnxprune.pipeline.own_targets import with_targets
+from onnxprune.measure.own_targets import with_targets
 from onnxprune.search.options import Options
 
 
@@ -52,26 +52,17 @@ def _apart(dense: Model, rows: Dataset | None) -> Dataset | None:
     return replace(rows, max_batch=1) if rows is not None and asks_rows(dense.graph) else rows
 
 
-def require_one_graph(dense: Model, options: Options, quantize: str | None = None) -> None:
+def require_one_graph(dense: Model, quantize: str | None) -> None:
     """Refuse for several graphs what is done to one only.
 
     Raises:
         UsageError: names what was asked for.
     """
-    if not dense.parts:
-        return
-    by_rows = quantize is not None and SCHEMES[scheme_of(quantize)].rows
-    asked = {
-        "--latency": options.budget.kind == "latency",
-        "--latency-table": options.latency_table is not None,
-        f"--quantize {quantize}, with ranges from rows of each graph,": by_rows,
-    }
-    for name, given in asked.items():
-        if given:
-            raise UsageError(
-                f"{name}: is not done for several graphs at once ({dense.home}); prune the folder by --flops, "
-                "--params, --size or --max-drop, and give its graphs one by one for the rest"
-            )
+    if dense.parts and quantize is not None and SCHEMES[scheme_of(quantize)].rows:
+        raise UsageError(
+            f"--quantize {quantize}, with ranges from rows of each graph: is not done for several graphs at once "
+            f"({dense.home}); choose one that takes none ({', '.join(n for n, s in SCHEMES.items() if not s.rows)})"
+        )
 
 
 def require_there(*sources: Any) -> None:

@@ -30,6 +30,7 @@ from onnxprune.measure.cost import Costs, symbols
 from onnxprune.measure.dense_file import examine
 from onnxprune.measure.equivalence import Equivalence
 from onnxprune.measure.flips import SHOWN
+from onnxprune.measure.own_targets import with_targets
 from onnxprune.measure.runnable_sizes import runnable
 from onnxprune.pipeline import output_files
 from onnxprune.pipeline.debug_bundle import Place
@@ -37,11 +38,10 @@ from onnxprune.pipeline.fleet import Fleet
 from onnxprune.pipeline.in_memory import takes_models
 from onnxprune.pipeline.job import Job
 from onnxprune.pipeline.max_drop import Limit, smallest_within
-from onnxprune.pipeline.own_targets import with_targets
 from onnxprune.pipeline.preview import Preview, preview
 from onnxprune.pipeline.proof import prove
 from onnxprune.pipeline.result import Result
-from onnxprune.pipeline.rows import require_memory, require_one_graph, require_there, shape_of, vocabulary
+from onnxprune.pipeline.rows import require_memory, require_there, shape_of, vocabulary
 from onnxprune.pipeline.written import listed, write
 from onnxprune.probe.gates import Gates
 from onnxprune.probe.interpreter import Interpreter
@@ -252,7 +252,6 @@ def _make_plan(
     require_engine(options, calibration)
     require_there(calibration)
     dense = joined.load(source, options.calls)
-    require_one_graph(dense, options)
     learn = None
     if calibration is not None:
         learn = data.read(

@@ -18,9 +18,11 @@ def print_export(made: Exported) -> None:
     console = Console()
     console.print(f"[bold]{made.folder}[/bold]  for {made.target}, made in {made.seconds:.0f} s\n", highlight=False)
     console.print(_files(made), "")
+    if len(made.graphs) > 1 and (evidence := made.artefacts[0].evidence) is not None:
+        title = text.metric_title(evidence.accuracy.metric)
+        console.print(f"All graphs together: {title} {_accuracy(evidence.accuracy)}\n", highlight=False)
     if made.dense_bytes:
-        share = made.artefacts[0].bytes / made.dense_bytes
-        console.print(f"{made.artefacts[0].file} is {share:.0%} of the dense model's {text.size(made.dense_bytes)}\n")
+        console.print(_share(made))
     if made.steps:
         console.print(steps_table(made.steps), "")
     if made.vocabulary:
@@ -31,6 +33,15 @@ def print_export(made: Exported) -> None:
         console.print(f"  - {line}", highlight=False, soft_wrap=True)
 
 
+def _share(made: Exported) -> str:
+    """How much of the dense model's size is left; of several graphs, of all."""
+    if len(made.graphs) > 1:
+        own, what = sum(a.bytes for a in made.artefacts if a.file in made.graphs), "all graphs are"
+    else:
+        own, what = made.artefacts[0].bytes, f"{made.artefacts[0].file} is"
+    return f"{what} {own / made.dense_bytes:.0%} of the dense model's {text.size(made.dense_bytes)}\n"
+
+
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0), title_style="bold")
     for name in columns:
@@ -39,10 +50,11 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _files(made: Exported) -> Table:
-    judged = any(a.evidence is not None for a in made.artefacts)
+    judged = len(made.graphs) == 1 and any(a.evidence is not None for a in made.artefacts)
     placed = any(a.placement for a in made.artefacts)
     columns = ("file", "for", "numbers", "size", "off by", *(("accuracy",) * judged), *(("placement",) * placed))
     table = _table("Models", *columns)
+    table.columns[0].no_wrap, table.columns[0].min_width = True, max(len(a.file) for a in made.artefacts)
     for a in made.artefacts:
         accuracy = _accuracy(a.evidence.accuracy if a.evidence else None)
         off = "" if a.agreement is None else f"{a.agreement.max_rel:.1e}"
@@ -52,8 +64,8 @@ def _files(made: Exported) -> Table:
             a.scheme or "fp32",
             text.size(a.bytes),
             off,
-            accuracy,
-            a.placement,
+            *((accuracy,) * judged),
+            *((a.placement,) * placed),
         )
     return table
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from onnxprune import rewrite
 from onnxprune.errors import UsageError
+from onnxprune.graph import joined, outputs, runtime
 from onnxprune.graph import model as models
-from onnxprune.graph import outputs, runtime
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Plan, Structure
 from onnxprune.graph.structure.sites import Site
-from onnxprune.measure import latency
+from onnxprune.measure import calls, latency
 from onnxprune.measure.cost import Costs
 from onnxprune.measure.tables import source, timing_script
 from onnxprune.measure.tables.costs import LatencyCosts
@@ -129,14 +129,16 @@ def timing(
     Args:
         examples: feeds of some rows.
     """
-    assert model.path is not None
-    pruned = rewrite.apply(model, structure, plan)
+    pruned = rewrite.apply(model, structure, plan.everywhere(structure))
     if not keep_unread:
         rewrite.drop_unread(pruned)
     with outputs.scratch() as scratch:
-        file = models.save(pruned, scratch / "plan.onnx")[0]
-        (row,) = latency.bench(
-            model.path, file, providers=(costs.table.provider,), dims=costs.bindings, threads=costs.table.threads,
+        alone = [models.save(joined.split(pruned, part), scratch / part.file.name)[0] for part in model.parts]
+        whole = scratch / "plan.onnx"
+        if not alone:
+            models.save(pruned, whole)
+        (row,) = calls.bench(
+            model, whole, alone, providers=(costs.table.provider,), dims=costs.bindings, threads=costs.table.threads,
             examples=examples, runs=RUNS,
         )  # fmt: skip
     return timing_of(row)

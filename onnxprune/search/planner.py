@@ -122,7 +122,7 @@ class Planner(Problem):
 
         def time(plan: Plan) -> Timing:
             with self.clock.stage("latency"):
-                return timing(self.model, self.structure, costs, plan, [row.feeds for row in rows], unread)
+                return timing(*self.whole, costs, plan, [row.feeds for row in rows], unread)
 
         relative = self.options.budget.relative
         plan, self.landing = land(costs, table, limit, choose or self.bare, time, relative, corrections)

@@ -55,6 +55,7 @@ class Problem:
     Attributes:
         model, structure: what is learned from and measured: of several graphs those that no other leads.
         whole: all of it, whose cost counts.
+        led: the structure of `model`; `structure` is without what no output reads.
         sites: where plans may cut.
         method: what orders the units ("auto" is decided).
         fit, held, table, select: the parts of the rows (`row_split.Split`), where there are any.
@@ -75,7 +76,8 @@ class Problem:
         progress: Progress | None = None,
     ) -> None:
         self.whole = model, structure
-        model, structure = leading(model, structure)
+        model, self.led = leading(model, structure)
+        structure = self.led
         options = settled(options, structure)
         self.model, self.structure, self.options = model, structure, options
         self.progress = progress or quiet

@@ -67,7 +67,7 @@ def planned(dense: models.Model, file: Path, batch: int, tokens: int) -> float |
 def timed(dense: Path, file: Path, feeds: runtime.Feeds, runs: int, clock: str) -> latency.LatencyRow:
     """Dense against pruned on one thread, by the wall's clock or the process's own."""
     pair = latency._Pair(*(runtime.session(f) for f in (dense, file)))
-    walls, cpus = pair._time(feeds, runs, 5)
+    walls, cpus = latency._timed([(pair, feeds, 1)], runs, 5)
     shown = walls if clock == "wall" else cpus
     return latency.row(pair.coverage[0].provider, feeds, 1, shown, cpus, pair.coverage, 0)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from folders import FILES, VOCABULARY, WORDS, folder, rows
 
 from onnxprune.cli.main import cli
 from onnxprune.errors import UsageError
+from onnxprune.export import export
 
 
 def said(*arguments: str) -> str:
@@ -80,12 +83,8 @@ def _pairs(small: Any, dense: Any) -> list[tuple[Any, Any]]:
 
 def test_what_is_done_to_one_graph_is_refused_for_a_folder_in_one_line(store: Path, tmp_path: Path) -> None:
     place = str(folder("bart", store))
-    for asked in (
-        ("--flops", "0.5", "--quantize", "int8-static"),
-        ("--latency", "0.5"),
-    ):
-        with pytest.raises(UsageError, match="not done for several graphs at once"):
-            said(place, "-o", str(tmp_path / "out"), *asked)
+    with pytest.raises(UsageError, match="not done for several graphs at once"):
+        said(place, "-o", str(tmp_path / "out"), "--flops", "0.5", "--quantize", "int8-static")
     with pytest.raises(UsageError, match="which go into a folder"):
         said(place, "-o", str(tmp_path / "out.onnx"), "--flops", "0.5")
     assert not list(tmp_path.iterdir())
@@ -93,3 +92,50 @@ def test_what_is_done_to_one_graph_is_refused_for_a_folder_in_one_line(store: Pa
     assert shown["files"] == ["encoder_model.onnx", "decoder_model.onnx", "decoder_with_past_model.onnx"]
     assert sorted(shown["files"]) == sorted(FILES) and shown["shape"]["next_decoder_sequence_length"] == 1
     assert not any("@" in branch["id"] for branch in shown["branches"])
+
+
+def test_a_folder_is_shipped_with_all_its_graphs(store: Path, tmp_path: Path) -> None:
+    from optimum.onnxruntime import ORTModelForSeq2SeqLM
+
+    place, out = folder("bart", store), tmp_path / "shipped"
+    made = export(place, "server", out, calibration=rows(8), evaluation=rows(8), quantize="int8-static")
+    assert sorted(made.graphs) == sorted(FILES) and {a.scheme for a in made.artefacts} == {"int8-static"}
+    assert all(a.agreement is not None and a.agreement.max_rel < 0.25 for a in made.artefacts)
+    evidence = {id(a.evidence) for a in made.artefacts}  # of all together
+    assert len(evidence) == 1 and made.artefacts[0].evidence is not None
+    told = json.loads((out / "preprocess.json").read_text(encoding="utf-8"))
+    assert told["graphs"]["decoder_model"]["encoder_hidden_states"] == {
+        "graph": "encoder_model", "output": "last_hidden_state"
+    }  # fmt: skip
+    assert "`present.*.decoder.key` of `decoder_model`" in (out / "README.md").read_text(encoding="utf-8")
+    checked = subprocess.run([sys.executable, str(out / "check.py")], capture_output=True, text=True, check=True)
+    assert all(name in checked.stdout for name in FILES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torch
+
+        model = ORTModelForSeq2SeqLM.from_pretrained(out, use_cache=True, use_merged=False)
+        prompt = torch.from_numpy(np.random.default_rng(0).integers(3, VOCABULARY, (2, 6)))
+        assert model.generate(prompt, max_new_tokens=6, do_sample=False).shape[0] == 2
+
+
+@pytest.mark.slow
+def test_a_phone_gets_every_graph_in_both_forms(store: Path, tmp_path: Path) -> None:
+    place = folder("bart", store)
+    sizes = {"encoder_sequence_length": 8, "decoder_sequence_length": 5, "past_decoder_sequence_length": 5}
+    made = export(place, "android", tmp_path / "phone", quantize="int8", shape=sizes)
+    stems = ("encoder_model", "decoder_model", "decoder_with_past_model")
+    assert [a.file for a in made.artefacts] == [f"{s}{form}" for s in stems for form in (".ort", ".nnapi.onnx")]
+    fixed = {a.file: a.fixed for a in made.artefacts if a.fixed}
+    assert fixed["decoder_with_past_model.nnapi.onnx"]["past_decoder_sequence_length"] == 5
+
+
+def test_what_one_graph_is_shipped_with_is_refused_for_several(store: Path, tmp_path: Path) -> None:
+    place = folder("bart", store)
+    options: tuple[dict[str, Any], ...] = ({"vocab": tmp_path / "words"}, {"bench": True})
+    for option in options:
+        with pytest.raises(UsageError, match="not done for several graphs at once"):
+            export(place, "android", tmp_path / "other", **option)
+    with pytest.raises(UsageError, match="the graphs' dimensions are"):
+        export(place, "server", tmp_path / "other", shape={"width": 3})
+    assert not (tmp_path / "other").exists()

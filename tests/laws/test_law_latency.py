@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,17 +13,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from folders import FILES, folder
 from plans import Subject, choose, in_runtime
 from zoo import ZooModel
 
 import onnxprune
 from onnxprune.errors import BudgetError, DataError
+from onnxprune.graph import joined, runtime
 from onnxprune.graph import model as models
-from onnxprune.graph import runtime
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Budget, Plan, Structure
+from onnxprune.graph.structure.analyze import analyze
 from onnxprune.measure.cost import Costs
 from onnxprune.measure.operator_profile import profiled_macs
+from onnxprune.measure.runnable_sizes import runnable
 from onnxprune.measure.tables import device_kit, source
 from onnxprune.measure.tables import table as tables
 from onnxprune.measure.tables.costs import LatencyCosts
@@ -57,7 +60,7 @@ def counted(model: ZooModel, shape: dict[str, int] | None = None) -> Costs:
     return Costs(subject.model, subject.structure, known)
 
 
-def invented(cutter: Cutter, needed: Sequence[Micro], slow: int = 0) -> LatencyTable:
+def invented(shape: Mapping[str, int], needed: Sequence[Micro], slow: int = 0) -> LatencyTable:
     """A machine on which a unit takes 0.01 ms, a module 0.03 ms and a call 0.005 ms; `slow` is a width it is bad at."""
     entries = []
     for micro in needed:
@@ -65,7 +68,7 @@ def invented(cutter: Cutter, needed: Sequence[Micro], slow: int = 0) -> LatencyT
         entries.append(
             Entry(micro.signature, micro.kind, micro.units, micro.of, ms * (1 + (micro.units == slow > 0)), 0)
         )
-    return LatencyTable(runtime.CPU, 1, cutter.costs.bindings, "elsewhere", "a runtime", tuple(entries))
+    return LatencyTable(runtime.CPU, 1, shape, "elsewhere", "a runtime", tuple(entries))
 
 
 # -- micro-models ------------------------------------------------------------------------------------------------
@@ -137,6 +140,88 @@ def _of(costs: LatencyCosts, kind: str) -> list[Any]:
     return [s for s in costs.sites.values() if s.group.kind == kind]
 
 
+def of_several(store: Path, calls: dict[str, int]) -> LatencyCosts:
+    """By a machine that needs a millisecond for each unit of every graph that has the module."""
+    model = joined.load(folder("bart", store), calls)
+    sizes = {"batch_size": 2, "encoder_sequence_length": 7, "decoder_sequence_length": 5}
+    counted = Costs(model, analyze(model), runnable(model, sizes, 1))
+
+    def obtain(cutter: Cutter, needed: Sequence[Micro]) -> LatencyTable:
+        told = {IDLE: 0.0, WHOLE: 100.0, UNCUT: 100.0}
+        entries = [Entry(m.signature, m.kind, m.units, m.of, told.get(m.kind, m.units), 0) for m in needed]
+        return LatencyTable(runtime.CPU, 1, cutter.costs.bindings, "elsewhere", "a runtime", tuple(entries))
+
+    return device_kit.costs_of(counted, ("heads", "neurons", "blocks"), runtime.CPU, obtain=obtain)
+
+
+def test_modules_of_several_graphs_are_in_each_what_they_lose_there(store: Path, tmp_path: Path) -> None:
+    costs = of_several(store, {"decoder_with_past_model": 3})
+    assert [c.part.file.name for c in costs.cutters if c.part] == [
+        "encoder_model.onnx", "decoder_model.onnx", "decoder_with_past_model.onnx"
+    ]  # fmt: skip
+    assert list(costs.cutters.values()) == [1, 1, 3]
+    for site in costs.sites.values():
+        few, lost, held = site.group.size // 2, 0, 0
+        for cutter, times in costs.cutters.items():
+            cutter.keep_unread = True
+            if cutter.holds(site):
+                held += 1
+                counted = []
+                for units in (few, site.group.size):
+                    micro = cutter.module(site, units)
+                    assert micro.model is not None
+                    (file,) = models.save(micro.model, tmp_path / "micro.onnx")
+                    counted.append(sum(profiled_macs(file, micro.feeds()).values()))
+                lost += times * (counted[1] - counted[0])
+        plan = Plan(costs.structure.digest, {site.id: tuple(range(few))})
+        assert held in (1, 2) and lost == costs.macs() - costs.macs(plan) > 0
+
+
+def test_every_call_of_several_graphs_takes_its_time(store: Path) -> None:
+    once, often = (of_several(store, {"decoder_with_past_model": n}) for n in (1, 5))
+    assert (once.total("latency"), often.total("latency")) == (300.0, 700.0)
+    saved = set()
+    for site in once.sites.values():
+        plan = Plan(once.structure.digest, {site.id: tuple(range(site.group.size // 2))})
+        gone = [300.0 - once.total("latency", plan), 700.0 - often.total("latency", plan)]
+        saved.add(tuple(g / (site.group.size - site.group.size // 2) for g in gone))
+    # The encoder's units, and what the decoder behind the cache has no more of; those that both decoders have.
+    assert saved == {(1.0, 1.0), (2.0, 6.0)}
+
+
+def test_a_budget_in_time_is_met_by_a_folder(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(latency_budget, "RUNS", 35)
+
+    def measured(needed: Sequence[Micro], *rest: Any) -> tuple[Entry, ...]:
+        told = {IDLE: 0.0, WHOLE: 100.0, UNCUT: 100.0}
+        return tuple(Entry(m.signature, m.kind, m.units, m.of, told.get(m.kind, m.units), 0) for m in needed)
+
+    monkeypatch.setattr(source, "measured", measured)
+    shape = {"batch_size": 2, "encoder_sequence_length": 7, "decoder_sequence_length": 5}
+    result = onnxprune.prune(
+        folder("bart", store), tmp_path / "small", latency=0.8, method="magnitude",
+        calls={"decoder_with_past_model": 2}, shape={**shape, "next_decoder_sequence_length": 1},
+    )  # fmt: skip
+    landing = result.report.landing
+    assert landing is not None and landing.dense_ms == 400.0 and landing.measured is not None
+    assert landing.target == pytest.approx(0.8) and (landing.predicted <= 0.8 or landing.corrected)
+    (row,) = result.report.latency
+    assert landing.measured == pytest.approx(1 / row.speedup)
+    assert {f.name for f in result.files} >= set(FILES)
+
+
+def test_micro_models_of_several_graphs_are_measured_elsewhere(store: Path, tmp_path: Path) -> None:
+    shape = {"batch_size": 1, "encoder_sequence_length": 7, "decoder_sequence_length": 5}
+    shape["next_decoder_sequence_length"] = 1
+    kit = latency_table.export(folder("bart", store), tmp_path / "kit", [shape], ("neurons",))
+    command = [sys.executable, str(kit / "measure.py"), "--rounds", "2", "--threads", "1"]
+    done = subprocess.run(command, env={"PATH": ""}, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (held,) = tables.load(kit / "table.json")
+    assert [e.kind for e in held.entries].count(WHOLE) == 3 and all(e.ms > 0 for e in held.entries)
+
+
 # -- the search --------------------------------------------------------------------------------------------------
 
 
@@ -153,7 +238,7 @@ def planner(model: ZooModel, budget: str, file: Path, *, learn: bool = True, slo
 
     subject = load(model.path)
     costs = device_kit.costs_of(counted(model, SHAPE), ("heads", "neurons", "blocks"), runtime.CPU, every=True)
-    tables.save([invented(costs.cutter, costs.needed(), slow)], file)
+    tables.save([invented(costs.bindings, costs.needed(), slow)], file)
     options |= {"shape": SHAPE, "latency_table": str(file), "compensate": False, "swaps": 3, "variants": 0.0}
     asked = Options(Budget.parse("latency", budget), **options)
     learnt = data.read(rows(), subject.model.inputs, outputs=subject.model.outputs) if learn else None
@@ -275,7 +360,7 @@ def test_a_table_of_another_model_is_refused(zoo: Build, tmp_path: Path) -> None
 
 def test_a_table_of_several_providers_needs_a_name(zoo: Build, tmp_path: Path) -> None:
     costs = device_kit.costs_of(counted(zoo("bert", "torchscript", "sdpa"), SHAPE), ("heads", "neurons"), runtime.CPU)
-    held = invented(costs.cutter, costs.needed())
+    held = invented(costs.bindings, costs.needed())
     phone = replace(held, provider="XnnpackExecutionProvider")
     tables.save([held, phone], tmp_path / "t.json")
     assert source.chosen(tmp_path / "t.json", phone.provider, SHAPE) == phone
@@ -291,9 +376,9 @@ def test_a_measured_table_is_kept_for_the_next_run(zoo: Build, tmp_path: Path, m
     needed = costs.needed()
     calls: list[int] = []
 
-    def measured(cutter: Cutter, asked: Sequence[Micro], *rest: Any) -> tuple[Entry, ...]:
+    def measured(asked: Sequence[Micro], *rest: Any) -> tuple[Entry, ...]:
         calls.append(len(asked))
-        return invented(cutter, asked).entries
+        return invented(SHAPE, asked).entries
 
     monkeypatch.setattr(source, "measured", measured)
 
@@ -326,7 +411,7 @@ def test_from_the_command_to_the_report(zoo: Build, tmp_path: Path, monkeypatch:
     """The real file is timed, and the report says what came of it; its time is not judged."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(latency_budget, "RUNS", 35)
-    monkeypatch.setattr(source, "measured", lambda cutter, needed, *rest: invented(cutter, needed).entries)
+    monkeypatch.setattr(source, "measured", lambda needed, *rest: invented(SHAPE, needed).entries)
     (tmp_path / "model.onnx").write_bytes(zoo("bert", "torchscript", "sdpa").path.read_bytes())
     result = onnxprune.prune(
         tmp_path / "model.onnx", tmp_path / "small.onnx", latency=0.93, method="magnitude", shape=SHAPE

@@ -18,7 +18,7 @@ class Android:
 
     def build(self, shop: Workshop) -> list[Artefact]:
         scheme = scheme_for(self, shop)
-        artefacts = mobile.build(shop, scheme, provider="NNAPI", stem="model.nnapi", purpose="NNAPI")
+        artefacts = mobile.build(shop, scheme, provider="NNAPI", stem="nnapi", purpose="NNAPI")
         if shop.asked.bench:
             device.write(shop, artefacts)
         return artefacts

@@ -16,9 +16,7 @@ class Ios:
     int8 = ("int8-dynamic", "int8-dynamic")
 
     def build(self, shop: Workshop) -> list[Artefact]:
-        return mobile.build(
-            shop, scheme_for(self, shop), provider="CoreML MLProgram", stem="model.coreml", purpose="Core ML"
-        )
+        return mobile.build(shop, scheme_for(self, shop), provider="CoreML MLProgram", stem="coreml", purpose="Core ML")
 
     def guide(self, shop: Workshop, artefacts: Sequence[Artefact]) -> str:
         core = next((a.file for a in artefacts if "coreml" in a.file), artefacts[0].file)

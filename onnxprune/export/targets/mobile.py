@@ -10,7 +10,6 @@ from onnxprune.export.base import Artefact, Workshop
 from onnxprune.export.lower import finite_masks, lower, narrow_integers
 from onnxprune.graph import model as models
 from onnxprune.graph.model import InputSpec
-from onnxprune.graph.runtime import SavedStyle
 
 STORED = ("fp16", "int8-weights")
 """Schemes whose weights become single precision when a full build loads the file: a compiling provider sees those."""
@@ -27,14 +26,14 @@ def build(shop: Workshop, scheme: str, *, provider: str, stem: str, purpose: str
         scheme: of the CPU's file. The provider's file holds weights in as few bits where it can: half precision and
             8-bit weights; a provider that lacks dynamic quantisation gets QDQ, or 8-bit weights without rows.
         provider: a key of the usability lists.
-        stem: name of the provider's file.
+        stem: what the provider's file has behind its name.
         purpose: of it, for the user.
     """
     base = shop.file
     if scheme:
         base = shop.quantized(shop.file, scheme, shop.scratch / "cpu.onnx")
-    cpu = ort_format.convert(base, shop.folder / "model.ort")
-    made: list[tuple[Path, SavedStyle, Path]] = [(base, "fixed", cpu)]
+    cpu = ort_format.convert(base, shop.folder / f"{shop.stem}.ort")
+    shop.stored.append((base, "fixed", cpu))
     artefacts = [Artefact(cpu.name, "CPU, XNNPACK" if provider == "NNAPI" else "CPU", scheme)]
 
     file, sizes = provider_form(shop, provider)
@@ -43,12 +42,12 @@ def build(shop: Workshop, scheme: str, *, provider: str, stem: str, purpose: str
         file = shop.quantized(file, own, shop.scratch / "provider.quantized.onnx")
     if own in STORED:
         # Only a full build folds the weights back before the provider sees them, and it takes .onnx as well.
-        target = shop.folder / f"{stem}.onnx"
+        target = shop.folder / f"{shop.stem}.{stem}.onnx"
         target.write_bytes(file.read_bytes())
     else:
-        target = ort_format.convert(file, shop.folder / f"{stem}.ort", "runtime")
-        made.append((file, "runtime", target))
-    ort_format.required_operators(made, shop.folder / "required_operators_and_types.config")
+        target = ort_format.convert(file, shop.folder / f"{shop.stem}.{stem}.ort", "runtime")
+        shop.stored.append((file, "runtime", target))
+    ort_format.required_operators(shop.stored, shop.folder / "required_operators_and_types.config")
     return [*artefacts, Artefact(target.name, purpose, own, sizes)]
 
 
@@ -56,17 +55,17 @@ def provider_form(shop: Workshop, provider: str) -> tuple[Path, dict[str, int]]:
     """The graph as the provider takes it, and the sizes that were fixed; each form's coverage goes into the report."""
     given = shop.scratch / "given.onnx"
     models.save(shop.model.normal, given)
-    shop.usability += usability.survey(given, "as given", FAMILIES[provider])
+    shop.survey(usability.survey(given, "as given", FAMILIES[provider]))
     model, sizes = shop.fixed()
     masks = finite_masks(model)
     fixed = shop.scratch / "fixed.onnx"
     models.save(model, fixed)
-    shop.usability += usability.survey(fixed, "fixed shapes", FAMILIES[provider])
+    shop.survey(usability.survey(fixed, "fixed shapes", FAMILIES[provider]))
     replaced = lower(model, usability.supported_operators(provider))
     narrow_integers(model)
     lowered = shop.scratch / "lowered.onnx"
     models.save(model, lowered)
-    shop.usability += usability.survey(lowered, "equivalents", [provider])
+    shop.survey(usability.survey(lowered, "equivalents", [provider]))
     if replaced:
         listed = ", ".join(f"{count} {op}" for op, count in sorted(replaced.items()))
         shop.say(f"{provider} lacks {listed}: written in operators it has")

@@ -22,7 +22,7 @@ class Qnn:
 
     def build(self, shop: Workshop) -> list[Artefact]:
         scheme = scheme_for(self, shop)
-        if not scheme and shop.read(shop.model.inputs) is not None:
+        if not scheme and shop.part is None and shop.read(shop.model.inputs) is not None:
             scheme = "a16w8"
             shop.say("the NPU gets 16-bit activations and 8-bit weights; --quantize a8w8 or fp16 says otherwise")
         if scheme in ("fp16", "fp16-compute"):
@@ -31,7 +31,7 @@ class Qnn:
         finite_masks(model)
         fixed = shop.scratch / "qnn.onnx"
         models.save(model, fixed)
-        target = shop.folder / "model.onnx"
+        target = shop.folder / f"{shop.stem}.onnx"
         if scheme:
             shop.quantized(fixed, scheme, target)
         else:
@@ -46,7 +46,7 @@ class Qnn:
         except OnnxPruneError as missing:
             shop.say(f"placement was not checked: {missing}")
             return ""
-        file = shop.folder / "model.onnx"
+        file = shop.folder / f"{shop.stem}.onnx"
         try:
             found = runtime.coverage(runtime.session(file, ("qnn",)))
         except OnnxPruneError as error:
@@ -58,17 +58,17 @@ class Qnn:
         except OnnxPruneError:
             complete = False
         try:
-            runtime.compile_ahead(file, shop.folder / "model_ctx.onnx", "qnn")
+            runtime.compile_ahead(file, shop.folder / f"{shop.stem}_ctx.onnx", "qnn")
         except OnnxPruneError as error:
             shop.say(f"no compiled context was written: {error}")
         share = "all nodes" if complete else f"{found.nodes_on_provider} of {found.nodes} nodes"
         return f"{share} in {found.partitions} partition{'s' * (found.partitions != 1)} on the HTP simulator"
 
     def guide(self, shop: Workshop, artefacts: Sequence[Artefact]) -> str:
-        context = (shop.folder / "model_ctx.onnx").exists()
+        context = (shop.folder / f"{shop.stem}_ctx.onnx").exists()
         said = (
-            "`model_ctx.onnx` is the same model compiled for SoC model 57 with this SDK: it opens in a fraction of the "
-            "time, on that chip; compile your own on the device with `ep.context_enable`.\n" if context else ""
+            f"`{shop.stem}_ctx.onnx` is the same model compiled for SoC model 57 with this SDK: it opens in a fraction "
+            "of the time, on that chip; compile your own on the device with `ep.context_enable`.\n" if context else ""
         )  # fmt: skip
         fixed = ", ".join(f"{k} = {v}" for k, v in artefacts[0].fixed.items())
         return f"""## Load it

@@ -21,7 +21,7 @@ class Server:
     int8 = ("int8-dynamic", "int8-dynamic")
 
     def build(self, shop: Workshop) -> list[Artefact]:
-        target = shop.folder / "model.onnx"
+        target = shop.folder / f"{shop.stem}.onnx"
         scheme = scheme_for(self, shop)
         if scheme:
             shop.quantized(shop.file, scheme, target)

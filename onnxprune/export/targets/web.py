@@ -16,15 +16,16 @@ class Web:
     int8 = ("int8-static", "int8-dynamic")
 
     def build(self, shop: Workshop) -> list[Artefact]:
-        target = shop.folder / "model.onnx"
+        target = shop.folder / f"{shop.stem}.onnx"
         scheme = scheme_for(self, shop)
         if scheme:
             # Browsers without half precision on their GPU read no half-precision table: it is unpacked at load.
             shop.quantized(shop.file, scheme, target, by_row=False)
         else:
             shop.copy_model(target)
-        web_page.write(shop, scheme)
+        if shop.part is None:
+            web_page.write(shop, scheme)
         return [Artefact(target.name, "WASM, WebGPU, WebNN", scheme)]
 
     def guide(self, shop: Workshop, artefacts: Sequence[Artefact]) -> str:
-        return web_page.guide(shop)
+        return web_page.guide(shop) if shop.part is None else web_page.guide_of_several(shop)

@@ -110,6 +110,23 @@ def _runtime(shop: Workshop) -> Path | None:
     return next((place for place in places if (place / _FILES[0]).is_file()), None)
 
 
+def guide_of_several(shop: Workshop) -> str:
+    """How a browser runs one of several graphs; which feeds which is the app's loop."""
+    return f"""## Load it
+
+`npm install onnxruntime-web@{VERSION}`, then a session a graph:
+
+```js
+import * as ort from "onnxruntime-web";
+
+const session = await ort.InferenceSession.create("{shop.stem}.onnx", {{ executionProviders: ["wasm"] }});
+```
+
+`samples.json` holds feeds and what each graph should give for them. There is no page to try it on: what calls the
+graphs, token by token, is the app's.
+"""
+
+
 def guide(shop: Workshop) -> str:
     """How to serve it, and how to use it from an app."""
     first = "a warm, funny film" if (shop.folder / "tokenizer.json").exists() else "image"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import NothingToPruneError
 from onnxprune.graph import model as models
+from onnxprune.graph.model import Model
 from onnxprune.graph.outputs import manifest
 from onnxprune.graph.structure.sites import Site, find_sites, levels
 from onnxprune.measure.cost import Costs
@@ -40,17 +42,20 @@ Leave the machine alone while it measures.
 def export(costs: Sequence[LatencyCosts], folder: Path) -> Path:
     """Fill an empty folder: `model.onnx`, `micro/`, `setup.json`, `measure.py`, a README, and what lists them.
 
+    Several graphs keep their names.
+
     Args:
         costs: one per shape.
     """
     micro = folder / "micro"
     micro.mkdir(parents=True)
-    source = costs[0].model.path
-    assert source is not None
-    shutil.copy(source, folder / MODEL)
-    for name in models.locations(source):  # weights beside a file are found by the name that stands in it
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source.parent / name, folder / name)
+    dense = costs[0].model
+    assert dense.path is not None
+    for source, file in _named(dense).items():
+        shutil.copy(source, folder / file)
+        for name in models.locations(source):  # weights beside a file are found by the name that stands in it
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source.parent / name, folder / name)
     shapes = [{"shape": dict(c.bindings), "entries": [_entry(m, micro, c) for m in c.needed()]} for c in costs]
     (folder / "setup.json").write_text(
         json.dumps({"format": timing_script.FORMAT, "shapes": shapes}, indent=1) + "\n", encoding="utf-8"
@@ -62,8 +67,16 @@ def export(costs: Sequence[LatencyCosts], folder: Path) -> Path:
     return folder
 
 
+def _named(dense: Model) -> dict[Path, str]:
+    """What the model's files are called there; several keep their names."""
+    assert dense.path is not None
+    return {part.file: part.file.name for part in dense.parts} or {dense.path: MODEL}
+
+
 def _entry(micro: Micro, folder: Path, costs: LatencyCosts) -> dict[str, Any]:
-    made = entry(micro, write(micro, folder.parent / MODEL, folder), costs.bindings)
+    if micro.file is not None:
+        micro = replace(micro, file=folder.parent / _named(costs.model)[micro.file])
+    made = entry(micro, write(micro, folder))
     return {**made, "file": Path(made["file"]).relative_to(folder.parent).as_posix()}
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,17 @@ import onnx_ir as ir
 
 from onnxprune import rewrite
 from onnxprune.errors import UnsupportedError
-from onnxprune.graph import prepare
+from onnxprune.graph import joined, prepare
 from onnxprune.graph.axes import atoms_of
 from onnxprune.graph.example_feeds import synthesize
+from onnxprune.graph.model import Part
 from onnxprune.graph.nested import reads
 from onnxprune.graph.plan import Branch, Plan
 from onnxprune.graph.structure.sites import Site
 from onnxprune.graph.values import constant, dims
+from onnxprune.measure.calls import taken
 from onnxprune.measure.cost import Costs
+from onnxprune.measure.latency import symbols
 from onnxprune.measure.tables.timing_script import drawn
 from onnxprune.rewrite import cleanup, cut
 
@@ -58,6 +62,8 @@ class Micro:
         units, of: how many of its units are there.
         model: the graph; None for the whole model, which is a file.
         ports: its inputs.
+        file: the whole model's.
+        fixed: of what has symbolic sizes, what they are here.
     """
 
     signature: str
@@ -66,6 +72,8 @@ class Micro:
     of: int
     model: ir.Model | None
     ports: tuple[Port, ...]
+    file: Path | None = None
+    fixed: Mapping[str, int] = field(default_factory=dict)
 
     def feeds(self, seed: int = 0) -> dict[str, np.ndarray]:
         """Values for its inputs."""
@@ -73,16 +81,21 @@ class Micro:
 
 
 class Cutter:
-    """Cuts micro-models out of one model at one shape (`costs.bindings`).
+    """Cuts micro-models out of one graph at one shape (`costs.bindings`).
 
     Args:
         keep_unread: positions that no output reads are computed, as in the files that will be written.
+        part: of several graphs, the one.
     """
 
-    def __init__(self, costs: Costs, sites: Sequence[Site], keep_unread: bool = False) -> None:
+    def __init__(
+        self, costs: Costs, sites: Sequence[Site], keep_unread: bool = False, part: Part | None = None
+    ) -> None:
         self.costs, self.sites = costs, sites
-        self.keep_unread = keep_unread
+        self.keep_unread, self.part = keep_unread, part
         self.graph = costs.model.graph
+        self.nodes = list(self.graph) if part is None else joined.nodes_of(self.graph, part.wires)
+        self._names = {node.name for node in self.nodes}
         self.structure = costs.structure
         branches = [s.branch.id for s in sites if s.branch is not None]
         self._shared = {b for b in branches if branches.count(b) > 1}
@@ -90,17 +103,22 @@ class Cutter:
         self._picks: set[str] = set()
 
     def whole(self) -> Micro:
-        """The model itself."""
-        inputs = self.costs.model.inputs
-        made = synthesize(inputs, dims=self.costs.bindings)
+        """The model itself, or the one of its graphs."""
+        model = self.costs.model
+        made = synthesize(model.inputs, dims=self.costs.bindings)
+        if self.part is not None:
+            made = next(taken(model, self.part, [made]))
+            model = self.part.model
         ports = tuple(_port(name, array.dtype, array.shape, array) for name, array in made.items())
-        return Micro(_signature(self.costs.model.normal, ports), WHOLE, 1, 1, None, ports)
+        fixed = symbols(model.inputs, made)
+        return Micro(_signature(model.normal, ports), WHOLE, 1, 1, None, ports, model.path, fixed)
 
     def uncut(self) -> Micro:
         """The model as it is written when nothing is cut: what modules are taken off."""
-        return replace(
-            self.whole(), signature=_signature(self._uncut, self.whole().ports), kind=UNCUT, model=self._uncut
-        )
+        whole, made = self.whole(), self._uncut
+        if self.part is not None:
+            made = joined.split(made, self.part)
+        return replace(whole, signature=_signature(made, whole.ports), kind=UNCUT, model=made, file=None)
 
     @cached_property
     def _uncut(self) -> ir.Model:
@@ -122,7 +140,10 @@ class Cutter:
         return found
 
     def module(self, site: Site, units: int) -> Micro:
-        """A site's module with `units` of its units left; with none, what stays of it: its inputs handed on."""
+        """A site's module with `units` of its units left; with none, what stays of it: its inputs handed on.
+
+        The site has nodes in the graph (`holds`).
+        """
         whole = self._module(site)
         if units == 0:
             return self._micro(_idle(whole), IDLE, 0, site.group.size)
@@ -137,10 +158,19 @@ class Cutter:
             rewrite.drop_unread(model)
         return self._micro(model, site.group.kind, units, site.group.size)
 
+    def holds(self, site: Site) -> bool:
+        """Whether a site's units are in the graph."""
+        return self.part is None or bool(self._region(site))
+
+    def has(self, branch: Branch) -> bool:
+        """Whether a residual branch is in the graph."""
+        return branch.add in self._names
+
     def role(self, site: Site) -> tuple[tuple[int, int, int], ...]:
         """Where in its module a site's units are read: (position of the node, input, axis)."""
         position = {node.name: i for i, node in enumerate(self._module(site).graph)}
-        return tuple((position[r.node], r.input, r.axis) for r in site.group.readers)
+        readers = self.structure.group(site.id).readers
+        return tuple((position[r.node], r.input, r.axis) for r in readers if r.node in position)
 
     def map(self, branch: Branch) -> Micro:
         """The linear map of the stream that may stand in for a residual branch."""
@@ -190,12 +220,13 @@ class Cutter:
         layouts, atom = self.structure.layouts, site.group.atom
         touched = {
             node.name or ""
-            for node in self.graph
+            for node in self.nodes
             for value in (*reads(node), *node.outputs)
             if value is not None and any(atom in atoms_of(layout) for layout in layouts.get(value.name or "", ()))
         }
         if site.branch is not None and site.branch.id not in self._shared:
-            touched |= set(site.branch.nodes)
+            same = [self.structure.branch(name) for name in self.structure.with_twins([site.branch.id])]
+            touched |= {n for branch in same for n in branch.nodes if n in self._names}
         return touched
 
     def _boundary(self, inside: Sequence[ir.Node]) -> Iterator[ir.Value]:
@@ -209,7 +240,8 @@ class Cutter:
                 continue
             seen.add(value)
             producer = value.producer()
-            if producer is not None and value.dtype is not None and value.dtype.is_integer():
+            here = producer is not None and producer.name in self._names
+            if here and producer is not None and value.dtype is not None and value.dtype.is_integer():
                 todo += reads(producer)
             else:
                 yield value

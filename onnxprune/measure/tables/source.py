@@ -20,7 +20,7 @@ from onnxprune.graph import model as models
 from onnxprune.graph import outputs, patience, runtime
 from onnxprune.graph.structure.sites import Site
 from onnxprune.measure.tables import timing_script
-from onnxprune.measure.tables.micro_models import IDLE, UNCUT, WHOLE, Cutter, Micro
+from onnxprune.measure.tables.micro_models import IDLE, WHOLE, Cutter, Micro
 from onnxprune.measure.tables.table import Entry, LatencyTable, load, save
 from onnxprune.measure.tables.timing_script import Run
 
@@ -55,7 +55,7 @@ def obtained(
     if known is not None and all(m.signature in known.by_signature for m in needed):
         logger.info("latency table: %s", file)
         return known
-    entries = measured(cutter, needed, provider, threads, progress)
+    entries = measured(needed, provider, threads, progress)
     table = LatencyTable(provider, threads, shape, timing_script.machine(), version, entries)
     table = table if known is None else table.merged(known)
     _keep(table, file)
@@ -63,17 +63,15 @@ def obtained(
 
 
 def measured(
-    cutter: Cutter, needed: Sequence[Micro], provider: str, threads: int, progress: Progress | None = None
+    needed: Sequence[Micro], provider: str, threads: int, progress: Progress | None = None
 ) -> tuple[Entry, ...]:
     """Time micro-models on a provider of this machine.
 
     Raises:
         UsageError, CheckError: the provider is not there, or takes nothing of the model.
     """
-    path = cutter.costs.model.path
-    assert path is not None
     with outputs.scratch() as scratch:
-        told = [entry(micro, write(micro, path, scratch), cutter.costs.bindings) for micro in needed]
+        told = [entry(micro, write(micro, scratch)) for micro in needed]
 
         def opened(one: Mapping[str, Any]) -> Run:
             fixed = one["fixed"] if provider in runtime.FIXED_SHAPES else {}
@@ -88,21 +86,21 @@ def measured(
     return tuple(Entry(**{k: row[k] for k in kept}) for row in rows)
 
 
-def write(micro: Micro, whole: Path, folder: Path) -> Path:
+def write(micro: Micro, folder: Path) -> Path:
     """A micro-model as a file; the whole model is one already."""
     if micro.model is None:
-        return whole
+        assert micro.file is not None
+        return micro.file
     return models.save(micro.model, folder / f"{micro.kind}_{micro.units}_{micro.signature[:8]}.onnx")[0]
 
 
-def entry(micro: Micro, file: Path, bindings: Mapping[str, int]) -> dict[str, Any]:
+def entry(micro: Micro, file: Path) -> dict[str, Any]:
     """What `measure.timed` is told of a model."""
     ports = [{"name": p.name, "dtype": p.dtype, "shape": list(p.shape), "low": p.low, "high": p.high}
              for p in micro.ports]  # fmt: skip
-    fixed = dict(bindings) if micro.kind in (WHOLE, UNCUT) else {}
     return {
         "file": str(file), "bytes": models.size(file), "signature": micro.signature, "kind": micro.kind,
-        "units": micro.units, "of": micro.of, "ports": ports, "fixed": fixed,
+        "units": micro.units, "of": micro.of, "ports": ports, "fixed": dict(micro.fixed),
     }  # fmt: skip
 
 

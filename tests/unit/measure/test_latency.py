@@ -72,8 +72,9 @@ def measure(dense: list[float], pruned: list[float], monkeypatch: pytest.MonkeyP
     clock, log = Clock(), []  # type: tuple[Clock, list[str]]
     monkeypatch.setattr(latency, "time", clock)
     pair = latency._Pair(Session("d", clock, log, dense), Session("p", clock, log, pruned))
-    row = pair.measure({"x": np.zeros((4, 7))}, threads=1, runs=40, warmup=options.get("warmup", 5), seed=0)
-    return row, "".join(log)
+    feeds = {"x": np.zeros((4, 7))}
+    walls, cpus = latency._timed([(pair, feeds, options.get("times", 1))], 40, options.get("warmup", 5))
+    return latency.row("CPU", feeds, 1, walls, cpus, pair.coverage, 0), "".join(log)
 
 
 def test_runs_are_interleaved_in_alternating_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +92,11 @@ def test_times_and_the_median_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row.speedup == 2
     assert (row.batch, row.shape, row.threads, row.runs) == (4, {"x": (4, 7)}, 1, 40)
     assert row.coverage == runtime.Coverage("CPU", 3, 3, 1)
+
+
+def test_what_is_called_often_counts_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    row, log = measure([2], [1], monkeypatch, times=3)
+    assert (row.dense_ms.p50, row.pruned_ms.p50, row.dense_ms.cpu) == (6, 3, 12) and len(log) == 90
 
 
 def test_the_interval_tells_noise_from_speed(monkeypatch: pytest.MonkeyPatch) -> None:
