@@ -28,19 +28,35 @@ def check(model: ir.Model, file: Path) -> None:
     nodes = _unfolded(model, file)
     if nodes > MOST_NODES:
         raise LimitError(f"{file}: {nodes:,} nodes once its functions are written out; {MOST_NODES:,} are the most")
-    for node in model.graph:
-        for value in node.inputs:
-            if (
-                value is not None
-                and value.producer() is None
-                and not value.is_graph_input()
-                and not value.is_initializer()
-            ):
-                told = one_line(value.name or "", 60)
-                raise ModelError(f"{file}: node {one_line(node.name or '', 60)} reads {told}, which nothing makes")
+    parts: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for part in parts:
+        _check_reads(part, file, frozenset())
     _turns(model.graph, file)
     for function in model.functions.values():
         _turns(function, file)
+
+
+def _check_reads(part: ir.Graph | ir.Function, file: Path, around: frozenset[ir.Value]) -> None:
+    """Every value that is read in a graph, or given by a body in it, is made somewhere.
+
+    Args:
+        around: inputs and initializers of the graphs that this one is in.
+
+    Raises:
+        ModelError: one is not.
+    """
+    known = around | set(part.inputs)
+    known |= set(part.initializers.values()) if isinstance(part, ir.Graph) else set()
+    for node in part:
+        where = f"{file}: node {one_line(node.name or node.op_type, 60)}"
+        for value in node.inputs:
+            if value is not None and value.producer() is None and value not in known:
+                raise ModelError(f"{where} reads {one_line(value.name or '', 60)}, which nothing makes")
+        for body in bodies(node):
+            _check_reads(body, file, known)
+            for value in body.outputs:
+                if value.producer() is None and value not in body.inputs and not value.is_initializer():
+                    raise ModelError(f"{where} gives {one_line(value.name or '', 60)}, which nothing in its body makes")
 
 
 def _unfolded(model: ir.Model, file: Path) -> int:

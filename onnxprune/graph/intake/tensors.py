@@ -11,11 +11,10 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError, UnsupportedError, one_line
+from onnxprune.graph.intake import attributes
+from onnxprune.graph.intake.attributes import MOST_DIMENSIONS
 from onnxprune.graph.intake.external_data import Place, check_overlaps, place_of
 from onnxprune.graph.intake.sparse import made_dense
-
-MOST_DIMENSIONS = 64
-"""Of a tensor: what numpy takes."""
 
 _FIELDS = {
     "FLOAT": "float_data", "COMPLEX64": "float_data", "DOUBLE": "double_data", "COMPLEX128": "double_data",
@@ -126,6 +125,7 @@ def _check_node(file: Path, node: Any, in_function: bool) -> None:
         for tensor in (*([attribute.t] if attribute.HasField("t") else ()), *attribute.tensors):
             if _checked(file, tensor) is not None:
                 raise UnsupportedError(f"{where}: external data in an attribute: make it an initializer")
+    attributes.check(node, file)
 
 
 def _written(text: str) -> bool:

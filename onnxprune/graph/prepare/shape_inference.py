@@ -15,7 +15,7 @@ import numpy as np
 from onnxprune.errors import OnnxPruneError
 from onnxprune.graph import runtime
 from onnxprune.graph.flow import DOMAIN
-from onnxprune.graph.intake.tensors import MOST_DIMENSIONS
+from onnxprune.graph.intake.attributes import MOST_DIMENSIONS
 from onnxprune.graph.prepare import exact_shapes, flow_shapes
 
 logger = logging.getLogger(__name__)

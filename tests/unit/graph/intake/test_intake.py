@@ -273,6 +273,68 @@ def nested(*turns: int) -> Change:
     return change
 
 
+def _body(*nodes: onnx.NodeProto, gives: str = "b") -> onnx.GraphProto:
+    return helper.make_graph(nodes, "body", [], [helper.make_tensor_value_info(gives, 1, None)])
+
+
+@pytest.mark.parametrize(
+    ("then", "told"),
+    [
+        (_body(helper.make_node("Abs", ["nothing"], ["b"])), "reads nothing, which nothing makes"),
+        (_body(gives="x"), "which nothing in its body makes"),
+        (
+            _body(helper.make_node("If", ["c"], ["b"], then_branch=_body(helper.make_node("Abs", ["q"], ["b"])),
+                                   else_branch=_body(helper.make_node("Abs", ["x"], ["b"])))),
+            "reads q, which nothing makes",
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_body_reads_or_gives_is_made_somewhere(folder: Path, then: onnx.GraphProto, told: str) -> None:
+    model = perceptron.perceptron()
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "c"))
+    other = _body(helper.make_node("Neg", ["x"], ["b"]))
+    model.graph.node.append(helper.make_node("If", ["c"], ["spare"], then_branch=then, else_branch=other))
+    perceptron.write(folder / "model.onnx", model)
+    with pytest.raises(ModelError, match=told):
+        models.load(folder / "model.onnx")
+
+
+@pytest.mark.parametrize("equation", ["......i->i", "....i->i", "i...j...->i", "......", "bi,->b", "bi->->b", "b1->b"])
+def test_equations_that_libraries_do_not_come_back_from_are_refused(folder: Path, equation: str) -> None:
+    model = perceptron.perceptron()
+    model.graph.node.append(helper.make_node("Einsum", ["x"], ["spare"], equation=equation))
+    perceptron.write(folder / "model.onnx", model)
+    with pytest.raises(ModelError, match="is no equation of its 1 inputs"):
+        models.load(folder / "model.onnx")
+    model.graph.node[-1].attribute[0].s = b"...i -> ..."
+    perceptron.write(folder / "model.onnx", model)
+    models.load(folder / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs", "stated", "told"),
+    [
+        ("LayerNormalization", ["x", "scale"], {"axis": 2**31}, "axis 2147483648 is no dimension"),
+        ("GatherND", ["x", "index"], {"batch_dims": -2}, "batch_dims -2 is below zero"),
+        ("Split", ["x"], {"num_outputs": 1}, "num_outputs 1, where it has 2"),
+        ("Transpose", ["x"], {"perm": [0, -(2**63)]}, "perm -9223372036854775808 is no dimension"),
+    ],
+)
+def test_attributes_that_end_libraries_are_refused(
+    folder: Path, operator: str, inputs: list[str], stated: dict[str, Any], told: str
+) -> None:
+    """onnx's inference dies of the first three with SIGSEGV or SIGABRT."""
+    model = perceptron.perceptron()
+    model.opset_import[0].version = 18
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(8, np.float32), "scale"))
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 1), np.int64), "index"))
+    outputs = ["spare", "more"] if operator == "Split" else ["spare"]
+    model.graph.node.append(helper.make_node(operator, inputs, outputs, **stated))
+    perceptron.write(folder / "model.onnx", model)
+    with pytest.raises(ModelError, match=told):
+        models.load(folder / "model.onnx")
+
+
 def test_turns_of_loops_in_loops_are_multiplied(folder: Path) -> None:
     model = perceptron.perceptron()
     nested(1000, 1000, 1000)(model)
