@@ -1,7 +1,8 @@
 """A device in this machine's own memory, as strict as a GPU: what mixes its tensors with the CPU's fails.
 
 Tensors of torch's device "meta" hold no numbers; here they do, so that a run on "another device" can be tried, and
-compared with one on the CPU bit for bit, where there is no GPU. Scalars and indices may lie on the CPU, as for CUDA.
+compared with one on the CPU bit for bit, where there is no GPU. Scalars and indices may lie on the CPU, as for CUDA,
+but not among what is joined.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 NAME = "meta"
 _MOVES = ("aten._to_copy.default", "aten.copy_.default")
+_JOINS = ("aten.cat.default", "aten.stack.default")
 _INDEXES = ("aten.index.Tensor", "aten.index_put_.default", "aten.index_put.default", "aten._index_put_impl_.default")
 
 
@@ -64,7 +66,7 @@ def _compute(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> A
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
     there = [x for x in tensors if isinstance(x, Elsewhere)]
     if there and name not in (*_MOVES, *_INDEXES):
-        strangers = [tuple(x.shape) for x in tensors if not isinstance(x, Elsewhere) and x.ndim]
+        strangers = [tuple(x.shape) for x in tensors if not isinstance(x, Elsewhere) and (x.ndim or name in _JOINS)]
         if strangers:
             raise RuntimeError(f"{name} of tensors on two devices: {strangers} are on the CPU")
     device = kwargs.get("device")

@@ -426,8 +426,11 @@ def _has_states(node: ir.Node) -> bool:
 
 def _on_one_device(arguments: list[Any]) -> list[Any]:
     """Bring the operands of a node together: one that was made from shapes may still be on the CPU."""
-    target = next((x.device for x in arguments if x is not None and x.device.type != "cpu"), None)
-    return arguments if target is None else [x if x is None else x.to(target) for x in arguments]
+    devices = {x.device for x in arguments if x is not None}
+    if len(devices) < 2:
+        return arguments
+    target = next(device for device in devices if device.type != "cpu")
+    return [x if x is None else x.to(target) for x in arguments]
 
 
 def _describe(node: ir.Node) -> str:

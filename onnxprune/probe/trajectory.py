@@ -246,17 +246,17 @@ class _Distance:
     def __call__(self, start: Mapping[str, Any], edit: Mapping[Usage, Callable[[Any], Any]]) -> Any:
         import torch
 
-        divergence = self.rows.divergence
+        divergence, device = self.rows.divergence, self.rows.interpreter.device
         names = list(dict.fromkeys([*divergence.outputs, *(b.value for b in self.ends)]))
         found = self.rows.interpreter.run(start, outputs=names, edit=edit)
         found |= self.rows.by_row(self.rows.batches[self.batch], {n: found[n] for n in divergence.outputs})
-        manifold = torch.zeros(())
+        manifold = torch.zeros((), device=device)
         for end in self.ends:
             features = end.features(found[end.value], self.tokens[end.value])
             manifold = manifold + (features @ features.T - self.dense[end.value]).square().mean()
         real = self.rows.batches[self.batch].real
         mask = None if real is None else torch.from_numpy(real)
-        output = torch.zeros(())
+        output = torch.zeros((), device=device)
         for measure in divergence.measures:
             warm = self.temperature if measure.kind in (Kind.KL, Kind.BERNOULLI_KL) else 1.0
             teacher, student = self.rows.outputs[self.batch][measure.output], found[measure.output]
