@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import onnx_ir as ir
 
 from onnxprune.data import Dataset
-from onnxprune.export.fixed_shapes import fix, sizes_for
+from onnxprune.export.fixed_shapes import SEQUENCE, fix, sizes_for
 from onnxprune.export.precision import SCHEMES, Step, quantize
 from onnxprune.export.precision.apply import scheme_of
 from onnxprune.export.precision.integer import Feeds
@@ -19,6 +19,7 @@ from onnxprune.graph import model as models
 from onnxprune.graph.model import InputSpec, Model, Part
 from onnxprune.graph.runtime import SavedStyle
 from onnxprune.measure.equivalence import Equivalence
+from onnxprune.measure.runnable_sizes import runnable
 from onnxprune.measure.validation import Evidence
 
 Rows = Callable[[Sequence[InputSpec]], Dataset | None]
@@ -162,11 +163,21 @@ class Workshop:
         model = models.read(self.file)
         models.save(model, target)
 
+    def sizes(self) -> dict[str, int]:
+        """A size for every symbolic dimension: as asked, as rows have it, or one that the graph runs with."""
+        rows = self.read(self.model.inputs)
+        found = sizes_for(self.model.inputs, self.asked.shape, rows, self.companions)
+        guessed = [d for s in self.model.inputs for d in s.shape if isinstance(d, str) and found.get(d) == SEQUENCE]
+        if rows is not None or self.part is not None or not set(guessed) - self.asked.shape.keys():
+            return found
+        known = {name: size for name, size in found.items() if name not in guessed} | dict(self.asked.shape)
+        return found | runnable(self.model, known, SEQUENCE)
+
     def fixed(self) -> tuple[ir.Model, dict[str, int]]:
         """A copy of the graph with every size fixed, and the sizes."""
         copy = self.model.clone()
         symbols = {d for spec in self.model.inputs for d in spec.shape if isinstance(d, str)}
-        sizes = sizes_for(self.model.inputs, self.asked.shape, self.read(self.model.inputs), self.companions)
+        sizes = self.sizes()
         guessed = {name: size for name, size in sizes.items() if name not in self.asked.shape and name in symbols}
         if guessed:
             said = ", ".join(f"{name}={size}" for name, size in guessed.items())

@@ -19,7 +19,6 @@ from onnxprune.documents import built, read_object
 from onnxprune.errors import DataError, NothingToPruneError, reading
 from onnxprune.export import ort_format
 from onnxprune.export.base import Artefact, Workshop
-from onnxprune.export.fixed_shapes import sizes_for
 from onnxprune.graph import model as models
 from onnxprune.graph.runtime import CPU, SHORT_NAMES, Coverage
 from onnxprune.graph.structure.analyze import analyze
@@ -39,7 +38,7 @@ def write(shop: Workshop, artefacts: Sequence[Artefact]) -> Path:
     folder = shop.folder / "bench"
     micro = folder / "micro"
     micro.mkdir(parents=True)
-    sizes = sizes_for(shop.model.inputs, shop.asked.shape, shop.read(shop.model.inputs), shop.companions)
+    sizes = shop.sizes()
     symbols = {d for s in shop.model.inputs for d in s.shape if isinstance(d, str)}
     bindings = {name: size for name, size in sizes.items() if name in symbols}
     reference = shop.dense or (shop.file if artefacts[0].scheme else None)

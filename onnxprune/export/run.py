@@ -257,8 +257,9 @@ class _Job:
             inputs = latency.graph_inputs(file)
             own = shop.compared(inputs)
             rows[artefact.file] = own
-            # What one of several graphs takes cannot be padded: both are run on values of the file's own shapes.
-            agreement = _agreement(teacher if shop.part is None else Teacher(shop.file, own), file, own)
+            # Values that were made up, and what one of several graphs takes, are of one shape: both run on these.
+            padded = shop.part is None and self._rows_source is not None
+            agreement = _agreement(teacher if padded else Teacher(shop.file, own), file, own)
             self._judge(shop, artefact, agreement)
             checked.append(replace(artefact, agreement=agreement, bytes=models.size(file)))
         return checked, rows

@@ -94,6 +94,15 @@ def test_the_samples_say_what_the_models_give(
             assert np.abs(logits - dense).max() <= limit * np.abs(dense).max()
 
 
+def test_phones_take_a_model_without_rows(letters_bert: Path, tmp_path: Path) -> None:
+    """Shapes are fixed at a size that the graph runs with, and values of that size are what files are compared on."""
+    made = export(letters_bert, "android", tmp_path / "phone")
+    cpu, nnapi = made.artefacts
+    assert nnapi.fixed == {"batch_size": 1, "sequence_length": 64} and not cpu.fixed  # 64 positions, not 128
+    assert all(a.agreement is not None and a.agreement.max_rel < 1e-3 for a in made.artefacts)
+    assert any("sequence_length=64" in line for line in made.said)
+
+
 def test_ort_format_comes_with_the_operators_it_needs(shipped_folders: dict[str, Exported]) -> None:
     for name in ("android", "ios"):
         folder = shipped_folders[name].folder
