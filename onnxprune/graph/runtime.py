@@ -14,6 +14,7 @@ import logging
 import os
 import platform
 import re
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ import numpy as np
 
 from onnxprune.documents import utf8
 from onnxprune.errors import CheckError, DataError, ModelError, OnnxPruneError, UnsupportedError, UsageError, near
-from onnxprune.graph import patience
+from onnxprune.graph import outputs, patience
+from onnxprune.graph.widened import widened
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -53,6 +55,9 @@ _HOMES = {
     "CoreMLExecutionProvider": "onnxruntime for macOS, or " + _MOBILE,
 }
 """The package that carries each provider."""
+
+_WIDENED: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Sessions of graphs in bfloat16 that compute in single precision."""
 
 SHORT_NAMES = {
     "cpu": CPU,
@@ -240,7 +245,10 @@ def session(
     try:
         opened = ort.InferenceSession(model if isinstance(model, bytes) else label, options)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise _opening_error(label, error) from error
+        wide = _widened(model, options) if set(names) == {CPU} and type(error).__name__ == "NotImplemented" else None
+        if wide is None:
+            raise _opening_error(label, error) from error
+        opened = wide
     opened.disable_fallback()
     missing = [name for name in names if name not in opened.get_providers()]
     if missing:
@@ -249,6 +257,27 @@ def session(
             f"{missing[0]} is installed but does not load (its libraries or its device are missing){bring}"
         )
     return opened
+
+
+def _widened(model: str | os.PathLike[str] | bytes, options: ort.SessionOptions) -> Session | None:
+    """A session of a graph in bfloat16, computed in single precision; None if there is none of that either."""
+    import onnxruntime as ort
+
+    with outputs.scratch() as folder:
+        try:
+            file = widened(model, folder)
+            opened = None if file is None else ort.InferenceSession(os.fspath(file), options)
+        except Exception as error:  # the graph is at fault beside its type: what was first said of it stands
+            log.debug("no session in single precision either: %s", error)
+            return None
+    if opened is not None:
+        _WIDENED.add(opened)
+    return opened
+
+
+def in_single_precision(opened: Any) -> bool:
+    """Whether a session computes in single precision what its graph has in bfloat16, for want of kernels."""
+    return any(opened is held for held in _WIDENED)
 
 
 def save_optimized(source: str | os.PathLike[str], target: str | os.PathLike[str], style: SavedStyle = "fixed") -> None:
@@ -376,7 +405,10 @@ def _fed(opened: Session, feeds: Feeds) -> dict[str, Any]:
     missing = sorted(taken - set(feeds))
     if missing:
         raise DataError(f"the rows hold no values for the graph's input {', '.join(missing)}")
-    return {name: value for name, value in feeds.items() if name in taken}
+    given = {name: value for name, value in feeds.items() if name in taken}
+    if in_single_precision(opened):
+        given = {n: v.astype(np.float32) if v.dtype.name == "bfloat16" else v for n, v in given.items()}
+    return given
 
 
 @contextmanager

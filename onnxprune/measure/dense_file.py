@@ -33,6 +33,11 @@ TOKENS = 4096
 _OWN = 10
 """How many times the tolerance a row's outputs may move with its batch before it is said: kernels sum in other orders
 for other shapes."""
+WIDENED = (
+    "ONNX Runtime has no kernels for bfloat16 on this processor: the model is checked, validated and timed in single "
+    "precision"
+)
+"""What is said where the dense file runs in other arithmetic than its own."""
 _TWICE = 1e-3
 """How far two runs on the same rows may be apart, relative to the outputs' scale."""
 
@@ -56,7 +61,8 @@ def examine(dense: Model, rows: Dataset | None = None, providers: Sequence[str] 
     if set(runtime.resolve_providers(providers)) - {runtime.CPU}:
         runtime.placed(runtime.session(dense.path, providers), "the dense model")
     opened = segments.opened(dense.path)
-    said: list[str] = []
+    told: list[str] = []
+    said = [WIDENED] if runtime.in_single_precision(opened) else []
     few = Dataset((), "") if rows is None else rows.take(ROWS, 0)
     for batch, outputs, again in _twice(dense, opened, list(few.batches(max_rows=ROWS, max_tokens=TOKENS))):
         _finite(dense, batch.feeds, outputs, [few.examples[i].source for i in batch.index])
@@ -65,9 +71,9 @@ def examine(dense: Model, rows: Dataset | None = None, providers: Sequence[str] 
                 f"{dense.path}: two runs on the same rows differ by {apart:.1e} of the outputs' scale: an operator of "
                 "it draws random numbers or keeps a state, so nothing measured on it would mean anything"
             )
-        if not said and len(batch) > 1:
-            said += _company(dense, opened, batch, outputs)
-    return tuple(said)
+        if not told and len(batch) > 1:
+            told += _company(dense, opened, batch, outputs)
+    return (*said, *told)
 
 
 def _twice(

@@ -89,7 +89,9 @@ class Torch:
     def array(self, given: Any, *, place: bool = True) -> Any:
         import torch
 
-        if isinstance(given, np.ndarray):
+        if isinstance(given, np.ndarray) and given.dtype.name == "bfloat16":
+            given = torch.from_numpy(np.array(given, np.float32)).to(torch.bfloat16)
+        elif isinstance(given, np.ndarray):
             given = torch.from_numpy(np.ascontiguousarray(given).reshape(np.shape(given)))
         return given.to(self.device) if place else given
 

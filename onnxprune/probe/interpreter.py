@@ -402,7 +402,7 @@ class Interpreter:
         computed on the side that was chosen, as it is."""
         if tensor is None:
             return None
-        if isinstance(tensor, np.ndarray) and tensor.dtype.kind not in "biufc":
+        if isinstance(tensor, np.ndarray) and tensor.dtype.kind not in "biufc" and tensor.dtype.name != "bfloat16":
             raise UnsupportedError(f"an input of {tensor.dtype.name} values is not computed with: give numbers")
         tensor = self.engine.array(tensor, place=False)
         if self.device == "cpu" or (tensor.ndim <= 1 and not tensor.is_floating_point()):

@@ -229,4 +229,4 @@ class Pairs(Gram):
         if found is None:
             return None
         weight, (x, y) = found
-        return x.cpu().numpy(), y.cpu().numpy(), None if weight is None else weight.cpu().numpy()
+        return x.cpu().numpy(), y.cpu().numpy(), None if weight is None else weight.float().cpu().numpy()

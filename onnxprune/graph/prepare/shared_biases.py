@@ -1,7 +1,9 @@
-"""Side tensors: what is computed once and added to the scores of many layers (position biases, expanded masks).
+"""Side tensors: what is computed once and added to the scores of many layers (position biases, expanded masks), or
+multiplied with their queries and keys (angles of rotary positions).
 
-Element by element they would tie the heads of all layers into one unit. Each reader gets an index of its own, so that
-every layer may keep other heads of the one table; indices that still name everything are taken out again at the end.
+Element by element they would tie the heads, or the pairs of dimensions, of all layers into one unit. Each reader gets
+an index of its own, so that every layer may keep others of the one table; indices that still name everything are taken
+out again at the end.
 """
 
 from __future__ import annotations
@@ -12,17 +14,20 @@ import onnx_ir as ir
 from onnxprune.graph import ops
 from onnxprune.graph.dimensions import monomial
 from onnxprune.graph.ops.base import attribute, broadcast
-from onnxprune.graph.values import constant, dims
+from onnxprune.graph.values import constant, dims, is_matrix
 
 _COPY = "_for_"
 """In the name of a node that was made once more, for the reader whose name follows."""
+_INDEX = "_side_"
+"""In the name of an index of a reader's own."""
 
 
 def index_sides(model: ir.Model) -> None:
     """Let every reader of a side tensor have its own: an Expand anew, of others a Gather of all indices before it.
 
-    The indices are on the axes before the last two; where heads stand in one axis with the batch (ALiBi of BLOOM), on
-    the tensor that the axis was made of, and the steps from there are the reader's own too.
+    The indices are on the axes before the last two, and on the last one of what is multiplied; where heads stand in one
+    axis with the batch (ALiBi of BLOOM), on the tensor that the axis was made of, and the steps from there are the
+    reader's own too.
     """
     deep = _deep(model.graph)
     for node in [n for n in model.graph if n.op_type == "Expand" and n.domain == "" and n.outputs[0] not in deep]:
@@ -34,7 +39,8 @@ def index_sides(model: ir.Model) -> None:
     mixers = _mixers(model.graph, deep)
     for value in [v for n in model.graph for v in n.outputs if v not in deep] + list(model.graph.initializers.values()):
         readers = [(node, i) for node, i in value.uses() if _mixes(node, deep)]
-        table, axes, steps = _table(value) if readers else (value, [], [])
+        scales = all(node.op_type == "Mul" for node, _ in readers)
+        table, axes, steps = _table(value, scales) if readers else (value, [], [])
         if not axes or not _shared(table, axes, mixers):
             continue
         for node, i in readers:
@@ -45,8 +51,9 @@ def index_sides(model: ir.Model) -> None:
 
 
 def drop_whole_indices(model: ir.Model) -> None:
-    """Take out every Gather that names all there is, in order, and every step that was made twice for nothing."""
+    """Take out every Gather that names all there is, in order, and what was made twice for nothing."""
     seen: dict[tuple[str, tuple[ir.Value | None, ...]], ir.Node] = {}
+    picked: dict[tuple[ir.Value, int, bytes], ir.Node] = {}
     for node in list(model.graph):
         if (node.op_type == "Expand" or _COPY in (node.name or "")) and node.domain == "":
             first = seen.setdefault((f"{node.op_type} {node.attributes}", tuple(node.inputs)), node)
@@ -65,6 +72,11 @@ def drop_whole_indices(model: ir.Model) -> None:
         if names.ndim == 1 and known[axis] == len(names) and np.array_equal(names, np.arange(len(names))):
             node.outputs[0].replace_all_uses_with(data)
             model.graph.remove(node, safe=True)
+        elif _INDEX in (node.name or ""):
+            same = picked.setdefault((data, axis, names.tobytes()), node)
+            if same is not node:
+                node.outputs[0].replace_all_uses_with(same.outputs[0])
+                model.graph.remove(node, safe=True)
 
 
 def _mixers(graph: ir.Graph, deep: set[ir.Value]) -> dict[ir.Value, frozenset[ir.Node]]:
@@ -79,13 +91,17 @@ def _mixers(graph: ir.Graph, deep: set[ir.Value]) -> dict[ir.Value, frozenset[ir
     return found
 
 
-def _table(value: ir.Value) -> tuple[ir.Value, list[int], list[ir.Node]]:
+def _table(value: ir.Value, scales: bool = False) -> tuple[ir.Value, list[int], list[ir.Node]]:
     """Where the heads of a side tensor can be indexed: (tensor, axes, the steps from it to `value`); no axes, if none.
 
     They are axes of the value itself, or a number times the batch is: then the axis of that size, some steps before.
+
+    Args:
+        scales: it is multiplied: the last axis, along which dimensions stand, is indexed, too.
     """
     known = dims(value) or ()
-    axes = [a for a, size in enumerate(known[:-2]) if isinstance(size, int) and size > 1]
+    places = [*range(len(known) - 2), *([len(known) - 1] if scales and len(known) > 1 else [])]
+    axes = [a for a in places if isinstance(size := known[a], int) and size > 1]
     if axes:
         return value, axes, []
     joined = [m[0] for d in known[:-2] if isinstance(d, str) and (m := monomial(d)) is not None and m[0] > 1]
@@ -119,14 +135,15 @@ def _shared(table: ir.Value, axes: list[int], mixers: dict[ir.Value, frozenset[i
 
 
 def _deep(graph: ir.Graph) -> set[ir.Value]:
-    """Values that a product with a weight went into."""
+    """Values that a product with a matrix of weights went into."""
     deep: set[ir.Value] = set()
     for node in graph:
         operator = ops.lookup(node)
         weighted = (
             operator is not None
             and operator.macs is not None
-            and any(v is not None and v.const_value is not None for v in node.inputs)
+            # Angles are positions times a vector of frequencies.
+            and any(v is not None and is_matrix(v.const_value) for v in node.inputs)
         )
         # What is computed from the size of a tensor alone is not computed from it.
         if weighted or (node.op_type not in ("Shape", "Size") and any(v in deep for v in node.inputs if v is not None)):

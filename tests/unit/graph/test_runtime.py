@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -217,10 +219,31 @@ def test_an_unknown_operator_is_unsupported(tmp_path: Path) -> None:
     onnx.save(graph, tmp_path / "m.onnx")
     with pytest.raises((ModelError, UnsupportedError), match="Relu"):
         runtime.session(tmp_path / "m.onnx")
-    half = '<ir_version: 8, opset_import: ["" : 17]> g (bfloat16[n] x) => (bfloat16[n] y) { y = Erf(x) }'
-    onnx.save(parser.parse_model(half), tmp_path / "half.onnx")
+    wide = '<ir_version: 8, opset_import: ["" : 17]> g (double[n] x) => (double[n] y) { y = Erf(x) }'
+    onnx.save(parser.parse_model(wide), tmp_path / "wide.onnx")
     with pytest.raises(UnsupportedError, match="Erf"):
-        runtime.session(tmp_path / "half.onnx")
+        runtime.session(tmp_path / "wide.onnx")
+
+
+def test_what_has_no_kernel_in_bfloat16_is_computed_in_single_precision(tmp_path: Path) -> None:
+    half = """<ir_version: 8, opset_import: ["" : 17]> g (bfloat16[n] x, bool c) => (float[n] y, bfloat16[n] z) {
+        e = Erf (x)
+        w = Constant <value = bfloat16[1] {16384}> ()
+        z = If (c) <
+            then_branch = a () => (bfloat16[n] p) { p = Mul (e, w) },
+            else_branch = b () => (bfloat16[n] q) { q = Neg (e) }
+        >
+        h = Cast <to = 16> (z)
+        y = Cast <to = 1> (h)
+    }"""
+    onnx.save(parser.parse_model(half), tmp_path / "half.onnx")
+    opened = runtime.session(tmp_path / "half.onnx")
+    assert runtime.in_single_precision(opened)
+    x = np.linspace(-1, 1, 5).astype(ml_dtypes.bfloat16)
+    found = runtime.run(opened, {"x": x, "c": np.array(True)})
+    assert found["y"].dtype == found["z"].dtype == np.float32
+    expected = 2 * np.array([math.erf(float(v)) for v in x])
+    np.testing.assert_allclose(found["y"], expected, rtol=1e-6)
 
 
 def test_feeds_that_do_not_fit(linear: Path) -> None:

@@ -1,4 +1,4 @@
-"""Graphs in bfloat16. ONNX Runtime's CPU provider lacks most kernels of it: both sides are the interpreter's."""
+"""Graphs in bfloat16, most kernels of which ONNX Runtime's CPU provider lacks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from graphs import written
 from plans import Subject, random_plan
 
+import onnxprune
 from onnxprune.graph import model as models
 from onnxprune.probe.interpreter import Interpreter
 
@@ -82,3 +83,15 @@ def test_a_graph_in_bfloat16_is_cut_as_any_other(tmp_path: Path) -> None:
         }
         assert kinds == {ir.DataType.BFLOAT16}
         assert float((found - expected).abs().max() / expected.abs().max()) < 4e-2
+
+
+def test_a_file_in_bfloat16_is_pruned_and_checked_in_single_precision(tmp_path: Path) -> None:
+    file = narrowed(written(tmp_path, TEXT, SHAPES))
+    rng = np.random.default_rng(0)
+    rows = [{"x": rng.normal(size=(5, 8)).astype(np.float32)} for _ in range(24)]
+    small = tmp_path / "small.onnx"
+    result = onnxprune.prune(file, small, flops=0.7, calibration=rows, round_to=1, measure_latency=False)
+    assert result.report.flops.ratio <= 0.7
+    assert any("bfloat16" in said for said in result.report.warnings)
+    kinds = {t.data_type for t in onnx.load(small).graph.initializer} - {onnx.TensorProto.INT64}
+    assert kinds == {onnx.TensorProto.BFLOAT16}
