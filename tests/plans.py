@@ -148,7 +148,7 @@ def random_plan(
     dropped = tuple(b.id for b in structure.branches if rng.random() < drop)
     weights: Arrays = {}
     intercepts: Arrays = {}
-    for linear in find_linears(graph, structure):
+    for linear in find_linears(graph, structure, conditional=True):
         tensor = subject.interpreter.weight(linear.weight)
         array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
         if rng.random() < refit:
@@ -162,7 +162,7 @@ def random_plan(
 def random_tiles(subject: Subject, plan: Plan, rng: np.random.Generator, chance: float) -> Plan:
     """The plan with random orders, and random tiles of random ranges; outside them the weights are zero."""
     structure, masks = subject.structure, plan.masks(subject.structure)
-    linears = find_linears(subject.model.graph, structure)
+    linears = find_linears(subject.model.graph, structure, conditional=True)
     atoms = {stream_atom(structure, linear.source): linear.source for linear in linears}
     order = {}
     for atom, source in atoms.items():

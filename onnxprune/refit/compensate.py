@@ -112,9 +112,13 @@ class _Sweep:
         """Refit products that read the same."""
         state, first = self.gates.gated(self.plan), linears[0]
         if first.branch is not None and first.branch.id in self.plan.drop:
+            if first.matrix.node in self.fit.rows.interpreter.flow.sides:
+                return [Step(first.node, None, 1.0)]  # what is left behind there is not known of every row
             return [self._refit_rest(first, self.fit.moments(first, state), self.held.moments(first, state))]
         rows, columns = self._kept(first)[0], [self._kept(linear)[1] for linear in linears]
         fit, held = (side.moments_of(linears, state, rows, columns) for side in (self.fit, self.held))
+        if fit is None or held is None:
+            return [Step(linear.node, None, 1.0) for linear in linears]
         arrays = [self.gates.weight(self.plan, linear.weight) for linear in linears]
         weights = [m.matrix.weight(a).astype(np.float64) for m, a in zip(linears, arrays, strict=True)]
         intercepts = [

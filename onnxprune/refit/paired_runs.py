@@ -35,10 +35,17 @@ class SideBySide:
             state: the student as it is.
             inputs, outputs: indices of those that count.
         """
-        return self.moments_of([linear], state, inputs, [outputs])
+        found = self.moments_of([linear], state, inputs, [outputs])
+        assert found is not None, f"node {linear.node}: no row runs it"
+        return found
 
-    def moments_of(self, linears: Sequence[Linear], state: Gated, inputs: Any, outputs: Sequence[Any]) -> Statistics:
-        """The same of several products that read the same, none of which closes a branch: outputs side by side."""
+    def moments_of(
+        self, linears: Sequence[Linear], state: Gated, inputs: Any, outputs: Sequence[Any]
+    ) -> Statistics | None:
+        """The same of several products that read the same, none of which closes a branch: outputs side by side.
+
+        Rows that do not run them, in both models, are left out; of none there are no moments.
+        """
         import torch
 
         first = linears[0]
@@ -50,6 +57,9 @@ class SideBySide:
         for i, batch in enumerate(self.rows.batches):
             real = real_tokens(batch)
             teacher, student = self.teacher.values[i], self.student.values[i]
+            fed = [student[first.source], *(teacher[linear.matrix.output] for linear in linears)]
+            if any(value is None for value in fed):
+                continue  # on the side of a choice that is not taken
             with torch.inference_mode():
                 x = first.matrix.rows(student[first.source], real).float()
                 parts = []
@@ -64,6 +74,8 @@ class SideBySide:
                 if some is not None:
                     x, y, weight = x[some], y[some], None if weight is None else weight[some]
                 pairs.add(x[:, inputs], y, weight)
+        if not pairs.count:
+            return None
         few = pairs.few()
         if few is not None:
             return Tokens.of(*few)

@@ -178,7 +178,7 @@ class Planner(Problem):
         dropped = [name for name in plan.drop if name in plan.rests]
         added = [np.asarray(plan.rests[n]).size for n in dropped for _ in whole.with_twins([n])]
         if self.calibration is not None and self.options.compensate:
-            for linear in find_linears(self.model.graph, self.structure):
+            for linear in find_linears(self.model.graph, self.structure, conditional=True):
                 if bias_of(result_of(linear.matrix.node)) is None:
                     width = self.weight(linear.weight).size // max(len(linear.matrix.units), 1)
                     added += [width] * (1 + len(whole.mirrors.get(linear.matrix.output, ())))
@@ -196,7 +196,7 @@ class Planner(Problem):
 
     def mended(self, plan: Plan) -> Plan:
         """A plan with the surviving weights refit (compensate.py)."""
-        linears = find_linears(self.model.graph, self.structure)
+        linears = find_linears(self.model.graph, self.structure, conditional=True)
         mended, value, steps = compensate(
             self.gates,
             self.fit,

@@ -10,7 +10,9 @@ import onnx
 import pytest
 from plans import Subject, distance, in_runtime, random_plan
 
+import onnxprune
 from onnxprune.graph import model as models
+from onnxprune.graph.structure.linear_layers import Linear, find_linears
 from onnxprune.measure.cost import Costs
 from onnxprune.measure.operator_profile import profiled_macs
 from onnxprune.probe.engine import NodeByNode
@@ -70,3 +72,32 @@ def test_without_torch_it_runs_node_by_node(tmp_path: Path, kinds: tuple[str, ..
     for side in range(2):
         feeds = _feeds(side)
         assert distance(machine.run(feeds), in_runtime(path, feeds)) < 1e-5
+
+
+def test_what_one_side_of_a_choice_does_is_mended(tmp_path: Path) -> None:
+    """Refits behind an If learn from the rows that take their side."""
+    path, _ = flow_graphs.graph(tmp_path, 5, ("choice",))
+    rng = np.random.default_rng(0)
+
+    def rows(count: int) -> list[dict[str, np.ndarray]]:
+        drawn = rng.standard_normal((count, 5, flow_graphs.WIDTH)).astype(np.float32)
+        return [{"x": np.abs(x) if i % 2 else -np.abs(x)} for i, x in enumerate(drawn)]
+
+    learn, judge = rows(64), rows(32)
+    apart = {}
+    for mended in (False, True):
+        small = tmp_path / f"{mended}.onnx"
+        result = onnxprune.prune(
+            path, small, flops=0.6, calibration=learn, compensate=mended, round_to=1, measure_latency=False
+        )  # fmt: skip
+        inside = {x.weight for x in _linears(path, conditional=True)} - {x.weight for x in _linears(path)}
+        assert inside and bool(inside & set(result.plan.weights)) == mended
+        feeds = [{"x": row["x"][None]} for row in judge]
+        pairs = [(in_runtime(path, f)["y"], in_runtime(small, f)["y"]) for f in feeds]
+        apart[mended] = sum(float(np.square(a - b).sum()) for a, b in pairs)
+    assert apart[True] < apart[False]
+
+
+def _linears(path: Path, *, conditional: bool = False) -> list[Linear]:
+    subject = Subject.load(path)
+    return find_linears(subject.model.graph, subject.structure, conditional=conditional)

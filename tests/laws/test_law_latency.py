@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import flow_graphs
 import numpy as np
 import pytest
 from folders import FILES, folder
@@ -18,7 +19,7 @@ from plans import Subject, choose, in_runtime
 from zoo import ZooModel
 
 import onnxprune
-from onnxprune.errors import BudgetError, DataError
+from onnxprune.errors import BudgetError, DataError, UnsupportedError
 from onnxprune.graph import joined, runtime
 from onnxprune.graph import model as models
 from onnxprune.graph.model import Model
@@ -427,6 +428,18 @@ def test_from_the_command_to_the_report(zoo: Build, tmp_path: Path, monkeypatch:
     assert told["budget"]["kind"] == "latency" and told["landing"]["provider"] == runtime.CPU
     assert type(result.report).from_json(told).landing == landing
     assert "correction" in terminal.to_text(result.report)
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"), [("choice", "on one side of an If"), ("loop", "in a loop"), ("scan", "in a loop")]
+)
+def test_what_runs_as_data_decide_is_in_no_table(tmp_path: Path, kind: str, where: str) -> None:
+    """The time of a body depends on the data: a budget of FLOPs is asked for, before anything is measured."""
+    path, _ = flow_graphs.graph(tmp_path, 0, (kind,))
+    rng = np.random.default_rng(0)
+    feeds = [{"x": rng.normal(size=(4, flow_graphs.WIDTH)).astype(np.float32)} for _ in range(16)]
+    with pytest.raises(UnsupportedError, match=f"{where}.*give the budget as --flops"):
+        onnxprune.prune(path, tmp_path / "small.onnx", latency=0.7, calibration=feeds, units=("neurons",))
 
 
 def test_a_latency_is_a_budget_like_others() -> None:

@@ -39,11 +39,15 @@ class Linear:
         return self.matrix.reader.weight or ""
 
 
-def find_linears(graph: ir.Graph, structure: Structure, widest: int = 8192) -> list[Linear]:
+def find_linears(
+    graph: ir.Graph, structure: Structure, widest: int = 8192, *, conditional: bool = False
+) -> list[Linear]:
     """MatMul and Gemm with a weight of their own, in graph order.
 
-    Vocabularies (outputs above `widest`) are left out, and what only one side of a choice does: not every row shows
-    what it is fed.
+    Vocabularies (outputs above `widest`) are left out.
+
+    Args:
+        conditional: with those that only one side of a choice does: not every row shows what they are fed.
     """
     closes = {b.reader.node: b for b in structure.branches if b.reader is not None and _adds_only(graph, b)}
     inside = {n: b.id for b in structure.branches for n in b.nodes}
@@ -52,9 +56,10 @@ def find_linears(graph: ir.Graph, structure: Structure, widest: int = 8192) -> l
         for value in node.inputs:
             if value is not None and value.const_value is not None:
                 uses[value.name or ""] = uses.get(value.name or "", 0) + 1
-    found, sides = [], Flow(graph).sides
+    found, flow = [], Flow(graph)
+    apart = {n for n in flow.sides if not conditional or n in flow.home}
     for node in graph:
-        if node.op_type not in ("MatMul", "Gemm") or len(node.inputs) < 2 or node in sides:
+        if node.op_type not in ("MatMul", "Gemm") or len(node.inputs) < 2 or node in apart:
             continue
         moving = [i for i in (0, 1) if (v := node.inputs[i]) is not None and v.const_value is None]
         reader = reader_of(node, moving[0]) if len(moving) == 1 else None

@@ -23,6 +23,7 @@ from onnxprune.errors import UnsupportedError
 from onnxprune.graph import joined, prepare
 from onnxprune.graph.axes import atoms_of
 from onnxprune.graph.example_feeds import synthesize
+from onnxprune.graph.flow import Flow, is_flow
 from onnxprune.graph.model import Part
 from onnxprune.graph.nested import reads
 from onnxprune.graph.plan import Branch, Plan
@@ -227,7 +228,27 @@ class Cutter:
         if site.branch is not None and site.branch.id not in self._shared:
             same = [self.structure.branch(name) for name in self.structure.with_twins([site.branch.id])]
             touched |= {n for branch in same for n in branch.nodes if n in self._names}
+        self._refuse_flow(site, touched)
         return touched
+
+    def _refuse_flow(self, site: Site, touched: set[str]) -> None:
+        """Refuse units whose time depends on the data: how often they run, or whether they run at all.
+
+        Raises:
+            UnsupportedError: names the units, and what to ask for instead.
+        """
+        flow = self._flow
+        for node in self.graph if flow.home or flow.sides else ():
+            if node.name in touched and (node in flow.home or node in flow.sides or is_flow(node)):
+                where = "on one side of an If" if node in flow.sides else "in a loop"
+                raise UnsupportedError(
+                    f"latency: {site.id} (node {node.name}) runs {where}, so that its time depends on the data and no "
+                    "table can hold it: give the budget as --flops, and time what is written with `onnxprune bench`"
+                )
+
+    @cached_property
+    def _flow(self) -> Flow:
+        return Flow(self.graph)
 
     def _boundary(self, inside: Sequence[ir.Node]) -> Iterator[ir.Value]:
         """What flows into nodes: activations, and inputs of the graph; shape operands are computed from these."""
