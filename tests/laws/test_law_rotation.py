@@ -30,8 +30,8 @@ MECHANISMS: tuple[Variant, ...] = (
     ("t5-encoder", "dynamo", "eager"),  # no scale, no biases
 )
 EVERYDAY = [v for v in exports.variants(("bert", "vit", "gpt2", "llama")) if v[1:] in WAYS]
-HELD = {"llama": 1, "deberta-v2": 2}
-"""Groups that keep their basis: rotary positions turn pairs, one table for all layers; products that share queries."""
+HELD = {"llama": 2, "deberta-v2": 2}
+"""Groups that keep their basis: rotary positions turn pairs, in each layer; products that share queries."""
 
 load = cache(Subject.load)
 
