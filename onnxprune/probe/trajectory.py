@@ -37,6 +37,9 @@ LINEARISED_TOKENS = 8 * TOKENS
 EXACT_TOKENS = TOKENS
 """The most tokens read in all by either way."""
 
+PICTURES = 64
+"""Rows without tokens of their own (pictures, sounds) whose features count for `TOKENS`: each has dozens."""
+
 COPIES_TOKENS = 4096
 """The most tokens, over all gated copies, that run at once."""
 
@@ -128,13 +131,14 @@ def trajectories(
     """
     many = [s for s in sites if s.group.size > FEW]
     few = [s for s in sites if s.group.size <= FEW]
-    spread = apart(spread_rows(rows, LINEARISED_TOKENS), many)
+    each = tokens_a_row(rows, structure)
+    spread = apart(spread_rows(rows, LINEARISED_TOKENS, each), many)
     found = linearised(spread, many, structure, probes, temperature, seed) if many else {}
     states = {s.id: np.ones((0, s.group.size)) for s in many} | {s.id: 1.0 - np.eye(s.group.size) for s in few}
     for site in sites:
         if site.branch is not None:
             states[site.id] = np.vstack([states[site.id], np.zeros(site.group.size)])
-    measured = exact(spread_rows(rows, EXACT_TOKENS), sites, structure, states, temperature, seed)
+    measured = exact(spread_rows(rows, EXACT_TOKENS, each), sites, structure, states, temperature, seed)
     for site in few:
         whole, size = measured[site.id], site.group.size
         found[site.id] = Trajectory(whole.manifold[:size], whole.output[:size])
@@ -144,10 +148,25 @@ def trajectories(
     return found
 
 
-def spread_rows(rows: Rows, tokens: int) -> Rows:
-    """Whole batches of at most `TOKENS` tokens, evenly over the lengths there are, `tokens` in all (one at least)."""
+def tokens_a_row(rows: Rows, structure: Structure) -> int:
+    """What a row that tells no tokens counts for: the most positions of its features, as far as `PICTURES` want it."""
+    ends, batch = _everywhere(rows.interpreter, structure), rows.batches[0]
+    if not ends or any(example.tokens > 1 for example in rows.dataset.examples):
+        return 1
+    with rows.interpreter.engine.forward():
+        found = rows.interpreter.run(batch.feeds, outputs=[b.value for b in ends])
+    positions: int = max(found[b.value].numel() // found[b.value].shape[b.axis] for b in ends) // len(batch)
+    return max(min(positions, TOKENS // PICTURES), 1)
+
+
+def spread_rows(rows: Rows, tokens: int, each: int = 1) -> Rows:
+    """Whole batches of at most `TOKENS` tokens, evenly over the lengths there are, `tokens` in all (one at least).
+
+    Args:
+        each: what a row counts for at least.
+    """
     batches = list(rows.dataset.batches(max_rows=64, max_tokens=TOKENS))
-    sizes = [len(b) * rows.dataset.examples[b.index[0]].tokens for b in batches]
+    sizes = [len(b) * max(rows.dataset.examples[b.index[0]].tokens, each) for b in batches]
     share = min(1.0, tokens / max(sum(sizes), 1))
     picked: list[int] = []
     spent = due = 0.0

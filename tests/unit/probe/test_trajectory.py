@@ -18,7 +18,16 @@ from onnxprune.graph.structure.sites import Site, find_sites
 from onnxprune.probe import trajectory
 from onnxprune.probe.forward import Rows
 from onnxprune.probe.interpreter import Interpreter
-from onnxprune.probe.trajectory import TOKENS, boundaries, exact, linearised, spread_rows, trajectories
+from onnxprune.probe.trajectory import (
+    PICTURES,
+    TOKENS,
+    boundaries,
+    exact,
+    linearised,
+    spread_rows,
+    tokens_a_row,
+    trajectories,
+)
 
 UNITS = ("heads", "neurons", "channels", "blocks")
 Subject = tuple[Rows, list[Site], Structure]
@@ -134,6 +143,20 @@ def test_sample_is_whole_batches_within_its_budget(zoo: Callable[..., ZooModel])
         tokens = [b.feeds["input_ids"].size for b in picked.batches]
         assert 0 < sum(tokens) <= budget + max(tokens) and max(tokens) <= TOKENS
     assert len(picked.dataset) == 120
+
+
+def test_a_picture_counts_for_its_positions(zoo: Callable[..., ZooModel]) -> None:
+    """Each has dozens of features to compare: of hundreds of pictures, some are as many tokens as are asked for."""
+    rows, _, structure = of_zoo(zoo("resnet", "torchscript", "eager"), 200)
+    each = tokens_a_row(rows, structure)
+    assert 1 < each <= TOKENS // PICTURES
+    assert len(spread_rows(rows, TOKENS).dataset) == 200
+    assert len(spread_rows(rows, TOKENS, each).dataset) <= TOKENS // each + 64 < 200
+    texts, _, structure = subject(
+        zoo("bert", "torchscript", "eager").path,
+        [zoo("bert", "torchscript", "eager").sample(1, tokens=9, seed=i) for i in range(3)],
+    )
+    assert tokens_a_row(texts, structure) == 1
 
 
 def test_linearised_ranks_as_exact_on_a_real_model(sst2_folder: Path, assets: Path) -> None:
