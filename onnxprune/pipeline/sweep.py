@@ -127,6 +127,9 @@ def _results(
     if hands is None:
         made = []
         for (i, k), out in zip(cells, outs, strict=True):
+            seed = jobs[i].options.seed
+            by = (f", {jobs[i].planner.method}" if len(jobs) > 1 else "") + (f", seed {seed}" if seed else "")
+            jobs[i].clock.say(f"{budgets[k]}{by} ({len(made) + 1} of {len(cells)}):")
             made.append(jobs[i].run(budgets[k], out))
             if k == len(budgets) - 1 and i < len(jobs) - 1:
                 jobs[i].planner.forget()

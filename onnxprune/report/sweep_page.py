@@ -32,7 +32,7 @@ def render(reports: Sequence[Report]) -> str:
             tag("p", f"{why}.", class_="lead"),
         ]
     )
-    warnings = dict.fromkeys(line for report in reports for line in report.warnings)
+    warnings = [*dict.fromkeys(line for report in reports for line in report.broken), *text.warned(reports)]
     noted = (
         tag("div", tag("ul", *(tag("li", w) for w in warnings)), class_="warnings", role="note") if warnings else None
     )

@@ -85,8 +85,7 @@ def print_sweep(reports: Sequence[Report], console: Console | None = None) -> No
     view.line(f"{why}.")
     for report in reports:
         view.alarm([f"at {text.percent(report.flops.ratio)} of the FLOPs {line}" for line in report.broken])
-    said = (w for r in reports for w in r.warnings if w not in r.broken)
-    view.notes("Warnings", dict.fromkeys(said), "yellow")
+    view.notes("Warnings", text.warned(reports), "yellow")
 
 
 def to_text(report: Report) -> str:
@@ -153,7 +152,9 @@ class _View:
                 self._item(line)
             self._print()
 
-    def steps(self, steps: Iterable[advice.Step]) -> None:
+    def steps(self, steps: Sequence[advice.Step]) -> None:
+        if not steps:
+            return
         self._print("Next", style="bold")
         for step in steps:
             self._item(step.text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
@@ -35,6 +36,8 @@ _TITLES = {
     "explained_variance": "Variance of the dense outputs explained",
     "r2": "R²",
 }
+
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 
 UNITS = {"flops": "MAC", "params": "parameters", "size": "bytes", "latency": "ms"}
 """Of budgets that state an amount."""
@@ -282,6 +285,15 @@ def digits(value: float) -> str:
 def _signed(value: float) -> str:
     text = f"{value:+.2f}"
     return "0.00" if text in ("+0.00", "-0.00") else text.replace("-", "−")
+
+
+def warned(reports: Sequence[Report]) -> list[str]:
+    """What several reports warn of, each kind once: of lines that differ in their numbers alone, the first."""
+    lines = (line for report in reports for line in report.warnings if line not in report.broken)
+    found: dict[str, str] = {}
+    for line in lines:
+        found.setdefault(_NUMBER.sub("0", line), line)
+    return list(found.values())
 
 
 def series(reports: Sequence[Report]) -> list[str]:

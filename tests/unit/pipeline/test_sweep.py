@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -190,4 +191,8 @@ def test_the_command_line_draws_a_curve_for_each(run: Callable[..., Outcome], pl
     assert len(list((tmp_path / "out").glob("model.*.seed-?.flops-0.6.onnx"))) == 4
     code, out, err = run("sweep", *args[:5], "--calib", place / "rows.jsonl", "--no-latency", "--round-to", 1)
     assert code == 0, err
+    assert re.findall(r"^  (\d+% of flops, \w+ \(\d of 4\)):$", err, re.M) == [
+        "80% of flops, wanda (1 of 4)", "60% of flops, wanda (2 of 4)",
+        "80% of flops, magnitude (3 of 4)", "60% of flops, magnitude (4 of 4)",
+    ]  # fmt: skip
     assert "magnitude" in out

@@ -369,6 +369,19 @@ def test_validation_and_sweep_tables() -> None:
     assert re.search(r"90\.0%.*60\.0%.*40\.0%", said, re.DOTALL)
 
 
+def test_a_sweep_warns_of_each_thing_once() -> None:
+    few = [
+        full(warnings=(f"60 rows cannot tell a fall by less than {points} points", "other")) for points in (7.8, 9.2)
+    ]
+    assert text.warned(few) == ["60 rows cannot tell a fall by less than 7.8 points", "other"]
+
+
+def test_where_nothing_is_left_to_do_nothing_is_headed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "Next" in plain(full())
+    monkeypatch.setattr(terminal.advice, "next_steps", lambda report: ())
+    assert "Next" not in plain(full())
+
+
 def test_a_bare_report_prints() -> None:
     said = plain(
         Report(ModelInfo("m", "", 17), Budget("params", 0.5, 0.5), Flops(0, 0), Change(0, 0), Change(0, 0), ())
