@@ -46,7 +46,14 @@ from onnxprune.pipeline.debug_bundle import Place
 from onnxprune.pipeline.late import kept
 from onnxprune.pipeline.proof import prove
 from onnxprune.pipeline.result import Result
-from onnxprune.pipeline.rows import read_rows, require_memory, require_one_graph, require_there, shape_of
+from onnxprune.pipeline.rows import (
+    read_rows,
+    require_dimensions,
+    require_memory,
+    require_one_graph,
+    require_there,
+    shape_of,
+)
 from onnxprune.pipeline.written import Written, handed_out, in_fewer_bits, listed, name_of, write
 from onnxprune.refit.sparsify import zeros_in
 from onnxprune.report import html
@@ -141,6 +148,7 @@ class Job:
         with clock.stage("load"):
             dense = joined.load(source, options.calls)
             require_one_graph(dense, quantize)
+            require_dimensions(dense, options.shape)
             if quantize is not None and is_quantised(dense.graph):
                 raise UsageError(
                     f"--quantize {quantize}: {dense.path} is quantised already, and so will the pruned file be; "

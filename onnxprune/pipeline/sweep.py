@@ -125,7 +125,7 @@ def _results(
 ) -> list[Result]:
     cells = [(i, k) for i in range(len(jobs)) for k in range(len(budgets))]
     if hands is None:
-        made = []
+        made: list[Result] = []
         for (i, k), out in zip(cells, outs, strict=True):
             seed = jobs[i].options.seed
             by = (f", {jobs[i].planner.method}" if len(jobs) > 1 else "") + (f", seed {seed}" if seed else "")

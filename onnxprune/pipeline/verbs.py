@@ -218,7 +218,10 @@ def budget_of(*, whole: bool = False, **asked: float | str | None) -> Budget:
         return Budget("flops", 1.0)
     if len(given) != 1:
         got = ", ".join(f"--{k}" for k in given) or "none"
-        raise UsageError(f"give exactly one budget ({', '.join(f'--{k}' for k in asked)}); got {got}")
+        raise UsageError(
+            f"give exactly one budget ({', '.join(f'--{k}' for k in asked)}, or --max-drop), as in --flops 0.6; "
+            f"got {got}"
+        )
     ((kind, value),) = given.items()
     return Budget.parse(kind, value)
 

@@ -42,6 +42,7 @@ _FEATURES = re.compile(
     r"hidden|embed|feature|pool|state|encod|repr|vector|box|point|coord|offset|mask|depth", re.IGNORECASE
 )
 _INTERMEDIATE = re.compile(r"hidden_state|attentions", re.IGNORECASE)
+_LAYER = re.compile(r"\d+")
 _CACHE = re.compile(r"present|past|cache", re.IGNORECASE)
 _MASKS = re.compile(r"mask", re.IGNORECASE)
 _SPANS = re.compile(r"^(start|end)", re.IGNORECASE)
@@ -124,9 +125,14 @@ class Divergence:
 
     @property
     def description(self) -> str:
-        """The choice in one sentence."""
+        """The choice in one sentence; outputs of every layer are named once, as in present.*.key."""
         said = "; ".join(f"{m.output}: {m.kind} ({m.reason})" for m in self.measures)
-        left = "; ".join(f"{name}: {reason}" for name, reason in self.excluded)
+        alike: dict[tuple[str, str], list[str]] = {}
+        for name, reason in self.excluded:
+            alike.setdefault((_LAYER.sub("*", name), reason), []).append(name)
+        left = "; ".join(
+            f"{names[0] if len(names) == 1 else pattern}: {reason}" for (pattern, reason), names in alike.items()
+        )
         return said + (f". Not counted: {left}" if left else "")
 
     def __call__(self, teacher: Mapping[str, Array], student: Mapping[str, Array], real: Array | None = None) -> Array:

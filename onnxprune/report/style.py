@@ -99,7 +99,7 @@ rect.on { fill: var(--kept); } rect.off { fill: var(--cut); }
 .broken { color: var(--bad); font-weight: 600; border-left: 4px solid var(--bad); padding-left: .8rem; }
 .warnings {
   background: var(--note); color: var(--note-ink); border-radius: 6px; padding: 1rem 1.25rem;
-  margin-top: 2rem; font-size: .94rem;
+  margin-top: 2rem; font-size: .94rem; overflow-wrap: anywhere;
 }
 .warnings ul { margin: 0; padding-left: 1.1rem; } .warnings li + li { margin-top: .35rem; }
 ol.steps { margin: 1rem 0 0; padding-left: 1.4rem; }

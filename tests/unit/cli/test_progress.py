@@ -136,3 +136,11 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
+
+
+def test_a_shape_of_another_graph_is_refused_before_rows_are_read(run: Run, folder: Path) -> None:
+    code, _, err = run(
+        folder / "model.onnx", "--flops", 0.8, "--calib", folder / "rows.jsonl", "--shape", "batc=2", "--no-latency"
+    )
+    assert code == 2 and "the graph's dimensions are batch; did you mean batch?" in err
+    assert STAGES["read"] not in err

@@ -303,3 +303,9 @@ def test_a_small_kl_is_half_the_variance_of_the_change() -> None:
     p = softmax(teacher)
     variance = (p * change**2).sum(-1) - (p * change).sum(-1) ** 2
     np.testing.assert_allclose(Measure("x", Kind.KL)(teacher, teacher + change), variance / 2, rtol=1e-4)
+
+
+def test_what_every_layer_has_is_left_out_in_one_breath() -> None:
+    caches = tuple((f"present.{layer}.key", "a cache for later calls") for layer in range(3))
+    told = Divergence((), (*caches, ("hidden_2", "an intermediate"))).description
+    assert told.endswith("Not counted: present.*.key: a cache for later calls; hidden_2: an intermediate")

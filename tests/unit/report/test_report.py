@@ -378,7 +378,7 @@ def test_a_sweep_warns_of_each_thing_once() -> None:
 
 def test_where_nothing_is_left_to_do_nothing_is_headed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Next" in plain(full())
-    monkeypatch.setattr(terminal.advice, "next_steps", lambda report: ())
+    monkeypatch.setattr("onnxprune.report.advice.next_steps", lambda report: ())
     assert "Next" not in plain(full())
 
 
