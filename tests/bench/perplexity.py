@@ -115,7 +115,7 @@ def run(folder: Path, budgets: Sequence[float], seeds: Sequence[int]) -> None:
             accuracy, memory = report.accuracy, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
             print(
                 f"| {report.flops.ratio:.2f} | {seed} | {accuracy.dense:.2f} → {accuracy.pruned:.2f} "
-                f"| {report.drift.kl:.3f} | {spent:.0f} | {memory:.1f} |",
+                f"| {report.drift.kl:.4f} | {spent:.0f} | {memory:.1f} |",
                 flush=True,
             )
 
@@ -124,8 +124,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("make", "run"))
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.8, 0.6])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     asked = parser.parse_args()
