@@ -7,7 +7,7 @@ beside its memory or does not come back.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ _AXES = frozenset(
     ("axis", "axes", "batch_axis", "batch_dims", "perm", "scan_input_axes", "scan_output_axes", "time_axis")
 )
 """Attributes that name dimensions, whatever the operator."""
+_BODIES = {"If": ("then_branch", "else_branch"), "Loop": ("body",), "Scan": ("body",)}
 _TERM = re.compile(r"[A-Za-z]*(\.\.\.)?[A-Za-z]*")
 
 
@@ -45,9 +46,29 @@ def _wrong(node: Any) -> Iterator[str]:
         yield f"batch_dims {given['batch_dims'].i} is below zero"
     if node.op_type == "Split" and "num_outputs" in given and given["num_outputs"].i != len(node.output):
         yield f"num_outputs {given['num_outputs'].i}, where it has {len(node.output)}"
+    if node.op_type in _BODIES:
+        yield from _wrong_bodies(node, given)
     if node.op_type == "Einsum" and "equation" in given:
         text = given["equation"].s.decode("utf-8", "replace")
         left, _, right = text.replace(" ", "").partition("->")
         terms = left.split(",")
         if len(terms) != len(node.input) or not all(_TERM.fullmatch(term) for term in (*terms, right)):
             yield f"{one_line(text, 60)} is no equation of its {len(node.input)} inputs"
+
+
+def _wrong_bodies(node: Any, given: Mapping[str, Any]) -> Iterator[str]:
+    """Control flow whose bodies take and give another number of values than it hands them and hands on."""
+    scans = given["num_scan_inputs"].i if "num_scan_inputs" in given else 0
+    if node.op_type == "Scan" and not 1 <= scans <= len(node.input):
+        yield f"num_scan_inputs {scans}, where it has {len(node.input)} inputs"
+    for name in _BODIES[node.op_type]:
+        if name not in given or not given[name].HasField("g"):
+            yield f"it has no {name}"
+            continue
+        takes, gives = len(given[name].g.input), len(given[name].g.output) - (node.op_type == "Loop")
+        # Scan has had the lengths of its sequences in front, and bodies may give what no output is named for.
+        fed = {"If": (0,), "Loop": (len(node.input),), "Scan": (len(node.input), len(node.input) - 1)}[node.op_type]
+        if takes not in fed:
+            yield f"its {name} takes {takes} values, where it hands it {fed[0]}"
+        if gives < len(node.output):
+            yield f"its {name} gives {max(gives, 0)} values, where it has {len(node.output)} outputs"

@@ -311,6 +311,23 @@ def test_equations_that_libraries_do_not_come_back_from_are_refused(folder: Path
     models.load(folder / "model.onnx")
 
 
+def test_bodies_take_and_give_what_is_handed_on(folder: Path) -> None:
+    abs_ = _body(helper.make_node("Abs", ["x"], ["b"]))
+    for operator, inputs, stated, told in (
+        ("If", ["c"], {"then_branch": abs_}, "it has no else_branch"),
+        ("If", ["c"], {"then_branch": abs_, "else_branch": helper.make_graph([], "none", [], [])}, "gives 0 values"),
+        ("Loop", ["n", "c", "x"], {"body": abs_}, "its body takes 0 values, where it hands it 3"),
+        ("Scan", ["x"], {"body": abs_, "num_scan_inputs": 9}, "num_scan_inputs 9, where it has 1 inputs"),
+    ):
+        model = perceptron.perceptron()
+        model.graph.initializer.append(numpy_helper.from_array(np.array(True), "c"))
+        model.graph.initializer.append(numpy_helper.from_array(np.array(3), "n"))
+        model.graph.node.append(helper.make_node(operator, inputs, ["spare"], **stated))  # type: ignore[arg-type]
+        perceptron.write(folder / "model.onnx", model)
+        with pytest.raises(ModelError, match=told):
+            models.load(folder / "model.onnx")
+
+
 @pytest.mark.parametrize(
     ("operator", "inputs", "stated", "told"),
     [
