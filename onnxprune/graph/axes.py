@@ -95,15 +95,24 @@ class Solver:
 
     def same(self, a: Layout, b: Layout, why: str = "dimensions of different structure meet") -> bool:
         """Tie two dimensions index by index. False (and both pinned, with the reason) where that has no expression."""
-        while True:
-            a, b = self.resolve(a), self.resolve(b)
-            if a == b:
-                return True
-            first = next((i for i, (s, t) in enumerate(zip(a, b, strict=False)) if s != t), None)
-            if first is None or self.size(a) != self.size(b) or not self._step(a[first], b[first]):
-                self.pin(a, why)
-                self.pin(b, why)
-                return False
+        left, right = list(reversed(self.resolve(a))), list(reversed(self.resolve(b)))
+        checked = False
+        # Terms that agree go on agreeing, whatever is bound behind them: each is looked at when it comes first.
+        while left and right:
+            s, t = self._first(left), self._first(right)
+            if s == t:
+                left.pop(), right.pop()
+            elif (not checked and self.size(a) != self.size(b)) or not (
+                self._spread(s, right) or self._spread(t, left) or self._step(s, t)
+            ):
+                break
+            else:
+                checked = True
+        if not left and not right:
+            return True
+        self.pin(a, why)
+        self.pin(b, why)
+        return False
 
     def flat(self, ds: Sequence[Layout], es: Sequence[Layout], why: str = "reshaped across its structure") -> bool:
         """Tie two lists of dimensions that hold the same elements in the same order (Reshape)."""
@@ -163,6 +172,28 @@ class Solver:
         self._bound[atom] = layout
         for why in self.pins.pop(atom, {}):
             self.pin(layout, why)
+
+    def _first(self, terms: list[Term]) -> Term:
+        """The first term of a reversed list, in today's atoms."""
+        terms.extend(reversed(self.resolve((terms.pop(),))))
+        return terms[-1]
+
+    def _spread(self, term: Term, beside: list[Term]) -> bool:
+        """Bind an atom that stands beside many terms to all of them at once, as splits would one by one."""
+        if len(term) != 1 or not isinstance(term[0], int):
+            return False
+        left, parts = self.sizes[term[0]], list[Term]()
+        for other in reversed(beside):
+            if (size := self.size((other,))) > left:
+                break
+            parts.extend(self.resolve((other,)))
+            left -= size
+            if not left:
+                break
+        if len(parts) < 2:
+            return False
+        self._bind(term[0], (*parts, *(((self._atom(left),),) if left else ())))
+        return True
 
     def _step(self, s: Term, t: Term) -> bool:
         """Bring two different terms one substitution closer; False where nothing fits."""

@@ -14,11 +14,14 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from onnxprune.errors import LimitError, UsageError
+from onnxprune.graph import memory
 from onnxprune.graph.outputs import native_calls
 from onnxprune.graph.outputs.beside import beside
 
 ALLOWED = 8.0
 """Seconds of processor time for a run of a graph that has loops; a million turns of a few operators take as many."""
+_GROWTH = 4
+"""Of what may be used, the part by which such a run may grow: a turn may make twice as much as the one before."""
 VARIABLE = "ONNXPRUNE_LOOP_SECONDS"
 """Of the environment: another number of seconds."""
 _LOOPING: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
@@ -32,7 +35,7 @@ def run(opened: Any, wanted: Sequence[str] | None, feeds: Mapping[str, Any], *, 
         values: take and give OrtValues (`run_with_ort_values`).
 
     Raises:
-        LimitError: a loop took more processor time than is allowed.
+        LimitError: a loop took more processor time, or memory, than is allowed.
     """
     import onnxruntime as ort
 
@@ -40,15 +43,22 @@ def run(opened: Any, wanted: Sequence[str] | None, feeds: Mapping[str, Any], *, 
     if not loops(opened):
         with native_calls.running(options):
             return call(wanted, feeds, options)
-    seconds = allowed()
+    seconds, most = allowed(), memory.limit() // _GROWTH
     options.log_severity_level = 4
     stopped = []
 
     def watch(over: threading.Event) -> None:
-        until = time.process_time() + seconds
+        until, before = time.process_time() + seconds, memory.resident()
         while not over.wait(0.1):
-            if time.process_time() > until:
-                stopped.append(True)
+            late, large = time.process_time() > until, memory.resident() - before > most
+            if late or large:
+                stopped.append(
+                    f"has not ended after {seconds:g} s of processor time, on one batch of rows; {VARIABLE} in the "
+                    "environment allows more"
+                    if late
+                    else f"takes more than {memory.shown(most)} of memory on one batch of rows; give shorter or fewer "
+                    "rows, or --max-memory more"
+                )
                 options.terminate = True
                 return
 
@@ -58,10 +68,7 @@ def run(opened: Any, wanted: Sequence[str] | None, feeds: Mapping[str, Any], *, 
     except Exception as error:
         if not stopped:
             raise
-        raise LimitError(
-            f"a loop of the graph has not ended after {seconds:g} s of processor time, on one batch of rows; "
-            f"{VARIABLE} in the environment allows more"
-        ) from error
+        raise LimitError(f"a loop of the graph {stopped[0]}") from error
 
 
 def loops(opened: Any) -> bool:

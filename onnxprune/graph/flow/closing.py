@@ -48,20 +48,24 @@ def closed(model: ir.Model) -> ir.Model:
 
 
 def _close(graph: ir.Graph, version: int) -> None:
-    """Of what lies within one another the outer comes last, and first here."""
+    """Of what lies within one another the outer comes last, and first here.
+
+    What belongs to whom is found once: what is put away takes with it all that lies within, and comes after the rest.
+    """
+    flow = Flow(graph)
     for node in reversed(list(graph)):
         if node.graph is graph and is_flow(node):
-            made = _choice(graph, node, version) if node.op_type == CHOICE else _turns(graph, node, version)
+            made = _choice(graph, node, flow, version) if node.op_type == CHOICE else _turns(graph, node, flow, version)
             for attribute in made.attributes.values() if made is not None else ():
                 if attribute.type == ir.AttributeType.GRAPH:
                     _close(attribute.as_graph(), version)
 
 
-def _choice(graph: ir.Graph, node: ir.Node, version: int) -> ir.Node:
-    flow, half = Flow(graph), len(node.outputs)
+def _choice(graph: ir.Graph, node: ir.Node, flow: Flow, version: int) -> ir.Node:
+    half = len(node.outputs)
     attributes = []
     for name, side in (("then_branch", True), ("else_branch", False)):
-        nodes = [n for n in graph if flow.sides.get(n, ())[:1] == ((node, side),)]
+        nodes = [n for n in flow.first.get((node, side), ()) if n.graph is graph]
         results = node.inputs[1 : 1 + half] if side else node.inputs[1 + half :]
         body = _body(graph, nodes, [], results, f"{node.name}/{name}", version)
         attributes.append(ir.AttrGraph(name, body))
@@ -70,10 +74,10 @@ def _choice(graph: ir.Graph, node: ir.Node, version: int) -> ir.Node:
     return made
 
 
-def _turns(graph: ir.Graph, leave: ir.Node, version: int) -> ir.Node | None:
+def _turns(graph: ir.Graph, leave: ir.Node, flow: Flow, version: int) -> ir.Node | None:
     if leave.op_type != LEAVE:
         return None  # an Enter goes with its Leave
-    enter, flow = enter_of(leave), Flow(graph)
+    enter = enter_of(leave)
     nodes = [n for n in graph if flow.home.get(n, ())[:1] == (leave,) and n is not enter]
     results, given = leave.inputs[: ends(leave)], list(enter.inputs)
     shapes = [dims(value) for value in enter.outputs]

@@ -19,6 +19,7 @@ class Flow:
     Attributes:
         home: node -> the Leaves of the loops that it is done each turn of, outermost first; others are not in it.
         sides: node -> the choices on which it depends whether it is done at all, outermost first; likewise.
+        first: side of a choice -> the nodes of which it is the outermost, in order.
     """
 
     def __init__(self, graph: ir.Graph) -> None:
@@ -29,6 +30,10 @@ class Flow:
         if any(is_flow(node) for node in nodes):
             self._find_turns(nodes)
             self._find_sides(nodes, set(graph.outputs))
+        self.first: dict[Side, list[ir.Node]] = {}
+        for node in nodes:
+            if node in self.sides:
+                self.first.setdefault(self.sides[node][0], []).append(node)
 
     def unit(self, node: ir.Node, depth: int = 0) -> ir.Node:
         """What a node is done as a part of, within `depth` loops: a loop's Leave, or itself."""

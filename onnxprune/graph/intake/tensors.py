@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -81,32 +82,50 @@ def _check_ends(file: Path, graph: Any) -> None:
 
 
 def _check_arity(file: Path, node: Any, version: int) -> None:
-    """A node of the default domain has as many inputs and outputs as its operator takes and gives."""
-    bounds = _arity(node.op_type, version) if node.domain in ("", "ai.onnx") else None
-    if bounds is None:
+    """A node of the default domain has as many inputs and outputs, and the attributes, that its operator asks for."""
+    known = _schema(node.op_type, version) if node.domain in ("", "ai.onnx") else None
+    if known is None:
         return
-    for what, count, (low, high) in zip(
-        ("inputs", "outputs"), (len(node.input), len(node.output)), bounds, strict=True
-    ):
+    where = f"{file}: node {one_line(node.name or next(iter(node.output), ''), 80)} ({one_line(node.op_type, 40)}, "
+    where += f"opset {version})"
+    counts = (len(node.input), len(node.output))
+    for what, count, (low, high) in zip(("inputs", "outputs"), counts, (known.inputs, known.outputs), strict=True):
         if not low <= count <= high:
-            where = one_line(node.name or next(iter(node.output), ""), 80)
             told = str(low) if low == high else f"{low} or more" if high > MOST_DIMENSIONS else f"{low} to {high}"
-            raise ModelError(
-                f"{file}: node {where} ({one_line(node.op_type, 40)}, opset {version}) has {count} {what}, and the "
-                f"operator {told}: the file is damaged"
-            )
+            raise ModelError(f"{where} has {count} {what}, and the operator {told}: the file is damaged")
+    for attribute in node.attribute:
+        kind = known.kinds.get(attribute.name)
+        if kind is not None and attribute.type not in (0, kind):  # old exporters state none
+            raise ModelError(f"{where}: {one_line(attribute.name, 40)} is of another type: the file is damaged")
+    if missing := sorted(known.required - {a.name for a in node.attribute}):
+        raise ModelError(f"{where} lacks {', '.join(missing)}: the file is damaged")
+
+
+@dataclass(frozen=True)
+class _Schema:
+    """An operator's fewest and most inputs and outputs, the types of its attributes, and those that it must have."""
+
+    inputs: tuple[int, int]
+    outputs: tuple[int, int]
+    kinds: Mapping[str, int]
+    required: frozenset[str]
 
 
 @lru_cache(maxsize=1024)
-def _arity(operator: str, version: int) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """The fewest and most inputs and outputs; None for an operator that is not known."""
+def _schema(operator: str, version: int) -> _Schema | None:
+    """None for an operator that is not known."""
     import onnx
 
     try:
-        schema = onnx.defs.get_schema(operator, min(max(version, 1), onnx.defs.onnx_opset_version()), "")
+        schema: Any = onnx.defs.get_schema(operator, min(max(version, 1), onnx.defs.onnx_opset_version()), "")
     except onnx.defs.SchemaError:
         return None
-    return (schema.min_input, schema.max_input), (schema.min_output, schema.max_output)
+    return _Schema(
+        (schema.min_input, schema.max_input),
+        (schema.min_output, schema.max_output),
+        {name: int(a.type.value) for name, a in schema.attributes.items()},
+        frozenset(name for name, a in schema.attributes.items() if a.required),
+    )
 
 
 def _check_node(file: Path, node: Any, in_function: bool) -> None:

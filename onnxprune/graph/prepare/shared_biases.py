@@ -8,6 +8,9 @@ out again at the end.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, partial
+
 import numpy as np
 import onnx_ir as ir
 
@@ -30,15 +33,16 @@ def index_sides(model: ir.Model) -> None:
     reader's own too.
     """
     deep = _deep(model.graph)
+    mixes = cache(partial(_mixes, deep=deep))  # a node of thousands of inputs is asked by each of them
     for node in [n for n in model.graph if n.op_type == "Expand" and n.domain == "" and n.outputs[0] not in deep]:
         if any(size != 1 for size in (dims(node.inputs[0]) or (None,))[:-2]):
             continue  # what it reads has the axis already
         for reader, i in list(node.outputs[0].uses())[1:]:
-            if _mixes(reader, deep):
+            if mixes(reader):
                 reader.replace_input_with(i, _again(node, reader))
-    mixers = _mixers(model.graph, deep)
+    mixers = _mixers(model.graph, deep, mixes)
     for value in [v for n in model.graph for v in n.outputs if v not in deep] + list(model.graph.initializers.values()):
-        readers = [(node, i) for node, i in value.uses() if _mixes(node, deep)]
+        readers = [(node, i) for node, i in value.uses() if mixes(node)]
         scales = all(node.op_type == "Mul" for node, _ in readers)
         table, axes, steps = _table(value, scales) if readers else (value, [], [])
         if not axes or not _shared(table, axes, mixers):
@@ -79,14 +83,16 @@ def drop_whole_indices(model: ir.Model) -> None:
                 model.graph.remove(node, safe=True)
 
 
-def _mixers(graph: ir.Graph, deep: set[ir.Value]) -> dict[ir.Value, frozenset[ir.Node]]:
+def _mixers(
+    graph: ir.Graph, deep: set[ir.Value], mixes: Callable[[ir.Node], bool]
+) -> dict[ir.Value, frozenset[ir.Node]]:
     """Value -> the nodes that mix it with what is deep, at once or after steps of its own."""
     found: dict[ir.Value, frozenset[ir.Node]] = {}
     outputs = [v for node in reversed(graph) for v in node.outputs if v not in deep]
     for value in [*outputs, *graph.initializers.values()]:
         nodes: set[ir.Node] = set()
         for node, _ in value.uses():
-            nodes |= {node} if _mixes(node, deep) else {n for v in node.outputs for n in found.get(v, ())}
+            nodes |= {node} if mixes(node) else {n for v in node.outputs for n in found.get(v, ())}
         found[value] = frozenset(nodes)
     return found
 

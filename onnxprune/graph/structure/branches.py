@@ -11,6 +11,9 @@ from onnxprune.graph import ops
 from onnxprune.graph.axes import Layout
 from onnxprune.graph.plan import Branch, Group, Reader
 
+MOST_PARALLEL = 64
+"""Sums that one stands in, of which each may go back to the stream: as many as there are experts side by side."""
+
 
 def find_branches(
     nodes: Sequence[ir.Node],
@@ -107,7 +110,13 @@ def _parallel(add: ir.Node) -> list[ir.Value]:
     """What else goes into a sum of several: in x + (f(x) + g(x)), the x that the inner sum is added to."""
     found: list[ir.Value] = []
     total = add.outputs[0]
-    while not total.is_graph_output() and len(uses := list(total.uses())) == 1 and adds(uses[0][0]) and uses[0][1] < 2:
+    while (
+        len(found) < MOST_PARALLEL
+        and not total.is_graph_output()
+        and len(uses := list(total.uses())) == 1
+        and adds(uses[0][0])
+        and uses[0][1] < 2
+    ):
         node, operand = uses[0]
         other = node.inputs[1 - operand]
         if other is not None and other.const_value is None:
@@ -134,14 +143,17 @@ def _region(
     source = skip.producer() if skip is not None else None
     # A fused sum gives its norm beside it: what reads the norm is a function of the sum.
     starts = set(source.outputs) if source is not None and source.domain == "com.microsoft" and adds(source) else {skip}
-    for i, node in enumerate(nodes[: index[last] + 1]):
+    readers = [index[u] for v in starts if v is not None for u, _ in v.uses() if u in index]
+    before = ancestors[index[last]]
+    for i in range(min(readers, default=len(nodes)), index[last] + 1):
+        node = nodes[i]
         # What is computed from the size of x alone (position tables, masks) is no part of f.
-        if ancestors[index[last]] >> i & 1 and any(
+        if before >> i & 1 and any(
             v is not None and (v.producer() in inside or (v in starts and node.op_type not in ("Shape", "Size")))
             for v in node.inputs
         ):
             inside[node] = None
-    given = {n for n in handing if not ancestors[index[n]] >> index[add] & 1}
+    given = {n for n in handing if not ancestors[index[n]] >> index[add] & 1} if inside else set()
     for node in reversed(list(inside)):
         users = [
             u

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from perceptron import perceptron, write, write_rows
 
 from onnxprune.errors import LimitError, UsageError
-from onnxprune.graph import patience, runtime
+from onnxprune.graph import memory, patience, runtime
 
 
 def looping(*, condition: bool = False, inside: bool = False) -> onnx.ModelProto:
@@ -64,6 +64,16 @@ def test_a_loop_without_end_is_stopped(
     opened = runtime.session(looping(**options).SerializeToString())
     with pytest.raises(LimitError, match=r"not ended after 0\.2 s of processor time"):
         runtime.run(opened, feeds(**more))
+
+
+def test_a_loop_that_grows_is_stopped_before_memory_ends() -> None:
+    """Twice as large each turn: a thousand of them would take more than any machine has."""
+    model = looping()
+    body = model.graph.node[-1].attribute[0].g
+    body.node[-1].CopyFrom(helper.make_node("Concat", ["s", "s"], ["r"], axis=0))
+    opened = runtime.session(model.SerializeToString())
+    with memory.limited(400_000_000), pytest.raises(LimitError, match=r"loop of the graph takes more than 0\.1 GB"):
+        runtime.run(opened, feeds(turns=26))
 
 
 def test_a_loop_that_ends_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

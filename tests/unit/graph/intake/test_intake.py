@@ -322,7 +322,7 @@ def test_bodies_take_and_give_what_is_handed_on(folder: Path) -> None:
         model = perceptron.perceptron()
         model.graph.initializer.append(numpy_helper.from_array(np.array(True), "c"))
         model.graph.initializer.append(numpy_helper.from_array(np.array(3), "n"))
-        model.graph.node.append(helper.make_node(operator, inputs, ["spare"], **stated))  # type: ignore[arg-type]
+        model.graph.node.append(helper.make_node(operator, inputs, ["spare"], **stated))
         perceptron.write(folder / "model.onnx", model)
         with pytest.raises(ModelError, match=told):
             models.load(folder / "model.onnx")
@@ -422,6 +422,9 @@ def test_nodes_have_what_their_operator_takes(folder: Path) -> None:
         (lambda m: m.graph.node[0].input.append("x"), r"\(MatMul, opset 17\) has 3 inputs, and the operator 2:"),
         (lambda m: m.graph.node[-1].input.__delitem__(slice(1, 3)), r"has 1 inputs, and the operator 2 to 3"),
         (lambda m: m.graph.node[0].output.append("more"), "has 2 outputs, and the operator 1"),
+        (lambda m: m.graph.node[-1].attribute.append(helper.make_attribute("alpha", "a")), "alpha is of another type"),
+        (lambda m: m.graph.node.append(helper.make_node("Einsum", ["x"], ["y"], equation=7)), "of another type"),
+        (lambda m: m.graph.node.append(helper.make_node("Concat", ["x"], ["y"])), r"\(Concat, opset 17\) lacks axis"),
         (lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 0), "input x has no known element type"),
         (lambda m: m.graph.input[0].ClearField("type"), "input x has no known element type"),
     ):
