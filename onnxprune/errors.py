@@ -229,6 +229,8 @@ def explained(error: BaseException) -> OnnxPruneError:
         return OutputError(f"{where or 'the output'}: {said(error)}; {advice}")
     if isinstance(error, RecursionError):
         return LimitError("something in the model or the data is nested too deeply; --traceback says where")
+    if isinstance(error, UnicodeEncodeError):
+        return UsageError(f"a name or an option holds half a character ({said(error)}): correct it")
     if isinstance(error, ImportError):
         return OnnxPruneError(
             f"a package that onnxprune needs cannot be imported ({_typed(error)}): install onnxprune again, in a new "

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from onnxprune.errors import DataError, LimitError, ModelError, OnnxPruneError, explained, reading
+from onnxprune.errors import DataError, LimitError, ModelError, OnnxPruneError, UsageError, explained, reading
 
 
 def test_whatever_a_file_breaks_is_told_of_the_file() -> None:
@@ -30,3 +30,9 @@ def test_a_system_without_memory_is_no_matter_of_the_disk() -> None:
     assert isinstance(told, LimitError) and "more memory" in str(told)
     with pytest.raises(LimitError, match=r"^m.onnx: Cannot allocate memory"), reading("m.onnx", ModelError):
         raise refused
+
+
+def test_half_a_character_is_the_matter_of_who_wrote_it() -> None:
+    with pytest.raises(UnicodeEncodeError) as seen:
+        "\ud83d".encode()
+    assert isinstance(explained(seen.value), UsageError)
