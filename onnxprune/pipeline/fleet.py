@@ -18,10 +18,14 @@ from onnxprune.pipeline import remote
 from onnxprune.pipeline.job import Job
 from onnxprune.pipeline.remote import Brief, Known, Lacking, Task
 from onnxprune.search import by_table, plan_store
+from onnxprune.search.problem import Seen
 from onnxprune.search.scored_model import lasts
 from onnxprune.search.workers import Function, Workers
 
 logger = logging.getLogger(__name__)
+
+SENT = 2**32
+"""Bytes of second moments that are sent to workers; beyond, each takes them itself."""
 
 
 class Fleet:
@@ -43,7 +47,7 @@ class Fleet:
             Brief(
                 uuid.uuid4().hex, self._home, job.dense.digest, replace(job.planner.options), job.learn,
                 dict(job.planner.costs.bindings), job.judge, job.providers, job.metric, job.level,
-                job.flips,
+                job.flips, _seen(job),
             )
         )  # fmt: skip
         self._files: Any = None
@@ -108,6 +112,14 @@ class Fleet:
                 logger.info("workers do not see %s: it is sent", self._home)
                 root = self._home if self._dense.several else self._home.parent
                 self._files = self.workers.share(remote.bytes_of([f.resolve() for f in self._dense.files], root))
+
+
+def _seen(job: Job) -> Seen | None:
+    """What the job's planner saw of the rows, unless workers see it sooner than it is sent, or it is on a GPU."""
+    if job.planner.interpreter.device != "cpu":
+        return None
+    seen = job.planner.seen()
+    return seen if sum(gram.nbytes for gram in seen.moments.values()) <= SENT else None
 
 
 def _known(job: Job) -> Known:

@@ -30,6 +30,7 @@ from onnxprune.search import by_table, units_then_zeros
 from onnxprune.search.damage_table import Row
 from onnxprune.search.options import Options
 from onnxprune.search.planner import Planner
+from onnxprune.search.problem import Seen
 
 Files = Mapping[str, np.ndarray]
 """A model's files, the graph's first: name -> bytes [n]."""
@@ -46,6 +47,7 @@ class Brief:
         calibration, bindings: of `planner.Planner`.
         judge: rows that finished plans are measured on; None for none.
         providers, metric, level, flips: how.
+        seen: what the first planner saw of the rows; None where that is too much to send.
     """
 
     key: str
@@ -59,6 +61,7 @@ class Brief:
     metric: Any = None
     level: float = 0.95
     flips: int = 0
+    seen: Seen | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ class _Place:
     @cached_property
     def _first(self) -> Planner:
         brief = self.brief
-        return Planner(self.dense, self.structure, brief.options, brief.calibration, brief.bindings)
+        return Planner(self.dense, self.structure, brief.options, brief.calibration, brief.bindings, seen=brief.seen)
 
     def planner(self, task: Task) -> Planner:
         """The planner by a task's method, that knows what is known."""

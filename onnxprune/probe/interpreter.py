@@ -270,7 +270,8 @@ class Interpreter:
     def replace(self, weights: Mapping[str, np.ndarray]) -> None:
         """Compute with other numbers in the place of some initializers from now on, in their types."""
         for name, array in weights.items():
-            self._replaced[name] = cast(self.place(np.ascontiguousarray(array)), self.weight(name))
+            own = np.require(array, requirements=("C", "W"))  # what was sent by a cluster may be read alone
+            self._replaced[name] = cast(self.place(own), self.weight(name))
 
     def release(self) -> None:
         """Let go of the weights that are kept; they are read anew when they are asked for."""

@@ -49,6 +49,25 @@ class Gram:
         self._waiting: list[tuple[Any, tuple[Any, ...]]] = []
         self._kept: list[Callable[[], np.ndarray]] = []
 
+    def __getstate__(self) -> dict[str, Any]:
+        """To be sent elsewhere: what has been summed, or the tokens where they are kept."""
+        if self._tokens() is None:
+            sums, waiting = self.sums(), []
+        else:
+            sums, waiting = [], self._waiting
+        return {"_count": self._count, "_waiting": waiting, "sums": sums}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._count, self._waiting, self._sums = state["_count"], state["_waiting"], []
+        self._kept = [partial(np.asarray, array) for array in state["sums"]]
+
+    @property
+    def nbytes(self) -> int:
+        """What it holds."""
+        few = self._tokens()
+        held = self.sums() if few is None else [x for x in (few[0], *few[1]) if x is not None]
+        return sum(int(x.nbytes) for x in held)
+
     def add(self, x: Any, weight: Any = None) -> None:
         """x [tokens, n]; weight [tokens] or None for ones, in every call or in none."""
         self._take(weight, x.float())
@@ -147,7 +166,7 @@ class Gram:
             return found
         matrix, total = self.sums()[:2]
         found._count = self.count
-        sums = [(turn @ torch.from_numpy(np.ascontiguousarray(matrix)) @ turn.T).numpy(), basis @ total]
+        sums = [(turn @ torch.from_numpy(np.require(matrix, requirements=("C", "W"))) @ turn.T).numpy(), basis @ total]
         found._kept = [partial(np.asarray, array) for array in sums]
         return found
 

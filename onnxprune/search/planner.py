@@ -28,7 +28,7 @@ from onnxprune.search.by_rank import ranked
 from onnxprune.search.defaults import method_of, why_not_so_little
 from onnxprune.search.latency_budget import land, timing
 from onnxprune.search.options import Options
-from onnxprune.search.problem import Problem
+from onnxprune.search.problem import Problem, Seen
 from onnxprune.search.progress import Clock, Progress
 from onnxprune.search.score_cache import Scores, key_of
 from onnxprune.search.scored_model import Stage, scored
@@ -45,6 +45,7 @@ class Planner(Problem):
 
     Args:
         scores, store: a file, and a store, that keep what is measured on the whole model (score_cache.py).
+        seen: what a planner for the same rows has seen of them, elsewhere.
 
     Attributes:
         landing: how the last plan met a latency budget.
@@ -62,8 +63,9 @@ class Planner(Problem):
         progress: Progress | None = None,
         scores: Path | None = None,
         store: Store | None = None,
+        seen: Seen | None = None,
     ) -> None:
-        super().__init__(model, structure, options, calibration, bindings, clock, progress)
+        super().__init__(model, structure, options, calibration, bindings, clock, progress, seen)
         self.landing: Landing | None = None
         self.last = False
         self.scores = Scores.open(scores, self._key(), store)

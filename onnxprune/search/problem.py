@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,21 @@ GRADIENTS = frozenset({"gate_grad", "weight_score"})
 """What a method may need (score.base.Statistics) that takes gradients: all weights are held until it is there."""
 
 
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What the rows say of the dense model before any method asks; it can be sent to where a problem is made again.
+
+    Attributes:
+        rotated: the bases of dimensions within heads.
+        moments: `Problem.moments`, as far as they have been taken.
+        weighed: "fit" or "held" -> how much each token of these rows matters.
+    """
+
+    rotated: Rotated
+    moments: Mapping[Usage, Gram]
+    weighed: Mapping[str, Weights | None]
+
+
 class Problem:
     """A model, its rows and what is asked of it.
 
@@ -74,6 +89,7 @@ class Problem:
         bindings: Mapping[str, int],
         clock: Clock | None = None,
         progress: Progress | None = None,
+        seen: Seen | None = None,
     ) -> None:
         self.whole = model, structure
         model, self.led = leading(model, structure)
@@ -111,7 +127,10 @@ class Problem:
             )
             split = Split.of(self.interpreter, calibration, options, *sizes, short)
             self.fit, self.held, self.table, self.select = split.fit, split.held, split.table, split.select
-        self._rotate()
+        if seen is not None:
+            self._weighed.update(seen.weighed)
+            self.moments.update(seen.moments)
+        self._rotate(None if seen is None else seen.rotated)
 
     @property
     def prices(self) -> Prices:
@@ -148,10 +167,19 @@ class Problem:
         found = sensitivities(rows, read, self.gates.usages, self.options.seed)
         return {node: [share * w + (1 - share) for w in parts] for node, parts in found.items()}
 
-    def _rotate(self) -> None:
+    def seen(self) -> Seen:
+        """What another problem with the same rows need not look at again."""
+        if self.calibration is not None:
+            self._weighed["fit"], self._weighed["held"] = self.token_weights, self.held_weights
+        return Seen(self.rotated, self.moments, self._weighed)
+
+    def _rotate(self, known: Rotated | None = None) -> None:
         """Write heads whose dimensions may go in the bases in which the last of them matter least.
 
         From here on the interpreter holds the model in these bases: it computes the same.
+
+        Args:
+            known: what came of it elsewhere.
         """
         inner = [s for s in self.sites if s.group.kind == "head_dims"]
         graph, told = self.whole[0].graph, self.whole[1]
@@ -160,13 +188,17 @@ class Problem:
         if inner and self.interpreter.streams:
             logger.info("heads keep their bases: rotating them takes all weights in memory at once")
         elif inner and self.calibration is not None:
-            with self.clock.stage("rotate"):
-                read = [m for s in self.sites for m in s.matrices]
-                self.rotated = rotated(self.fit, inner, self.structure, self.weight, self.token_weights, read)
-            for name, array in self.rotated.weights.items():  # what is stored in half precision holds these
-                self.rotated.weights[name] = nearest(self.model.graph.initializers[name].const_value, array)
+            if known is not None:
+                self.rotated = known
+            else:
+                with self.clock.stage("rotate"):
+                    read = [m for s in self.sites for m in s.matrices]
+                    found = rotated(self.fit, inner, self.structure, self.weight, self.token_weights, read)
+                for name, array in found.weights.items():  # what is stored in half precision holds these
+                    found.weights[name] = nearest(self.model.graph.initializers[name].const_value, array)
+                self.moments.update(found.moments)
+                self.rotated = replace(found, moments={})  # they are let go here when they are done with
             self.interpreter.replace(self.rotated.weights)
-            self.moments.update(self.rotated.moments)
         for group, why in self.rotated.held.items():
             logger.info("%s keeps its basis: %s", group, why)
         self.sites = [s for s in self.sites if s.id in self.rotated.rankings or self._as_it_is(s)]

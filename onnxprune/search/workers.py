@@ -134,7 +134,7 @@ def _numbered(index: int, function: Function, task: Any, *shared: Any) -> tuple[
 def _read(path: Path) -> Any:
     import joblib
 
-    return joblib.load(path, mmap_mode="r")
+    return joblib.load(path, mmap_mode="c")  # what a worker writes to is its own
 
 
 def _told(result: Any) -> Any:

@@ -1,0 +1,49 @@
+"""What one planner has seen of the rows serves another, elsewhere, which plans as if it had looked itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pytest
+import random_graphs
+
+from onnxprune.data import read
+from onnxprune.graph.model import load
+from onnxprune.graph.plan import Budget
+from onnxprune.graph.structure.analyze import analyze
+from onnxprune.pipeline.rows import shape_of
+from onnxprune.search import problem
+from onnxprune.search.options import Options
+from onnxprune.search.planner import Planner
+
+
+@pytest.mark.parametrize("count", [16, 200], ids=["tokens", "sums"])
+def test_a_planner_that_is_told_plans_the_same(count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(random_graphs.saved(random_graphs.build("transformer", 3), tmp_path / "dense.onnx"))
+    learn = read([{"x": row[None]} for row in random_graphs.sample("transformer", count)], model.inputs)
+    options = Options(Budget("flops", 0.6), units=("heads", "head_ranks", "neurons"), round_to=1)
+
+    def planner(**told: Any) -> Planner:
+        return Planner(model, analyze(model), options, learn, shape_of(model, {}, learn), **told)
+
+    first = planner()
+    joblib.dump(first.seen(), tmp_path / "seen.pkl")
+    assert first.rotated.weights
+    assert first.moments
+
+    def looks(*args: Any) -> None:
+        raise AssertionError("it looks at the rows again")
+
+    monkeypatch.setattr(problem, "rotated", looks)
+    monkeypatch.setattr(problem, "sensitivities", looks)
+    second = planner(seen=joblib.load(tmp_path / "seen.pkl", mmap_mode="r"))
+    assert second.moments.keys() == first.moments.keys()
+    limit = 0.6 * first.costs.total("flops")
+    one, other = first.plan(limit), second.plan(limit)
+    assert (one.keep, one.drop) == (other.keep, other.drop)
+    assert one.weights.keys() == other.weights.keys()
+    for name, weight in one.weights.items():
+        np.testing.assert_array_equal(weight, other.weights[name])
