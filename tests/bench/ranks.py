@@ -18,6 +18,7 @@ from onnxprune.graph.plan import Budget, Plan
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.pipeline.rows import read_rows, shape_of
 from onnxprune.probe.forward import Rows, forward
+from onnxprune.score.rotation import Rotated
 from onnxprune.search.options import Options
 from onnxprune.search.planner import Planner
 from onnxprune.search.scored_model import scored
@@ -69,7 +70,7 @@ def main() -> None:
 class Chosen(Planner):
     """Dimensions in the basis that the model was trained in."""
 
-    def _rotate(self) -> None:
+    def _rotate(self, known: Rotated | None = None) -> None:
         pass
 
 
