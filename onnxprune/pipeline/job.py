@@ -130,6 +130,7 @@ class Job:
         progress: Progress | None = None,
         scores: Path | None = None,
         store: Store | None = None,
+        glance: int | None = None,
         **asked: Any,
     ) -> Job:
         """Load, analyze, and read the rows (`asked`: columns, pairs, tokenizer, max_length).
@@ -137,6 +138,7 @@ class Job:
         Args:
             scores: folder in which what is measured on the model is kept for further budgets; None keeps no file.
             store: keeps it, too, and finished plans.
+            glance: rows to look at where nothing is to be learnt from them; None for all.
         """
         clock = Clock(progress=progress or quiet)
         resolve_providers(providers)  # what is not there is said before anything is measured
@@ -171,7 +173,8 @@ class Job:
             clock.say(f"costs are counted at {shown(bindings)}; --shape says otherwise")
         assert dense.path is not None
         kept = None if scores is None else scores / f"{dense.path.stem}.scores.json"
-        planner = Planner(dense, structure, options, learn, bindings, clock, progress, kept, store)
+        looked = learn if glance is None or learn is None else learn.take(glance, options.seed)
+        planner = Planner(dense, structure, options, looked, bindings, clock, progress, kept, store)
         if learn is not None and options.token_weight and planner.interpreter.streams:
             said = (*said, _ALIKE)
         sources = {"calibration": _path(calibration), "evaluation": _path(evaluation), **asked}

@@ -14,6 +14,9 @@ from onnxprune.pipeline import output_files
 from onnxprune.pipeline.job import Job
 from onnxprune.search.options import Options
 
+GLANCE = 16
+"""Rows that are run: what can be cut shows in a few."""
+
 
 @dataclass(frozen=True)
 class Preview:
@@ -75,7 +78,7 @@ def preview(
         memory.limited(asked.max_memory),
         output_files.opened(target, file, inputs, quantize=quantize, force=force),
     ):
-        job = Job.open(file, settled, calibration, evaluation, quantize=quantize, scores=None, **common)
+        job = Job.open(file, settled, calibration, evaluation, quantize=quantize, scores=None, glance=GLANCE, **common)
     planner, costs = job.planner, job.planner.costs
     told: dict[str, Any] = {"kind": budget.kind, "asked": budget.value, "dense": None, "allowed": None, "least": None}
     if max_drop is not None:

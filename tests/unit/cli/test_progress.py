@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import perceptron
@@ -17,6 +19,8 @@ import pytest
 from onnxprune.cli import progress
 from onnxprune.cli.help import OTHER, SECTIONS, Command
 from onnxprune.cli.main import cli
+from onnxprune.pipeline import job, preview
+from onnxprune.search.planner import Planner
 from onnxprune.search.progress import STAGES
 
 Run = Callable[..., tuple[int, str, str]]
@@ -78,6 +82,23 @@ def test_a_dry_run_reads_and_tells_and_measures_nothing(run: Run, folder: Path) 
     code, _, err = run(folder / "model.onnx", "--flops", 0.0001, *args)
     assert code == 5, err
     assert {p.name for p in folder.iterdir()} == {"model.onnx", "rows.jsonl"}
+
+
+def test_a_dry_run_runs_a_few_rows_and_counts_them_all(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads are rotated before anything is known of them: over all rows that takes as long as scoring."""
+    looked: list[int] = []
+
+    class Watched(Planner):
+        def __init__(self, *args: Any, **more: Any) -> None:
+            looked.append(len(args[3]))
+            super().__init__(*args, **more)
+
+    monkeypatch.setattr(job, "Planner", Watched)
+    told = json.loads(
+        run(folder / "model.onnx", "--flops", 0.6, "--calib", folder / "rows.jsonl", "--dry-run", "--json")[1]
+    )
+    assert looked == [preview.GLANCE]
+    assert told["rows"]["learn"] > preview.GLANCE
 
 
 @pytest.mark.parametrize(
