@@ -13,6 +13,7 @@ from onnxprune.cli.help import Command
 from onnxprune.cli.options import MODEL, MOST, Pairs, in_metrics, logs, reads, stated_shape, talk
 from onnxprune.cli.progress import Bar
 from onnxprune.cli.reading import OUTSIDE
+from onnxprune.graph.providers import SHORT_NAMES, short_name
 
 
 class _Targets(click.Choice):  # type: ignore[type-arg,unused-ignore]
@@ -91,16 +92,16 @@ def import_bench(
 
     from onnxprune.errors import UsageError
     from onnxprune.export.device import read_result
-    from onnxprune.graph import outputs, runtime
+    from onnxprune.graph import outputs
     from onnxprune.measure.tables.table import save
     from onnxprune.report import latency_table, terminal
 
     rows, tables = read_result(file)
-    wanted = {runtime.SHORT_NAMES.get(name.lower(), name) for name in ep}
+    wanted = {SHORT_NAMES.get(name.lower(), name) for name in ep}
     kept = [t for t in tables if not wanted or t.provider in wanted]
     if table is not None:
         if not kept:
-            there = ", ".join(runtime.short_name(t.provider) for t in tables) or "none"
+            there = ", ".join(short_name(t.provider) for t in tables) or "none"
             raise UsageError(f"{file}: no latency table of {', '.join(ep) or 'any provider'}; it has {there}")
         with outputs.files(table, inputs=outputs.Inputs.of(file), force=force) as out:
             save(kept, out.folder / out.first)

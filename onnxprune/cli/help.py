@@ -108,7 +108,7 @@ def kinds() -> Iterable[str]:
 
 def providers() -> Iterable[str]:
     """Short names of execution providers."""
-    from onnxprune.graph.runtime import SHORT_NAMES
+    from onnxprune.graph.providers import SHORT_NAMES
 
     return SHORT_NAMES
 

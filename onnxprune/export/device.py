@@ -20,7 +20,8 @@ from onnxprune.errors import DataError, NothingToPruneError, reading
 from onnxprune.export import ort_format
 from onnxprune.export.base import Artefact, Workshop
 from onnxprune.graph import model as models
-from onnxprune.graph.runtime import CPU, SHORT_NAMES, Coverage
+from onnxprune.graph.providers import CPU, SHORT_NAMES
+from onnxprune.graph.runtime import Coverage
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.measure.cost import Costs
 from onnxprune.measure.latency import LatencyRow, Times

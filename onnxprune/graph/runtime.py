@@ -7,25 +7,20 @@ on the CPU too). The first two are errors; the third is counted by `coverage`.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import io
 import logging
 import os
-import platform
-import re
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from onnxprune.documents import utf8
-from onnxprune.errors import CheckError, DataError, ModelError, OnnxPruneError, UnsupportedError, UsageError, near
+from onnxprune.errors import CheckError, DataError, ModelError, OnnxPruneError, UnsupportedError, UsageError
 from onnxprune.graph import outputs, patience
+from onnxprune.graph.providers import CPU, FIXED_SHAPES, add_provider, message_of, resolve_providers, unloaded
 from onnxprune.graph.widened import widened
 
 if TYPE_CHECKING:
@@ -36,68 +31,15 @@ log = logging.getLogger(__name__)
 Feeds = Mapping[str, np.ndarray]
 Session: TypeAlias = "ort.InferenceSession"
 SavedStyle = Literal["fixed", "runtime", "applied"]
-CPU = "CPUExecutionProvider"
-
-_MOBILE = "the onnxruntime packages for Android and iOS (it is in no Python package: deploy the file and time it there)"
-_HOMES = {
-    CPU: "onnxruntime",
-    "CUDAExecutionProvider": "onnxruntime-gpu",
-    "TensorrtExecutionProvider": "onnxruntime-gpu",
-    "NvTensorRTRTXExecutionProvider": "onnxruntime-ep-nv-tensorrt-rtx",
-    "OpenVINOExecutionProvider": "onnxruntime-openvino (or the plugin onnxruntime-ep-openvino beside onnxruntime)",
-    "QNNExecutionProvider": "onnxruntime-qnn (a plugin beside onnxruntime)",
-    "WebGpuExecutionProvider": "onnxruntime-ep-webgpu (a plugin beside onnxruntime), or onnxruntime-web",
-    "WebNNExecutionProvider": "onnxruntime-web (npm)",
-    "DmlExecutionProvider": "onnxruntime-directml",
-    "MIGraphXExecutionProvider": "onnxruntime-migraphx",
-    "XnnpackExecutionProvider": _MOBILE,
-    "NnapiExecutionProvider": _MOBILE,
-    "CoreMLExecutionProvider": "onnxruntime for macOS, or " + _MOBILE,
-}
-"""The package that carries each provider."""
 
 _WIDENED: weakref.WeakSet[Any] = weakref.WeakSet()
 """Sessions of graphs in bfloat16 that compute in single precision."""
-
-SHORT_NAMES = {
-    "cpu": CPU,
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "trt-rtx": "NvTensorRTRTXExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-    "qnn": "QNNExecutionProvider",
-    "webgpu": "WebGpuExecutionProvider",
-    "webnn": "WebNNExecutionProvider",
-    "dml": "DmlExecutionProvider",
-    "migraphx": "MIGraphXExecutionProvider",
-    "xnnpack": "XnnpackExecutionProvider",
-    "nnapi": "NnapiExecutionProvider",
-    "coreml": "CoreMLExecutionProvider",
-}
-
-_PLUGINS = {
-    "QNNExecutionProvider": "onnxruntime_qnn",
-    "OpenVINOExecutionProvider": "onnxruntime_ep_openvino",
-    "WebGpuExecutionProvider": "onnxruntime_ep_webgpu",
-}
-"""Providers that come as a plugin library, and the module that knows where it lies."""
-
-_ON_CUDA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
-
-_ON_DEVICES = frozenset(SHORT_NAMES.values()) - {CPU, "OpenVINOExecutionProvider", "XnnpackExecutionProvider"}
-
-_SIMULATED = {"backend_type": "htp", "soc_model": "57"}
-"""QNN on an x86 machine is Qualcomm's simulator; 57 is the first chip that it takes float graphs for."""
-_ON_DEVICE = {"backend_type": "htp"}
 
 _COMPILING = frozenset(
     name + "ExecutionProvider"
     for name in ("OpenVINO", "QNN", "Tensorrt", "NvTensorRTRTX", "CoreML", "Nnapi", "MIGraphX", "VitisAI", "WebNN")
 )
 """Providers that compile whole subgraphs; each subgraph they take is one partition."""
-
-FIXED_SHAPES = frozenset({"QNNExecutionProvider", "NnapiExecutionProvider"})
-"""Providers that take fixed shapes only."""
 
 _LEVELS = {
     "none": "ORT_DISABLE_ALL",
@@ -142,53 +84,11 @@ class Coverage:
         )
 
 
-def resolve_providers(names: str | Iterable[str]) -> tuple[str, ...]:
-    """Full ONNX Runtime provider names, in the order given and without repetitions.
-
-    Args:
-        names: short names (`cpu`, `cuda`, `openvino`, …) or full ones; a string may hold several, comma-separated.
-
-    Raises:
-        UsageError: an unknown name, or a provider that the installed build lacks (names the package that has it).
-    """
-    import onnxruntime as ort
-
-    asked = names.split(",") if isinstance(names, str) else list(names)
-    known = {name.lower(): name for name in (*ort.get_all_providers(), *_HOMES)} | SHORT_NAMES
-    resolved = []
-    for name in (n.strip() for n in asked):
-        full = known.get(name.lower())
-        if full is None:
-            raise UsageError(
-                f"execution provider {name!r} is unknown; choose from {', '.join(SHORT_NAMES)}{near(name, SHORT_NAMES)}"
-            )
-        _require(full)
-        resolved.append(full)
-    if not resolved:
-        raise UsageError("no execution provider is named; the usual one is cpu")
-    return tuple(dict.fromkeys(resolved))
-
-
 def optimization_levels() -> tuple[str, ...]:
     """What `session` takes as its optimization, from none to all, as far as this build has them."""
     import onnxruntime as ort
 
     return tuple(name for name, level in _LEVELS.items() if hasattr(ort.GraphOptimizationLevel, level))
-
-
-def simulated(provider: str) -> bool:
-    """Whether a provider of this machine only imitates its device: placement and outputs count, times do not."""
-    return provider == "QNNExecutionProvider" and platform.machine().lower() in ("x86_64", "amd64")
-
-
-def on_processor(provider: str) -> bool:
-    """Whether a provider's work is the processor's, so that processor time is its time, too."""
-    return provider not in _ON_DEVICES or simulated(provider)
-
-
-def short_name(provider: str) -> str:
-    """`CPUExecutionProvider` -> `cpu`; a provider without a short name keeps its own."""
-    return next((short for short, full in SHORT_NAMES.items() if full == provider), provider)
 
 
 def session(
@@ -240,7 +140,7 @@ def session(
         options.enable_profiling = True
         options.profile_file_prefix = os.fspath(profile)
     for name in names:
-        _add_provider(options, name, (provider_options or {}).get(name, {}))
+        add_provider(options, name, (provider_options or {}).get(name, {}))
     label = "the serialised model" if isinstance(model, bytes) else utf8(os.fspath(model))
     try:
         opened = ort.InferenceSession(model if isinstance(model, bytes) else label, options)
@@ -252,10 +152,7 @@ def session(
     opened.disable_fallback()
     missing = [name for name in names if name not in opened.get_providers()]
     if missing:
-        bring = f": pip install '{_HOMES[missing[0]]}[cuda,cudnn]' brings libraries" if missing[0] in _ON_CUDA else ""
-        raise UsageError(
-            f"{missing[0]} is installed but does not load (its libraries or its device are missing){bring}"
-        )
+        raise unloaded(missing[0])
     return opened
 
 
@@ -323,12 +220,12 @@ def compile_ahead(source: str | os.PathLike[str], target: str | os.PathLike[str]
     (name,) = resolve_providers(provider)
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    _add_provider(options, name, {})
+    add_provider(options, name, {})
     try:
         compiler = ort.ModelCompiler(options, os.fspath(source), embed_compiled_data_into_model=True)
         compiler.compile_to_file(os.fspath(target))
     except Exception as error:
-        raise UnsupportedError(f"{name} compiles no {os.fspath(source)} ahead of time: {_message(error)}") from error
+        raise UnsupportedError(f"{name} compiles no {os.fspath(source)} ahead of time: {message_of(error)}") from error
 
 
 def coverage(opened: Session) -> Coverage:
@@ -419,7 +316,7 @@ def _running() -> Iterator[None]:
         raise
     except Exception as error:  # as above
         kind = DataError if type(error).__name__ == "InvalidArgument" or isinstance(error, RuntimeError) else ModelError
-        raise kind(f"ONNX Runtime could not run the graph: {_message(error)}") from error
+        raise kind(f"ONNX Runtime could not run the graph: {message_of(error)}") from error
 
 
 def evaluate(
@@ -440,64 +337,7 @@ def evaluate(
     return gathered
 
 
-def _require(provider: str) -> None:
-    """Register the plugin that carries a provider if need be; an error names the package where there is none."""
-    import onnxruntime as ort
-
-    if provider in ort.get_available_providers():
-        if provider in _ON_CUDA:
-            _load_cuda()
-        return
-    module = _PLUGINS.get(provider)
-    if module and importlib.util.find_spec(module) and hasattr(ort, "register_execution_provider_library"):
-        try:
-            ort.register_execution_provider_library(provider, importlib.import_module(module).get_library_path())
-        except Exception as error:
-            raise UsageError(f"the plugin {module} of {provider} does not load: {_message(error)}") from error
-        if provider in {device.ep_name for device in ort.get_ep_devices()}:
-            return
-        raise UsageError(f"the plugin {module} finds no device for {provider} on this machine")
-    home = _HOMES.get(provider, "another build of onnxruntime")
-    raise UsageError(f"{provider} is not in the installed onnxruntime {ort.__version__}; it comes with {home}")
-
-
-@cache
-def _load_cuda() -> None:
-    """Load CUDA's and cuDNN's libraries from the packages that pip brings them in, once.
-
-    By itself ONNX Runtime finds only those of the system.
-    """
-    import onnxruntime as ort
-
-    with redirect_stdout(io.StringIO()):  # what is missing is said when the provider does not load
-        ort.preload_dlls()
-
-
-def _add_provider(options: ort.SessionOptions, provider: str, given: Mapping[str, str]) -> None:
-    import onnxruntime as ort
-
-    defaults: dict[str, str] = {}
-    if provider == "QNNExecutionProvider":
-        defaults = _SIMULATED if simulated(provider) else _ON_DEVICE
-    settings = defaults | {str(k): str(v) for k, v in given.items()}
-    # Only a plugin's provider has devices of its own here; a built-in one of the same name is added by name.
-    devices = [d for d in ort.get_ep_devices() if d.ep_name == provider] if provider in _PLUGINS else []
-    try:
-        if devices:
-            options.add_provider_for_devices(devices[:1], settings)
-        else:
-            options.add_provider(provider, settings)
-    except Exception as error:
-        raise UsageError(f"{provider} does not load: {_message(error)}") from error
-
-
 def _opening_error(label: str, error: Exception) -> OnnxPruneError:
     if type(error).__name__ == "NotImplemented":
-        return UnsupportedError(f"{label}: no provider of this session implements it: {_message(error)}")
-    return ModelError(f"{label}: ONNX Runtime cannot open it: {_message(error)}")
-
-
-def _message(error: Exception) -> str:
-    """ONNX Runtime's message on one line, without the status prefix."""
-    line = " ".join(str(error).split()) or type(error).__name__
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)[:300]
+        return UnsupportedError(f"{label}: no provider of this session implements it: {message_of(error)}")
+    return ModelError(f"{label}: ONNX Runtime cannot open it: {message_of(error)}")

@@ -18,6 +18,7 @@ import numpy as np
 
 from onnxprune.errors import ModelError
 from onnxprune.graph import memory, patience, runtime
+from onnxprune.graph.providers import CPU, resolve_providers
 
 _MAPPED = {"session.disable_prepacking": "1"}
 """Weights that are packed for a kernel are copied; mapped ones are pages of their file."""
@@ -28,7 +29,7 @@ _PARTS = 4
 
 def opened(
     file: str | os.PathLike[str] | bytes,
-    providers: Sequence[str] = (runtime.CPU,),
+    providers: Sequence[str] = (CPU,),
     *,
     threads: int = 1,
     optimization: str = "all",
@@ -38,7 +39,7 @@ def opened(
     Raises:
         as `runtime.session`.
     """
-    if not isinstance(file, bytes) and set(runtime.resolve_providers(providers)) == {runtime.CPU}:
+    if not isinstance(file, bytes) and set(resolve_providers(providers)) == {CPU}:
         path = Path(file)
         if path.suffix == ".onnx" and path.is_file() and _most(path) > memory.share():
             segments = Segments(path, threads=threads, optimization=optimization)
@@ -99,12 +100,12 @@ class Segments:
         return list(self._outputs)
 
     def get_providers(self) -> list[str]:
-        return [runtime.CPU]
+        return [CPU]
 
     def get_provider_graph_assignment_info(self) -> list[Any]:
         """Every node on the CPU, as `runtime.coverage` reads it."""
         nodes = list(self.proto.graph.node)
-        return [SimpleNamespace(ep_name=runtime.CPU, get_nodes=lambda: nodes)]
+        return [SimpleNamespace(ep_name=CPU, get_nodes=lambda: nodes)]
 
     def run(self, wanted: Sequence[str] | None, feeds: runtime.Feeds, options: Any = None) -> list[Any]:
         """As a session's."""

@@ -13,7 +13,8 @@ import numpy as np
 from onnxprune.errors import UsageError
 from onnxprune.graph import runtime
 from onnxprune.graph.example_feeds import synthesize
-from onnxprune.graph.runtime import CPU, Coverage
+from onnxprune.graph.providers import CPU, resolve_providers, simulated
+from onnxprune.graph.runtime import Coverage
 from onnxprune.measure import latency, node, operator_profile
 from onnxprune.measure.latency import LatencyRow
 
@@ -90,21 +91,19 @@ def measure(
     shapes = list(product(batch or (None,), sequence or (None,)))
     cases = [synthesize(inputs, batch=b, sequence=s, dims=dims, seed=seed) for b, s in shapes]
     scripted = [p for p in providers if p in node.PACKAGES]
-    named = (
-        runtime.resolve_providers([p for p in providers if p not in scripted]) if len(scripted) < len(providers) else ()
-    )
+    named = resolve_providers([p for p in providers if p not in scripted]) if len(scripted) < len(providers) else ()
     if profile and CPU not in named:
         raise UsageError("--profile measures operators on the CPU: name it, --ep cpu")
     timed: list[LatencyRow] = []
     for count in threads:
-        real = [p for p in named if not runtime.simulated(p)]
+        real = [p for p in named if not simulated(p)]
         if real:
             timed += latency.bench(
                 dense, pruned, providers=real, batch=batch, sequence=sequence, dims=dims, threads=count, runs=runs,
                 seed=seed,
             )  # fmt: skip
         timed += [_scripted(p, dense, pruned, feeds, count, runs, seed) for p in scripted for feeds in cases]
-    placed = [_placement(p, dense, pruned, feeds) for p in named if runtime.simulated(p) for feeds in cases]
+    placed = [_placement(p, dense, pruned, feeds) for p in named if simulated(p) for feeds in cases]
     operators: list[OperatorRow] = []
     if profile:
         operators = [row for feeds in cases for row in _operators(dense, pruned, feeds, threads[0])]

@@ -19,6 +19,7 @@ from onnxprune.graph import runtime, segments
 from onnxprune.graph.example_feeds import fitted
 from onnxprune.graph.finite import check_weights, first_unusable, require
 from onnxprune.graph.model import InputSpec, Model
+from onnxprune.graph.providers import CPU, resolve_providers
 from onnxprune.measure.equivalence import TOLERANCE, max_distance
 from onnxprune.measure.footprint import side_by_side
 from onnxprune.probe.forward import forward, forward_together
@@ -58,7 +59,7 @@ def examine(dense: Model, rows: Dataset | None = None, providers: Sequence[str] 
     check_weights(dense.graph)
     if dense.path is None:
         return ()
-    if set(runtime.resolve_providers(providers)) - {runtime.CPU}:
+    if set(resolve_providers(providers)) - {CPU}:
         runtime.placed(runtime.session(dense.path, providers), "the dense model")
     opened = segments.opened(dense.path)
     told: list[str] = []

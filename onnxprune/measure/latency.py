@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.graph import runtime
 from onnxprune.graph.example_feeds import synthesize
+from onnxprune.graph.providers import FIXED_SHAPES, on_processor, resolve_providers
 from onnxprune.graph.runtime import Coverage
 from onnxprune.measure.metrics import bootstrap_interval
 
@@ -159,7 +160,7 @@ def bench(
     """
     if runs < RUNS:
         raise UsageError(f"{runs} runs are too few to quote a speed-up from; at least {RUNS} are needed")
-    names = runtime.resolve_providers(providers)
+    names = resolve_providers(providers)
     inputs = graph_inputs(dense)
     if {spec.name for spec in inputs} != {spec.name for spec in graph_inputs(pruned)}:
         raise UsageError("the two models take different inputs: they cannot be timed on the same rows")
@@ -171,8 +172,8 @@ def bench(
     for provider in names:
         pair: _Pair | None = None
         for feeds in cases:
-            if pair is None or provider in runtime.FIXED_SHAPES:
-                fixed = symbols(inputs, feeds) if provider in runtime.FIXED_SHAPES else {}
+            if pair is None or provider in FIXED_SHAPES:
+                fixed = symbols(inputs, feeds) if provider in FIXED_SHAPES else {}
                 pair = _Pair.opened(
                     dense, pruned, (provider,), threads=threads, spinning=spinning, dims=fixed,
                     provider_options=provider_options,
@@ -204,12 +205,12 @@ def bench_calls(
     Raises:
         UsageError, CheckError: as `bench`.
     """
-    names = runtime.resolve_providers(providers)
+    names = resolve_providers(providers)
     measured = []
     for provider in names:
         pairs = []
         for call in calls:
-            fixed = symbols(graph_inputs(call.dense), call.feeds) if provider in runtime.FIXED_SHAPES else {}
+            fixed = symbols(graph_inputs(call.dense), call.feeds) if provider in FIXED_SHAPES else {}
             pair = _Pair.opened(call.dense, call.pruned, (provider,), threads=threads, dims=fixed)
             pairs.append((pair, call.feeds, call.times))
         walls, cpus = _timed(pairs, runs, warmup)
@@ -273,7 +274,7 @@ def row(
     runs = walls.shape[1]
     found, interval = _ratio(walls, seed)
     clock, said = "wall", ""
-    if threads == 1 and runtime.on_processor(provider) and (cpus > 0).all():
+    if threads == 1 and on_processor(provider) and (cpus > 0).all():
         own, its = _ratio(cpus, seed)
         apart = interval[0] > its[1] or its[0] > interval[1]
         if apart and max(found / own, own / found) > AGREE:

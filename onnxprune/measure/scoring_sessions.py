@@ -9,13 +9,14 @@ import onnx_ir as ir
 
 from onnxprune.graph import runtime, segments
 from onnxprune.graph.intake import maps
+from onnxprune.graph.providers import CPU
 from onnxprune.graph.scores_behind import scores_behind
 
 ModelFile = str | os.PathLike[str] | bytes
 _SCORES = frozenset(f"tensor({kind})" for kind in ("float", "float16", "double", "bfloat16"))
 
 
-def opened(file: ModelFile, providers: Sequence[str] = (runtime.CPU,), *, threads: int = 1) -> runtime.Session:
+def opened(file: ModelFile, providers: Sequence[str] = (CPU,), *, threads: int = 1) -> runtime.Session:
     """As `segments.opened`; what an output was made from is given as "scores of OUTPUT" where none is a score."""
     session = segments.opened(file, providers, threads=threads)
     if any(output.type in _SCORES for output in session.get_outputs()):

@@ -28,8 +28,8 @@ from onnxprune.graph.model import Model
 from onnxprune.graph.outputs import Inputs, OutputSet
 from onnxprune.graph.plan import Budget, Plan, Structure
 from onnxprune.graph.prepare import optional_inputs
+from onnxprune.graph.providers import CPU, resolve_providers
 from onnxprune.graph.quantised import is_quantised
-from onnxprune.graph.runtime import CPU, resolve_providers
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.measure import calls, latency, uncounted
 from onnxprune.measure.continuations import continued

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import UsageError
-from onnxprune.graph import joined, outputs, runtime
+from onnxprune.graph import joined, outputs
+from onnxprune.graph.providers import SHORT_NAMES, resolve_providers
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.measure.cost import Costs
 from onnxprune.measure.tables import device_kit, source
@@ -52,7 +53,7 @@ def profile(
     tables: list[LatencyTable] = []
     told = progress or (lambda stage, done, of: None)
     for counted in _counted(model, shapes):
-        for provider in runtime.resolve_providers(ep):
+        for provider in resolve_providers(ep):
             for count in threads:
 
                 def obtain(
@@ -95,7 +96,7 @@ def export(
     ep: Sequence[str] = ("cpu",),
 ) -> Path:
     """Fill an empty folder with what measures the same on another machine."""
-    provider = runtime.SHORT_NAMES.get(ep[0].lower(), ep[0])
+    provider = SHORT_NAMES.get(ep[0].lower(), ep[0])
     return device_kit.export(
         [device_kit.costs_of(counted, units, provider) for counted in _counted(model, shapes)], folder
     )

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
-from onnxprune.graph import runtime
 from onnxprune.graph.dimensions import independent
+from onnxprune.graph.providers import short_name
 from onnxprune.measure.drop_search import DropSearch
 from onnxprune.measure.latency import LatencyRow
 from onnxprune.measure.tables.landing import Landing
@@ -196,7 +196,7 @@ def largest(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 def provider(name: str) -> str:
     """Short name."""
-    return runtime.short_name(name)
+    return short_name(name)
 
 
 def coverage(row: LatencyRow) -> str:

@@ -11,10 +11,11 @@ from typing import Any
 
 from onnxprune import rewrite
 from onnxprune.errors import UsageError
-from onnxprune.graph import joined, outputs, runtime
+from onnxprune.graph import joined, outputs
 from onnxprune.graph import model as models
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Plan, Structure
+from onnxprune.graph.providers import SHORT_NAMES, resolve_providers
 from onnxprune.graph.structure.sites import Site
 from onnxprune.measure import calls, latency
 from onnxprune.measure.cost import Costs
@@ -53,7 +54,7 @@ def costs_for(
         return LatencyCosts(
             model, structure, bindings, sites, known, lambda cutter, needed: table, picky, options.keep_unread
         )
-    (provider,) = runtime.resolve_providers(provider)
+    (provider,) = resolve_providers(provider)
 
     def obtain(cutter: Cutter, needed: Sequence[Micro]) -> LatencyTable:
         told = partial(progress, "latency table")
@@ -66,7 +67,7 @@ def costs_for(
 
 def provider_of(options: Options) -> str:
     """The full name of the provider that a run is about."""
-    return runtime.SHORT_NAMES.get(options.provider.lower(), options.provider)
+    return SHORT_NAMES.get(options.provider.lower(), options.provider)
 
 
 def land(
@@ -164,7 +165,7 @@ def why_not_here(table: LatencyTable) -> str:
     if table.machine != timing_script.machine():
         return f"predicted by a table of another machine ({table.machine}), not measured; measure the file there"
     try:
-        runtime.resolve_providers(table.provider)
+        resolve_providers(table.provider)
     except UsageError as error:
         return f"predicted by the table, not measured: {error}"
     return ""

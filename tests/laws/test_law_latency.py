@@ -24,6 +24,7 @@ from onnxprune.graph import joined, runtime
 from onnxprune.graph import model as models
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Budget, Plan, Structure
+from onnxprune.graph.providers import CPU
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.measure.cost import Costs
 from onnxprune.measure.operator_profile import profiled_macs
@@ -69,7 +70,7 @@ def invented(shape: Mapping[str, int], needed: Sequence[Micro], slow: int = 0) -
         entries.append(
             Entry(micro.signature, micro.kind, micro.units, micro.of, ms * (1 + (micro.units == slow > 0)), 0)
         )
-    return LatencyTable(runtime.CPU, 1, shape, "elsewhere", "a runtime", tuple(entries))
+    return LatencyTable(CPU, 1, shape, "elsewhere", "a runtime", tuple(entries))
 
 
 # -- micro-models ------------------------------------------------------------------------------------------------
@@ -80,7 +81,7 @@ def test_micro_models_compute_what_their_module_does(zoo: Build, family: str, tm
     """By ONNX Runtime's account: a module loses the products that the model loses when its units go."""
     model = zoo(family, "torchscript", "sdpa")
     costs = counted(model)
-    cutter = device_kit.costs_of(costs, ("heads", "neurons", "channels", "query_heads", "blocks"), runtime.CPU).cutter
+    cutter = device_kit.costs_of(costs, ("heads", "neurons", "channels", "query_heads", "blocks"), CPU).cutter
     cutter.keep_unread = True
     for site in cutter.sites:
         group, made = site.group, {}
@@ -103,7 +104,7 @@ def test_micro_models_compute_what_their_module_does(zoo: Build, family: str, tm
 def test_a_whole_module_gives_what_it_gives_in_the_model(zoo: Build, tmp_path: Path) -> None:
     model = zoo("bert", "torchscript", "sdpa")
     costs = counted(model)
-    cutter = device_kit.costs_of(costs, ("heads", "neurons"), runtime.CPU).cutter
+    cutter = device_kit.costs_of(costs, ("heads", "neurons"), CPU).cutter
     cutter.keep_unread = True
     for site in cutter.sites:
         micro = cutter.module(site, site.group.size)
@@ -120,7 +121,7 @@ def test_a_whole_module_gives_what_it_gives_in_the_model(zoo: Build, tmp_path: P
 
 
 def test_equal_modules_are_measured_once(zoo: Build) -> None:
-    costs = device_kit.costs_of(counted(zoo("bert", "torchscript", "sdpa")), ("heads", "neurons"), runtime.CPU)
+    costs = device_kit.costs_of(counted(zoo("bert", "torchscript", "sdpa")), ("heads", "neurons"), CPU)
     needed = costs.needed()
     assert [m.kind for m in needed[:2]] == [WHOLE, UNCUT]
     assert len({m.signature for m in needed}) == len(needed)
@@ -150,9 +151,9 @@ def of_several(store: Path, calls: dict[str, int]) -> LatencyCosts:
     def obtain(cutter: Cutter, needed: Sequence[Micro]) -> LatencyTable:
         told = {IDLE: 0.0, WHOLE: 100.0, UNCUT: 100.0}
         entries = [Entry(m.signature, m.kind, m.units, m.of, told.get(m.kind, m.units), 0) for m in needed]
-        return LatencyTable(runtime.CPU, 1, cutter.costs.bindings, "elsewhere", "a runtime", tuple(entries))
+        return LatencyTable(CPU, 1, cutter.costs.bindings, "elsewhere", "a runtime", tuple(entries))
 
-    return device_kit.costs_of(counted, ("heads", "neurons", "blocks"), runtime.CPU, obtain=obtain)
+    return device_kit.costs_of(counted, ("heads", "neurons", "blocks"), CPU, obtain=obtain)
 
 
 def test_modules_of_several_graphs_are_in_each_what_they_lose_there(store: Path, tmp_path: Path) -> None:
@@ -238,7 +239,7 @@ def planner(model: ZooModel, budget: str, file: Path, *, learn: bool = True, slo
     from onnxprune import data
 
     subject = load(model.path)
-    costs = device_kit.costs_of(counted(model, SHAPE), ("heads", "neurons", "blocks"), runtime.CPU, every=True)
+    costs = device_kit.costs_of(counted(model, SHAPE), ("heads", "neurons", "blocks"), CPU, every=True)
     tables.save([invented(costs.bindings, costs.needed(), slow)], file)
     options |= {"shape": SHAPE, "latency_table": str(file), "compensate": False, "swaps": 3, "variants": 0.0}
     asked = Options(Budget.parse("latency", budget), **options)
@@ -342,9 +343,9 @@ def test_exported_micro_models_come_back_as_a_table(zoo: Build, tmp_path: Path) 
     made = Planner(subject.model, subject.structure, options, None, SHAPE)
     assert isinstance(made.costs, LatencyCosts)
     held = made.costs.table
-    assert held.provider == runtime.CPU
+    assert held.provider == CPU
     assert held.entries[0].kind == WHOLE and made.costs.total("latency") == held.entries[0].ms > 0
-    needed = device_kit.costs_of(made.costs, ("heads", "neurons", "blocks"), runtime.CPU).needed()
+    needed = device_kit.costs_of(made.costs, ("heads", "neurons", "blocks"), CPU).needed()
     assert {m.signature for m in needed} == set(held.by_signature)
     with pytest.raises(DataError, match="sequence_length=7"):
         Planner(subject.model, subject.structure, options, None, {**SHAPE, "sequence_length": 7})
@@ -360,7 +361,7 @@ def test_a_table_of_another_model_is_refused(zoo: Build, tmp_path: Path) -> None
 
 
 def test_a_table_of_several_providers_needs_a_name(zoo: Build, tmp_path: Path) -> None:
-    costs = device_kit.costs_of(counted(zoo("bert", "torchscript", "sdpa"), SHAPE), ("heads", "neurons"), runtime.CPU)
+    costs = device_kit.costs_of(counted(zoo("bert", "torchscript", "sdpa"), SHAPE), ("heads", "neurons"), CPU)
     held = invented(costs.bindings, costs.needed())
     phone = replace(held, provider="XnnpackExecutionProvider")
     tables.save([held, phone], tmp_path / "t.json")
@@ -368,12 +369,12 @@ def test_a_table_of_several_providers_needs_a_name(zoo: Build, tmp_path: Path) -
     with pytest.raises(DataError, match="several tables"):
         source.chosen(tmp_path / "t.json", "CoreMLExecutionProvider", SHAPE)
     tables.save([phone], tmp_path / "t.json")
-    assert source.chosen(tmp_path / "t.json", runtime.CPU, SHAPE) == phone
+    assert source.chosen(tmp_path / "t.json", CPU, SHAPE) == phone
 
 
 def test_a_measured_table_is_kept_for_the_next_run(zoo: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    costs = device_kit.costs_of(counted(zoo("bert", "torchscript", "sdpa"), SHAPE), ("heads", "neurons"), runtime.CPU)
+    costs = device_kit.costs_of(counted(zoo("bert", "torchscript", "sdpa"), SHAPE), ("heads", "neurons"), CPU)
     needed = costs.needed()
     calls: list[int] = []
 
@@ -384,7 +385,7 @@ def test_a_measured_table_is_kept_for_the_next_run(zoo: Build, tmp_path: Path, m
     monkeypatch.setattr(source, "measured", measured)
 
     def obtained(asked: Sequence[Micro], threads: int = 1, **options: Any) -> LatencyTable:
-        return source.obtained(costs.cutter, asked, runtime.CPU, threads, **options)
+        return source.obtained(costs.cutter, asked, CPU, threads, **options)
 
     first = obtained(needed[:-1])
     assert obtained(needed[:-1]) == first and len(calls) == 1
@@ -402,7 +403,7 @@ def test_a_profile_measures_all_that_a_search_needs(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (held,) = latency_table.profile(zoo("bert", "torchscript", "sdpa").path, [SHAPE])
     costs = device_kit.costs_of(
-        counted(zoo("bert", "torchscript", "sdpa"), SHAPE), latency_table.UNITS, runtime.CPU, every=True
+        counted(zoo("bert", "torchscript", "sdpa"), SHAPE), latency_table.UNITS, CPU, every=True
     )
     assert set(held.by_signature) == {m.signature for m in costs.needed()}
     assert all(e.ms > 0 for e in held.entries)
@@ -425,7 +426,7 @@ def test_from_the_command_to_the_report(zoo: Build, tmp_path: Path, monkeypatch:
     row = result.report.latency[0]
     assert landing.measured == pytest.approx(1 / row.speedup)
     told = json.loads((tmp_path / "small.report.json").read_text())
-    assert told["budget"]["kind"] == "latency" and told["landing"]["provider"] == runtime.CPU
+    assert told["budget"]["kind"] == "latency" and told["landing"]["provider"] == CPU
     assert type(result.report).from_json(told).landing == landing
     assert "correction" in terminal.to_text(result.report)
 

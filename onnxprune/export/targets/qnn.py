@@ -9,6 +9,7 @@ from onnxprune.export.base import Artefact, Workshop, scheme_for
 from onnxprune.export.lower import finite_masks
 from onnxprune.graph import model as models
 from onnxprune.graph import runtime
+from onnxprune.graph.providers import resolve_providers
 
 PROVIDER = "QNNExecutionProvider"
 
@@ -42,7 +43,7 @@ class Qnn:
     def _place(self, shop: Workshop) -> str:
         """What the simulator takes, in words; and a context compiled for the chip, where that works."""
         try:
-            runtime.resolve_providers("qnn")
+            resolve_providers("qnn")
         except OnnxPruneError as missing:
             shop.say(f"placement was not checked: {missing}")
             return ""

@@ -18,6 +18,7 @@ from typing import Any
 from onnxprune.errors import DataError
 from onnxprune.graph import model as models
 from onnxprune.graph import outputs, patience, runtime
+from onnxprune.graph.providers import FIXED_SHAPES, short_name
 from onnxprune.graph.structure.sites import Site
 from onnxprune.measure.tables import timing_script
 from onnxprune.measure.tables.micro_models import IDLE, WHOLE, Cutter, Micro
@@ -74,7 +75,7 @@ def measured(
         told = [entry(micro, write(micro, scratch)) for micro in needed]
 
         def opened(one: Mapping[str, Any]) -> Run:
-            fixed = one["fixed"] if provider in runtime.FIXED_SHAPES else {}
+            fixed = one["fixed"] if provider in FIXED_SHAPES else {}
             session = runtime.session(one["file"], (provider,), threads=threads, dims=fixed)
             if one["kind"] == WHOLE:
                 runtime.placed(session)
@@ -118,7 +119,7 @@ def chosen(file: Path, provider: str, bindings: Mapping[str, int]) -> LatencyTab
     if len(fitting) > 1:
         named = [t for t in fitting if t.provider == provider]
         if len(named) != 1:
-            there = ", ".join(f"{runtime.short_name(t.provider)} ({t.threads} threads)" for t in fitting)
+            there = ", ".join(f"{short_name(t.provider)} ({t.threads} threads)" for t in fitting)
             raise DataError(f"{file}: holds several tables for one shape ({there}); name the provider with --ep")
         fitting = named
     return fitting[0]

@@ -13,7 +13,8 @@ import pytest
 from onnx import parser
 
 from onnxprune.errors import CheckError, DataError, ModelError, UnsupportedError, UsageError
-from onnxprune.graph import runtime
+from onnxprune.graph import providers, runtime
+from onnxprune.graph.providers import SHORT_NAMES
 
 LINEAR = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -31,71 +32,12 @@ def linear(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_names_short_long_and_listed() -> None:
-    assert runtime.resolve_providers("cpu") == ("CPUExecutionProvider",)
-    assert runtime.resolve_providers("CPUExecutionProvider, CPU") == ("CPUExecutionProvider",)
-    assert runtime.resolve_providers(["cpu"]) == ("CPUExecutionProvider",)
-    assert runtime.short_name("CPUExecutionProvider") == "cpu"
-    assert runtime.short_name("SomeExecutionProvider") == "SomeExecutionProvider"
-
-
-@pytest.mark.parametrize("name", ["gpu", "", "CPUExecution"])
-def test_unknown_provider_lists_the_known(name: str) -> None:
-    with pytest.raises(UsageError, match=r"cuda.*openvino"):
-        runtime.resolve_providers(name)
-
-
-def test_no_provider_at_all() -> None:
-    with pytest.raises(UsageError, match="no execution provider"):
-        runtime.resolve_providers([])
-
-
-@pytest.mark.parametrize(
-    ("name", "package"),
-    [
-        ("cuda", "onnxruntime-gpu"),
-        ("tensorrt", "onnxruntime-gpu"),
-        ("openvino", "onnxruntime-openvino"),
-        ("qnn", "onnxruntime-qnn"),
-        ("xnnpack", "Android and iOS"),
-        ("nnapi", "Android and iOS"),
-        ("dml", "onnxruntime-directml"),
-    ],
-)
-def test_a_missing_provider_names_its_package(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(runtime, "_PLUGINS", {})
-    with pytest.raises(UsageError, match=package):
-        runtime.resolve_providers(name)
-
-
 def test_a_provider_that_the_build_lists_but_that_does_not_load_is_an_error(
     linear: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(runtime.SHORT_NAMES.values()))
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(SHORT_NAMES.values()))
     with pytest.raises(UsageError, match="CUDAExecutionProvider"):
         runtime.session(linear, ["cuda"])
-
-
-@pytest.mark.parametrize(("name", "loads"), [("cuda", 1), ("tensorrt", 1), ("cpu", 0)])
-def test_the_libraries_of_cuda_are_loaded_from_their_packages(
-    name: str, loads: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """ONNX Runtime finds only those of the system by itself; what it says of them is none of our output."""
-    calls: list[None] = []
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(runtime.SHORT_NAMES.values()))
-
-    def preload() -> None:
-        calls.append(None)
-        print("a library is missing")
-
-    monkeypatch.setattr(onnxruntime, "preload_dlls", preload)
-    runtime._load_cuda.cache_clear()
-    for _ in range(2):
-        runtime.resolve_providers(name)
-    runtime._load_cuda.cache_clear()
-    assert len(calls) == loads
-    assert not capsys.readouterr().out
 
 
 def test_a_broken_plugin_is_an_error(linear: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -104,7 +46,7 @@ def test_a_broken_plugin_is_an_error(linear: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "onnxprune_broken_plugin.py").write_text(f"def get_library_path(): return {str(library)!r}\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(runtime, "_PLUGINS", {"QNNExecutionProvider": "onnxprune_broken_plugin"})
+    monkeypatch.setattr(providers, "_PLUGINS", {"QNNExecutionProvider": "onnxprune_broken_plugin"})
     with pytest.raises(UsageError, match="onnxprune_broken_plugin of QNNExecutionProvider does not load"):
         runtime.session(linear, ["qnn"])
 

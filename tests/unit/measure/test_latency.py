@@ -12,6 +12,7 @@ from onnxprune.errors import CheckError, UnsupportedError, UsageError
 from onnxprune.graph import runtime
 from onnxprune.graph.example_feeds import fitted, synthesize
 from onnxprune.graph.model import InputSpec
+from onnxprune.graph.providers import SHORT_NAMES
 from onnxprune.measure import latency
 from onnxprune.measure.latency import bench, graph_inputs
 from onnxprune.report import text
@@ -125,7 +126,7 @@ def test_what_a_device_computes_takes_no_processor_time() -> None:
     walls, cpus = np.array([[8.0] * 40, [4.0] * 40]), np.array([[1.0] * 40, [1.0] * 40])
     found = {}
     for provider in ("cpu", "cuda", "xnnpack"):
-        name = runtime.SHORT_NAMES[provider]
+        name = SHORT_NAMES[provider]
         covered = runtime.Coverage(name, 1, 1, 1)
         found[provider] = latency.row(name, {}, 1, walls, cpus, (covered, covered), 0)
     assert {name: row.speedup for name, row in found.items()} == {"cpu": 1.0, "cuda": 2.0, "xnnpack": 1.0}
