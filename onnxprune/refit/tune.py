@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import rewrite
-from onnxprune.graph.axes import flat_order
+from onnxprune.graph.axes import Layout, flat_order
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Plan, Structure
 from onnxprune.graph.quantised import Quantised
@@ -170,8 +170,7 @@ class _Student:
         masks, orders = self.start.masks(self.structure), self.start.orders(self.structure)
         weights, intercepts = dict(self.start.weights), dict(self.start.intercepts)
 
-        def places(name: str) -> tuple[np.ndarray, ...]:
-            layouts = self.structure.layouts[name]
+        def places(layouts: Sequence[Layout]) -> tuple[np.ndarray, ...]:
             return tuple(flat_order(layout, masks, orders, self.structure.sizes) for layout in layouts)
 
         for name, change in learnt.items():
@@ -179,11 +178,12 @@ class _Student:
             if name in self.intercepts:
                 value = self.intercepts[name]
                 vector = np.array(intercepts[value], dtype=np.float32)
-                vector[places(value)[-1]] += moved.reshape(-1)
+                last = self.structure.layouts[value][-1:]  # of the other axes no size is known
+                vector[places(last)] += moved.reshape(-1)
                 intercepts[value] = vector
                 continue
             array = np.array(self.gates.weight(self.start, name), dtype=np.float32)
-            array[np.ix_(*places(name))] += moved
+            array[np.ix_(*places(self.structure.layouts[name]))] += moved
             weights[name] = array
         return replace(self.start, weights=weights, intercepts=intercepts)
 

@@ -50,7 +50,7 @@ def test_what_is_learnt_lowers_the_divergence_and_is_written(zoo: Build, variant
     """Of any plan: refit weights, intercepts with a bias to go to and without, branches that left, uneven heads."""
     model = zoo(*variant)
     subject = Subject.load(model.path)
-    plan = cut(subject, model, 3)
+    plan = cut(subject, model, 1)
     found = taught(subject, model, plan, 40, rate=3e-3)
     assert found.steps == 39  # the first tick is the start
     assert found.after < 0.9 * found.before
