@@ -229,7 +229,7 @@ def explained(error: BaseException) -> OnnxPruneError:
         return OutputError(f"{where or 'the output'}: {said(error)}; {advice}")
     if isinstance(error, RecursionError):
         return LimitError("something in the model or the data is nested too deeply; --traceback says where")
-    if isinstance(error, UnicodeEncodeError):
+    if isinstance(error, UnicodeEncodeError) and any("\ud800" <= c <= "\udfff" for c in error.object):
         return UsageError(f"a name or an option holds half a character ({said(error)}): correct it")
     if isinstance(error, ImportError):
         return OnnxPruneError(

@@ -27,8 +27,9 @@ def apply(model: Model, structure: Structure, plan: Plan) -> ir.Model:
     clone = model.clone().normal
     weights.weights(clone, plan)
     bypass.branches(clone, structure, plan)
+    done = weights.quantised_intercepts(clone, plan)
     cut.units(clone, structure, plan)
-    weights.intercepts(clone, structure, plan)
+    weights.intercepts(clone, structure, plan, done)
     scales.unify(clone)
     tile.products(clone, plan)
     return cleanup.tidy(clone)

@@ -47,14 +47,33 @@ def replace(value: ir.Value, array: np.ndarray) -> None:
     value.shape = ir.Shape(array.shape)
 
 
-def intercepts(model: ir.Model, structure: Structure, plan: Plan) -> None:
-    """Add each intercept to the bias that follows its value, or by an Add of its own."""
+def quantised_intercepts(model: ir.Model, plan: Plan) -> set[str]:
+    """Add intercepts to biases that are quantised, still in the original shape; the values that they were for.
+
+    What they are rounded to depends on all of a bias, as it was when the plan was made.
+    """
+    producers = {v.name: v for n in model.graph for v in n.outputs}
+    done = set()
+    for name, vector in plan.intercepts.items():
+        bias = bias_of(producers[name]) if name in producers else None
+        if bias is not None and isinstance(bias.const_value, Quantised):
+            replace(bias, bias.const_value.numpy().astype(np.float64) + vector)
+            done.add(name)
+    return done
+
+
+def intercepts(model: ir.Model, structure: Structure, plan: Plan, done: set[str]) -> None:
+    """Add each intercept to the bias that follows its value, or by an Add of its own.
+
+    Args:
+        done: those that are there already.
+    """
     masks, orders = plan.masks(structure), plan.orders(structure)
     producers = {v.name: v for n in model.graph for v in n.outputs}
     for name, vector in plan.intercepts.items():
         value = producers.get(name)
-        if value is None:
-            continue  # its branch is gone
+        if value is None or name in done:  # its branch is gone
+            continue
         kept = flat_order(structure.layouts[name][-1], masks, orders, structure.sizes)
         shift = np.asarray(vector)[kept]
         if not np.any(shift):
