@@ -70,7 +70,7 @@ def test_operators_of_a_pass_are_counted_once(pair: tuple[Path, Path]) -> None:
 def test_simulated_devices_are_placed_and_compared_but_not_timed(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "simulated", lambda provider: True)
+    monkeypatch.setattr(benchmark, "simulated", lambda provider: True)
     monkeypatch.setattr(latency, "bench", lambda *a, **k: pytest.fail("a simulated device was timed"))
     found = benchmark.measure(*pair, batch=[2], sequence=[5])
     (row,) = found.placement
