@@ -61,22 +61,30 @@ def decoder(family: str, folder: Path) -> Path:
     return found / "model.onnx"
 
 
-def _export(family: str, folder: Path) -> None:
+def drawn(name: str, options: Mapping[str, Any]) -> Any:
+    """A module of transformers with random weights, at a scale where every unit matters."""
     import torch
     import transformers
-    from optimum.exporters.onnx import onnx_export_from_model
 
-    name, options, reader = _FAMILIES[family]
     kind = getattr(transformers, name)
     torch.manual_seed(0)
     model = kind(kind.config_class(**options)).eval()
-    layer = 0
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=parameter.shape[-1] ** -0.5)
             else:
                 parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def _export(family: str, folder: Path) -> None:
+    import torch
+    from optimum.exporters.onnx import onnx_export_from_model
+
+    name, options, reader = _FAMILIES[family]
+    model, layer = drawn(name, options), 0
+    with torch.no_grad():
         for module_name, module in model.named_modules():
             if module_name.endswith(reader):
                 weight = module.weight if family == "gpt2" else module.weight.T

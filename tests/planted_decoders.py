@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from decoders import GROUPS, HEAD_DIM, HEADS, LAYERS, NEURONS, VOCABULARY, WIDTH
+from decoders import GROUPS, HEAD_DIM, HEADS, LAYERS, NEURONS, VOCABULARY, WIDTH, drawn
 
 DEAD_HEADS = ((1, 3), (0, 3))
 """Per layer, the heads whose output nothing reads: one of each group."""
@@ -69,19 +69,10 @@ EXPORTS = [
 def planted(family: str) -> Any:
     """A module with random weights, half of whose heads and neurons no one reads."""
     import torch
-    import transformers
 
     told = FAMILIES[family]
-    kind = getattr(transformers, told.model)
-    torch.manual_seed(0)
-    model = kind(kind.config_class(**told.options)).eval()
-    layer = 0
+    model, layer = drawn(told.model, told.options), 0
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=parameter.shape[-1] ** -0.5)
-            else:
-                parameter.add_(0.1 * torch.randn_like(parameter))
         for name, module in model.named_modules():
             weight = getattr(module, "weight", None)
             if weight is None or weight.dim() != 2:

@@ -13,7 +13,6 @@ from onnxprune.cli.help import Command
 from onnxprune.cli.options import MODEL, MOST, Pairs, in_metrics, logs, reads, stated_shape, talk
 from onnxprune.cli.progress import Bar
 from onnxprune.cli.reading import OUTSIDE
-from onnxprune.graph.providers import SHORT_NAMES, short_name
 
 
 class _Targets(click.Choice):  # type: ignore[type-arg,unused-ignore]
@@ -93,6 +92,7 @@ def import_bench(
     from onnxprune.errors import UsageError
     from onnxprune.export.device import read_result
     from onnxprune.graph import outputs
+    from onnxprune.graph.providers import SHORT_NAMES, short_name
     from onnxprune.measure.tables.table import save
     from onnxprune.report import latency_table, terminal
 

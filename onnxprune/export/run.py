@@ -24,6 +24,7 @@ from onnxprune.export.targets.registry import TARGETS
 from onnxprune.graph import joined, outputs, runtime
 from onnxprune.graph import model as models
 from onnxprune.graph.companions import beside, copy_companions
+from onnxprune.graph.example_feeds import require_dimensions
 from onnxprune.graph.model import InputSpec, Model
 from onnxprune.graph.outputs import Inputs
 from onnxprune.measure import latency
@@ -208,7 +209,8 @@ class _Job:
     def _shops(self, model: Model, companions: Path, dense: Path | None) -> list[Workshop]:
         """A workshop for each of several graphs; what is said and surveyed goes into common lists."""
         if model.parts:
-            several.require_known(model, self.asked.shape)
+            specs = [*model.inputs, *(spec for part in model.parts for spec in part.model.inputs)]
+            require_dimensions(specs, self.asked.shape, "the graphs'")
 
         @cache
         def known(calibration: bool) -> Dataset | None:

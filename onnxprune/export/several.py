@@ -110,19 +110,6 @@ def sizes(model: Model, part: Part, asked: Mapping[str, int]) -> dict[str, int]:
     return found
 
 
-def require_known(model: Model, asked: Mapping[str, int]) -> None:
-    """Refuse sizes of what no graph has.
-
-    Raises:
-        UsageError: names the dimensions that there are.
-    """
-    specs = [*model.inputs, *(spec for part in model.parts for spec in part.model.inputs)]
-    known = sorted({d for spec in specs for d in spec.shape if isinstance(d, str)})
-    for name in asked:
-        if name not in known:
-            raise UsageError(f"--shape {name}: the graphs' dimensions are {', '.join(known) or 'all fixed'}")
-
-
 def wiring(model: Model) -> dict[str, dict[str, dict[str, str]]]:
     """Graph -> input -> the graph and its output that it comes from, where it comes from one."""
     givers = {name: (part, own) for part in model.parts for own, name in part.wires.outputs.items()}

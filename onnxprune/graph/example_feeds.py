@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.errors import UsageError
+from onnxprune.errors import UsageError, near
 
 if TYPE_CHECKING:
     from onnxprune.graph.model import InputSpec
@@ -46,6 +46,20 @@ def synthesize(
     rng = np.random.default_rng(seed)
     sizes = _Sizes(batch, sequence, dims or {}, examples)
     return {spec.name: _values(spec, sizes.shape(spec), examples, rng) for spec in inputs}
+
+
+def require_dimensions(inputs: Iterable[InputSpec], shape: Mapping[str, int], whose: str = "the graph's") -> set[str]:
+    """The symbolic dimensions of some inputs, all that a shape may state.
+
+    Raises:
+        UsageError: it states another one.
+    """
+    known = {dim for spec in inputs for dim in spec.shape if isinstance(dim, str)}
+    for name in shape:
+        if name not in known:
+            there = ", ".join(sorted(known)) or "all fixed"
+            raise UsageError(f"--shape {name}: {whose} dimensions are {there}{near(name, known)}")
+    return known
 
 
 class _Sizes:

@@ -23,7 +23,7 @@ from onnxprune.graph import joined, memory, outputs, runtime
 from onnxprune.graph import model as models
 from onnxprune.graph.companions import add_companions
 from onnxprune.graph.dimensions import independent
-from onnxprune.graph.example_feeds import synthesize
+from onnxprune.graph.example_feeds import require_dimensions, synthesize
 from onnxprune.graph.model import Model
 from onnxprune.graph.outputs import Inputs, OutputSet
 from onnxprune.graph.plan import Budget, Plan, Structure
@@ -48,7 +48,6 @@ from onnxprune.pipeline.proof import prove
 from onnxprune.pipeline.result import Result
 from onnxprune.pipeline.rows import (
     read_rows,
-    require_dimensions,
     require_memory,
     require_one_graph,
     require_there,
@@ -150,7 +149,7 @@ class Job:
         with clock.stage("load"):
             dense = joined.load(source, options.calls)
             require_one_graph(dense, quantize)
-            require_dimensions(dense, options.shape)
+            require_dimensions(dense.inputs, options.shape)
             if quantize is not None and is_quantised(dense.graph):
                 raise UsageError(
                     f"--quantize {quantize}: {dense.path} is quantised already, and so will the pruned file be; "

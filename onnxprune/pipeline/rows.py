@@ -10,10 +10,11 @@ from typing import Any
 
 from onnxprune import data
 from onnxprune.data import Dataset
-from onnxprune.errors import DataError, UsageError, near, near_file
+from onnxprune.errors import DataError, UsageError, near_file
 from onnxprune.export.precision import SCHEMES
 from onnxprune.export.precision.apply import scheme_of
 from onnxprune.graph.dimensions import evaluate
+from onnxprune.graph.example_feeds import require_dimensions
 from onnxprune.graph.flow import asks_rows
 from onnxprune.graph.model import Model
 from onnxprune.measure import footprint
@@ -102,23 +103,9 @@ def vocabulary(dense: Model) -> int | None:
     return None
 
 
-def require_dimensions(dense: Model, shape: Mapping[str, int]) -> set[str]:
-    """The graph's symbolic dimensions, all that a shape may state.
-
-    Raises:
-        UsageError: it states another one.
-    """
-    known = {dim for spec in dense.inputs for dim in spec.shape if isinstance(dim, str)}
-    for name in shape:
-        if name not in known:
-            there = ", ".join(sorted(known)) or "all fixed"
-            raise UsageError(f"--shape {name}: the graph's dimensions are {there}{near(name, known)}")
-    return known
-
-
 def shape_of(dense: Model, shape: Mapping[str, int], rows: Dataset | None) -> dict[str, int]:
     """Where FLOPs are counted: as stated, else batch 1 and the rows' mean."""
-    known = require_dimensions(dense, shape)
+    known = require_dimensions(dense.inputs, shape)
     found = {**(rows.mean_shape(dense.inputs) if rows is not None else {}), **shape}
     found = _summed(found, shape, known)
     empty = {name: 0 for name, size in found.items() if not size and name not in shape}  # as rows have it

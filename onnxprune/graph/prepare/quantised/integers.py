@@ -163,9 +163,7 @@ def _ranked(parameter: np.ndarray, rank: int) -> np.ndarray:
     """A scale or zero point with as many axes as the file gave it."""
     if parameter.size == 1 or (rank == 0 and (parameter == parameter.flat[0]).all()):
         return parameter.reshape(-1)[:1].reshape([1] * rank)
-    if rank == 0:
-        return parameter.reshape(-1)
-    if rank == 1:
+    if rank < 2:
         return parameter.reshape(-1)
     return parameter.reshape(parameter.shape[parameter.ndim - rank :])
 

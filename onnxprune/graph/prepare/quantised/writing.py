@@ -33,7 +33,7 @@ def written(model: ir.Model) -> ir.Model:
 
 
 class _Writer(Integers):
-    """Puts integers in the place of their numbers, in one graph."""
+    """Puts back the operators that read integers, and the weights that none of them reads by nodes of their own."""
 
     def __init__(self, model: ir.Model) -> None:
         super().__init__(model)
