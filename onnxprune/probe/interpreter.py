@@ -9,7 +9,6 @@ It computes with torch, or without it node by node in ONNX Runtime, where nothin
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +23,7 @@ from onnxprune.graph.flow import CHOICE, LEAVE, Flow, condition, enter_of, is_fl
 from onnxprune.graph.nested import reads
 from onnxprune.graph.values import numeric_outputs
 from onnxprune.probe.engine import cast, engine_for
+from onnxprune.probe.last_read import LastRead
 from onnxprune.probe.turns import Turns, holds
 
 Usage = tuple[str, int]
@@ -45,38 +45,6 @@ class _Step:
     kept: tuple[str, ...] = ()  # of a loop, what is wanted of its last turn
 
 
-class Held:
-    """The tensors read last, as many as a number of bytes holds.
-
-    Args:
-        limit: bytes. A tensor that is larger alone is not kept.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit, self.size = limit, 0
-        self._tensors: OrderedDict[str, Any] = OrderedDict()
-
-    def get(self, name: str) -> Any:
-        """A tensor, if it is still there."""
-        if name in self._tensors:
-            self._tensors.move_to_end(name)
-        return self._tensors.get(name)
-
-    def put(self, name: str, tensor: Any) -> Any:
-        """Keep a tensor, in the place of those that were not read for longest; returns it."""
-        size = _nbytes(tensor)
-        while self._tensors and self.size + size > self.limit:
-            self.size -= _nbytes(self._tensors.popitem(last=False)[1])
-        if size <= self.limit:
-            self._tensors[name] = tensor
-            self.size += size
-        return tensor
-
-
-def _nbytes(tensor: Any) -> int:
-    return int(tensor.nbytes)
-
-
 class Interpreter:
     """Runs one graph.
 
@@ -96,7 +64,7 @@ class Interpreter:
         self.device = device
         self.engine = engine_for(device)
         self.lender = lender
-        self._held = Held(memory.share())
+        self._held = LastRead(memory.share())
         self._replaced: dict[str, Any] = {}
         self._samples: dict[str, Any] = {}
         self._schedules: dict[tuple[frozenset[str], tuple[str, ...]], tuple[list[_Step], frozenset[str]]] = {}
@@ -275,7 +243,7 @@ class Interpreter:
 
     def release(self) -> None:
         """Let go of the weights that are kept; they are read anew when they are asked for."""
-        self._held = Held(self._held.limit)
+        self._held = LastRead(self._held.limit)
 
     def needed(self, feeds: Iterable[str], outputs: Iterable[str]) -> list[ir.Node]:
         """The nodes between bound values and wanted ones, in order."""

@@ -16,7 +16,8 @@ from plans import Subject
 
 from onnxprune.graph import memory
 from onnxprune.probe import forward
-from onnxprune.probe.interpreter import Held, Interpreter
+from onnxprune.probe.interpreter import Interpreter
+from onnxprune.probe.last_read import LastRead
 
 WIDTH, LAYERS = 8, 5
 ONE = WIDTH * WIDTH * 4
@@ -42,7 +43,7 @@ def _graph() -> ir.Graph:
 
 
 def test_the_last_tensors_are_held_within_a_limit() -> None:
-    held = Held(100)
+    held = LastRead(100)
     a, b, c = (torch.zeros(10) for _ in range(3))
     held.put("a", a), held.put("b", b)
     assert held.size == 80 and held.get("a") is a
