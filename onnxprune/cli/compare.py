@@ -81,7 +81,7 @@ def validate(
 @click.argument("model", required=False, type=click.Path(path_type=Path))
 @click.argument("pruned", required=False, type=click.Path(path_type=Path))
 @click.option("--import", "imported", type=click.Path(path_type=Path), help="What a phone measured: result.json.")
-@click.option("--table", type=click.Path(path_type=Path), help="With --import: latency table to write.")
+@click.option("--table", type=click.Path(), help="With --import: latency table to write.")
 @click.option("--force", is_flag=True, help="Replace a table that exists.")
 @on_providers("Execution providers.")
 @click.option("--batch", default="1", show_default=True, callback=ints, help="Batch sizes: 1,8.")
@@ -92,7 +92,7 @@ def validate(
 @click.option("--profile", is_flag=True, help="Also time by operator, in passes of their own.")
 @talk
 def bench(
-    model: Path | None, pruned: Path | None, imported: Path | None, table: Path | None, ep: tuple[str, ...],
+    model: Path | None, pruned: Path | None, imported: Path | None, table: str | None, ep: tuple[str, ...],
     batch: tuple[int, ...], seq: tuple[int, ...], shape: dict[str, int], threads: tuple[int, ...], runs: int,
     profile: bool, force: bool, as_json: bool, quiet: bool, verbose: int,
 ) -> None:  # fmt: skip
@@ -102,8 +102,11 @@ def bench(
     A simulated provider is not timed: where its nodes run is shown, and how far its outputs are from the CPU's.
     """
     if imported is not None:
+        from onnxprune.pipeline import output_files
+
         named = click.get_current_context().get_parameter_source("ep") is not ParameterSource.DEFAULT
-        import_bench(imported, table, ep if named else (), force=force, as_json=as_json, quiet=quiet)
+        place = None if table is None else output_files.placed(table, output_files.name_after(imported, "table.json"))
+        import_bench(imported, place, ep if named else (), force=force, as_json=as_json, quiet=quiet)
         return
     if model is None or pruned is None:
         raise UsageError("name the dense MODEL and the PRUNED one, or --import what a phone measured")

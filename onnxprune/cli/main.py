@@ -106,9 +106,13 @@ def _threads(count: int) -> None:
     )
 )
 @MODEL
-@click.argument("output", required=False, type=click.Path(path_type=Path))
+@click.argument("output", required=False, type=click.Path())
 @click.option(
-    "-o", "--output", "output_option", type=click.Path(path_type=Path), help="File to write; default NAME.pruned.onnx."
+    "-o",
+    "--output",
+    "output_option",
+    type=click.Path(),
+    help="File to write, or FOLDER/ to write into; default NAME.pruned.onnx.",
 )
 @budgets
 @calibration
@@ -131,8 +135,8 @@ def _threads(count: int) -> None:
 @talk
 def prune(
     model: Path,
-    output: Path | None,
-    output_option: Path | None,
+    output: str | None,
+    output_option: str | None,
     as_json: bool,
     quiet: bool,
     verbose: int,
@@ -146,9 +150,10 @@ def prune(
     from onnxprune.report.preview import print_preview
 
     logs(verbose)
-    if output and output_option:
+    if output is not None and output_option is not None:
         raise UsageError("the output is named twice; give OUTPUT or -o")
-    target = output_option or output or output_files.default_target(joined.find(model))
+    asked, file = output if output_option is None else output_option, joined.find(model)
+    target = output_files.default_target(file) if asked is None else output_files.target_of(asked, file)
     options = _options(kwargs)
     measure = not options.pop("no_latency")
     providers = options.pop("ep")
@@ -198,12 +203,12 @@ def prune(
 @click.option("--seeds", callback=seeds, metavar="SEEDS", help="Each of these seeds, instead of --seed: 0,1,2.")
 @rewriting
 @spread
-@click.option("--report", type=click.Path(path_type=Path), help="HTML page with the curve.")
+@click.option("--report", type=click.Path(), help="HTML page with the curve.")
 @bundled
 @click.option("--force", is_flag=True, help="Replace outputs that exist.")
 @talk
 def sweep(
-    model: Path, output: Path | None, flops: tuple[str, ...], latency: tuple[str, ...], report: Path | None,
+    model: Path, output: Path | None, flops: tuple[str, ...], latency: tuple[str, ...], report: str | None,
     force: bool, as_json: bool, quiet: bool, verbose: int, **kwargs: Any,
 ) -> None:  # fmt: skip
     """The curve: MODEL at several budgets, scored once; of several methods, --method obs,wanda, a curve each."""
@@ -229,10 +234,11 @@ def sweep(
     }
     with ExitStack() as stack:
         page = None
-        if report is not None:
+        place = None if report is None else output_files.placed(report, output_files.name_after(file, "sweep.html"))
+        if place is not None:
             read = [common["calibration"], common["evaluation"], options.get("latency_table"), *reads()]
             inputs = output_files.inputs_of(file, *read, tokenizer=common["tokenizer"])
-            page = stack.enter_context(outputs.files(report, inputs=inputs, force=force))
+            page = stack.enter_context(outputs.files(place, inputs=inputs, force=force))
         with Bar(quiet or as_json) as bar:
             results = curve(
                 model, flops or latency, output, kind="flops" if flops else "latency", force=force, options=options,
@@ -246,7 +252,7 @@ def sweep(
         click.echo(json.dumps([r.to_json() for r in reports], indent=1))
     elif not quiet:
         terminal.print_sweep(reports)
-        for written in [*(file for result in results for file in result.files), *([report] if report else [])]:
+        for written in [*(file for result in results for file in result.files), *([place] if place else [])]:
             click.echo(f"wrote {written}")
 
 
@@ -274,14 +280,14 @@ def inspect(
 
 @cli.command()
 @MODEL
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="plan.json to write.")
+@click.option("-o", "--output", required=True, type=click.Path(), help="plan.json to write, or FOLDER/ to write into.")
 @budgets
 @calibration
 @planning
 @click.option("--ep", "provider", default="cpu", show_default=True, help="Execution provider that --latency is about.")
 @click.option("--force", is_flag=True, help="Replace a plan that exists.")
 @talk
-def plan(model: Path, output: Path, force: bool, as_json: bool, quiet: bool, verbose: int, **kwargs: Any) -> None:
+def plan(model: Path, output: str, force: bool, as_json: bool, quiet: bool, verbose: int, **kwargs: Any) -> None:
     """Make a plan for MODEL without carrying it out: plan.json, and plan.safetensors with refit weights."""
     from onnxprune.data import READING
     from onnxprune.graph import joined, outputs
@@ -295,10 +301,12 @@ def plan(model: Path, output: Path, force: bool, as_json: bool, quiet: bool, ver
     calibration = options.pop("calibration")
     limits = {kind: options.pop(kind) for kind in ("flops", "params", "size", "latency")}
     budget = verbs.budget_of(**limits, whole=verbs.needs_no_budget(options))
+    file = joined.find(model)
     inputs = output_files.inputs_of(
-        joined.find(model), calibration, options.get("latency_table"), *reads(), tokenizer=asked["tokenizer"]
+        file, calibration, options.get("latency_table"), *reads(), tokenizer=asked["tokenizer"]
     )
-    with outputs.files(output, [tensors_beside(output).name], inputs=inputs, force=force) as out:
+    place = output_files.placed(output, output_files.name_after(file, "plan.json"))
+    with outputs.files(place, [tensors_beside(place).name], inputs=inputs, force=force) as out:
         with Bar(quiet or as_json) as bar:
             made = verbs.make_plan(model, calibration, Options(budget, **options), progress=bar, **asked)
         made.save(out.folder / out.first)
@@ -313,13 +321,18 @@ def plan(model: Path, output: Path, force: bool, as_json: bool, quiet: bool, ver
 @cli.command(name="apply")
 @MODEL
 @click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; default NAME.pruned.onnx.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(),
+    help="File to write, or FOLDER/ to write into; default NAME.pruned.onnx.",
+)
 @rewriting
 @bundled
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
 @talk
 def apply_plan(
-    model: Path, plan_file: Path, output: Path | None, keep_unread: bool, debug_bundle: str | None, force: bool,
+    model: Path, plan_file: Path, output: str | None, keep_unread: bool, debug_bundle: str | None, force: bool,
     as_json: bool, quiet: bool, verbose: int,
 ) -> None:  # fmt: skip
     """Carry out PLAN on the MODEL it was made for; needs no data."""
@@ -329,7 +342,8 @@ def apply_plan(
     from onnxprune.pipeline import output_files, verbs
 
     logs(verbose)
-    target = output or output_files.default_target(joined.find(model))
+    file = joined.find(model)
+    target = output_files.default_target(file) if output is None else output_files.target_of(output, file)
     files, found = verbs.apply(
         model, Plan.load(plan_file), target, force=force, keep_unread=keep_unread,
         debug_bundle=bundle_beside(debug_bundle, target), reads=[plan_file, tensors_beside(plan_file), *reads()],

@@ -333,7 +333,10 @@ def bundle_beside(asked: str | None, target: Path) -> Path | None:
     """Where the bundle goes: as asked, or beside the output."""
     if asked is None:
         return None
-    return Path(asked) if asked else target.with_name(f"{target.name.removesuffix('.onnx')}.debug.zip")
+    from onnxprune.pipeline.output_files import placed
+
+    name = f"{target.name.removesuffix('.onnx')}.debug.zip"
+    return placed(asked, name) if asked else target.with_name(name)
 
 
 judged = together(

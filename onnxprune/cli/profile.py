@@ -15,7 +15,7 @@ from onnxprune.cli.progress import Bar
 
 @click.command(cls=Command)
 @MODEL
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="table.json to write.")
+@click.option("-o", "--output", type=click.Path(), help="table.json to write, or FOLDER/ to write into.")
 @click.option("--micro", type=click.Path(path_type=Path), help="Folder to make, with what measures elsewhere.")
 @on_providers("Execution providers.")
 @click.option("--shape", type=Pairs(size), multiple=True, help="Where to measure; may be given several times.")
@@ -26,7 +26,7 @@ from onnxprune.cli.progress import Bar
 @click.option("--force", is_flag=True, help="Replace a table, or what an earlier run wrote in the folder.")
 @talk
 def profile(
-    model: Path, output: Path | None, micro: Path | None, shape: tuple[dict[str, int], ...], as_json: bool,
+    model: Path, output: str | None, micro: Path | None, shape: tuple[dict[str, int], ...], as_json: bool,
     quiet: bool, verbose: int, force: bool, **asked: Any,
 ) -> None:  # fmt: skip
     """Measure what each module of MODEL takes at each width, for --latency-table; or export what does it elsewhere."""
@@ -39,7 +39,8 @@ def profile(
     logs(verbose)
     if (output is None) == (micro is None):
         raise UsageError("name the table to write (-o table.json), or a folder to measure with elsewhere (--micro)")
-    inputs = output_files.inputs_of(joined.find(model), *reads())
+    source = joined.find(model)
+    inputs = output_files.inputs_of(source, *reads())
     if micro is not None:
         with outputs.folder(micro, inputs=inputs, force=force) as out:
             profiles.export(model, out.folder, shape or ({},), asked["units"], asked["ep"])
@@ -48,7 +49,8 @@ def profile(
             click.echo(f"wrote {micro}: run measure.py in it on the machine that will run the model")
         return
     assert output is not None
-    with outputs.files(output, inputs=inputs, force=force) as file:
+    place = output_files.placed(output, output_files.name_after(source, "table.json"))
+    with outputs.files(place, inputs=inputs, force=force) as file:
         with Bar(quiet or as_json) as bar:
             tables = profiles.profile(model, shape or ({},), progress=bar, **asked)
         table.save(tables, file.folder / file.first)
@@ -59,4 +61,4 @@ def profile(
         from onnxprune.report import latency_table
 
         latency_table.print_tables(tables)
-        click.echo(f"wrote {output}")
+        click.echo(f"wrote {place}")

@@ -173,4 +173,5 @@ def _written(file: Path, key: str, value: Any, param: click.Parameter) -> list[s
         return pieces if param.multiple else [",".join(pieces)]
     text = str(value)
     path = isinstance(param.type, click.Path) or (param.metavar == "ROWS" and text != "random")
-    return [str(file.parent / text) if path else text]
+    ending = "/" if text.endswith(("/", "/.")) else ""  # which says that it is a folder's name, and no path keeps
+    return [f"{file.parent / text}{ending}" if path else text]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,6 +91,26 @@ def opened(
         if told is not None:
             told.update(out.said)
         yield out
+
+
+_FOLDERS = tuple(sep + end for sep in (os.sep, os.altsep) if sep for end in ("", os.curdir))
+"""Ends of a name that only a folder has."""
+
+
+def placed(asked: str | os.PathLike[str], name: str) -> Path:
+    """Where a file goes: where it was asked for; under `name` where that says a folder, be it there yet or not."""
+    said, place = os.fspath(asked), Path(asked)
+    return place / name if said.endswith(_FOLDERS) and str(place) != place.anchor else place
+
+
+def target_of(asked: str | os.PathLike[str], source: Path) -> Path:
+    """Where a pruned model goes, the file or the folder of several graphs."""
+    return Path(asked) if source.is_dir() else placed(asked, default_target(source).name)
+
+
+def name_after(source: Path, kind: str) -> str:
+    """NAME.KIND, of a model's file or of the folder of several graphs."""
+    return f"{source.resolve().name if source.is_dir() else source.stem}.{kind}"
 
 
 def default_target(source: Path) -> Path:

@@ -97,7 +97,8 @@ def prune(
     Args:
         source: a `.onnx` file, an `onnx.ModelProto`, an `onnx_ir.Model`, or an optimum folder; several graphs in it
             (encoder and decoders, two towers) are one job.
-        output: file to write, with its report and plan beside it, or the folder of several graphs; None writes nothing.
+        output: file to write, with its report and plan beside it, or the folder of several graphs; a name that ends in
+            a slash is a folder for NAME.pruned.onnx. None writes nothing.
         flops, params, size, latency: the fraction to keep (0.6, "60%") or an amount ("6GMAC", "30M", "25MB", "8ms");
             a latency is that of the first provider, measured here unless `latency_table` names a file.
         max_drop: instead of a size: the smallest model that stays within "1pt" (points of the metric) or "1%"
@@ -129,7 +130,8 @@ def prune(
     options.setdefault("provider", first_provider(providers))
     budget = _budget(limits, max_drop, options)
     asked_options = Options.of(budget, options, signature(prune).parameters)
-    target, file = Path(output) if output is not None else None, joined.find(source)
+    file = joined.find(source)
+    target = None if output is None else output_files.target_of(output, file)
     inputs = _inputs(file, calibration, evaluation, tokenizer, options, reads)
     bundle = None if debug_bundle is None else Place.of(debug_bundle, inputs + Inputs.of(target), force=force)
     with (
@@ -189,7 +191,7 @@ def dry_run(
     inputs = _inputs(file, calibration, evaluation, tokenizer, options, reads)
     prepared = {name: options.pop(name) for name in (*data.READING, "flips") if name in options}
     return preview(
-        file, Path(output), budget, max_drop, inputs, options,
+        file, output_files.target_of(output, file), budget, max_drop, inputs, options,
         calibration, evaluation, force=force, quantize=quantize, providers=providers, metric=metric, progress=progress,
         tokenizer=tokenizer, **prepared,
     )  # fmt: skip
@@ -299,9 +301,10 @@ def apply(
         debug_bundle: as for `prune`.
         reads: further files that must stay as they are (the plan's).
     """
-    target, read = Path(output), output_files.inputs_of(joined.find(source), *reads)
+    file = joined.find(source)
+    target, read = output_files.target_of(output, file), output_files.inputs_of(file, *reads)
     bundle = None if debug_bundle is None else Place.of(debug_bundle, read + Inputs.of(target), force=force)
-    with output_files.opened(target, joined.find(source), read, force=force, writes_plan=False) as out:
+    with output_files.opened(target, file, read, force=force, writes_plan=False) as out:
         found = _apply(source, plan, out, keep_unread=keep_unread, bundle=bundle)
         return out.commit(), found
 

@@ -118,7 +118,7 @@ def files(
             by another run at this moment.
     """
     if not target.name or target.is_dir():
-        raise UsageError(f"{target}: is a folder; name a file in it")
+        raise UsageError(f"{target}: is a folder; name a file in it, or end it with a slash for the usual name")
     _refuse_place(target)
     base, names, inputs = target.parent, (target.name, *beside), inputs or Inputs()
     if len(set(names)) < len(names):

@@ -437,3 +437,29 @@ def test_saving_from_python_asks_too(folder: Path) -> None:
         result.save("s.onnx")
     assert result.save("s.onnx", force=True) == [Path("s.onnx")]
     assert not (folder / "s.report.json").exists()
+
+
+def test_a_name_that_ends_as_a_folders_does_is_a_folder_there_or_not(run: Run, folder: Path) -> None:
+    """`-o new/` is where things go under their usual names, by every command and in a recipe; no file is called new."""
+    (folder / "there").mkdir()
+    recipe = {"model": "model.onnx", "output": "recipe/", "flops": 0.6, "method": "magnitude", "no-latency": True}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    blind = ["--flops", "0.6", "--method", "magnitude", "-q"]
+    for place in ("new/", "deep/er/", "there/", "dotted/."):
+        code, _, err = run("prune", "model.onnx", "-o", place, "--no-latency", *blind)
+        assert code == 0, err
+        made = {file.name for file in (folder / place).iterdir()}
+        assert {"model.pruned.onnx", "model.pruned.plan.json", "model.pruned.report.json"} <= made
+    for arguments, file in (
+        (["plan", "model.onnx", "-o", "plans/", *blind], "plans/model.plan.json"),
+        (["apply", "model.onnx", "plans/model.plan.json", "-o", "applied/", "-q"], "applied/model.pruned.onnx"),
+        (["sweep", "model.onnx", "-o", "all/", "--report", "page/", "--no-latency", *blind], "page/model.sweep.html"),
+        (["profile", "model.onnx", "-o", "tables/", *PROFILE], "tables/model.table.json"),
+        (["run", "recipe.yaml", "-q"], "recipe/model.pruned.onnx"),
+    ):
+        code, _, err = run(*arguments)
+        assert code == 0 and (folder / file).is_file(), err
+    code, _, err = run("prune", "model.onnx", "-o", "there", "--no-latency", *blind)
+    assert code == 2 and "end it with a slash" in err
+    assert onnxprune.prune("model.onnx", "py/", flops=0.6, method="magnitude", measure_latency=False).files
+    assert (folder / "py" / "model.pruned.onnx").is_file()
