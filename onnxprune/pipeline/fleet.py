@@ -89,8 +89,8 @@ class Fleet:
             (i, k), job = asked[index], jobs[asked[index][0]]
             for stage, seconds in found.seconds.items():
                 job.clock.seconds[stage] += seconds
-            if found.evidence is not None:
-                job.seen[found.written] = found.evidence
+            if found.findings is not None:
+                job.found[found.written] = found.findings
             plan_store.keep(job.planner, budgets[k], found.plan)
             yield i, k, found.plan
 

@@ -19,11 +19,11 @@ from onnxprune.data import Dataset
 from onnxprune.errors import BudgetError, CheckError, UsageError
 from onnxprune.export.precision import Step, measure_steps
 from onnxprune.export.precision.apply import scheme_of
-from onnxprune.graph import joined, memory, outputs, runtime
+from onnxprune.graph import joined, memory, outputs
 from onnxprune.graph import model as models
 from onnxprune.graph.companions import add_companions
 from onnxprune.graph.dimensions import independent
-from onnxprune.graph.example_feeds import require_dimensions, synthesize
+from onnxprune.graph.example_feeds import require_dimensions
 from onnxprune.graph.model import Model
 from onnxprune.graph.outputs import Inputs, OutputSet
 from onnxprune.graph.plan import Budget, Plan, Structure
@@ -32,7 +32,6 @@ from onnxprune.graph.providers import CPU, resolve_providers
 from onnxprune.graph.quantised import is_quantised
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.measure import calls, latency, uncounted
-from onnxprune.measure.continuations import continued
 from onnxprune.measure.cost import Costs
 from onnxprune.measure.dense_file import examine
 from onnxprune.measure.drop_search import DropSearch
@@ -43,6 +42,7 @@ from onnxprune.measure.uncounted import Uncounted
 from onnxprune.measure.validation import Evidence, Teacher, compare
 from onnxprune.pipeline import output_files, report_facts
 from onnxprune.pipeline.debug_bundle import Place
+from onnxprune.pipeline.findings import Findings, rows_to_check
 from onnxprune.pipeline.late import kept
 from onnxprune.pipeline.proof import prove
 from onnxprune.pipeline.result import Result
@@ -70,7 +70,6 @@ _ALIKE = (
     "to be four times the weights"
 )
 
-CHECK_ROWS = 64
 CALIBRATION_ROWS = 128
 """Rows that the ranges of 8-bit activations are taken from."""
 
@@ -91,7 +90,7 @@ class Job:
         debug_bundle: where to write what reproduces a failed check; None for nowhere.
         level: of the intervals of drops.
         drop_search: how the size was found, where the evaluation rows chose it.
-        seen: digest of a file -> what it costs on the rows for the report, where a worker has measured it.
+        found: digest of a file -> what a worker found out about it.
     """
 
     dense: Model
@@ -111,7 +110,7 @@ class Job:
     debug_bundle: Place | None = None
     level: float = 0.95
     drop_search: DropSearch | None = None
-    seen: dict[str, Evidence] = field(default_factory=dict)
+    found: dict[str, Findings] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -275,8 +274,6 @@ class Job:
 
     def evidence(self, file: Path) -> Evidence | None:
         """What a file costs on the rows for the report."""
-        if self.seen and (known := self.seen.get(models.digest_of(file))) is not None:
-            return known
         if self.teacher is None:
             return None
         with self.clock.stage("validate"):
@@ -307,22 +304,19 @@ class Job:
         rows = self.judge or self.learn
         with self.clock.stage("check"):
             bindings = self.planner.costs.bindings
-            feeds: list[runtime.Feeds] = (
-                [synthesize(self.dense.inputs, dims=bindings)]
-                if rows is None
-                else [b.feeds for b in rows.take(CHECK_ROWS, 0).batches(max_rows=16)]
-            )
-            feeds += continued(self.dense, feeds)
+            known = self.found.get(models.digest_of(file)) if self.found else None
             found, lacking = prove(
-                self.dense, self.structure, plan, made, feeds, self.options.to_json(), self.debug_bundle,
-                partial(self.planner.progress, "check"),
+                self.dense, self.structure, plan, made, rows_to_check(self.dense, rows, bindings),
+                self.options.to_json(), self.debug_bundle, partial(self.planner.progress, "check"),
+                known.equivalence if known else None,
             )  # fmt: skip
             zeros = zeros_in(file, self.dense, self.structure, plan)
-        evidence = None
-        with kept("accuracy and drift are not known", lacking, but=(CheckError,)):
-            evidence = self.evidence(file)
-        layers: tuple[LayerDrift, ...] = ()
-        if self.judge is not None:
+        evidence = known.evidence if known else None
+        layers: tuple[LayerDrift, ...] = known.layers if known else ()
+        if known is None:
+            with kept("accuracy and drift are not known", lacking, but=(CheckError,)):
+                evidence = self.evidence(file)
+        if known is None and self.judge is not None:
             with kept("drift by layer is not known", lacking), self.clock.stage("validate"):
                 planner, led = self.planner, plan.led(self.structure)
                 layers = layer_drift(planner.interpreter, planner.led, led, self.judge, self.options.seed)

@@ -30,6 +30,7 @@ def prove(
     options: Mapping[str, Any],
     bundle: Place | None,
     progress: Callable[[int, int], None] | None = None,
+    known: Equivalence | None = None,
 ) -> tuple[Equivalence, list[str]]:
     """Is the file valid, and does it compute what the plan says, at several sizes?
 
@@ -41,6 +42,7 @@ def prove(
         options: of the run, for the bundle.
         bundle: where to write what reproduces a failure; None for nowhere.
         progress: called with (batches done, batches).
+        known: what a worker found where it held a file of the same bytes to the plan, which is not done again.
 
     Returns:
         How close it is, and what the report should warn of.
@@ -48,11 +50,13 @@ def prove(
     Raises:
         CheckError: it is not, or does not; what is at fault is this program, and the message says so.
     """
-    rows = shapes_to_check(dense, feeds)
+    rows = shapes_to_check(dense, feeds) if known is None else []
     said: list[str] = []
     try:
         for file, source in zip(made.files, dense.files, strict=True):
             said += check_file(file, source)
+        if known is not None:
+            return known, [*said, *([known.note] if known.note else [])]
         found = check(dense, structure, plan, made.whole, rows, progress)
         for part, file in zip(dense.parts, made.alone, strict=True):
             _alone(dense, structure, plan, part, file, rows[:_FEW], found)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,13 @@ from onnxprune.graph import model as models
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Budget, Plan, Ranking, Structure
 from onnxprune.graph.structure.analyze import analyze
-from onnxprune.measure.validation import Evidence, Teacher, compare
-from onnxprune.pipeline.written import write
+from onnxprune.measure.layer_drift import layer_drift
+from onnxprune.measure.validation import Teacher, compare
+from onnxprune.pipeline.findings import Findings, rows_to_check
+from onnxprune.pipeline.proof import prove
+from onnxprune.pipeline.written import Written, write
 from onnxprune.search import by_table, units_then_zeros
-from onnxprune.search.damage_table import Row
+from onnxprune.search.damage_table import Row, TableWalk
 from onnxprune.search.options import Options
 from onnxprune.search.planner import Planner
 from onnxprune.search.problem import Seen
@@ -100,14 +104,21 @@ class Planned:
 
     Attributes:
         written: digest of the file that it gives.
-        evidence: what that file costs on the rows that judge; None where that could not be measured.
+        findings: what was found out about that file; None where who asked must find out why it could not be.
         seconds: what the worker took, by stage.
     """
 
     plan: Plan
     written: str
-    evidence: Evidence | None
+    findings: Findings | None
     seconds: Mapping[str, float]
+
+
+def ready(task: Any) -> None:
+    """Nothing but what takes a worker long once: this module with all that it imports, and the engines."""
+    for name in ("onnxruntime", "torch"):
+        with suppress(ImportError):
+            import_module(name)
 
 
 def order(task: Task, brief: Brief, files: Files | None = None) -> Mapping[str, Ranking] | Lacking:
@@ -123,14 +134,11 @@ def row(task: Task, brief: Brief, files: Files | None = None) -> Row | Lacking:
     with _at(brief, task, files) as place:
         if place is None:
             return Lacking()
-        planner = place.planner(task)
-        site = next(s for s in planner.sites if s.id == task.site)
-        ((_, found),) = by_table.rows_of(planner, planner.start, [site], by_table.whole_grid(planner))
-        return found
+        return place.row(place.planner(task), task.site)
 
 
 def plan(task: Task, brief: Brief, files: Files | None = None) -> Planned | Lacking:
-    """A finished plan within a budget, and what the file that it gives costs."""
+    """A finished plan within a budget, and what is found out about the file that it gives."""
     with _at(brief, task, files) as place:
         if place is None:
             return Lacking()
@@ -143,10 +151,9 @@ def plan(task: Task, brief: Brief, files: Files | None = None) -> Planned | Lack
             if not planner.options.keep_unread:
                 rewrite.drop_unread(pruned)
             written = write(place.dense, pruned, scratch, "plan.onnx")
-            with planner.clock.stage("validate"):
-                evidence = place.evidence(written.whole)
+            findings = place.findings(planner, made, written)
             seconds = {k: s - before.get(k, 0.0) for k, s in planner.clock.seconds.items()}
-            return Planned(made, models.digest_of(written.whole), evidence, seconds)
+            return Planned(made, models.digest_of(written.whole), findings, seconds)
 
 
 class _Place:
@@ -155,6 +162,7 @@ class _Place:
     def __init__(self, brief: Brief, dense: Model, structure: Structure) -> None:
         self.brief, self.dense, self.structure = brief, dense, structure
         self._planners: dict[str, Planner] = {}
+        self._walk: tuple[Planner, int, TableWalk] | None = None
 
     @cached_property
     def _first(self) -> Planner:
@@ -171,21 +179,40 @@ class _Place:
         made.scores.table = {**task.known.table, **made.scores.table}
         return made
 
+    def row(self, planner: Planner, name: str) -> Row:
+        """A site's row of the table. One that is behind the last goes on from there, another begins anew."""
+        index, site = next((i, s) for i, s in enumerate(planner.sites) if s.id == name)
+        held, last, walk = self._walk or (None, 0, None)
+        if walk is None or held is not planner or index < last:
+            walk = by_table.walk_of(planner, planner.start)
+        self._walk = None  # what fails halfway is nothing to go on from
+        ((_, found),) = by_table.rows_of(planner, walk, [site], by_table.whole_grid(planner))
+        self._walk = planner, index, walk
+        return found
+
     @cached_property
     def _teacher(self) -> Teacher | None:
         brief, file = self.brief, self.dense.path
         assert file is not None
         return None if brief.judge is None else Teacher(file, brief.judge, providers=brief.providers)
 
-    def evidence(self, file: Path) -> Evidence | None:
-        """What a file costs; None where who asked must find out why it cannot be told."""
+    def findings(self, planner: Planner, plan: Plan, made: Written) -> Findings | None:
+        """What can be told of a file; None where who asked must find out why it cannot."""
+        brief, judge = self.brief, self.brief.judge
         try:
-            if self._teacher is None:
-                return None
-            brief = self.brief
-            return compare(
-                self._teacher, file, metric=brief.metric, seed=brief.options.seed, level=brief.level, flips=brief.flips
-            )
+            with planner.clock.stage("check"):
+                feeds = rows_to_check(self.dense, judge or brief.calibration, brief.bindings)
+                equal, _ = prove(self.dense, self.structure, plan, made, feeds, planner.options.to_json(), None)
+            if judge is None or self._teacher is None:
+                return Findings(equal, None, ())
+            with planner.clock.stage("validate"):
+                evidence = compare(
+                    self._teacher, made.whole, metric=brief.metric, seed=brief.options.seed, level=brief.level,
+                    flips=brief.flips,
+                )  # fmt: skip
+                led = plan.led(self.structure)
+                layers = layer_drift(planner.interpreter, planner.led, led, judge, brief.options.seed)
+            return Findings(equal, evidence, layers)
         except Exception:
             return None
 

@@ -16,7 +16,7 @@ from onnxprune.errors import UsageError
 from onnxprune.graph import joined, memory, outputs
 from onnxprune.graph.outputs import Inputs, OutputSet
 from onnxprune.graph.plan import Budget, Plan
-from onnxprune.pipeline import output_files
+from onnxprune.pipeline import output_files, remote
 from onnxprune.pipeline.debug_bundle import Place
 from onnxprune.pipeline.fleet import Fleet
 from onnxprune.pipeline.in_memory import takes_models
@@ -105,6 +105,7 @@ def sweep(
         outs = [stack.enter_context(opened(target, file, inputs)) for target in targets]
         common["store"] = Store(store) if store is not None else None
         hands = stack.enter_context(engines.opened(workers, cluster, options.get("threads", 0)))
+        awake = engines.begin(hands, remote.ready) if hands is not None else None
         results: list[Result] = []
         for seed in dict.fromkeys(one.seed for one in tried):
             first: Job | None = None
@@ -115,6 +116,8 @@ def sweep(
                     scores = kept / f"{file.stem}.{one.name}.scores.json" if kept and one.name else None
                     jobs.append(first.by(one.method, scores) if len(tried) > 1 else first)
                     jobs[-1].debug_bundle = bundle
+            if awake is not None:
+                awake()
             places = outs[len(results) : len(results) + len(jobs) * len(asked)]
             results += _results(jobs, asked, places, hands)
         return results

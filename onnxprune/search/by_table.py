@@ -16,7 +16,7 @@ from onnxprune.score.mixture import parse
 from onnxprune.search.allocate import ALLOCATIONS
 from onnxprune.search.allocate.choices import Allocation, Level, Module, alike, merged
 from onnxprune.search.allocate.swaps import swaps
-from onnxprune.search.damage_table import Row, damage_table, spread
+from onnxprune.search.damage_table import Row, TableWalk, damage_table, spread
 from onnxprune.search.prices import MAPPED, Array, Prices
 from onnxprune.search.problem import Problem
 from onnxprune.search.score_cache import Scores
@@ -145,7 +145,7 @@ def _damages(
         return found
     with problem.clock.stage("table"):
         try:
-            for name, row in rows_of(problem, stage, lacking, grid):
+            for name, row in rows_of(problem, walk_of(problem, stage), lacking, grid):
                 found[name] = row
                 if stage.lasting:
                     scores.keep_rows(grid, {name: row})
@@ -155,19 +155,23 @@ def _damages(
     return {s.id: found[s.id] for s, _ in live}
 
 
+def walk_of(problem: Problem, stage: Stage) -> TableWalk:
+    """What measures rows of a stage's table."""
+    return TableWalk(problem.table, problem.gates, stage.plan, stage.rankings, stage.refitter)
+
+
 def rows_of(
-    problem: Problem, stage: Stage, sites: Sequence[Site], grid: Mapping[str, Sequence[int]]
+    problem: Problem, walk: TableWalk, sites: Sequence[Site], grid: Mapping[str, Sequence[int]]
 ) -> Iterator[tuple[str, Row]]:
     """(group id, row of the damage table) of some sites, one by one: a row does not depend on which others there are.
 
     Args:
+        walk: that did not come further than to the first of them.
         sites: in graph order.
         grid: group id -> units kept.
     """
-    return damage_table(
-        problem.table, problem.gates, stage.plan, sites, stage.rankings, grid, stage.refitter,
-        steps={s.id: problem.step(s) for s in sites if not whole(problem, s)},
-    )  # fmt: skip
+    steps = {s.id: problem.step(s) for s in sites if not whole(problem, s)}
+    return damage_table(walk, sites, grid, steps=steps)
 
 
 def whole_grid(problem: Problem) -> dict[str, list[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -124,45 +124,73 @@ BEND = 8.0
 """How many times steeper than the interval above it one must be for a level between to be measured, too."""
 
 
+@dataclass(eq=False)
+class TableWalk:
+    """Rows of the table, one site after another: the graph is gone through once, and only what follows a site is run.
+
+    Args:
+        base: everything else is as in it.
+    """
+
+    evaluator: Evaluator
+    gates: Gates
+    base: Plan
+    rankings: Mapping[str, Ranking]
+    refitter: Refitter
+
+    def __post_init__(self) -> None:
+        self._walk = Walk(self.evaluator.rows, self.evaluator.wanted)
+        self._before = self.gates.gated(self.base)
+
+    @cached_property
+    def _whole(self) -> float:
+        """The damage of the base alone."""
+        base = self.base
+        return self.evaluator(self._before) if base.keep or base.drop or base.weights else 0.0
+
+    def row(self, site: Site, levels: Sequence[int], step: int | None = None) -> Row:
+        """The divergence at every level; where the curve bends, at more until the bend is found.
+
+        Args:
+            site: not before the last one that was asked for, in graph order.
+            levels: units kept, ascending.
+            step: units that go together; None measures the levels alone.
+        """
+        evaluator, before = self.evaluator, self._before
+        self._walk.to(site.stop, state=before)
+        copies = Copies(evaluator.rows, self.gates.structure, site, before, evaluator.wanted)
+
+        def measured(counts: Sequence[int]) -> np.ndarray:
+            some = [count for count in counts if count < levels[-1]]
+            if not some:  # an earlier stage left a site what it needs, and no more
+                return np.full(len(counts), self._whole)
+            states = [_state(self.gates, self.base, site, count, self.rankings, self.refitter) for count in some]
+            found = [copies.distances(i, held, states, evaluator.distance) for i, held in enumerate(self._walk.values)]
+            known = dict(zip(some, np.concatenate(found, axis=1).mean(axis=1).tolist(), strict=True))
+            return np.array([known.get(count, self._whole) for count in counts])
+
+        return _row(levels, measured, step, self.rankings[site.id])
+
+
 def damage_table(
-    evaluator: Evaluator,
-    gates: Gates,
-    base: Plan,
+    walk: TableWalk,
     sites: Sequence[Site],
-    rankings: Mapping[str, Ranking],
     levels: Mapping[str, Sequence[int]],
-    refitter: Refitter,
     *,
     steps: Mapping[str, int] | None = None,
 ) -> Iterator[tuple[str, Row]]:
-    """(group id, its row) site by site: divergence at every level, everything else as in `base`.
+    """(group id, its row) site by site: divergence at every level.
 
-    Only what follows a site is run, from values cached in front of it. Where a curve bends, as it does where the last
-    unit that nobody needs is gone, levels are measured between the given ones until the bend is found.
+    Where a curve bends, as it does where the last unit that nobody needs is gone, levels are measured between the given
+    ones until the bend is found.
 
     Args:
+        sites: in graph order.
         levels: group id -> units kept, ascending.
         steps: group id -> units that go together; sites that are not named are measured at their levels alone.
     """
-    walk = Walk(evaluator.rows, evaluator.wanted)
-    before = gates.gated(base)
-    whole = evaluator(before) if base.keep or base.drop or base.weights else 0.0
     for site in sites:
-        walk.to(site.stop, state=before)
-        copies = Copies(evaluator.rows, gates.structure, site, before, evaluator.wanted)
-
-        def measured(
-            counts: Sequence[int], site: Site = site, copies: Copies = copies, values: Sequence[Any] = walk.values
-        ) -> np.ndarray:
-            some = [count for count in counts if count < levels[site.id][-1]]
-            if not some:  # an earlier stage left a site what it needs, and no more
-                return np.full(len(counts), whole)
-            states = [_state(gates, base, site, count, rankings, refitter) for count in some]
-            found = [copies.distances(i, held, states, evaluator.distance) for i, held in enumerate(values)]
-            known = dict(zip(some, np.concatenate(found, axis=1).mean(axis=1).tolist(), strict=True))
-            return np.array([known.get(count, whole) for count in counts])
-
-        yield site.id, _row(levels[site.id], measured, (steps or {}).get(site.id), rankings[site.id])
+        yield site.id, walk.row(site, levels[site.id], (steps or {}).get(site.id))
 
 
 def _row(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
@@ -89,6 +89,26 @@ def opened(count: int | None, cluster: str | None = None, threads: int = 0) -> I
         yield made
     finally:
         made.close()
+
+
+def begin(workers: Workers, function: Function) -> Callable[[], None]:
+    """Have every worker called once, behind the caller's back: while it reads a model, they import.
+
+    Args:
+        function: of an argument that is nothing.
+
+    Returns:
+        What waits until they are done. That they could not be called is told by the first task that cannot.
+    """
+
+    def call() -> None:
+        with suppress(Exception):
+            for _ in workers.run(function, range(workers.count)):
+                pass
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    return thread.join
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ import worker_tasks
 
 from onnxprune.errors import UsageError
 from onnxprune.graph.plan import Plan
-from onnxprune.pipeline import remote
+from onnxprune.measure import equivalence
+from onnxprune.pipeline import proof, remote
 from onnxprune.pipeline.sweep import Series, series_of, sweep
 from onnxprune.pipeline.verbs import prune
 from onnxprune.search import workers as engines
@@ -101,6 +102,38 @@ def test_the_order_of_arrival_changes_nothing(
     same(here, tmp_path)
     assert made.done.count("row") == len(METHODS) * 2
     assert made.done.count("plan") == len(METHODS) * len(BUDGETS)
+
+
+@pytest.mark.parametrize("same_bytes", [True, False])
+def test_what_a_worker_found_out_holds_for_the_same_bytes(
+    same_bytes: bool, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is checked where it was planned; another than that one is checked where it is named."""
+    checks: list[str] = []
+    check, plan = equivalence.check, remote.plan
+
+    def counted(*given: Any) -> Any:
+        checks.append(given[3].name)
+        return check(*given)
+
+    def planned(*given: Any) -> Any:
+        found = plan(*given)
+        assert isinstance(found, remote.Planned)
+        return found if same_bytes else replace(found, written="of another file")
+
+    made = Shuffled(0)
+    monkeypatch.setattr(remote, "_place", None)
+    monkeypatch.setattr(remote, "plan", planned)
+    monkeypatch.setattr(proof, "check", counted)
+    monkeypatch.setattr(engines, "opened", lambda *asked: _open(made))
+    there = swept(place, tmp_path, workers=1)
+    plans = len(METHODS) * len(BUDGETS)
+    assert checks.count("plan.onnx") == plans
+    assert len(checks) == (plans if same_bytes else 2 * plans)
+    for one, other in zip(swept(place, None), there, strict=True):
+        assert one.report.equivalence == other.report.equivalence
+        assert one.report.layers == other.report.layers
+        assert one.report.drift == other.report.drift
 
 
 class _open:

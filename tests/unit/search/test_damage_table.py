@@ -25,7 +25,7 @@ from onnxprune.probe.gates import Gates
 from onnxprune.probe.interpreter import Interpreter
 from onnxprune.probe.second_moments import Gram
 from onnxprune.search import damage_table as damage
-from onnxprune.search.damage_table import Refitter, _row, bends, damage_table, spread
+from onnxprune.search.damage_table import Refitter, TableWalk, _row, bends, damage_table, spread
 
 
 def test_a_site_that_has_no_level_left_costs_what_the_rest_does(tmp_path: Path) -> None:
@@ -38,10 +38,8 @@ def test_a_site_that_has_no_level_left_costs_what_the_rest_does(tmp_path: Path) 
     rankings = {s.id: Ranking(s.id, tuple(range(s.group.size))) for s in sites}
     levels = {s.id: [s.group.size] for s in sites}
     refitter = Refitter(lambda name: interpreter.weight(name).numpy(), {}, rankings)
-    table = damage_table(
-        Evaluator(rows), Gates(structure, interpreter), Plan(model.digest), sites, rankings, levels, refitter
-    )
-    found = dict(table)
+    walk = TableWalk(Evaluator(rows), Gates(structure, interpreter), Plan(model.digest), rankings, refitter)
+    found = dict(damage_table(walk, sites, levels))
     assert found.keys() == levels.keys()
     assert all(row.damage.tolist() == [0.0] for row in found.values())
 
@@ -71,7 +69,8 @@ def test_stacked_levels_are_the_levels(
 
     def table() -> dict[str, np.ndarray]:
         refitter = Refitter(weight, gram, rankings)
-        found = dict(damage_table(Evaluator(rows), gates, Plan(model.digest), sites, rankings, levels, refitter))
+        walk = TableWalk(Evaluator(rows), gates, Plan(model.digest), rankings, refitter)
+        found = dict(damage_table(walk, sites, levels))
         assert all(list(found[s.id].levels) == levels[s.id] for s in sites)
         return {key: row.damage for key, row in found.items()}
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import worker_tasks
 
 from onnxprune.errors import BudgetError, OnnxPruneError, UsageError
 from onnxprune.search import workers as engines
-from onnxprune.search.workers import Workers, opened
+from onnxprune.search.workers import Workers, begin, opened
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:joblib.externals.loky"),
@@ -81,6 +83,30 @@ def test_an_engine(workers: Workers, tmp_path: Path) -> None:
     assert caught.value.closest == 0.5
     with pytest.raises(UsageError, match="--on watch"):
         list(workers.run(worker_tasks.refused, [7], tag="watch"))
+
+
+def test_workers_are_called_while_others_go_on() -> None:
+    """What they cannot do then is told by the first task."""
+    called: list[int] = []
+    go = threading.Event()
+
+    class Slow:
+        count = 2
+
+        def share(self, value: object) -> object:
+            return value
+
+        def run(self, function: Any, tasks: Any, *shared: Any, tag: str | None = None) -> Any:
+            assert go.wait(5)
+            for task in tasks:
+                yield task, function(task)
+
+    wait = begin(Slow(), called.append)
+    assert not called
+    go.set()
+    wait()
+    assert len(called) == 2
+    begin(Slow(), lambda _: 1 / 0)()
 
 
 def test_a_process_may_remember_much(tmp_path: Path) -> None:

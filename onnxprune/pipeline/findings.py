@@ -1,0 +1,42 @@
+"""What is found out about a written file, wherever it is: a worker's findings hold for the same bytes here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from onnxprune.data import Dataset
+from onnxprune.graph.example_feeds import synthesize
+from onnxprune.graph.model import Model
+from onnxprune.graph.runtime import Feeds
+from onnxprune.measure.continuations import continued
+from onnxprune.measure.equivalence import Equivalence
+from onnxprune.measure.layer_drift import LayerDrift
+from onnxprune.measure.validation import Evidence
+
+CHECK_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Findings:
+    """How a file compares.
+
+    Attributes:
+        equivalence: with its plan.
+        evidence: with the dense model, on the rows that judge; None without any.
+        layers: layer by layer, on some of them.
+    """
+
+    equivalence: Equivalence
+    evidence: Evidence | None
+    layers: tuple[LayerDrift, ...]
+
+
+def rows_to_check(dense: Model, rows: Dataset | None, bindings: Mapping[str, int]) -> list[Feeds]:
+    """Batches on which a file is held to its plan: of the rows or, without any, of values made for `bindings`."""
+    feeds: list[Feeds] = (
+        [synthesize(dense.inputs, dims=bindings)]
+        if rows is None
+        else [b.feeds for b in rows.take(CHECK_ROWS, 0).batches(max_rows=16)]
+    )
+    return feeds + continued(dense, feeds)
