@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,11 @@ from onnxprune.graph import companions
 Pairs = Literal["joint", "separate"]
 
 ALIASES = {"input_mask": "attention_mask", "segment_ids": "token_type_ids"}  # names that TensorFlow exports use
+
+
+_BATCH = re.compile(r"\w*batch\w*", re.IGNORECASE)
+_ROWS = re.compile(rf"b|n|bs|bsz|rows?|samples?|{_BATCH.pattern}", re.IGNORECASE)
+"""Names of the dimension on which rows stand; the first beyond doubt."""
 
 
 class Spec(Protocol):
@@ -53,8 +59,18 @@ def _main(inputs: Sequence[Spec]) -> Spec:
 
 
 def batch_of(inputs: Sequence[Spec]) -> int | str | None:
-    """How many rows there are at once: a number, a name, or None."""
-    return _main(inputs).shape[0] if inputs and _main(inputs).shape else None
+    """How many rows there are at once: a number, a name, or None.
+
+    The first size of the input that rows are counted by, unless that is a number above 1 or has a name, and a later
+    one is called as a batch is (a recurrence's [steps, batch, width]).
+    """
+    shape = _main(inputs).shape if inputs else ()
+    if not shape or shape[0] in (None, 1):
+        return shape[0] if shape else None
+    names = _ROWS if isinstance(shape[0], int) else _BATCH
+    if isinstance(shape[0], str) and _ROWS.fullmatch(shape[0]):
+        return shape[0]
+    return next((d for d in shape[1:] if isinstance(d, str) and names.fullmatch(d)), shape[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,16 +102,16 @@ class Graph:
             raise DataError("the graph has no inputs: there is nothing to feed")
         main = _main(inputs)
         first = {spec.name: spec.shape[0] if spec.shape else 0 for spec in inputs}
-        rows = first[main.name]
+        rows = batch_of(inputs) if main.shape else 0
         inside = {
             spec.name: spec.shape.index(rows)
             for spec in inputs
             if isinstance(rows, str) and rows in spec.shape[1:] and rows != first[spec.name]
         }
         for spec in inputs:  # one symbolic axis is the batch's or, as cache_position's, the sequence's
-            if len(spec.shape) == 1 and spec.shape[0] not in (None, first[main.name]):
+            if len(spec.shape) == 1 and spec.shape[0] not in (None, rows):
                 first[spec.name] = 0
-        free = any(not isinstance(dim, int) for dim in first.values())
+        free = isinstance(rows, str) or any(not isinstance(dim, int) for dim in first.values())
         if not free and first[main.name] != 1:
             raise DataError(
                 f"the graph's input {describe(main)} has a fixed batch of {first[main.name]} rows, and calibration "

@@ -203,5 +203,16 @@ def _at(
         if dim in dims and name in made:
             shape = list(made[name].shape)
             shape[axis] = size
+            longer = size > made[name].shape[axis]
             made[name] = fitted(made[name], shape)
+            if longer:
+                made[name] = _apart_where_repeated(made[name])
     return made
+
+
+def _apart_where_repeated(values: np.ndarray) -> np.ndarray:
+    """Numbers a little apart, as no two positions of a row are equal: between equal ones the last digit of a sum
+    decides which a TopK takes, in one engine so and in another so. Whole numbers (masks, counts) stay."""
+    if values.dtype.kind != "f" or not np.any(values % 1):
+        return values
+    return np.asarray(values * (1 + 0.01 * np.random.default_rng(0).standard_normal(values.shape)), values.dtype)

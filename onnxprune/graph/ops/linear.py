@@ -72,9 +72,13 @@ register({"Gemm": gemm}, axes=gemm_axes, macs=gemm_macs)
 
 
 def equation(node: Any, ranks: list[int]) -> tuple[list[str], str]:
-    """An Einsum's terms, one letter per axis; the ellipsis is written out in capitals of its own."""
-    text = attribute(node, "equation").replace(" ", "")
-    left, arrow, right = text.partition("->")
+    """An Einsum's terms, as `terms_of`."""
+    return terms_of(attribute(node, "equation"), ranks)
+
+
+def terms_of(text: str, ranks: list[int]) -> tuple[list[str], str]:
+    """Terms of an equation and its result, one letter per axis; the ellipsis is written out in capitals of its own."""
+    left, arrow, right = text.replace(" ", "").partition("->")
     terms = left.split(",")
     wide = max(
         (rank - len(t.replace("...", "")) for t, rank in zip(terms, ranks, strict=True) if "..." in t), default=0
@@ -110,12 +114,21 @@ def _einsum_axes(node: Any, c: Constraints) -> None:
 
 
 def _einsum_macs(node: Any, s: Sizes) -> int:
-    terms, _ = equation(node, [len(s.shape(v)) for v in node.inputs])
+    """Of two operands all that both range over; of more, pair by pair as runtimes go, each summed as soon as nothing
+    behind it asks for an axis. A pair of which nothing is summed only scales, as a Mul does, which costs nothing."""
+    terms, result = equation(node, [len(s.shape(v)) for v in node.inputs])
     sizes: dict[str, int] = {}
     for value, term in zip(node.inputs, terms, strict=True):
         for letter, size in zip(term, s.shape(value), strict=True):
             sizes[letter] = max(sizes.get(letter, 1), size)
-    return math.prod(sizes.values()) * max(len(terms) - 1, 1)
+    total, held = 0, set(terms[0])
+    for place, term in enumerate(terms[1:], 1):
+        both = held | set(term)
+        asked = set(result).union(*terms[place + 1 :])
+        scales = len(terms) > 2 and both <= asked and (both == held or both == set(term))
+        total += 0 if scales else math.prod(sizes[letter] for letter in both)
+        held = both & asked
+    return total if len(terms) > 1 else math.prod(sizes.values())
 
 
 register(

@@ -16,7 +16,7 @@ from onnxprune.errors import OnnxPruneError
 from onnxprune.graph import runtime
 from onnxprune.graph.flow import DOMAIN
 from onnxprune.graph.intake.attributes import MOST_DIMENSIONS
-from onnxprune.graph.prepare import exact_shapes, flow_shapes
+from onnxprune.graph.prepare import exact_shapes, flow_shapes, operator_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,9 @@ def _inference() -> Any:
             if not self.auto_merge_:
                 bounded |= {"Slice": exact_shapes.slices, "Resize": exact_shapes.resize}
             self.dispatcher_ |= {op: partial(rule, self, rule=self.dispatcher_[op]) for op, rule in bounded.items()}
-            self.dispatcher_ |= {op: partial(rule, self) for op, rule in flow_shapes.RULES.items()}
+            self.dispatcher_ |= {
+                op: partial(rule, self) for op, rule in (flow_shapes.RULES | operator_shapes.RULES).items()
+            }
             self.dispatcher_ = {op: self._guarded(op, rule) for op, rule in self.dispatcher_.items()}
             self.current = ""
             self._stated: dict[str, Any] = {}
@@ -148,7 +150,10 @@ def _inference() -> Any:
             self.current = next(filter(None, node.output), "")
             self._as_one_before(node)
             ruled = node.op_type in self.dispatcher_ and node.domain in _DOMAINS
-            if not ruled and any(o and not self._is_known(o) for o in node.output):
+            outputs = [o for o in node.output if o]
+            typed = all(map(self._is_known, outputs))
+            shaped = not any(map(self._lacks_shape, outputs)) or any(map(self._lacks_shape, node.input))
+            if not ruled and not (typed and shaped):
                 self._ask(node)
             if not self.auto_merge_:
                 exact_shapes.name_open(self, node)
@@ -219,8 +224,13 @@ def _inference() -> Any:
             kind = self.known_vi_[name].type
             return kind.WhichOneof("value") not in ("tensor_type", None) or bool(kind.tensor_type.elem_type)
 
+        def _lacks_shape(self, name: str) -> bool:
+            """Whether all that is known of a tensor is its type."""
+            kind = self.known_vi_[name].type if name in self.known_vi_ else None
+            return kind is not None and kind.HasField("tensor_type") and not kind.tensor_type.HasField("shape")
+
         def _ask(self, node: Any) -> None:
-            """Outputs that neither library describes: what the file says of them, else what ONNX Runtime does."""
+            """Outputs that neither library describes: what the file says, else ONNX Runtime, which runs them."""
             described = self._stated
             if not all(
                 o in described and described[o].type.tensor_type.HasField("shape") for o in filter(None, node.output)
@@ -244,13 +254,14 @@ def _inference() -> Any:
                 logger.debug("ONNX Runtime does not know %s %s either: %s", node.op_type, node.name, error)
                 return {}
             types = {f"tensor({name})": code for name, code in _TYPES.items()}
-            return {
+            described = {
                 o.name: vi(
                     o.name, types[o.type], [d or str(self._new_symbolic_dim(o.name, i)) for i, d in enumerate(o.shape)]
                 )
                 for o in found
                 if o.type in types and o.shape
             }
+            return described or operator_shapes.seen_alone(self, node, model, types)
 
         def _like_input(self, node: Any) -> None:
             self._write(node, self._get_shape(node, 0), outputs=filter(None, node.output))

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
 from onnxprune.data import output_axes, read, rows_first
+from onnxprune.errors import DataError
 from onnxprune.graph.model import InputSpec
 
 F32 = np.dtype(np.float32)
@@ -108,3 +109,21 @@ def test_a_model_with_states_is_pruned(tmp_path: Path, batch: Any) -> None:
     result = onnxprune.prune(tmp_path / "model.onnx", flops=0.7, calibration=rows, round_to=1, measure_latency=False)
     assert "neurons.0" in result.plan.keep
     assert result.report.accuracy is not None
+
+
+@pytest.mark.parametrize("first", [9, "steps"])
+def test_rows_may_stand_on_the_second_axis_of_what_they_are_counted_by(first: int | str) -> None:
+    """What reads step by step takes [steps, batch, width]."""
+    inputs = [InputSpec("x", F32, (first, "batch", 4))]
+    given = RNG.standard_normal((6, 9, 4)).astype(np.float32)
+    rows = read([{"x": row[:, None]} for row in given], inputs)
+    assert [e.feeds["x"].shape for e in rows.examples] == [(9, 1, 4)] * 6
+    (batch,) = rows.batches()
+    np.testing.assert_array_equal(batch.feeds["x"], given.swapaxes(0, 1))
+    assert output_axes(inputs, {"y": (first, "batch", 3)}) == {"y": 1}
+    assert len(read([{"x": given.swapaxes(0, 1)}], inputs)) == 6
+
+
+def test_a_length_is_no_batch() -> None:
+    with pytest.raises(DataError, match="fixed batch of 80 rows"):
+        read([{"x": ROWS}], [InputSpec("x", F32, (80, "frames"))])

@@ -118,3 +118,13 @@ def test_only_sizes_that_the_graph_takes_are_added(tmp_path: Path) -> None:
     limited = _dense(tmp_path, text, zero=np.zeros(1, np.int64), long=np.zeros((7, 3), np.float32))
     shapes = {f["x"].shape for f in shapes_to_check(limited, [b.feeds for b in _rows(limited).batches()])}
     assert shapes == {(5, 7, 6), (1, 7, 6), (5, 3, 6)}  # a table of seven positions has no tenth
+
+
+def test_no_two_positions_of_what_is_compared_are_equal(tmp_path: Path) -> None:
+    """Among equal ones the last digit of a sum decides which is the largest, in each engine another."""
+    dense = _dense(tmp_path)
+    feeds = [b.feeds for b in _rows(dense, 1).batches()]
+    (longer,) = [f["x"] for f in shapes_to_check(dense, feeds) if f["x"].shape == (1, 10, 6)]
+    assert len(np.unique(longer[0], axis=0)) == 10
+    whole = [{"x": np.ones((1, 7, 6), np.float32)}]
+    assert all((f["x"] == 1).all() for f in shapes_to_check(dense, whole))

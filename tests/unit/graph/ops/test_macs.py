@@ -20,6 +20,16 @@ COUNTS = [
     (Case("MatMul", [zeros(5), zeros(5, 7)], label="vector"), 5 * 7),
     (Case("Gemm", [zeros(5, 3), zeros(7, 5)], {"transA": 1, "transB": 1}), 3 * 5 * 7),
     (Case("Einsum", [zeros(2, 3, 5), zeros(5, 7, 4)], {"equation": "bsd,dhk->bhsk"}), 2 * 3 * 5 * 7 * 4),
+    # Pair by pair; what each pair is scaled by costs nothing.
+    (
+        Case("Einsum", [zeros(2, 3, 5), zeros(2, 5, 7), zeros(2, 3)], {"equation": "blm,bmd,bl->bld"}, label="scaled"),
+        2 * 3 * 5 * 7,
+    ),
+    (
+        Case("Einsum", [zeros(2, 3), zeros(3, 5), zeros(5, 7)], {"equation": "ab,bc,cd->ad"}, label="chain"),
+        2 * 3 * 5 + 2 * 5 * 7,
+    ),
+    (Case("Einsum", [zeros(2, 3), zeros(2, 5)], {"equation": "ab,ac->abc"}, label="outer"), 2 * 3 * 5),
     (Case("FusedMatMul", [zeros(2, 5, 3), zeros(2, 5, 7)], {"transA": 1}, MICROSOFT), 2 * 3 * 5 * 7),
     (Case("Conv", [zeros(2, 6, 8, 8), zeros(4, 6, 3, 3)], {"strides": [2, 2]}), 2 * 4 * 3 * 3 * 6 * 9),
     (Case("Conv", [zeros(2, 6, 8, 8), zeros(6, 1, 3, 3)], {"group": 6}, label="depthwise"), 2 * 6 * 6 * 6 * 9),
