@@ -121,11 +121,18 @@ def _stated(asked: ImageOptions, spec: Spec, layout: Layout, job: Job) -> Prepro
 
 def _part(row: Row, spec: Spec, layout: Layout, prepare: Preprocess, *, outside: bool) -> Part:
     image = open_image(row, "image", outside=outside)
-    with reading(f"{row.source}: the image cannot be prepared", DataError):
+    with reading(f"{row.source}: the image cannot be prepared", DataError), np.errstate(all="ignore"):
         pixels = prepare.pixels(image)
+        held = pixels.astype(spec.dtype)
+    if not _fits(pixels, held):
+        raise DataError(
+            f"{row.source}: the image is prepared as numbers of {np.min(pixels):.3g} to {np.max(pixels):.3g}, which "
+            f"{describe(spec)} does not hold: look at the means, deviations and scale that are stated or in "
+            "preprocessor_config.json"
+        )
     if layout.last:
-        pixels = pixels.transpose(1, 2, 0)
-    wanted, got = (layout.height, layout.width), pixels.shape[:2] if layout.last else pixels.shape[1:]
+        held = held.transpose(1, 2, 0)
+    wanted, got = (layout.height, layout.width), held.shape[:2] if layout.last else held.shape[1:]
     if any(w is not None and w != g for w, g in zip(wanted, got, strict=True)):
         raise DataError(
             f"{row.source}: the image is prepared as {got[0]} x {got[1]}, and the graph takes {describe(spec)}: is "
@@ -142,7 +149,15 @@ def _part(row: Row, spec: Spec, layout: Layout, prepare: Preprocess, *, outside:
             label = prepare.mask(mask)
         except DataError as error:
             raise DataError(f"{row.source}: {error}") from error
-    return Part({spec.name: pixels[None].astype(spec.dtype)}, label)
+    return Part({spec.name: held[None]}, label)
+
+
+def _fits(pixels: NDArray[Any], held: NDArray[Any]) -> bool:
+    """Whether numbers came through as numbers: a narrower float makes infinities of large ones, an integer any."""
+    if held.dtype.kind in "iu":
+        limits = np.iinfo(held.dtype)
+        return bool(limits.min <= np.min(pixels) and np.max(pixels) <= limits.max)
+    return bool(np.isfinite(held.astype(np.float64)).all())
 
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.data.image import Layout, image_input, preparation
+from onnxprune.data.labels import class_names
 from onnxprune.data.model_info import Files, Graph, Job, role
 from onnxprune.data.preprocess import Preprocess
 from onnxprune.data.tokenizer import load_tokenizer
@@ -24,10 +25,10 @@ def preprocessing(inputs: Sequence[InputSpec], outputs: Sequence[InputSpec], fol
     """
     job = Job(Graph.of(inputs, outputs), Files(folder))
     told = _text(job) or _image(job) or {"kind": "tensors"}
-    names = job.files.setting("id2label")
-    labels = [names[key] for key in sorted(names, key=int)] if isinstance(names, dict) and names else None
-    if labels and all(str(label).startswith("LABEL_") for label in labels):
-        labels = [str(label).removeprefix("LABEL_") for label in labels]
+    names = class_names(job)
+    labels = [names[number] for number in range(len(names))] if names and names.keys() == {*range(len(names))} else None
+    if labels and all(label.startswith("LABEL_") for label in labels):
+        labels = [label.removeprefix("LABEL_") for label in labels]
     described = [{"name": s.name, "type": s.dtype.name, "shape": [d or None for d in s.shape]} for s in inputs]
     first = outputs[0]
     return {

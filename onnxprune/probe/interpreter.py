@@ -67,7 +67,7 @@ class Interpreter:
         self._held = LastRead(memory.share())
         self._replaced: dict[str, Any] = {}
         self._samples: dict[str, Any] = {}
-        self._schedules: dict[tuple[frozenset[str], tuple[str, ...]], tuple[list[_Step], frozenset[str]]] = {}
+        self._schedules: dict[tuple[frozenset[str], tuple[str, ...]], list[tuple[_Step, tuple[str, ...]]]] = {}
         self._live: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         self._reads: dict[ir.Node, tuple[ir.Value, ...]] = {}
         self._calls: dict[ir.Node, Callable[..., Any]] = {}
@@ -123,17 +123,13 @@ class Interpreter:
         self._regardless = regardless
         wanted = tuple(numeric_outputs(self.graph) if outputs is None else outputs)
         bound = frozenset(name for name in batches[0] if not self.repeats(name))
-        steps, initializers = self._schedule(bound, wanted)
         override = weights or {}
         known = [{name: self.place(feeds[name]) for name in bound} for feeds in batches]
-        for step in steps:
-            constants = {
-                name: override[name] if name in override else self.weight(name)
-                for name in (*step.inputs, *(asked for asked, _ in step.sides))
-                if name in initializers
-            }
+        answers: list[dict[str, bool]] = [{} for _ in batches]
+        for step, initializers in self._schedule(bound, wanted):
+            constants = {name: override[name] if name in override else self.weight(name) for name in initializers}
             for i, values in enumerate(known):
-                self._take(step, values, constants, edits[i] if edits is not None else {})
+                self._take(step, values, constants, edits[i] if edits is not None else {}, answers[i])
         found = []
         for i, values in enumerate(known):
             own = {n: self._found(n, values, override) for n in wanted}
@@ -148,10 +144,16 @@ class Interpreter:
         known = name in values or name not in self.graph.initializers
         return values[name] if known else override[name] if name in override else self.weight(name)
 
-    def _take(self, step: _Step, values: dict[str, Any], constants: Mapping[str, Any], hooks: Edit) -> None:
-        """One node on one batch: its results come to the values, and what is read for the last time goes."""
-        if step.sides and not self._regardless and not self._taken(step, values, constants):
-            values.update((name, None) for name in (*step.outputs, *step.kept))
+    def _take(
+        self, step: _Step, values: dict[str, Any], constants: Mapping[str, Any], hooks: Edit, answers: dict[str, bool]
+    ) -> None:
+        """One node on one batch: its results come to the values, and what is read for the last time goes.
+
+        Args:
+            answers: the conditions that were looked at, which many nodes ask for.
+        """
+        if step.sides and not self._regardless and not self._taken(step, values, constants, answers):
+            values.update(dict.fromkeys((*step.outputs, *step.kept)))
             self._let_go(step, values)
             return
         if step.inside:
@@ -172,10 +174,14 @@ class Interpreter:
         self._let_go(step, values)
 
     @staticmethod
-    def _taken(step: _Step, values: Mapping[str, Any], constants: Mapping[str, Any]) -> bool:
+    def _taken(step: _Step, values: Mapping[str, Any], constants: Mapping[str, Any], answers: dict[str, bool]) -> bool:
         """Whether all choices that a step is behind fall on its side; an inner one is not asked behind an outer."""
-        asked = (constants[name] if name in constants else values[name] for name, _ in step.sides)
-        return all(holds(x) == side for x, (_, side) in zip(asked, step.sides, strict=True))
+        for name, side in step.sides:
+            if name not in answers:
+                answers[name] = holds(constants[name] if name in constants else values[name])
+            if answers[name] != side:
+                return False
+        return True
 
     @staticmethod
     def _arguments(
@@ -198,8 +204,9 @@ class Interpreter:
         """A loop on one batch."""
 
         def turn(scope: dict[str, Any]) -> None:
+            answers: dict[str, bool] = {}  # another turn may answer otherwise
             for inner in step.inside:
-                self._take(inner, scope, constants, hooks)
+                self._take(inner, scope, constants, hooks, answers)
 
         def arguments(node: ir.Node, scope: dict[str, Any]) -> list[Any]:
             return self._arguments(node, [None if v is None else v.name for v in node.inputs], scope, constants, hooks)
@@ -288,13 +295,15 @@ class Interpreter:
         there = lender.graph.initializers.get(name)
         return there is not None and there.const_value is self.graph.initializers[name].const_value
 
-    def _schedule(self, feeds: frozenset[str], wanted: tuple[str, ...]) -> tuple[list[_Step], frozenset[str]]:
+    def _schedule(self, feeds: frozenset[str], wanted: tuple[str, ...]) -> list[tuple[_Step, tuple[str, ...]]]:
+        """What is done, step by step, with the initializers that each reads."""
         key = (feeds, wanted)
         if key not in self._schedules:
             steps = self._steps(self.needed(feeds, wanted), wanted, 0)
-            read = {name for step in steps for name in step.inputs if name is not None} | set(wanted)
-            read |= {name for step in steps for name, _ in step.sides}
-            self._schedules[key] = steps, frozenset(n for n in read if n in self.graph.initializers and n not in feeds)
+            held = self.graph.initializers.keys() - feeds
+            read = ([*step.inputs, *(name for name, _ in step.sides)] for step in steps)
+            known = (tuple(dict.fromkeys(n for n in names if n is not None and n in held)) for names in read)
+            self._schedules[key] = list(zip(steps, known, strict=True))
         return self._schedules[key]
 
     def _steps(self, nodes: Iterable[ir.Node], wanted: Sequence[str], depth: int) -> list[_Step]:

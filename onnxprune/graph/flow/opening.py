@@ -31,7 +31,12 @@ def open_up(model: ir.Model) -> None:
     """Open every If, Loop and Scan whose values are tensors throughout, in place, those within others too."""
     graph = model.graph
     names = _Names(graph)
-    while (node := next((n for n in graph if _opens(n, model)), None)) is not None:
+    ahead = list(graph)[::-1]
+    while ahead:
+        node = ahead.pop()
+        if not _opens(node, model):
+            continue
+        ahead += [inner for body in bodies(node) for inner in body][::-1]
         if node.op_type == "If":
             _open_choice(graph, node, names)
         else:

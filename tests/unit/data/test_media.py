@@ -224,6 +224,23 @@ def test_bad_images(tmp_path: Path) -> None:
         read([good], [InputSpec("input_ids", np.dtype(np.int64), ("batch", "sequence"))])
 
 
+@pytest.mark.parametrize(
+    ("dtype", "odd"),
+    [
+        (np.float32, {"image_mean": 1e308, "image_std": [0.5, 0.5, 0.5]}),
+        (np.float32, {"image_mean": [0.5, 0.5, 0.5], "image_std": 1e-300}),
+        (np.float16, {"image_mean": [1e6, 0.5, 0.5], "image_std": [1, 1, 1]}),
+        (np.float64, {"rescale_factor": 1e308}),
+    ],
+)
+def test_pixels_that_are_no_numbers_any_more_are_refused(dtype: Any, odd: dict[str, Any], tmp_path: Path) -> None:
+    """In one line, and without the warnings of what computed them."""
+    configured(tmp_path, image_processor_type="ViTImageProcessor", size={"height": 4, "width": 4}, **odd)
+    spec = InputSpec("pixel_values", np.dtype(dtype), ("batch", 3, "height", "width"))
+    with pytest.raises(DataError, match="prepared as numbers of"):
+        read([{"image": picture(6, 5)}], [spec], folder=tmp_path)
+
+
 def test_text_and_image_of_one_row(tmp_path: Path) -> None:
     ids = InputSpec("input_ids", np.dtype(np.int64), ("texts", "sequence"))
     data = read([{"image": picture(4, 4), "input_ids": [1, 2]}], [ids, pixel_input(3, 4, 4)])
