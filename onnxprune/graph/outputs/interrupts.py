@@ -136,7 +136,7 @@ def heard() -> Iterator[None]:
         if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
             before[number] = signal.signal(number, _arrived)
     try:
-        with native_calls.watched(_taken_up, _end):
+        with native_calls.watched(before, _taken_up, _end):
             yield
     finally:
         for number, handler in before.items():

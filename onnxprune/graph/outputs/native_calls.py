@@ -12,7 +12,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from onnxprune.graph.outputs.beside import beside
@@ -49,10 +49,13 @@ def left(key: object) -> None:
 
 
 @contextlib.contextmanager
-def watched(taken_up: Callable[[float], bool], end: Callable[[int, Callable[[], None]], None]) -> Iterator[None]:
+def watched(
+    signals: Collection[int], taken_up: Callable[[float], bool], end: Callable[[int, Callable[[], None]], None]
+) -> Iterator[None]:
     """Watch signals from the main thread's blind side.
 
     Args:
+        signals: by number; others that Python handles (a timer's, a child's) wake the thread, too.
         taken_up: whether the program has taken up a signal that came at a time of the monotonic clock.
         end: ends the program for a signal, given what removes the leftovers; or returns, if it must not end now.
     """
@@ -70,7 +73,7 @@ def watched(taken_up: Callable[[float], bool], end: Callable[[int, Callable[[], 
             os.write(mouth, b"\0")
 
     try:
-        with beside(lambda over: _watch(ear, over, taken_up, end), wake):
+        with beside(lambda over: _watch(ear, over, signals, taken_up, end), wake):
             yield
     finally:
         os.close(ear)
@@ -80,13 +83,14 @@ def watched(taken_up: Callable[[float], bool], end: Callable[[int, Callable[[], 
 def _watch(
     ear: int,
     over: threading.Event,
+    signals: Collection[int],
     taken_up: Callable[[float], bool],
     end: Callable[[int, Callable[[], None]], None],
 ) -> None:
     while not over.is_set():
         select.select([ear], [], [])
         came = time.monotonic()
-        numbers = [n for n in _heard(ear) if n]
+        numbers = [n for n in _heard(ear) if n in signals]
         if not numbers:
             continue
         stopped = False

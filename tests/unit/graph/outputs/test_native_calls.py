@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from onnxprune.graph.outputs import interrupts, native_calls
+
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -71,3 +73,21 @@ def test_a_call_that_goes_on_does_not_keep_the_program(what: str, tmp_path: Path
     else:
         assert taken < 5 and said == "interrupted; nothing was written\n"
     assert not list((tmp_path / "tmp").glob("onnxprune*")) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there the system wakes no thread with a signal")
+def test_signals_that_tell_nobody_to_end_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timers and children of the program that calls wake the thread as well."""
+    ended: list[int] = []
+    monkeypatch.setattr(native_calls, "SOON", 0.05)
+    monkeypatch.setattr(native_calls, "AT_LAST", 0.1)
+    monkeypatch.setattr(interrupts, "_end", lambda number, remove: ended.append(number))
+    heard: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
+    try:
+        with interrupts.heard():
+            signal.raise_signal(signal.SIGUSR1)
+            time.sleep(0.4)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert heard == [signal.SIGUSR1] and not ended
