@@ -150,7 +150,7 @@ class Interpreter:
         """One node on one batch: its results come to the values, and what is read for the last time goes.
 
         Args:
-            answers: the conditions that were looked at, which many nodes ask for.
+            answers: the conditions that were looked at.
         """
         if step.sides and not self._regardless and not self._taken(step, values, constants, answers):
             values.update(dict.fromkeys((*step.outputs, *step.kept)))
@@ -162,6 +162,8 @@ class Interpreter:
         arguments = self._arguments(step.node, step.inputs, values, constants, hooks)
         if self.device != "cpu":
             arguments = _on_one_device(arguments)
+        if is_flow(step.node):
+            arguments[0] = self._holds(step.inputs[0] or "", values, constants, answers)
         try:
             result = step.call(*arguments)
         except OnnxPruneError:
@@ -176,12 +178,19 @@ class Interpreter:
     @staticmethod
     def _taken(step: _Step, values: Mapping[str, Any], constants: Mapping[str, Any], answers: dict[str, bool]) -> bool:
         """Whether all choices that a step is behind fall on its side; an inner one is not asked behind an outer."""
-        for name, side in step.sides:
-            if name not in answers:
+        return all(Interpreter._holds(name, values, constants, answers) == side for name, side in step.sides)
+
+    @staticmethod
+    def _holds(name: str, values: Mapping[str, Any], constants: Mapping[str, Any], answers: dict[str, bool]) -> bool:
+        """Whether a condition does; it is looked at once, and many nodes ask.
+
+        Raises:
+            UnsupportedError: it has no value.
+        """
+        if name not in answers:
+            with reading(f"the condition {name} cannot be told", UnsupportedError):
                 answers[name] = holds(constants[name] if name in constants else values[name])
-            if answers[name] != side:
-                return False
-        return True
+        return answers[name]
 
     @staticmethod
     def _arguments(
@@ -394,7 +403,7 @@ def _none() -> None:
 
 def _chosen(half: int) -> Callable[..., Any]:
     """What a Choice gives of its two sides."""
-    return lambda condition, *xs: tuple(xs[:half] if holds(condition) else xs[half:])
+    return lambda condition, *xs: tuple(xs[:half] if condition else xs[half:])
 
 
 def _has_states(node: ir.Node) -> bool:
