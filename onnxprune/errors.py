@@ -218,6 +218,8 @@ def explained(error: BaseException) -> OnnxPruneError:
         error = OSError(int(number[1]), os.strerror(int(number[1])))
     if isinstance(error, ValueError) and "embedded null" in str(error):
         return UsageError("a path holds a null character: correct its name")
+    if isinstance(error, RuntimeError) and "Symlink loop" in str(error):  # pathlib's, before Python 3.13
+        return UsageError(f"{said(error)}: links that lead in a circle name no file; choose another")
     if out_of_memory(error):
         return LimitError(
             f"out of memory ({said(error)}): give fewer or shorter rows (--rows, --max-length), a smaller --shape, or "

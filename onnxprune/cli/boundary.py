@@ -25,6 +25,8 @@ def guarded(call: Callable[[], object]) -> int:
             if isinstance(stream, io.TextIOWrapper):
                 # Names of nodes and files may hold what a console's encoding lacks: a mark in its place, no error.
                 stream.reconfigure(errors="replace")
+        if TRACEBACK not in sys.argv:
+            os.environ["RUST_BACKTRACE"] = "0"  # what a panic of a library in Rust adds to its line
         with interrupts.heard():
             call()
             sys.stdout.flush()
@@ -41,17 +43,24 @@ def guarded(call: Callable[[], object]) -> int:
         _quietly(error.show)
         return error.exit_code
     except BrokenPipeError as error:
-        _to_nowhere()
-        if error.filename is not None:
-            return _failed(error)
-        _tell("onnxprune: standard output was closed before all was told; files that are done stay")
-        return OnnxPruneError.exit_code
+        return _failed(error) if error.filename is not None else _unheard("was closed before all was told")
+    except SystemExit as done:
+        if not isinstance(done.__context__, BrokenPipeError):  # which click makes of it
+            raise
+        return _unheard("was closed before all was told")
     except Exception as error:
         return _failed(error)
     except BaseException as error:
         if not panicked(error):
             raise
         return _failed(error)
+
+
+def _unheard(why: str) -> int:
+    """Standard output takes no more: what was told there is lost, what was written is not."""
+    _to_nowhere()
+    _tell(f"onnxprune: standard output {why}; files that are done stay")
+    return OnnxPruneError.exit_code
 
 
 def _failed(error: BaseException) -> int:

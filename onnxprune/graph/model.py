@@ -7,6 +7,7 @@ the weights inside, or beside it where the 2 GB limit of protobuf asks for it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -104,6 +105,7 @@ class Model:
         parts: the graphs of a folder that it is made of; none where it is one file's.
         calls: how often each part runs, where its cost is counted; by file name, once where it is not named.
         scratch: what holds the file of several graphs.
+        seen: what the system said of each of its files when it was read.
     """
 
     normal: onnx_ir.Model
@@ -113,6 +115,7 @@ class Model:
     parts: tuple[Part, ...] = ()
     calls: Mapping[str, int] = field(default_factory=dict)
     scratch: Any = None
+    seen: Mapping[Path, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def ir(self) -> onnx_ir.Model:
@@ -233,7 +236,9 @@ def load(path: str | os.PathLike[str]) -> Model:
         UnsupportedError: an opset outside 7–26, or one before 11 that cannot be converted.
     """
     file = find(path)
+    seen = {file: _stamp(file)}
     model = read(file)
+    seen |= {data: _stamp(data) for data in {Path(t.path) for t in _external(model)}}
     version = model.opset_imports.get("", 0)
     if version not in OPSETS and version not in range(older_opsets.OLDEST, OPSETS[0]):
         raise UnsupportedError(
@@ -248,7 +253,35 @@ def load(path: str | os.PathLike[str]) -> Model:
         prepare.normalise(model)
         shared_biases.index_sides(model)
         caches.index_caches(model)
-    return Model(model, file, digest, said)
+    return Model(model, file, digest, said, seen=seen)
+
+
+def require_unchanged(model: Model) -> None:
+    """Refuse what was measured on files that were exchanged meanwhile: sessions open them again and again.
+
+    Raises:
+        ModelError: a file of the model is gone, or is another than it was.
+    """
+    for one in [part.model for part in model.parts] or [model]:
+        changed = [file for file, stamp in one.seen.items() if _stamp(file) != stamp]
+        if not changed or one.path is None:
+            continue
+        with contextlib.suppress(OSError, ModelError):
+            if digest_of(one.path) == one.digest:  # it was but touched, or copied anew
+                continue
+        raise ModelError(
+            f"{changed[0]}: was changed or taken away while the run read it, so that what was measured is not all of "
+            "one model; nothing was written: run it again on a file that stays"
+        )
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    """What tells a file from another of its name, and from itself after it was written to."""
+    try:
+        found = file.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def save(model: ir.Model, path: str | os.PathLike[str]) -> list[Path]:

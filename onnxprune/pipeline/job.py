@@ -236,6 +236,7 @@ class Job:
         report = replace(report, warnings=(*report.warnings, *lacking), files=output_files.digests(out.folder))
         report.save(out.folder / name_of(out, "report.json"))
         listed(out, self.dense, {}, made.files)
+        models.require_unchanged(self.dense)
         return Result(handed_out(self.dense, pruned), plan, report, tuple(out.commit()), self.dense)
 
     @property

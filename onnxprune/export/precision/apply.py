@@ -9,11 +9,12 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxprune.errors import UsageError, near
+from onnxprune.errors import UnsupportedError, UsageError, near, reading
 from onnxprune.export.precision import integer, storage
 from onnxprune.export.precision.integer import Feeds
 from onnxprune.graph import model as models
 from onnxprune.graph import outputs, prepare
+from onnxprune.graph.finite import check_weights
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,9 @@ def quantize(source: Path, target: Path, scheme: str, rows: Sequence[Feeds] = ()
     if chosen.rows and not rows:
         other = "fp16" if name.startswith("a") else "int8-dynamic"
         raise UsageError(f"--quantize {name} takes its ranges from rows: give --calib, or choose {other}")
-    with outputs.scratch() as scratch:
+    check_weights(models.read(source).graph)  # what is not finite has no range
+    refused = reading(f"--quantize {name}: {source.name} cannot be written so", UnsupportedError)
+    with outputs.scratch() as scratch, refused:
         stored = source
         if chosen.store is not None:
             model = models.read(source)

@@ -24,7 +24,8 @@ def write_cache(path: Path, text: str, ours: Callable[[str], bool]) -> bool:
         ours: whether a text is one that an earlier run wrote.
     """
     try:
-        if (path.is_symlink() or path.exists()) and not ours(path.read_text(encoding="utf-8")):
+        there = path.is_symlink() or path.exists()
+        if there and not (path.is_file() and ours(path.read_text(encoding="utf-8"))):  # a pipe is never read to its end
             logger.warning("%s: is not from an earlier run and stays as it is; nothing is kept for the next one", path)
             return False
         path.parent.mkdir(parents=True, exist_ok=True)

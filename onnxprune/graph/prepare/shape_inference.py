@@ -129,9 +129,14 @@ def _inference() -> Any:
 
         def finished(self) -> bool:
             """Run; whether every node has shapes. Where not, `current` is the output it stopped at."""
-            done = False
+            done, tried = False, set()
             while self.run_:
                 done = self._infer_impl()
+                # It starts again with the sizes that it took for equal, be they the same as the last time.
+                now = self.current, frozenset(self.suggested_merge_.items())
+                if now in tried:
+                    break
+                tried.add(now)
             self._update_output_from_vi()
             return bool(done)
 

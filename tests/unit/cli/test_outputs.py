@@ -18,6 +18,7 @@ from kills import mlp, rows
 import onnxprune
 from onnxprune.errors import UsageError
 from onnxprune.graph import outputs
+from onnxprune.graph.structure.analyze import analyze
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -463,3 +464,47 @@ def test_a_name_that_ends_as_a_folders_does_is_a_folder_there_or_not(run: Run, f
     assert code == 2 and "end it with a slash" in err
     assert onnxprune.prune("model.onnx", "py/", flops=0.6, method="magnitude", measure_latency=False).files
     assert (folder / "py" / "model.pruned.onnx").is_file()
+
+
+@pytest.mark.parametrize("verb", ["prune", "apply", "plan"])
+@pytest.mark.parametrize("how", ["another", "gone", "copied anew"])
+def test_a_model_that_is_exchanged_meanwhile_is_told(
+    verb: str, how: str, run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was measured would be of two models: nothing is written. A copy in its place is the same model."""
+    plan = ["plan", "model.onnx", "-o", "p.json", "--flops", "0.6", "--method", "magnitude", "-q"]
+    commands = {
+        "plan": [*plan[:3], "new.json", *plan[4:]],
+        "apply": ["apply", "model.onnx", "p.json", "-o", "o.onnx", "-q"],
+        "prune": [
+            "prune",
+            "model.onnx",
+            "-o",
+            "o.onnx",
+            "--flops",
+            "0.6",
+            "--no-latency",
+            "--method",
+            "magnitude",
+            "-q",
+        ],
+    }
+    assert run(*plan)[0] == 0
+    before = set(contents(folder))
+    original = Path("model.onnx").read_bytes()
+
+    def exchanged(model: Any, **asked: Any) -> Any:
+        Path("model.onnx").unlink()
+        if how != "gone":
+            Path("model.onnx").write_bytes(original if how == "copied anew" else mlp(24).SerializeToString())
+        return analyze(model, **asked)
+
+    monkeypatch.setattr("onnxprune.pipeline.verbs.analyze", exchanged)
+    monkeypatch.setattr("onnxprune.pipeline.job.analyze", exchanged)
+    code, _, error = run(*commands[verb])
+    if how == "copied anew":
+        assert code == 0, error
+    else:
+        assert code == 3 and set(contents(folder)) <= before, error
+    if how == "another" and verb != "apply":
+        assert "was changed or taken away" in error

@@ -9,9 +9,10 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from perceptron import perceptron
 from plans import in_runtime
 
-from onnxprune.errors import UsageError
+from onnxprune.errors import ModelError, UsageError
 from onnxprune.export.precision import SCHEMES, quantize
 from onnxprune.export.precision.integer import noisy
 from onnxprune.export.precision.storage import rounded
@@ -117,6 +118,18 @@ def test_what_cannot_be_is_refused(letters_bert: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--calib"):
         quantize(source, tmp_path / "a.onnx", "int8-static")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("scheme", ["int8-dynamic", "int8-weights"])
+def test_weights_that_are_no_numbers_are_named(scheme: str, tmp_path: Path) -> None:
+    proto = perceptron()
+    values = onnx.numpy_helper.to_array(proto.graph.initializer[0]).copy()
+    values[0, 1] = np.nan
+    proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(values, proto.graph.initializer[0].name))
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="holds 1 NaN"):
+        quantize(tmp_path / "m.onnx", tmp_path / "o.onnx", scheme)
+    assert not (tmp_path / "o.onnx").exists()
 
 
 def test_an_overflowing_tensor_stays_in_single_precision(tmp_path: Path) -> None:

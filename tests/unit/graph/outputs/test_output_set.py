@@ -116,7 +116,14 @@ def test_files_of_a_folder_of_images_are_inputs(tmp_path: Path) -> None:
 def test_things_that_are_no_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "b").mkdir()
-    for target, says in ((tmp_path / "pipe", "no regular file"), (tmp_path / "b", "is a folder"), (Path(), "a folder")):
+    (tmp_path / "file").touch()
+    for target, says in (
+        (tmp_path / "pipe", "no regular file"),
+        (tmp_path / "b", "is a folder"),
+        (Path(), "a folder"),
+        (tmp_path / "file" / "o.onnx", "file is a file, and no folder"),
+        (tmp_path / "file" / "new" / "o.onnx", "file is a file, and no folder"),
+    ):
         with pytest.raises(UsageError, match=says), outputs.files(target, force=True):
             pass
     with pytest.raises(UsageError, match="no regular file"):
@@ -302,8 +309,11 @@ def test_a_cache_is_replaced_only_over_a_cache(tmp_path: Path, caplog: pytest.Lo
     assert not outputs.write_cache(file, "cache 3", ours)
     assert file.read_text() == "exam scores" and "stays as it is" in caplog.text
     file.unlink()
-    file.mkdir()
-    assert not outputs.write_cache(file, "cache 3", ours)
+    for make in (Path.mkdir, os.mkfifo):  # a pipe is not waited for
+        make(file)
+        assert not outputs.write_cache(file, "cache 3", ours)
+        if file.is_dir():
+            file.rmdir()
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 

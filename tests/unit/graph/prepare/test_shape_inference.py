@@ -56,6 +56,23 @@ def test_nodes_that_differ_in_their_names_alone_are_asked_once(tmp_path: Path, m
     assert counts[0] == counts[1]
 
 
+def test_inference_ends_where_it_would_start_again_and_again(tmp_path: Path) -> None:
+    """The library starts anew with the sizes that it took for equal, until all is known: of a list that never is."""
+    h = onnx.helper
+    nodes = [
+        h.make_node("MatMul", ["x", "w"], ["a"]),
+        h.make_node("SequenceConstruct", ["a"], ["l"]),
+        h.make_node("MatMul", ["l", "w"], ["b"]),
+        h.make_node("Add", ["a", "b"], ["c"]),
+    ]
+    x = h.make_tensor_value_info("x", 1, ["n", 4])
+    weight = onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
+    graph = h.make_graph(nodes, "g", [x], [h.make_tensor_value_info("c", 1, ["n", 4])], [weight])
+    proto = h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=9)
+    found = {v.name for v in shape_inference.infer_proto(proto, assuming=True).graph.value_info}
+    assert "a" in found
+
+
 def test_a_graph_in_which_nothing_is_folded_is_described_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once by what holds for every size, once for the analysis."""
     rounds = []
