@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from onnxprune import report
 from onnxprune.data import Dataset, overlap, row_doubts
+from onnxprune.graph import memory
 from onnxprune.graph import model as models
 from onnxprune.graph.model import Model, relatives
 from onnxprune.graph.plan import Budget, Plan, Structure
@@ -114,7 +113,7 @@ def report_of(
         ),
         broken=broken,
         seconds=dict(job.clock.seconds),
-        peak_memory_bytes=peak_memory(),
+        peak_memory_bytes=memory.peak(),
     )
 
 
@@ -210,12 +209,6 @@ def _learning(learn: Dataset) -> list[str]:
     if len(labels) > 1 and len(set(labels)) == 1:
         said.append(f"all calibration rows that have a label have the same one ({labels[0]}): other classes may suffer")
     return said
-
-
-def peak_memory() -> int:
-    """The most memory this process has held, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def versions() -> dict[str, str]:

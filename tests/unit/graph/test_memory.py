@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from onnxprune.errors import LimitError, UsageError
@@ -27,6 +30,16 @@ def test_a_limit_lasts_as_long_as_what_it_was_stated_for() -> None:
             assert memory.limit() == before
         memory.require(1001, "this")
     assert not memory.stated() and memory.limit() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system's accounts are all there is")
+def test_what_another_program_held_is_not_counted() -> None:
+    """The accounts of a process that was started begin with what the one that started it held."""
+    held = bytearray(400_000_000)
+    held[:: 1 << 12] = b"1" * len(held[:: 1 << 12])
+    program = "from onnxprune.graph import memory; print(memory.peak())"
+    told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert 10**6 < int(told.stdout) < len(held)
 
 
 def test_what_libraries_take_is_no_room_for_weights() -> None:

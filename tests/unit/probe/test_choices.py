@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,13 +15,13 @@ from onnx import numpy_helper as nh
 from onnxprune.errors import UnsupportedError
 from onnxprune.graph import model as models
 from onnxprune.graph.flow import opening
-from onnxprune.probe import interpreter
+from onnxprune.probe import interpreter, turns
 from onnxprune.probe.interpreter import Interpreter
 
 COUNT = 40
 
 
-def choices(file: Path, condition: list[h.NodeProto]) -> models.Model:
+def choices(file: Path, condition: list[onnx.NodeProto]) -> models.Model:
     """x [n, 4], changed by one side or the other of `COUNT` Ifs, one behind the other, that ask one condition."""
     result = h.make_tensor_value_info("b", T.FLOAT, None)
 
@@ -32,7 +33,7 @@ def choices(file: Path, condition: list[h.NodeProto]) -> models.Model:
         sides = {"then_branch": side("Abs", f"x{i}"), "else_branch": side("Neg", f"x{i}")}
         nodes.append(h.make_node("If", ["asked"], [f"x{i + 1}"], **sides))
     ends = [h.make_tensor_value_info(name, T.FLOAT, ["n", 4]) for name in ("x0", f"x{COUNT}")]
-    held = [nh.from_array(np.float32(0), "zero"), nh.from_array(np.array([], np.int64), "none")]
+    held = [nh.from_array(np.array(0, np.float32), "zero"), nh.from_array(np.array([], np.int64), "none")]
     graph = h.make_graph(nodes, "choices", ends[:1], ends[1:], held)
     onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8), file)
     return models.load(file)
@@ -42,10 +43,20 @@ SUM = [h.make_node("ReduceSum", ["x0"], ["sum"], keepdims=0), h.make_node("Great
 
 
 def test_choices_in_a_row_are_opened_and_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked, asked = [], []
-    opens, holds = opening._opens, interpreter.holds
-    monkeypatch.setattr(opening, "_opens", lambda node, model: looked.append(node) or opens(node, model))
-    monkeypatch.setattr(interpreter, "holds", lambda value: asked.append(value) or holds(value))
+    looked: list[Any] = []
+    asked: list[Any] = []
+    opens = opening._opens
+
+    def counted(node: Any, model: Any) -> bool:
+        looked.append(node)
+        return opens(node, model)
+
+    def holds(value: Any) -> bool:
+        asked.append(value)
+        return turns.holds(value)
+
+    monkeypatch.setattr(opening, "_opens", counted)
+    monkeypatch.setattr(interpreter, "holds", holds)
     dense = choices(tmp_path / "m.onnx", SUM)
     assert len(looked) <= 3 * COUNT + len(SUM)  # each node, and those of its sides
     x = np.array([[1, -2, 3, 4]], np.float32)
