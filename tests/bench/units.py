@@ -19,31 +19,41 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.data import Dataset
+from onnxprune.data import Batch, Dataset
 from onnxprune.graph import model as models
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Budget, Plan
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.pipeline.rows import read_rows, shape_of
-from onnxprune.probe.forward import Rows, forward
+from onnxprune.probe.forward import NOTHING, Rows, forward
+from onnxprune.probe.gates import Gated
 from onnxprune.refit.solvers.linalg import numpy_on_one_thread
 from onnxprune.search.options import Options
 from onnxprune.search.planner import Planner
 from onnxprune.search.units_then_zeros import carry_out
 
 
-def moved(planner: Planner, dataset: Dataset, plan: Plan) -> dict[str, float]:
-    """Mean KL to the dense model's class scores, rows that change class, and points of accuracy against dense."""
+def moved(planner: Planner, dataset: Dataset, plan: Plan, known: list[Any] | None = None) -> dict[str, float]:
+    """Mean KL to the dense model's class scores, rows that change class, and points of accuracy against dense.
+
+    Args:
+        known: the dense model's scores batch by batch, filled where it is empty: they are the same for every plan.
+    """
     import torch
 
     rows = Rows(planner.interpreter, dataset)
-    state, (name,) = planner.gates.gated(plan), [v.name or "" for v in planner.model.graph.outputs]
+    (name,) = [v.name or "" for v in planner.model.graph.outputs]
+
+    def scores(batch: Batch, gated: Gated) -> Any:
+        return torch.log_softmax(forward(rows.interpreter, batch.feeds, [name], gated)[name].double(), -1)
+
+    dense = [] if known is None else known
+    if not dense:
+        dense += [scores(batch, NOTHING) for batch in rows.batches]
+    state = planner.gates.gated(plan)
     kl, flips, right, was = 0.0, 0, 0, 0
-    for batch in rows.batches:
-        before, after = (
-            torch.log_softmax(forward(rows.interpreter, batch.feeds, [name], s)[name].double(), -1)
-            for s in (planner.gates.gated(Plan(plan.digest)), state)
-        )
+    for batch, before in zip(rows.batches, dense, strict=True):
+        after = scores(batch, state)
         kl += float((before.exp() * (before - after)).sum())
         chosen, now = before.argmax(-1), after.argmax(-1)
         flips += int((chosen != now).sum())
@@ -66,16 +76,25 @@ def shapes(plan: Plan, planner: Planner) -> Mapping[str, Sequence[int]]:
 
 
 def measured(
-    model: Model, learn: Dataset, judges: Mapping[str, Dataset], options: Options, budgets: Sequence[float]
+    model: Model,
+    learn: Dataset,
+    judges: Mapping[str, Dataset],
+    options: Options,
+    budgets: Sequence[float],
+    dense: Mapping[str, list[Any]],
 ) -> Any:
-    """A line for each budget, the largest first."""
+    """A line for each budget, the largest first.
+
+    Args:
+        dense: what `moved` knows of the rows of each judge.
+    """
     start = time.process_time()
     planner = Planner(model, analyze(model), options, learn, shape_of(model, {}, learn))
     for budget in sorted(budgets, reverse=True):
         with numpy_on_one_thread():
             plan = carry_out(planner, Budget("flops", budget))
         spent, start = time.process_time() - start, time.process_time()
-        told = {name: moved(planner, rows, plan) for name, rows in judges.items()}
+        told = {name: moved(planner, rows, plan, dense[name]) for name, rows in judges.items()}
         yield {
             "units": ",".join(options.units), "budget": budget, "seed": options.seed, "seconds": round(spent),
             "stages": {k: round(v) for k, v in planner.clock.seconds.items()},
@@ -110,11 +129,12 @@ def main() -> None:
         judges[path.stem] = more
     lines = asked.output.read_text().splitlines() if asked.output.exists() else []
     done = {(x["units"], x["budget"], x["seed"]) for x in map(json.loads, lines)}
+    dense: dict[str, list[Any]] = {name: [] for name in judges}
     for seed in asked.seeds:
         for units in asked.units:
             left = [b for b in asked.budgets if (units, b, seed) not in done]
             options = replace(settings, units=tuple(units.split(",")), seed=seed, rows=asked.rows)
-            for line in measured(model, learn, judges, options, left) if left else ():
+            for line in measured(model, learn, judges, options, left, dense) if left else ():
                 with asked.output.open("a") as file:
                     file.write(json.dumps(line) + "\n")
                 print(

@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from graphs import written
 from plans import Subject, distance, in_runtime
 
 from onnxprune import data
 from onnxprune.graph.plan import Plan
 from onnxprune.graph.structure.sites import even, find_sites
-from onnxprune.probe.forward import Rows
-from onnxprune.score.query_key import _greedy, pair_rankings
+from onnxprune.probe.forward import Rows, record
+from onnxprune.score.head_moments import meeting_of
+from onnxprune.score.query_key import Side, _greedy, pair_rankings
 
 RNG = np.random.default_rng(5)
 TEXT = """
@@ -91,3 +93,37 @@ def test_what_adds_least_to_the_change_of_the_scores_goes_next() -> None:
         }
         assert unit == min(costs, key=costs.__getitem__)
         assert added[step] == pytest.approx(costs[unit])
+
+
+def test_what_all_keys_have_in_common_is_left_out_and_of_queries_it_is_not(path: Path) -> None:
+    """A softmax ignores what is added to all of a query's scores."""
+    examples = [{"x": 2 + RNG.standard_normal((1, 5, 16), dtype=np.float32)} for _ in range(24)]
+    subject = Subject.load(path)
+    rows = Rows(subject.interpreter, data.read(examples, subject.model.inputs, outputs=subject.model.outputs))
+    group = next(g for g in subject.structure.groups if g.readers[0].weight is None)
+    (site,) = [s for s in find_sites(subject.model.graph, subject.structure, ("head_dims",)) if s.group is group]
+    meeting = meeting_of(site, rows, subject.structure)
+    record(rows, meeting.used)
+    arrays = {name: v.const_value.numpy() for name, v in subject.model.graph.initializers.items() if v.const_value}
+    x = np.concatenate([e["x"][0] for e in examples]).astype(np.float64)
+    queries, keys = ((x @ arrays[name]).reshape(-1, 2, 8) for name in ("wq", "wk"))
+    centred = keys - keys.mean(0)
+    wanted = [np.einsum("thi,thj->hij", a, a) / len(x) for a in (queries, centred)]
+    for found, moment in zip(meeting.moments(arrays.__getitem__), wanted, strict=True):
+        np.testing.assert_allclose(found, moment, rtol=1e-3, atol=1e-3)
+
+
+def test_padding_is_no_token(path: Path) -> None:
+    subject = Subject.load(path)
+    examples = [{"x": RNG.standard_normal((1, 5, 16), dtype=np.float32)} for _ in range(2)]
+    rows = Rows(subject.interpreter, data.read(examples, subject.model.inputs, outputs=subject.model.outputs))
+    group = next(g for g in subject.structure.groups if g.readers[0].weight is None)
+    (site,) = [s for s in find_sites(subject.model.graph, subject.structure, ("head_dims",)) if s.group is group]
+    real = np.array([[True, True, True, False, False], [True, True, True, True, True]])
+    x = RNG.standard_normal((2, 2, 5, 8), dtype=np.float32)
+    side = Side(site, group.readers[0], 0, rows, subject.structure)
+    side.add(torch.from_numpy(x), torch.from_numpy(real))
+    for head, found in enumerate(side.second_moments()):
+        tokens = x[:, head][real].astype(np.float64)
+        np.testing.assert_allclose(found, tokens.T @ tokens / len(tokens), rtol=1e-4, atol=1e-5)
+    assert side.tokens.tolist() == [8, 8]

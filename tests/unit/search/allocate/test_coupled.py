@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxprune.errors import BudgetError
-from onnxprune.search.allocate.choices import Allocation, Level, Module, damage_of
-from onnxprune.search.allocate.coupled import coupled
+from onnxprune.search.allocate.choices import Additive, Allocation, Level, Module, damage_of
+from onnxprune.search.allocate.coupled import coupled, tabled
 
 module_ = importlib.import_module("onnxprune.search.allocate.coupled")
 seeds = st.integers(0, 2**32 - 1)
@@ -137,3 +137,17 @@ def test_what_is_forbidden_is_no_way_to_meet_a_budget() -> None:
 def test_everything_stays_where_the_budget_holds_it() -> None:
     problem = Bilinear(1)
     assert coupled(problem.modules, problem.budget(1.0), problem) == dict.fromkeys(problem.names, 4)
+
+
+def test_a_sum_that_ends_in_other_digits_is_still_within_the_budget() -> None:
+    """Milliseconds of the whole and of its parts differ in their last digits; the whole is what a budget is about."""
+    modules = [Module(k, tuple(Level(n, float(n), float((4 - n) ** 2)) for n in range(5))) for k in "ab"]
+
+    class Whole(Additive):
+        def total(self, allocation: Allocation) -> float:
+            return 3.0 + super().total(allocation) + 1e-9
+
+    prices = Whole(modules)
+    found = tabled(modules, 3.0 + 5.0, prices, fixed=3.0)
+    assert prices.total(found) <= 8.0
+    assert sum(found.values()) == 4  # the next that fits, and no further

@@ -121,6 +121,15 @@ def test_the_tables_favourite_is_tried_first() -> None:
     assert -found.trials[0].measured == pytest.approx(max(ups))
 
 
+def test_nothing_is_cut_further_without_need() -> None:
+    """At the best that the budget holds no move is worth a measurement: what only goes down, the table says, harms."""
+    problem = Problem(3, 4, 5, interaction=0.0)
+    start = {m.id: 0 for m in problem.modules}
+    found = swaps(start, problem.modules, problem.evaluate, problem.budget(1.0), evaluations=8)
+    assert found.trials == ()
+    assert problem.calls == 1
+
+
 def test_luck_is_no_reason_to_move() -> None:
     """Rows that differ by chance, and a start that is the best: a mean of them moves away from it, rows seldom do."""
     moved = {"rows": 0, "mean": 0}
