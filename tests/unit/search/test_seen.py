@@ -15,6 +15,7 @@ from onnxprune.graph.model import load
 from onnxprune.graph.plan import Budget
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.pipeline.rows import shape_of
+from onnxprune.probe.forward import grams
 from onnxprune.search import problem
 from onnxprune.search.options import Options
 from onnxprune.search.planner import Planner
@@ -47,3 +48,20 @@ def test_a_planner_that_is_told_plans_the_same(count: int, tmp_path: Path, monke
     assert one.weights.keys() == other.weights.keys()
     for name, weight in one.weights.items():
         np.testing.assert_array_equal(weight, other.weights[name])
+
+
+@pytest.mark.parametrize("count", [16, 200], ids=["tokens", "sums"])
+def test_moments_are_those_of_the_heads_as_they_are_rotated(count: int, tmp_path: Path) -> None:
+    """Taken before the bases were known, and turned into them."""
+    model = load(random_graphs.saved(random_graphs.build("transformer", 3), tmp_path / "dense.onnx"))
+    learn = read([{"x": row[None]} for row in random_graphs.sample("transformer", count)], model.inputs)
+    options = Options(Budget("flops", 0.6), units=("heads", "head_ranks", "neurons"), round_to=1)
+    made = Planner(model, analyze(model), options, learn, shape_of(model, {}, learn))
+    assert made.rotated.weights
+    matrices = [m for s in made.sites for m in s.matrices]
+    anew = grams(made.fit, matrices, weights=made.token_weights)
+    assert anew.keys() <= made.moments.keys()
+    for usage, gram in anew.items():
+        scale = np.abs(gram.matrix).max()
+        np.testing.assert_allclose(made.moments[usage].matrix, gram.matrix, atol=1e-4 * scale)
+        np.testing.assert_allclose(made.moments[usage].mean, gram.mean, atol=1e-3 * np.abs(gram.mean).max())

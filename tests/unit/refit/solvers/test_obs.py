@@ -160,6 +160,16 @@ def test_many_swaps_lose_no_precision() -> None:
     np.testing.assert_allclose(refined.weights[0], exact, atol=1e-6 * np.abs(exact).max())
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_of_a_small_pool_the_cheapest_goes_and_the_most_missed_returns(seed: int) -> None:
+    r = reader(seed, 12, outputs=4)
+    start = obs_path([r], damping=DAMPING).order[:6]  # the worst half
+    inside, outside = np.sort(start), np.setdiff1d(np.arange(12), start)
+    out = min(inside, key=lambda u: removal_error(r, np.setdiff1d(inside, [u])))
+    back = min(outside, key=lambda u: removal_error(r, np.append(inside, u)))
+    assert refine([r], start, damping=DAMPING, max_swaps=1, pool=1).swaps == ((out, back),)
+
+
 def test_refining_nothing_or_everything_changes_nothing() -> None:
     r = reader(3, 5)
     everything = refine([r], range(5))
@@ -195,6 +205,20 @@ def test_few_tokens_refit_as_their_gram_matrix_does(seed: int, silent: bool) -> 
     few, summed = RefitOnTokens(weight, x, order), NestedRefit(weight, x.T @ x, order)
     for count in (0, 1, 5, 14, 15):
         np.testing.assert_allclose(few.at(count), summed.at(count), atol=2e-4)
+
+
+@pytest.mark.parametrize("block", [1, 2])
+def test_few_tokens_are_gone_through_as_their_gram_matrix_is(block: int) -> None:
+    random = np.random.default_rng(block)
+    x, units = random.standard_normal((9, 12 * block)), np.repeat(np.arange(12), block)
+    weight = random.standard_normal((12 * block, 4))
+    few, summed = (obs_path([Reader(weight, gram, units)], keep_levels=[5, 2]) for gram in (x, x.T @ x))
+    np.testing.assert_array_equal(few.order, summed.order)
+    np.testing.assert_allclose(few.error, summed.error, rtol=1e-4)
+    assert few.total == pytest.approx(summed.total, rel=1e-5)
+    assert few.error[-1] == pytest.approx(few.total, rel=1e-4)
+    for level in (5, 2):
+        np.testing.assert_allclose(few.weights[level][0], summed.weights[level][0], atol=1e-3)
 
 
 def test_tokens_that_overflow_are_refused() -> None:

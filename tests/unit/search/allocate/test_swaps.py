@@ -130,6 +130,19 @@ def test_nothing_is_cut_further_without_need() -> None:
     assert problem.calls == 1
 
 
+def test_what_is_uncertain_gets_tried() -> None:
+    """Behind the first move, which is the table's own, others ask for others: they draw from what may be true."""
+    ways = set()
+    for seed in range(6):
+        problem = Problem(5, 6, 6)
+        budget = problem.budget(0.5)
+        start = allocate(problem.modules, budget)
+        found = swaps(start, problem.modules, problem.evaluate, budget, evaluations=6, seed=seed)
+        ways.add(tuple(trial.changes for trial in found.trials))
+    assert len({way[0] for way in ways}) == 1
+    assert len(ways) > 1
+
+
 def test_luck_is_no_reason_to_move() -> None:
     """Rows that differ by chance, and a start that is the best: a mean of them moves away from it, rows seldom do."""
     moved = {"rows": 0, "mean": 0}
