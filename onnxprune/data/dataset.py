@@ -29,6 +29,8 @@ class Example:
         source: "file:row", the row as an editor counts lines, or counted from 1.
         real: bool (1, tokens), which tokens are not padding; None where all are real.
         excerpt: what a person recognises the row by (`excerpts.excerpt`).
+        pieces: the text of every token, with the space before it, empty of those that the tokenizer adds; empty
+            altogether where answers are no tokens.
     """
 
     feeds: Mapping[str, Array]
@@ -37,6 +39,7 @@ class Example:
     source: str = ""
     real: NDArray[np.bool_] | None = None
     excerpt: str = ""
+    pieces: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> int:

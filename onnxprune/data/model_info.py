@@ -241,8 +241,11 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What an encoder makes of a row: some feeds (leading axis 1), perhaps a label, and which tokens are real."""
+    """What an encoder makes of a row: some feeds (leading axis 1), perhaps a label, which tokens are real, and what
+    text they stand for (`Example.pieces`).
+    """
 
     feeds: Mapping[str, np.ndarray[Any, Any]]
     label: Any = None
     real: np.ndarray[Any, np.dtype[np.bool_]] | None = None
+    pieces: tuple[str, ...] = ()

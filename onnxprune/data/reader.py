@@ -218,5 +218,5 @@ def _examples(rows: Sequence[Row], parts: Sequence[list[Part]], job: Job, vocabu
             label = part.label
             if label is None:
                 label = next((row.fields[name] for name in LABELS if row.fields.get(name) is not None), None)
-            examples.append(Example(feeds, parsed(label), pair, row.source, part.real, shown))
+            examples.append(Example(feeds, parsed(label), pair, row.source, part.real, shown, part.pieces))
     return examples

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,8 +50,9 @@ def encode_tokens(rows: Sequence[Row], job: Job) -> list[list[Part]]:
     encoded = _encoded(tokenizer, words, rows, job, words=True)
     labels = _word_labels(rows, words, job)
     parts = []
-    for row, encoding, numbers in zip(rows, encoded, labels, strict=True):
+    for row, own, encoding, numbers in zip(rows, words, encoded, labels, strict=True):
         part = _part(encoding, tokenizer, row, job)
+        part = replace(part, pieces=_pieces(part, tokenizer, encoding, own, words=True))
         if numbers is None:
             parts.append([part])
             continue
@@ -57,7 +60,7 @@ def encode_tokens(rows: Sequence[Row], job: Job) -> list[list[Part]]:
         for position, (word, before) in enumerate(zip(encoding.word_ids, [None, *encoding.word_ids], strict=False)):
             if word is not None and word != before:
                 aligned[position] = numbers[word]
-        parts.append([Part(part.feeds, _padded(aligned, tokenizer, job, IGNORED), part.real)])
+        parts.append([replace(part, label=_padded(aligned, tokenizer, job, IGNORED))])
     return parts
 
 
@@ -67,8 +70,9 @@ def encode_questions(rows: Sequence[Row], job: Job) -> list[list[Part]]:
     texts = [(_text(row, "question").strip(), _text(row, "context")) for row in rows]
     encoded = _encoded(tokenizer, texts, rows, job, strategy="only_second")
     parts, lost = [], 0
-    for row, (_, context), encoding in zip(rows, texts, encoded, strict=True):
+    for row, (question, context), encoding in zip(rows, texts, encoded, strict=True):
         part = _part(encoding, tokenizer, row, job)
+        part = replace(part, pieces=_pieces(part, tokenizer, encoding, (question, context), words=False))
         answers = _answers(row, context)
         if answers is None:
             parts.append([part])
@@ -78,7 +82,7 @@ def encode_questions(rows: Sequence[Row], job: Job) -> list[list[Part]]:
         offset = _offset(part, encoding, tokenizer)
         # No answer is the first token, as SQuAD 2.0 models are trained to say it.
         label = np.asarray(spans or [(0, 0)], np.int64) + offset
-        parts.append([Part(part.feeds, label, part.real)])
+        parts.append([replace(part, label=label)])
     if lost:
         job.say(
             f"answers: {lost} of {len(rows)} rows lose theirs where the context is cut; the first token stands for none"
@@ -154,6 +158,27 @@ def _padded(column: NDArray[Any], tokenizer: Tokenizer, job: Job, value: Any) ->
 def _offset(part: Part, encoding: Any, tokenizer: Tokenizer) -> int:
     """How many padding tokens stand before the row."""
     return 0 if part.real is None or tokenizer.side != "left" else part.real.shape[1] - len(encoding.ids)
+
+
+def _pieces(part: Part, tokenizer: Tokenizer, encoding: Any, texts: Sequence[str], *, words: bool) -> tuple[str, ...]:
+    """The text of every token of `part`, with the space before it.
+
+    Args:
+        texts: what the encoding's offsets count in: words that came split, or the texts that were joined.
+        words: which of the two.
+    """
+    told, ends = [], dict[int, int]()
+    for owner, (start, end) in zip(
+        encoding.word_ids if words else encoding.sequence_ids, encoding.offsets, strict=True
+    ):
+        if owner is None:  # the tokenizer's own
+            told.append("")
+            continue
+        space = " " if words and owner not in ends else ""
+        told.append(sys.intern(space + texts[owner][min(ends.get(owner, 0), start) : end]))
+        ends[owner] = end
+    missing = 0 if part.real is None else part.real.shape[1] - len(told)
+    return (*[""] * missing, *told) if tokenizer.side == "left" else (*told, *[""] * missing)
 
 
 def _text(row: Row, field: str, *, optional: bool = False) -> str:

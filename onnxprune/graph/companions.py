@@ -43,20 +43,25 @@ def differences(source: Path, target: Path, *, force: bool) -> list[str]:
     """
     if source.resolve() == target.resolve():
         return []
-    said = []
+    stay, replaced = [], []
     for name in COMPANIONS:
         ours, theirs = _of(source, name), target / name
         if not theirs.is_file():
             continue
         if ours is None:
-            said.append(f"{theirs} is not from {source}, where there is no {name}: it stays; is it this model's?")
+            stay.append(name)
         elif digest(ours) != digest(theirs):
             if not force:
                 raise UsageError(
                     f"{theirs} is another model's: it differs from {ours}. Name another folder with -o, so that "
                     "neither model is read with what belongs to the other; --force replaces it"
                 )
-            said.append(f"{theirs} differs from {ours} and is replaced by it")
+            replaced.append(name)
+    said = []
+    if stay:
+        said.append(f"{', '.join(stay)} in {target}: there is no such file beside the model; is it this model's?")
+    if replaced:
+        said.append(f"{', '.join(replaced)} in {target}: replaced by the model's own, which differs")
     return said
 
 

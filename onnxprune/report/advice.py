@@ -10,7 +10,9 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import Any
 
+from onnxprune.data import READING
 from onnxprune.graph.dimensions import independent
 from onnxprune.report import text
 from onnxprune.report.schema import Report
@@ -31,7 +33,7 @@ class Step:
 
 def next_steps(report: Report) -> tuple[Step, ...]:
     """Suggestions, the most important first."""
-    return (*_accuracy(report), *_latency(report), *_sparsity(report))
+    return (*_broken(report), *_accuracy(report), *_latency(report), *_sparsity(report))
 
 
 def recommended(reports: Sequence[Report]) -> tuple[str, str]:
@@ -68,12 +70,20 @@ def _rows(report: Report, *, learn: bool = True) -> str:
     judge = sources.get("evaluation")
     if judge or not learn:
         parts += ["--eval", judge or "ROWS"]
-    for option in ("columns", "pairs", "tokenizer", "max_length"):
+    for option in READING:
         value = sources.get(option)
         if value and (learn or option != "max_length"):
-            written = ",".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
-            parts += [f"--{option.replace('_', '-')}", written]
+            parts += [f"--{option.replace('_', '-')}", *_written(value)]
     return shlex.join(parts)
+
+
+def _written(value: Any) -> list[str]:
+    """A value as it is typed; a flag has none."""
+    if isinstance(value, Mapping):
+        return [",".join(f"{k}={v}" for k, v in value.items())]
+    if isinstance(value, list | tuple):
+        return [",".join(map(str, value))]
+    return [] if value is True else [str(value)]
 
 
 def _beside(report: Report, what: str) -> str:
@@ -87,6 +97,17 @@ def _shape(report: Report) -> str:
     """Sizes of the graph's dimensions, as they are typed; empty caches are so by themselves."""
     held = {name: size for name, size in independent(report.flops.shape).items() if size}
     return " --shape " + shlex.quote(",".join(f"{name}={size}" for name, size in held.items())) if held else ""
+
+
+def _broken(report: Report) -> Iterator[Step]:
+    if report.broken:
+        kept = report.flops.ratio
+        more = ",".join(f"{1 - (1 - kept) * share:.2f}" for share in (0.25, 0.5, 0.75))
+        dense, _ = _files(report)
+        yield Step(
+            "Too much is gone. Look at the whole curve for a budget that leaves the model what it was.",
+            f"onnxprune sweep {dense} --flops {more} {_rows(report)}",
+        )
 
 
 def _accuracy(report: Report) -> Iterator[Step]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -70,8 +70,8 @@ def _files(made: Exported) -> Table:
     return table
 
 
-def steps_table(steps: Sequence[Step]) -> Table:
-    """Each step alone and both together, against the dense model."""
+def steps_table(steps: Sequence[Step], spelled: Callable[[str], str] = str) -> Table:
+    """Each step alone and both together, against the dense model; `spelled` is how the console writes."""
     timed = any(step.latency is not None for step in steps)
     columns = ("step", "size", "accuracy", "agreement", "explained", "KL", *(("speed-up",) if timed else ()))
     table = _table("Step by step, against the dense model", *columns)
@@ -84,7 +84,7 @@ def steps_table(steps: Sequence[Step]) -> Table:
         if step.latency is not None:
             low, high = step.latency.speedup_interval
             cells.append(f"{step.latency.speedup:.2f}× [{low:.2f}, {high:.2f}]")
-        table.add_row(*cells)
+        table.add_row(*map(spelled, cells))
     return table
 
 

@@ -15,6 +15,8 @@ from onnxprune.report.names import layer_names
 from onnxprune.report.page import page, section
 from onnxprune.report.schema import Change, Report, Units
 
+_ROOMY = 3
+"""Kinds of units that have room beside each other; more are drawn narrower."""
 _CELLS = 64
 """Groups of up to this many units are drawn unit by unit, larger ones as a bar."""
 
@@ -50,6 +52,7 @@ def _header(report: Report) -> Markup:
             tag("h1", text.name(report)),
             *(tag("p", f"Broken: {line}", class_="broken", role="alert") for line in report.broken),
             tag("p", f"{text.sentence(report)}.", class_="verdict"),
+            tag("p", f"{fewer}.", class_="verdict") if (fewer := text.in_fewer_bits(report)) else None,
             tag("p", text.budget(report.budget), class_="lead"),
             tag("p", text.landing(report.landing)) if report.landing is not None else None,
             tag("p", text.drop_search(report.drop_search)) if report.drop_search is not None else None,
@@ -124,7 +127,11 @@ def _unit_map(units: Sequence[Units]) -> Markup | None:
     ]
     totals = [_count([held for held in units if held.kind == kind]) for kind in kinds]
     return table(
-        ["Layer", *map(text.kind, kinds)], rows, ["layer", *("" for _ in kinds)], foot=["all", *totals], class_="map"
+        ["Layer", *map(text.kind, kinds)],
+        rows,
+        ["layer", *("" for _ in kinds)],
+        foot=["all", *totals],
+        class_="map" if len(kinds) <= _ROOMY else "map many",
     )
 
 

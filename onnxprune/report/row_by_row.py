@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 
@@ -14,6 +15,9 @@ from onnxprune.report.markup import Child, Markup, join, table, tag
 from onnxprune.report.page import section
 
 _PICTURE = re.compile(r"data:image/(?:png|jpeg);base64,[A-Za-z0-9+/]+=*")
+_ANSWERS = {
+    "classes": "Other answers", "tags": "Other tags", "spans": "Other answers", "scores": "Scores that moved most"
+}  # fmt: skip
 _TITLES = {"class": "By class", "length": "By length"}
 
 
@@ -22,7 +26,8 @@ def sections(
 ) -> Iterator[Markup | None]:
     """Those that there is something for."""
     yield section("Parts of the rows", _SLICES, _slices(slices, accuracy))
-    yield section("Other answers", None if flips is None else flipped(flips), _flips(flips))
+    title = "Other answers" if flips is None else _ANSWERS.get(flips.what, "Other answers")
+    yield section(title, None if flips is None else flipped(flips), _flips(flips))
     yield section("Drift by layer", _LAYERS, _layers(layers))
 
 
@@ -37,16 +42,24 @@ _LAYERS = (
 
 
 def flipped(held: Flips) -> str:
-    """ "12 of 872 rows are answered otherwise: 8 were right and are wrong now, 3 were wrong and are right now."."""
+    """ "12 of 872 rows are answered otherwise: 8 were right before, 3 are right now, 1 is wrong either way."."""
+    if held.moved is not None:
+        median, most, spread = map(text.digits, held.moved)
+        return (
+            f"Over {held.rows:,} rows, scores moved by {median} in the median and by {most} at most; the standard "
+            f"deviation of the dense model's is {spread}."
+        )
     if not held.count:
         return f"Every one of the {held.rows:,} rows is answered as by the dense model."
-    said = f"{held.count:,} of {held.rows:,} rows {'are' if held.count > 1 else 'is'} answered otherwise"
+    how = "tagged otherwise somewhere" if held.what == "tags" else "answered otherwise"
+    said = f"{held.count:,} of {held.rows:,} rows {'are' if held.count > 1 else 'is'} {how}"
     if held.lost is None or held.won is None:
         return f"{said}."
     rest = held.count - held.lost - held.won
     both = f", {rest:,} {'are' if rest > 1 else 'is'} wrong either way" if rest else ""
     before, now = "was" if held.lost == 1 else "were", "is" if held.won == 1 else "are"
-    return f"{said}: {held.lost:,} {before} right before, {held.won:,} {now} right now{both}."
+    whole = "all " if held.what == "tags" else ""
+    return f"{said}: {held.lost:,} {before} {whole}right before, {held.won:,} {now} {whole}right now{both}."
 
 
 def _flips(held: Flips | None) -> Markup | None:
@@ -54,9 +67,8 @@ def _flips(held: Flips | None) -> Markup | None:
         return None
     if not held.shown:
         return join([])
-    fewer = (
-        f"These {len(held.shown)} are those in which both models are surest. " if len(held.shown) < held.count else ""
-    )
+    first = "that moved most" if held.what == "scores" else "in which both models are surest"
+    fewer = f"These {len(held.shown)} are those {first}. " if len(held.shown) < held.count else ""
     privacy = tag("p", f"{fewer}They are rows of yours, in this file and in the JSON: --flips 0 leaves them out.")
     return join([tag("ol", *map(_flip, held.shown), class_="flips"), privacy])
 
@@ -81,8 +93,9 @@ def _short(source: str) -> str:
 
 
 def _answer(side: str, answer: str, sure: float, label: str) -> Markup:
-    style = "" if not label else "good" if answer == label else "bad"
-    return tag("span", tag("small", f"{side} "), tag("b", answer, class_=style or None), f" {text.percent(sure, 0)}")
+    style = "" if not label or math.isnan(sure) else "good" if answer == label else "bad"
+    confidence = "" if math.isnan(sure) else f" {text.percent(sure, 0)}"
+    return tag("span", tag("small", f"{side} "), tag("b", answer, class_=style or None), confidence)
 
 
 def _slices(held: Sequence[Slice], accuracy: Accuracy | None) -> Markup | None:

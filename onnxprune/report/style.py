@@ -63,6 +63,8 @@ td.wide { width: 38%; }
 .unit .bar { flex: 0 0 11rem; height: 9px; }
 .unit small { color: var(--muted); font-size: .8rem; white-space: nowrap; }
 .unit .cells { flex: none; display: block; }
+.many th, .many td { padding-right: 1rem; } .many .unit { min-width: 0; gap: .55rem; }
+.many .unit .bar { flex-basis: 6rem; } .many .unit .cells { max-width: 11rem; height: auto; }
 .gone { color: var(--bad); } .unit small.gone { color: var(--bad); }
 .bar { display: block; height: 6px; border-radius: 3px; background: var(--cut); overflow: hidden; }
 .bar i { display: block; height: 100%; background: var(--kept); border-radius: 3px; }
@@ -131,6 +133,8 @@ pre {
   .unit { min-width: 0; flex-direction: column; align-items: flex-start; gap: .1rem; }
   .unit .bar { flex: none; width: 4rem; height: 7px; } .unit .cells { max-width: 5.5rem; height: auto; }
   .unit small { white-space: normal; } .map .layer small { display: block; }
+  .many .unit .bar { flex: none; width: 3rem; } .many .unit .cells { max-width: 3.4rem; }
+  .map.many .layer, .map.many th { white-space: normal; } .many .layer small { overflow-wrap: anywhere; }
   th, td { padding-right: .8rem; } .map th, .map td { padding-right: .5rem; } .unit small { font-size: .75rem; }
   th.n, td.n { white-space: normal; } th:last-child, td:last-child { padding-right: 0; } .more { display: none; }
   dl { grid-template-columns: minmax(5rem, 9rem) 1fr; gap: .25rem 1rem; }

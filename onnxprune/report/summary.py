@@ -16,5 +16,6 @@ def summary(report: Report) -> str:
         )
     ]  # fmt: skip
     broken = [tag("p", tag("b", f"Broken: {line}")) for line in report.broken]
-    verdict = tag("p", tag("b", text.name(report)), f": {text.sentence(report)}.")
+    said = ". ".join(filter(None, (text.sentence(report), text.in_fewer_bits(report))))
+    verdict = tag("p", tag("b", text.name(report)), f": {said}.")
     return tag("div", *broken, verdict, table(["", "dense", "pruned", "kept"], rows, ["", "n", "n", "n"]))

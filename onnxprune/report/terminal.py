@@ -22,6 +22,8 @@ _BAR = 12
 _PLAIN_WIDTH = 110
 _WIDE = 100
 """From this width on, latency tables show the 99th percentiles too."""
+_ROOMY = 3
+"""Kinds of units beside which a layer's groups of one kind fit into one line."""
 _CELLS = 16
 """Groups of up to this many units are drawn unit by unit."""
 _INTERVAL = 18
@@ -36,6 +38,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
     view.heading(text.name(report), text.budget(report.budget))
     view.alarm(report.broken)
     view.verdict(f"{text.sentence(report)}.")
+    if fewer := text.in_fewer_bits(report):
+        view.verdict(f"{fewer}.")
     view.table(view.changes(report))
     view.table(view.unit_map(report.units))
     if report.accuracy is not None:
@@ -50,7 +54,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     if report.steps:
         from onnxprune.report.export import steps_table
 
-        view.table(steps_table(report.steps))
+        view.table(steps_table(report.steps, view.ascii))
     if report.equivalence is not None:
         held = report.equivalence
         view.line(f"File against plan: off by {held.max_rel:.1e} of the outputs' scale on {held.rows} rows.")
@@ -218,7 +222,7 @@ class _View:
         for kind in kinds:
             made.add_column(self._text(text.kind(kind).lower()))
         for layer in sorted(by_layer):
-            cells = [self._cell(by_layer[layer].get(kind, [])) for kind in kinds]
+            cells = [self._cell(by_layer[layer].get(kind, []), len(kinds) > _ROOMY) for kind in kinds]
             made.add_row(self._text(f"{layer:>2} {named[layer]}" if layer in named else str(layer)), *cells)
         totals = [[u for u in units if u.kind == kind] for kind in kinds]
         made.add_section()
@@ -309,8 +313,9 @@ class _View:
         filled = round(min(max(share, 0.0), 1.0) * width)
         return self._text(("█" if self.rich else "#") * filled + ("░" if self.rich else ".") * (width - filled), "cyan")
 
-    def _cell(self, groups: Sequence[Units]) -> Text:
-        return self._text("  ").join([self._units(held) for held in groups])
+    def _cell(self, groups: Sequence[Units], narrow: bool) -> Text:
+        below = narrow and any(held.total > 1 for held in groups)
+        return self._text("\n" if below else "  ").join([self._units(held) for held in groups])
 
     def _units(self, held: Units) -> Text:
         if held.total == 1:

@@ -17,6 +17,8 @@ from onnxprune.report.schema import Budget, Report, Sparsity
 
 UNBOUNDED = ("perplexity",)
 """Metrics that are no fraction and are not shown as one."""
+_NAMESAKES = ("matthews", "pearson", "spearman")
+"""Metrics that are called after someone."""
 _TITLES = {
     "accuracy": "Accuracy",
     "f1": "F1",
@@ -152,11 +154,28 @@ def sentence(report: Report) -> str:
     "1.57× [1.52, 1.61] faster at 1 × 128, 24% smaller, accuracy 89.68% → 89.91%: within chance on 872 rows".
     """
     said = [_speed(report.latency[0])] if report.latency else []
-    smaller = 1 - report.size_bytes.ratio
-    said.append(f"{percent(abs(smaller), 0)} {'smaller' if smaller >= 0 else 'larger'}")
+    said.append(_smaller(report.size_bytes.ratio))
     said.append("accuracy not measured" if report.accuracy is None else judged(report.accuracy))
     line = ", ".join(said)
     return line[:1].upper() + line[1:]
+
+
+def in_fewer_bits(report: Report) -> str:
+    """The same of the second file, "Pruned and in int8: 2.1× …"; empty where --quantize wrote none.
+
+    `sentence` is about the pruned file in its own precision.
+    """
+    both = next((step for step in report.steps if step.name == "both"), None)
+    if both is None:
+        return ""
+    said = [_speed(both.latency)] if both.latency else []
+    said.append(_smaller(both.bytes / max(report.size_bytes.dense, 1)))
+    said += [judged(both.accuracy)] if both.accuracy else []
+    return f"Pruned and in {both.scheme or 'fewer bits'}: {', '.join(said)}"
+
+
+def _smaller(kept: float) -> str:
+    return f"{percent(abs(1 - kept), 0)} {'smaller' if kept <= 1 else 'larger'}"
 
 
 def _speed(row: LatencyRow) -> str:
@@ -172,7 +191,8 @@ def judged(accuracy: Accuracy) -> str:
     "agreement with the dense model 98.70% on 872 rows".
     """
     title = metric_title(accuracy.metric)
-    title = title[:1].lower() + title[1:] if title[1:2].islower() else title
+    if title[1:2].islower() and accuracy.metric not in _NAMESAKES:
+        title = title[:1].lower() + title[1:]
     after, rows = metric_value(accuracy, accuracy.pruned), f"{accuracy.rows:,} rows"
     if accuracy.metric in TEACHER:
         return f"{title} {after} on {rows}"

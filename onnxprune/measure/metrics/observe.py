@@ -186,22 +186,31 @@ def _token_labels(held: Any, scores: Array) -> tuple[NDArray[np.int64], NDArray[
     return ids, counted
 
 
+def best_spans(starts: Array, ends: Array) -> NDArray[np.int64]:
+    """First and last token [rows, 2] of the span with the largest start + end score [rows, tokens], start ≤ end, of up
+    to `LONGEST_ANSWER` tokens.
+    """
+    length = starts.shape[1]
+    ahead = np.arange(length)[None, :] - np.arange(length)[:, None]
+    allowed = (ahead >= 0) & (ahead < LONGEST_ANSWER)
+    best = [
+        int(np.where(allowed, s[:, None] + e[None, :], -np.inf).argmax()) for s, e in zip(starts, ends, strict=True)
+    ]
+    return np.stack(np.divmod(np.asarray(best, np.int64), length), 1)
+
+
 def answer_overlap(start: str, end: str, exact: bool) -> Observe:
     """(1,) overlap of the best answer span with the gold spans [answers, 2] in tokens: F1, or whether one is met.
 
-    The best span maximises start + end score with start ≤ end, up to `LONGEST_ANSWER` tokens.
+    The best span is that of `best_spans`, padding left out.
     """
 
     def observe(outputs: Outputs, labels: Any, real: Array | None) -> Array:
         starts, ends = outputs[start].astype(np.float64), outputs[end].astype(np.float64)
         if real is not None and real.shape == starts.shape:
             starts, ends = np.where(real, starts, -np.inf), np.where(real, ends, -np.inf)
-        length = starts.shape[1]
-        ahead = np.arange(length)[None, :] - np.arange(length)[:, None]
-        allowed = (ahead >= 0) & (ahead < LONGEST_ANSWER)
         rows = []
-        for s, e, gold in zip(starts, ends, labels, strict=True):
-            first, last = divmod(int(np.where(allowed, s[:, None] + e[None, :], -np.inf).argmax()), length)
+        for (first, last), gold in zip(best_spans(starts, ends).tolist(), labels, strict=True):
             spans = np.asarray(gold, np.int64).reshape(-1, 2)
             rows.append(max((_span_score(first, last, int(a), int(b), exact) for a, b in spans), default=0.0))
         return np.array(rows)[:, None]

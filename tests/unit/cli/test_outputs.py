@@ -303,15 +303,19 @@ def test_another_models_companions_are_not_mixed_with_ones_own(
     with caplog.at_level(logging.WARNING):
         code, _, err = run("model.onnx", "-o", "out/s.onnx", "--force", *QUICK)
     assert code == 0, err
-    assert "out/config.json differs from config.json and is replaced" in caplog.text
-    assert "out/vocab.txt is not from" in caplog.text
+    assert "config.json in out: replaced by the model's own" in caplog.text
+    assert "vocab.txt in out: there is no such file beside the model" in caplog.text
     told = json.loads((folder / "out" / "s.report.json").read_text())
-    assert any("out/config.json differs" in line for line in told["warnings"])
+    assert any("config.json in out: replaced" in line for line in told["warnings"])
     assert json.loads((folder / "out" / "config.json").read_text()) == {"model": "first"}
     assert (folder / "out" / "vocab.txt").read_text() == "another's"
     caplog.clear()
     assert run("model.onnx", "-o", "out/t.onnx", *QUICK)[0] == 0
     assert "config.json" not in caplog.text, "the same companion is no news"
+    (folder / "out" / "merges.txt").write_text("another's")
+    caplog.clear()
+    assert run("model.onnx", "-o", "out/u.onnx", *QUICK)[0] == 0
+    assert caplog.text.count("there is no such file") == 1 and "vocab.txt, merges.txt in out" in caplog.text
 
 
 def test_a_repository_keeps_its_graphs_in_a_folder_below_what_belongs_to_them(run: Run, folder: Path) -> None:
@@ -339,10 +343,10 @@ def test_a_sweep_says_it_once(run: Run, folder: Path, caplog: pytest.LogCaptureF
     (folder / "sw" / "vocab.txt").write_text("another's")
     code, _, err = run("sweep", "model.onnx", "-o", "sw", "--flops", "0.8,0.6", "--no-latency", *ROWS)
     assert code == 0, err
-    assert caplog.text.count("sw/vocab.txt is not from") == 1
+    assert caplog.text.count("vocab.txt in sw: there is no such file") == 1
     for share in ("0.8", "0.6"):
         told = json.loads((folder / "sw" / f"model.flops-{share}.report.json").read_text())
-        assert any("sw/vocab.txt is not from" in line for line in told["warnings"])
+        assert any("vocab.txt in sw: there is no such file" in line for line in told["warnings"])
 
 
 # ---- two runs, dead runs, interrupts

@@ -394,3 +394,18 @@ def test_the_real_tokenizer_agrees_with_transformers(assets: Path) -> None:
         wanted = reference(row["text"], row["text_pair"], truncation=True, max_length=24)
         assert {name: feed[0].tolist() for name, feed in example.feeds.items()} == dict(wanted)
         assert example.label == row["label"]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("length", ["sequence", 12])
+def test_tokens_of_words_and_questions_have_their_text(model: Path, length: int | str, side: str) -> None:
+    (model / "tokenizer_config.json").write_text(json.dumps({"pad_token": "[PAD]", "padding_side": side}))
+    inputs = text_inputs(length=length)
+    tagged = text_rows([{"tokens": ["the", "cats", "jumped"]}], model, inputs=inputs).examples[0]
+    asked = text_rows([{"question": "where", "context": "the  cats sat"}], model, inputs=inputs).examples[0]
+    for example, told in ((tagged, " the cats jumped"), (asked, "wherethe  cats sat")):
+        assert len(example.pieces) == example.feeds["input_ids"].shape[1]
+        assert "".join(example.pieces) == told
+        for piece, own in zip(example.pieces, example.feeds["input_ids"][0], strict=True):
+            assert VOCABULARY[own].removeprefix("##") == piece.strip() or (not piece and own in (PAD, CLS, SEP)), piece
+    assert text_rows([{"text": "the cat"}], model, inputs=inputs).examples[0].pieces == ()

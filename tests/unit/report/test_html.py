@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -123,6 +124,19 @@ def test_pages_show_no_rows_where_there_are_none() -> None:
         told = html.render(full(flips=held))
         assert "<img" not in told and "--flips" not in told and "872 rows" in told
     assert "Other answers" not in html.render(full())
+
+
+def test_tags_and_scores_have_words_of_their_own() -> None:
+    shown = Flip("rows:3", "Rome: LOC", "Rome: O", 0.9, 0.6, "Rome: LOC", "Ann lives in Rome")
+    tags = Flips(2, 60, 1, 1, (shown,), "tags")
+    told = " ".join(Page(html.render(full(flips=tags))).text.split())
+    assert "Other tags" in told and "2 of 60 rows are tagged otherwise somewhere: 1 was all right before" in told
+    moved = replace(shown, dense="2.1", pruned="1.8", dense_confidence=math.nan, pruned_confidence=math.nan, label="2")
+    parsed = Page(html.render(full(flips=Flips(60, 60, None, None, (moved,), "scores", (0.03, 0.3, 1.2)))))
+    told = " ".join(parsed.text.split())
+    assert "Scores that moved most" in told and "These 1 are those that moved most" in told and "nan" not in told
+    assert "scores moved by 0.0300 in the median and by 0.300 at most" in told and "dense 2.1 pruned 1.8" in told
+    assert {held.get("class") for name, held in parsed.elements if name == "b"} == {None}
 
 
 @pytest.mark.parametrize("uri", ["https://example.com/a.png", "data:text/html;base64,AAAA", 'data:image/png;base64,"'])

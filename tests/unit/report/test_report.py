@@ -42,6 +42,7 @@ from onnxprune.report import (
     text,
 )
 from onnxprune.report.schema import ranges, unranges
+from onnxprune.report.summary import summary
 
 EVIL = "<script>alert('1')</script>&\"[red]x[/red]"
 CPU = "CPUExecutionProvider"
@@ -406,6 +407,23 @@ def test_steps_are_told_in_every_form() -> None:
     stream = io.StringIO()
     terminal.print_report(told, Console(file=stream, width=120))
     assert "Step by step" in stream.getvalue()
+    assert plain(told).isascii() and "1.60x [1.55, 1.65]" in plain(told).partition("Step by step")[2]
+
+
+def test_the_file_in_fewer_bits_has_a_verdict_of_its_own() -> None:
+    report = full()
+    both = Step("both", "int8-static", 1_500_000, report.accuracy, None, latency(2.1, 2.0, 2.2))
+    told = replace(report, steps=(Step("pruned", "", 6_000_000), both), size_bytes=Change(10_000_000, 6_000_000))
+    said = "Pruned and in int8-static: 2.10× [2.00, 2.20] faster at 1 × 128, 85% smaller, accuracy 89.68% → 89.45%"
+    assert text.in_fewer_bits(told).startswith(said) and text.in_fewer_bits(report) == ""
+    assert said in html.render(told) and said in summary(told) and "Pruned and in int8-static: 2.10x" in plain(told)
+
+
+def test_of_a_broken_model_the_next_step_is_a_larger_budget() -> None:
+    first = advice.next_steps(full(broken=("the pruned model computes something else",)))[0]
+    budgets = shlex.split(first.command)[shlex.split(first.command).index("--flops") + 1].split(",")
+    assert shlex.split(first.command)[:2] == ["onnxprune", "sweep"]
+    assert all(full().flops.ratio < float(share) < 1 for share in budgets)
 
 
 # ---- the verdict, and commands that can be pasted
@@ -426,6 +444,10 @@ def test_steps_are_told_in_every_form() -> None:
             {"accuracy": Accuracy("agreement", 1.0, 0.987, 0.013, 100, (0.0, 0.05), True, "")},
             "agreement with the dense model 98.70% on 100 rows",
         ),
+        (
+            {"accuracy": Accuracy("spearman", 0.9, 0.89, 0.01, 100, (-0.01, 0.05), True, "")},
+            "21% smaller, Spearman correlation 0.9000 → 0.8900: within chance on 100 rows",
+        ),
     ],
 )
 def test_a_sentence_says_it_all(changes: dict[str, Any], said: str) -> None:
@@ -440,13 +462,21 @@ def test_suggested_commands_can_be_pasted(tmp_path: Path) -> None:
     recipe = {
         "sources": {
             "calibration": f"{tmp_path}/my rows.jsonl", "evaluation": f"{tmp_path}/dev.jsonl",
-            "columns": {"text": "sentence"}, "tokenizer": "tok", "max_length": 64,
+            "columns": {"text": "sentence"}, "tokenizer": "tok", "max_length": 64, "allow_outside": True,
+            "mean": [-0.5, 0.4, 0.4], "preset": None, "layout": "nhwc",
         }
     }  # fmt: skip
     lossy = Accuracy("accuracy", 0.9, 0.8, 0.1, 872, (0.05, 0.15), True, "")
     slow = (latency(1.01, 0.97, 1.04),)
     seen = set()
-    for changes in ({}, {"accuracy": lossy}, {"latency": slow}, {"latency": ()}, {"accuracy": None}):
+    for changes in (
+        {},
+        {"broken": ("gone",)},
+        {"accuracy": lossy},
+        {"latency": slow},
+        {"latency": ()},
+        {"accuracy": None},
+    ):
         for step in advice.next_steps(full(recipe=recipe, **changes)):
             if step.command:
                 program, *words = shlex.split(step.command)
@@ -458,6 +488,8 @@ def test_suggested_commands_can_be_pasted(tmp_path: Path) -> None:
                 if name in ("prune", "sweep"):
                     assert context.params["calibration"] == f"{tmp_path}/my rows.jsonl"
                     assert context.params["columns"] == {"text": "sentence"} and context.params["max_length"] == 64
+                if name != "bench":
+                    assert context.params["mean"] == (-0.5, 0.4, 0.4) and context.params["allow_outside"]
                 if name == "prune":
                     assert str(context.params["output_option"]).startswith("models/bert/model.pruned.")
     assert seen == {"prune", "sweep", "validate", "bench"}
