@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,15 +14,11 @@ from onnxprune.data.image_options import ImageOptions
 from onnxprune.documents import read_object
 from onnxprune.errors import DataError, one_line
 from onnxprune.graph import companions
+from onnxprune.graph.dimensions import row_axis
 
 Pairs = Literal["joint", "separate"]
 
 ALIASES = {"input_mask": "attention_mask", "segment_ids": "token_type_ids"}  # names that TensorFlow exports use
-
-
-_BATCH = re.compile(r"\w*batch\w*", re.IGNORECASE)
-_ROWS = re.compile(rf"b|n|bs|bsz|rows?|samples?|{_BATCH.pattern}", re.IGNORECASE)
-"""Names of the dimension on which rows stand; the first beyond doubt."""
 
 
 class Spec(Protocol):
@@ -61,16 +56,10 @@ def _main(inputs: Sequence[Spec]) -> Spec:
 def batch_of(inputs: Sequence[Spec]) -> int | str | None:
     """How many rows there are at once: a number, a name, or None.
 
-    The first size of the input that rows are counted by, unless that is a number above 1 or has a name, and a later
-    one is called as a batch is (a recurrence's [steps, batch, width]).
+    It is the size on the row axis of the input that rows are counted by.
     """
     shape = _main(inputs).shape if inputs else ()
-    if not shape or shape[0] in (None, 1):
-        return shape[0] if shape else None
-    names = _ROWS if isinstance(shape[0], int) else _BATCH
-    if isinstance(shape[0], str) and _ROWS.fullmatch(shape[0]):
-        return shape[0]
-    return next((d for d in shape[1:] if isinstance(d, str) and names.fullmatch(d)), shape[0])
+    return shape[row_axis(shape)] if shape else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from numbers import Integral
 from typing import Any
 
 from onnxprune.errors import UsageError
+
+_BATCH = re.compile(r"\w*batch\w*", re.IGNORECASE)
+_ROWS = re.compile(rf"b|n|bs|bsz|rows?|samples?|{_BATCH.pattern}", re.IGNORECASE)
+"""Names of the dimension on which rows stand; the first beyond doubt."""
+
+
+def row_axis(shape: Sequence[int | str | None]) -> int:
+    """The axis on which an input's rows stand: the first, unless that is a number above 1 or has another name, and a
+    later one is called as a batch is (a recurrence's [steps, batch, width])."""
+    if not shape or shape[0] in (None, 1) or (isinstance(shape[0], str) and _ROWS.fullmatch(shape[0])):
+        return 0
+    names = _ROWS if isinstance(shape[0], int) else _BATCH
+    return next((i for i, d in enumerate(shape) if isinstance(d, str) and names.fullmatch(d)), 0)
+
 
 _UNREADABLE = (SyntaxError, LookupError, ValueError, TypeError, ArithmeticError, RecursionError, MemoryError)
 """What a name that is no expression makes of reading it: names in a file may be anything."""

@@ -45,6 +45,16 @@ GRAPHS: dict[str, tuple[str, dict[str, tuple[int, ...]], tuple[int, ...], set[in
         (2, 4, 5, 6),
         {8},
     ),
+    "resized": (  # to sizes of which the first two are those of what is resized, as torch writes interpolate
+        "(float[n,4,h,w] x) => (float[n,4,oh,ow] y) { a = Conv<pads=[1,1,1,1]>(x, w1) b = Relu(a) "
+        "zero = Constant<value_ints=[0]>() two = Constant<value_ints=[2]>() four = Constant<value_ints=[4]>() "
+        "s = Shape(b) lead = Slice(s, zero, two, zero) t = Shape(x) space = Slice(t, two, four, zero) "
+        "wide = Mul(space, two) size = Concat<axis=0>(lead, wide) "
+        'c = Resize<mode="linear">(b, , , size) y = Conv(c, w2) }',
+        {"w1": (12, 4, 3, 3), "w2": (4, 12, 1, 1)},
+        (2, 4, 5, 6),
+        {12},
+    ),
     "einsum": (
         '(float[n,t,6] x) => (float[n,t,4] y) { a = Einsum<equation="ntd,dhk->nthk">(x, w1) b = Relu(a) '
         'y = Einsum<equation="nthk,hkm->ntm">(b, w2) }',

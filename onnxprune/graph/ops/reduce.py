@@ -1,4 +1,5 @@
-"""Reductions. A sum reads its axis as a contraction does; every other one pins it: a mean counts its elements."""
+"""Reductions. Sums read their axis as a contraction does, of squares and of magnitudes, too: what is gone and what is
+zero are one. Every other one pins it: a mean counts its elements, an extreme may be the zero."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from onnxprune.graph.ops.base import Constraints, attribute, register
 from onnxprune.graph.ops.layout import integers
+
+_SUMS = ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum")
 
 
 def _listed(node: Any, rank: int, operand: Any) -> list[int] | None:
@@ -72,7 +75,7 @@ def _axes(node: Any, c: Constraints) -> None:
     target = 0
     for axis in range(rank):
         if axis in listed:
-            if node.op_type == "ReduceSum":
+            if node.op_type in _SUMS:
                 c.reads(node, 0, axis)
             else:
                 c.pin(source, [axis], f"reduced by {node.op_type}")

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune.graph.axes import DYNAMIC
 from onnxprune.graph.ops.base import Change, Constraints, Sizes, attribute, register
 from onnxprune.graph.ops.layout import integers
+from onnxprune.graph.values import dims
 
 
 def _coordinates(how: str, size: int, out: int, scale: float, region: tuple[float, float]) -> np.ndarray:
@@ -137,17 +139,37 @@ def _apply(torch: Any, x: Any, axis: int, indices: np.ndarray, weights: np.ndarr
     )
 
 
+def _by_ratio(node: Any) -> bool:
+    """Whether more than an axis's own sizes decides what becomes of it: a region, or the ratio of another axis."""
+    cropped = attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize"
+    sized = len(node.inputs) > 3 and node.inputs[3] is not None
+    return cropped or (sized and attribute(node, "keep_aspect_ratio_policy", "stretch") != "stretch")
+
+
 def _untouched(node: Any, rank: int, constant: Any) -> dict[int, int]:
     """Listed axes that surely keep their elements (a scale of 1, or a constant size): axis -> place in the operand."""
-    if attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize":
+    if _by_ratio(node):
         return {}
     listed = [a % rank for a in attribute(node, "axes", range(rank))]
     if len(node.inputs) > 3 and node.inputs[3] is not None:
-        known = constant(node.inputs[3])
-        stretched = attribute(node, "keep_aspect_ratio_policy", "stretch") == "stretch"
-        return {a: i for i, a in enumerate(listed)} if known is not None and stretched else {}
+        known = _numbers(node.inputs[3], constant, len(listed))
+        return {a: i for i, a in enumerate(listed) if known[i]}
     scales = constant(node.inputs[2])
     return {} if scales is None else {a: i for i, a in enumerate(listed) if float(scales[i]) == 1.0}
+
+
+def _numbers(operand: Any, constant: Any, count: int) -> list[bool]:
+    """Which elements of a vector of `count` are numbers: all, or those that stand so in its Concat."""
+    if constant(operand) is not None:
+        return [True] * count
+    producer = operand.producer()
+    found: list[bool] = []
+    for piece in producer.inputs if producer is not None and producer.op_type == "Concat" else ():
+        length = dims(piece)
+        if length is None or len(length) != 1 or not isinstance(length[0], int):
+            return [False] * count
+        found += [constant(piece) is not None] * length[0]
+    return found if len(found) == count else [False] * count
 
 
 def _resize_axes(node: Any, c: Constraints) -> None:
@@ -155,6 +177,8 @@ def _resize_axes(node: Any, c: Constraints) -> None:
     rank = len(c.sizes(source))
     passing = {a for a in range(rank) if a not in {b % rank for b in attribute(node, "axes", range(rank))}}
     passing |= set(_untouched(node, rank, c.constant))
+    if len(node.inputs) > 3 and not _by_ratio(node):  # rows: as many before as behind, or their names would differ
+        passing |= {axis for axis in range(rank) if c.sizes(source)[axis] >= DYNAMIC}
     for axis in range(rank):
         if axis in passing and c.sizes(source)[axis] == c.sizes(result)[axis]:
             c.same(c.dims(source)[axis], c.dims(result)[axis])

@@ -25,6 +25,8 @@ def write_targets(model: ir.Model) -> None:
                 node.replace_input_with(1, _operand(model, node, target))
         elif node.op_type == "Tile" and not _is_constant(node.inputs[1]) and not _own_target(node):
             _write_repeats(model, node)
+        elif node.op_type == "Resize" and len(node.inputs) > 3 and not _is_constant(node.inputs[3]):
+            _write_sizes(model, node)
         elif node.op_type == "Equal":
             _fold_comparison(model, node)
         elif node.op_type == "ConstantOfShape" and not _is_constant(node.inputs[0]) and not _own_target(node, 0):
@@ -146,6 +148,22 @@ def _write_repeats(model: ir.Model, node: ir.Node) -> None:
     repeats = [str(r[0]) if not r[1] else "*".join((*([str(r[0])] if r[0] > 1 else []), *r[1])) for r in ratios if r]
     if len(repeats) == len(before):
         node.replace_input_with(1, _operand(model, node, [int(r) if r.isdigit() else r for r in repeats]))
+
+
+def _write_sizes(model: ir.Model, node: ir.Node) -> None:
+    """A Resize's target: numbers where it keeps a size that is known (the channels, which exporters read off the very
+    tensor that is resized), the rest as it is computed."""
+    before, after = dims(node.inputs[0]), dims(node.outputs[0])
+    if (
+        before is None
+        or after is None
+        or "axes" in node.attributes
+        or _own_target(node, 3)
+        or len(before) != len(after)
+    ):
+        return
+    if any(isinstance(a, int) and a == b for a, b in zip(after, before, strict=True)):
+        node.replace_input_with(3, _operand(model, node, ["?" if d is None else d for d in after], 3))
 
 
 def _write_shape(model: ir.Model, node: ir.Node) -> None:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnxprune.errors import UnsupportedError, reading
 from onnxprune.graph import ops
 from onnxprune.graph.axes import DYNAMIC, Layout, atoms_of, repeated
+from onnxprune.graph.dimensions import row_axis
 from onnxprune.graph.model import Model
 from onnxprune.graph.nested import bodies
 from onnxprune.graph.ops.normalize import narrows
@@ -59,10 +60,11 @@ def _analyze(model: Model, hidden: bool) -> Structure:
 
 
 def _batch(model: Model, layouts: dict[str, tuple[Layout, ...]]) -> int | None:
-    """The atom of the batch: the first dimension of the inputs, where it is dynamic."""
+    """The atom of the batch: the dimension of the inputs on which rows stand, where it is dynamic."""
     for spec in model.inputs:
-        if spec.shape and not isinstance(spec.shape[0], int) and spec.name in layouts:
-            (term, *others) = layouts[spec.name][0]
+        axis = row_axis(spec.shape)
+        if spec.shape and not isinstance(spec.shape[axis], int) and spec.name in layouts:
+            (term, *others) = layouts[spec.name][axis]
             if len(term) == 1 and not others:
                 return next(iter(atoms_of((term,))), None)
     return None
@@ -72,6 +74,7 @@ def _groups(graph: ir.Graph, ties: Ties, layouts: dict[str, tuple[Layout, ...]])
     """One group per free atom that something reads."""
     readers: dict[int, list[tuple[int, Reader]]] = defaultdict(list)
     position = {node: i for i, node in enumerate(graph)}
+    sums = {node.name for node in graph if node.op_type.startswith("Reduce")}
     dynamic = {a for a, size in enumerate(ties.solver.sizes) if size >= DYNAMIC}
     pairs: set[int] = set()  # atoms contracted between two activations
     for node, index, axis in ties.read:
@@ -103,8 +106,12 @@ def _groups(graph: ir.Graph, ties: Ties, layouts: dict[str, tuple[Layout, ...]])
         for atom in atoms_of(ties.solver.resolve(layout)) - dynamic:
             readers[atom].append((position[node], Reader(node.name or "", index, axis)))
             pairs.add(atom)
+    for atom, uses_of in readers.items():
+        if atom not in pairs and all(reader.node in sums for _, reader in uses_of):
+            ties.solver.pins.setdefault(atom, {})["read by sums alone: no weight tells what it is worth"] = None
     free = {a for a in readers if a not in ties.solver.pins and ties.solver.sizes[a] > 1}
-    kinds = _kinds(graph, layouts, free, pairs)
+    by_weights = {a for a, uses_of in readers.items() if any(reader.weight is not None for _, reader in uses_of)}
+    kinds = _kinds(graph, layouts, free, pairs, by_weights)
     contexts = _contexts(graph, layouts, free)
     counters: dict[str, int] = defaultdict(int)
     groups = []
@@ -129,8 +136,16 @@ def _opposite(ties: Ties, layouts: Mapping[str, tuple[Layout, ...]], node: ir.No
     return next((a for a in axes if found[a] == read), next(iter(axes), 0))
 
 
-def _kinds(graph: ir.Graph, layouts: dict[str, tuple[Layout, ...]], free: set[int], pairs: set[int]) -> dict[int, str]:
-    """What people call an atom."""
+def _kinds(
+    graph: ir.Graph, layouts: dict[str, tuple[Layout, ...]], free: set[int], pairs: set[int], weighted: set[int]
+) -> dict[int, str]:
+    """What people call an atom.
+
+    Args:
+        pairs: atoms contracted between two activations: dimensions of heads, unless weights read them, too (states of
+            a recurrence that another attends to).
+        weighted: atoms that a weight reads.
+    """
     heads: set[int] = set()
     channels: set[int] = set()
     products: set[int] = set()
@@ -159,7 +174,7 @@ def _kinds(graph: ir.Graph, layouts: dict[str, tuple[Layout, ...]], free: set[in
             kinds[atom] = "hidden"
         elif atom in heads:
             kinds[atom] = "query_heads" if inner.get(atom, set()) & heads & free else "heads"
-        elif atom in pairs or inner.get(atom, set()) & heads:
+        elif atom in pairs - weighted or inner.get(atom, set()) & heads:
             kinds[atom] = "head_dims"
         else:
             # Convolutions may pass over what one matrix writes and another reads.

@@ -76,15 +76,19 @@ def _real(flat: Any, real: Any) -> Any:
 
 
 def matrices(graph: ir.Graph, structure: Structure, group: Group) -> list[Matrix] | None:
-    """Every reader of a group as a matrix, or None where one has no weight (query and key dimensions).
+    """Every reader of a group that has a weight as a matrix, or None where there is no telling them by those.
 
-    Norms read the width of the stream beside its matrices; they have nothing to be scored or refit by.
+    Beside matrices, norms read the width of the stream, and products of two activations (a decoder's states against an
+    encoder's) or sums of squares read neurons: they have nothing to be scored or refit by. Where nothing else reads
+    (query and key dimensions), or heads share the units, there is none.
     """
     nodes = {n.name: n for n in graph}
     found = []
+    beside = group.kind in ("neurons", "channels") and not group.context
+    weighted = any(reader.weight is not None for reader in group.readers)
     for reader in group.readers:
         node = nodes[reader.node]
-        if reader.weight is None and narrows(node):
+        if reader.weight is None and (narrows(node) or (beside and weighted)):
             continue
         product = product_of(node, reader) if reader.weight is not None else None
         source = node.inputs[reader.input]
