@@ -97,6 +97,8 @@ def why_nothing(structure: Structure, options: Options) -> str:
     other = sorted({g.kind for g in structure.groups} - set(options.units))
     hint = f" It has {', '.join(other)}: name them with --units." if other else ""
     found = {why for pin in structure.pins for why in pin.reasons}
+    if "hidden" not in options.units and any(why.startswith("normalised by") for why in found):
+        hint += " Widths that a norm reads go with --units hidden."
     reasons = sorted(found, key=lambda why: (not any(advice in why for advice in (GIVE_FLOATS, ORDERED)), why))
     reasons = reasons[:6]
     return (

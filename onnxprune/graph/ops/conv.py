@@ -43,6 +43,13 @@ def conv(torch: Any, node: Any, x: Any, w: Any, b: Any = None) -> Any:
     return function(x, w, b, tuple(strides), tuple(p[0] for p in pads), tuple(dilations), attribute(node, "group", 1))
 
 
+def _stays(node: Any, axis: int, rank: int) -> bool:
+    """Whether a kernel of 1 along a spatial axis gives every position of it, and no other."""
+    stated = attribute(node, "auto_pad", "NOTSET") == "NOTSET"
+    pads = attribute(node, "pads", [0] * 2 * rank) if stated else [0] * 2 * rank
+    return attribute(node, "strides", [1] * rank)[axis] == 1 and not pads[axis] and not pads[axis + rank]
+
+
 def conv_axes(node: Any, c: Constraints) -> None:
     """Channels in are read, channels out are written.
 
@@ -56,8 +63,12 @@ def conv_axes(node: Any, c: Constraints) -> None:
     c.same(c.dims(w)[0], c.dims(result)[1])
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         c.same(c.dims(node.inputs[2])[0], c.dims(w)[0])
-    for value in (x, w, result):
-        c.pin(value, range(2, len(c.sizes(value))), "the space a convolution moves over")
+    for axis in range(2, len(c.sizes(w))):
+        if c.sizes(w)[axis] == 1 and _stays(node, axis - 2, len(c.sizes(w)) - 2):
+            c.same(c.dims(x)[axis], c.dims(result)[axis])  # each position alone: features, where channels are tokens
+            continue
+        for value in (x, w, result):
+            c.pin(value, [axis], "the space a convolution moves over")
     if groups == 1:
         c.same(c.dims(x)[1], c.dims(w)[1])
         c.reads(node, 0, 1)

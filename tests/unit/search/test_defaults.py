@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
-from onnxprune.graph.plan import Branch, Budget, Group, Structure
-from onnxprune.search.defaults import settled
+from onnxprune.graph.plan import Branch, Budget, Group, Pin, Structure
+from onnxprune.search.defaults import settled, why_nothing
 from onnxprune.search.options import Options
 
 TRANSFORMER = ("heads", "neurons", "blocks", "head_ranks")
@@ -57,3 +58,11 @@ def test_what_is_asked_for_stays() -> None:
 )
 def test_heads_go_as_a_whole_where_their_dimensions_were_not_measured(asked: Options) -> None:
     assert settled(asked, structure(["heads", "neurons"])).units == ("heads", "neurons", "blocks")
+
+
+def test_a_model_of_which_norms_read_every_width_is_told_what_cuts_them() -> None:
+    pins = (Pin(48, ("normalised by LayerNormalization",), "w", 1),)
+    held = replace(structure([]), pins=pins)
+    assert "--units hidden" in why_nothing(held, Options(Budget("flops", 0.5)))
+    assert "go with --units" not in why_nothing(held, Options(Budget("flops", 0.5), units=("hidden",)))
+    assert "go with --units" not in why_nothing(structure([]), Options(Budget("flops", 0.5)))

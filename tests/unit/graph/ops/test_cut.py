@@ -166,6 +166,16 @@ def convolution() -> Iterator[Case]:
     image = normal(2, 6, 5, 5)
     yield Case("Conv", [image, normal(4, 6, 3, 3), normal(4)], {"pads": [1, 1, 1, 1]}, free=(2, 4, 6))
     yield Case("Conv", [image, normal(6, 1, 3, 3), normal(6)], {"group": 6}, free=(2, 6), label="depthwise")
+    yield Case("Conv", [normal(2, 6, 7, 5), normal(4, 6, 1, 3)], free=(2, 4, 6, 7), label="one axis of space")
+    yield Case("Conv", [normal(2, 6, 7), normal(4, 6, 1), normal(4)], free=(2, 4, 6, 7), label="pointwise")
+    yield Case(
+        "Conv",
+        [normal(2, 6, 7), normal(4, 6, 1)],
+        {"strides": [2], "pads": [0, 5]},
+        free=(2, 4, 6),
+        label="every other",
+    )
+    yield Case("Conv", [normal(2, 6, 7), normal(4, 6, 1)], {"pads": [1, 1]}, free=(2, 4, 6), label="padded")
     yield Case("Conv", [image, normal(18, 1, 3, 3)], {"group": 6}, free=(2, 3, 6), label="multiplied")
     yield Case("Conv", [normal(2, 12, 7), normal(20, 3, 3)], {"group": 4}, free=(2, 3, 4, 5), label="grouped")
     yield Case("Conv", [normal(2, 4, 5, 6, 4), normal(6, 4, 3, 3, 2), normal(6)], free=(2, 4, 6), label="volume")
