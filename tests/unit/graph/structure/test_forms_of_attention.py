@@ -65,16 +65,18 @@ def test_a_sum_names_its_axes_and_is_no_product(tmp_path: Path) -> None:
     text = (
         HEAD
         + """
-    pooled (float[N, 8] x, float[8, 16] w) => (float[N, 1] y) {
+    pooled (float[N, 8] x, float[8, 16] w, float[16, 3] v) => (float[N, 1] y, float[N, 3] z) {
         h = MatMul(x, w)
         a = Relu(h)
         axes = Constant<value_ints = [1]>()
         y = ReduceSum(a, axes)
+        z = MatMul(a, v)
     }"""
     )
-    subject = Subject.load(written(tmp_path, text, {"w": (8, 16)}))
+    subject = Subject.load(written(tmp_path, text, {"w": (8, 16), "v": (16, 3)}))
     (group,) = subject.structure.groups
-    assert [r.weight for r in group.readers] == [None]
+    assert [r.weight for r in group.readers] == [None, "v"]
+    assert group.kind == "neurons"
     agreed(subject, {"x": floats(3, 8)})
 
 
