@@ -126,6 +126,25 @@ def test_what_a_library_in_rust_gives_up_is_one_line(capsys: pytest.CaptureFixtu
         raise KeyboardInterrupt
 
 
+def test_a_library_in_rust_shows_its_insides_to_developers_only(tmp_path: Path) -> None:
+    """Where the environment asks for them, too: dozens of lines before the one that says what to do."""
+    piece = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    template = {"type": "TemplateProcessing", "single": piece, "pair": piece * 2, "special_tokens": {}}
+    model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "post_processor": template, "model": model}))
+    program = (
+        "from onnxprune.cli.boundary import guarded; from tokenizers import Tokenizer; "
+        "guarded(lambda: Tokenizer.from_file('tokenizer.json').encode('a'))"
+    )
+    for further, shown in ([], False), (["--traceback"], True):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *further], check=False, cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "RUST_BACKTRACE": "1"},
+        )  # fmt: skip
+        assert ("stack backtrace" in done.stderr) == shown, done.stderr
+        assert "no entry found" in done.stderr.splitlines()[-1], done.stderr
+
+
 def test_a_product_of_too_few_axes_is_a_damaged_file(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
     model = perceptron.perceptron()
     del model.graph.input[0].type.tensor_type.shape.dim[0]
