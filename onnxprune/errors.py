@@ -160,6 +160,12 @@ def one_line(text: str, most: int = 300) -> str:
     return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
+def listed(names: Iterable[object], most: int = 20) -> str:
+    """Names of others for a message: as many as are read, in quotes; a table may have a hundred thousand columns."""
+    told = [one_line(repr(name), 80) for name in islice(names, most + 1)]
+    return ", ".join(told[:most]) + (", …" if len(told) > most else "")
+
+
 def closest(word: str, names: Iterable[str], alike: float = 0.7) -> str | None:
     """The name that a word stands nearest to; None where none is close, or it is one of them.
 

@@ -20,7 +20,7 @@ from onnxprune.data.random_rows import invent
 from onnxprune.data.sources import Row, open_rows, parsed
 from onnxprune.data.target import decoder_ids, encode_targets
 from onnxprune.data.text import encode_questions, encode_text, encode_tokens
-from onnxprune.errors import DataError, UsageError, reading
+from onnxprune.errors import DataError, UsageError, listed, reading
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def _nothing_fits(row: Row, job: Job) -> DataError:
         f"; or name the column, as in --columns text={text}" if text is not None and _ids(job.graph) is not None else ""
     )
     return DataError(
-        f"{row.source}: none of the fields {', '.join(map(repr, row.fields)) or '(none)'} is read; the graph takes "
+        f"{row.source}: none of the fields {listed(row.fields) or '(none)'} is read; the graph takes "
         f"{job.graph.listing}: name fields like these{' or give ' + ', '.join(wanted) if wanted else ''}{hint}"
     )
 

@@ -16,7 +16,7 @@ from onnxprune.data.model_info import Graph, Job
 from onnxprune.data.optional_packages import package
 from onnxprune.data.outside import read_arrays
 from onnxprune.documents import read_text
-from onnxprune.errors import DataError, OnnxPruneError, UsageError, near_file, said
+from onnxprune.errors import DataError, OnnxPruneError, UsageError, listed, near_file, said
 
 LONGEST = 64_000_000
 """Characters of a row in a file of lines."""
@@ -45,7 +45,7 @@ class Row:
             DataError: the row does not have it.
         """
         if (value := self.fields.get(field)) is None:
-            has = ", ".join(map(repr, self.fields)) or "none"
+            has = listed(self.fields) or "none"
             raise DataError(f"{self.source}: no field {field!r}; the row has {has}: add it, or leave the row out")
         return value
 
@@ -84,7 +84,7 @@ def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
         if column not in row.fields:
             raise DataError(
                 f"{row.source}: no column {column!r} to read as {field!r}; the row has "
-                f"{', '.join(map(repr, row.fields))}: correct --columns {field}={column}"
+                f"{listed(row.fields)}: correct --columns {field}={column}"
             )
     kept = {name: value for name, value in row.fields.items() if name not in columns.values()}
     return replace(row, fields=kept | {field: row.fields[column] for field, column in columns.items()})

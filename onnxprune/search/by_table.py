@@ -8,6 +8,7 @@ from itertools import count
 
 import numpy as np
 
+from onnxprune.errors import ModelError
 from onnxprune.graph.plan import Ranking
 from onnxprune.graph.structure.sites import Site, levels
 from onnxprune.refit.linear_stand_ins import StandIn, stand_ins
@@ -20,7 +21,7 @@ from onnxprune.search.damage_table import Row, TableWalk, damage_table, spread
 from onnxprune.search.prices import MAPPED, Array, Prices
 from onnxprune.search.problem import Problem
 from onnxprune.search.score_cache import Scores
-from onnxprune.search.scored_model import Stage
+from onnxprune.search.scored_model import OVERFLOWS, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +147,10 @@ def _damages(
     with problem.clock.stage("table"):
         try:
             for name, row in rows_of(problem, walk_of(problem, stage), lacking, grid):
+                if np.isnan(row.damage).any():
+                    raise ModelError(
+                        OVERFLOWS.format(name, "what the outputs lose without some of its units is no number")
+                    )
                 found[name] = row
                 if stage.lasting:
                     scores.keep_rows(grid, {name: row})

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
+from onnxprune.errors import ModelError
 from onnxprune.graph.plan import Plan, Ranking
 from onnxprune.graph.put_away import Store, over
 from onnxprune.graph.structure.sites import Site, even, kept_by
@@ -75,6 +77,23 @@ class Stage:
         return with_stand_ins(plan, {b: self.stand_ins[b] for b in branches})
 
 
+OVERFLOWS = (
+    "{}: {}: its weights, or what they give on some row, are so large that squares of them overflow; leave these units "
+    "out with --exclude, or look at the weights"
+)
+"""(site, what is no number)."""
+
+
+def _require_finite(site: str, *known: Any) -> None:
+    """Refuse scores that order nothing.
+
+    Raises:
+        ModelError: some are not finite.
+    """
+    if not all(np.isfinite(np.asarray(scores, dtype=np.float64)).all() for scores in known if scores is not None):
+        raise ModelError(OVERFLOWS.format(site, "scores of its units are not finite"))
+
+
 def scored(problem: Problem, plan: Plan, scores: Scores) -> Stage:
     """Score the units of a plan's model.
 
@@ -126,6 +145,8 @@ def scored(problem: Problem, plan: Plan, scores: Scores) -> Stage:
             rankings[site.id] = even(site, behind(ranking, plan.keep.get(site.id)))
             problem.progress("score", i + 1, len(problem.sites))
         magnitudes = {s.id: magnitude.score(s, statistics) for s in read}
+        for site in problem.sites:
+            _require_finite(site.id, rankings[site.id].scores, magnitudes.get(site.id))
         rankings |= {s.id: even(s, told_apart(rankings[s.id], magnitudes[s.id])) for s in read}
         if not known and lasting:
             scores.keep_rankings(rankings)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxprune.errors import DataError, LimitError, ModelError, OnnxPruneError, UsageError, explained, reading
+from onnxprune.errors import DataError, LimitError, ModelError, OnnxPruneError, UsageError, explained, listed, reading
 
 
 def test_whatever_a_file_breaks_is_told_of_the_file() -> None:
@@ -48,3 +48,8 @@ def test_links_in_a_circle_are_the_matter_of_who_named_them(tmp_path: Path) -> N
             raise explained(error) from error
         else:  # from Python 3.13 on nothing is raised here, and the system says it where the file is opened
             raise UsageError("circle")
+
+
+def test_a_message_lists_as_many_names_as_are_read() -> None:
+    assert listed([]) == "" and listed(["a", 1]) == "'a', 1"
+    assert len(listed([f"column {i}" for i in range(10**6)])) < 500 and len(listed(["x" * 10**6])) < 100

@@ -34,6 +34,8 @@ def read(file: Path) -> ir.Model:
         raise
     except Exception as error:  # protobuf, onnx and the OS each raise their own; all mean the file cannot be read
         raise ModelError(f"{file}: not an ONNX file, or a damaged one ({one_line(said(error), 200)})") from error
+    if "ai.onnx" in model.opset_imports:  # the default domain by its other name
+        model.opset_imports.setdefault("", model.opset_imports.pop("ai.onnx"))
     external_data.place(model, file, places)
     if not model.opset_imports or not model.graph.outputs or not model.graph.num_nodes():
         raise ModelError(f"{file}: not an ONNX file, or a damaged one (no operators, opset or outputs in it)")

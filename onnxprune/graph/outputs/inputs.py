@@ -39,9 +39,10 @@ class Inputs:
 
     def clash(self, output: Path) -> Path | None:
         """The input that writing `output` would destroy; None where there is none."""
-        real = output.resolve()
+        # Unlike `resolve`, `realpath` lets links in a circle be: who reads the file says what is wrong with it.
+        real = Path(os.path.realpath(output))
         for file in self.files:
-            if file.resolve() == real or (file.exists() and output.exists() and file.samefile(output)):
+            if Path(os.path.realpath(file)) == real or (file.exists() and output.exists() and file.samefile(output)):
                 return file
         # A new file in a folder of images harms none of them.
         return next((f for f in self.folders if output.exists() and real.is_relative_to(f.resolve())), None)

@@ -323,9 +323,10 @@ def _refuse_place(target: Path) -> None:
         raise UsageError(
             f"{target}: the name is not UTF-8, which the libraries that open the file take names for; choose another"
         ) from None
-    above = next((place for place in target.parents if place.exists()), None)
+    above = next((place for place in target.parents if place.is_symlink() or place.exists()), None)
     if above is not None and not above.is_dir():
-        raise UsageError(f"{target}: {above} is a file, and no folder; choose another name with -o")
+        what = "a link that leads to no folder" if above.is_symlink() else "a file, and no folder"
+        raise UsageError(f"{target}: {above} is {what}; choose another name with -o")
     parts = Path(os.path.realpath(target.parent)).parts[1:3]
     if os.name == "posix" and (parts[:1] in (("proc",), ("sys",)) or (parts[:1] == ("dev",) and parts[1:] != ("shm",))):
         raise UsageError(f"{target}: is where the system shows devices; name a file in a folder of yours with -o")

@@ -117,12 +117,16 @@ def test_things_that_are_no_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "b").mkdir()
     (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nowhere")
     for target, says in (
         (tmp_path / "pipe", "no regular file"),
         (tmp_path / "b", "is a folder"),
         (Path(), "a folder"),
         (tmp_path / "file" / "o.onnx", "file is a file, and no folder"),
         (tmp_path / "file" / "new" / "o.onnx", "file is a file, and no folder"),
+        (tmp_path / "loop" / "o.onnx", "loop is a link that leads to no folder"),
+        (tmp_path / "dangling" / "new" / "o.onnx", "dangling is a link that leads to no folder"),
     ):
         with pytest.raises(UsageError, match=says), outputs.files(target, force=True):
             pass
