@@ -106,6 +106,7 @@ def _inference() -> Any:
             skips = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
             self.dispatcher_ |= dict.fromkeys(skips, self._skip_norm)
             self.dispatcher_["Flatten"] = self._flatten
+            self.dispatcher_["Shape"] = self._shape
             self.dispatcher_["Attention"] = self._attention
             self.dispatcher_["Resize"] = self._resize
             self.dispatcher_["Equal"] = partial(exact_shapes.equal, self)
@@ -295,6 +296,11 @@ def _inference() -> Any:
                     total = [x[0], x[1], past + x[2], x[3]]
                     self._update_computed_dims(total)
                     self._write(node, total, outputs=[output])
+
+        def _shape(self, node: Any) -> None:
+            """From `start` to `end` (opset 15): ONNX Runtime 1.24's own rule takes the whole shape."""
+            start, end = (library.get_attribute(node, name) for name in ("start", "end"))
+            self.sympy_data_[node.output[0]] = self._get_sympy_shape(node, 0)[start:end]
 
         def _flatten(self, node: Any) -> None:
             """A matrix: dimensions up to `axis` by those from it on, names multiplied out."""

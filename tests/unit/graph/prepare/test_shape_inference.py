@@ -56,6 +56,29 @@ def test_nodes_that_differ_in_their_names_alone_are_asked_once(tmp_path: Path, m
     assert counts[0] == counts[1]
 
 
+def test_a_part_of_a_shape_is_that_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What dynamo writes: sizes one by one, which older releases of the library take for the whole shape each."""
+    library = shape_inference._symbolic()
+
+    def whole(self: Any, node: Any) -> None:
+        self.sympy_data_[node.output[0]] = self._get_sympy_shape(node, 0)
+
+    monkeypatch.setattr(library.SymbolicShapeInference.__mro__[-2], "_infer_Shape", whole)
+    h = onnx.helper
+    nodes = [
+        h.make_node("Shape", ["x"], ["n"], start=0, end=1),
+        h.make_node("Shape", ["x"], ["s"], start=-2, end=-1),
+        h.make_node("Concat", ["n", "s", "four", "two"], ["sizes"], axis=0),
+        h.make_node("Reshape", ["x", "sizes"], ["y"], name="split"),
+    ]
+    x = h.make_tensor_value_info("x", 1, ["n", "s", 8])
+    parts = [onnx.numpy_helper.from_array(np.array([size]), name) for name, size in (("four", 4), ("two", 2))]
+    graph = h.make_graph(nodes, "g", [x], [h.make_tensor_value_info("y", 1, None)], parts)
+    onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 18)], ir_version=9), tmp_path / "m.onnx")
+    (split,) = (node for node in models.load(tmp_path / "m.onnx").graph if node.op_type == "Reshape")
+    assert dims(split.outputs[0]) == ("n", "s", 4, 2)
+
+
 def test_inference_ends_where_it_would_start_again_and_again(tmp_path: Path) -> None:
     """The library starts anew with the sizes that it took for equal, until all is known: of a list that never is."""
     h = onnx.helper
