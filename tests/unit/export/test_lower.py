@@ -160,7 +160,8 @@ def test_partitions_go_down_and_outputs_stay(
         assert (after.partitions, after.supported) == (1, after.nodes)
     if exporter == "torchscript":
         assert before.partitions > 1
-        assert (after.partitions, after.supported, after.verdict) == (1, after.nodes, "yes")
+        if {"Gather", "GatherND"} & supported:  # a release of the runtime whose CoreML knows neither keeps a lookup
+            assert (after.partitions, after.supported, after.verdict) == (1, after.nodes, "yes")
 
 
 def _leftover(model: ir.Model, supported: Collection[str]) -> set[str]:

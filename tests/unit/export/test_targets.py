@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 
 from onnxprune import data
 from onnxprune.errors import CheckError, DataError, UsageError
-from onnxprune.export import TARGETS, Exported, export, shipped_files
+from onnxprune.export import TARGETS, Exported, export, shipped_files, usability
 from onnxprune.export.samples import array
 from onnxprune.graph import model as models
 from onnxprune.graph import runtime
@@ -119,6 +119,8 @@ def test_the_provider_takes_the_whole_graph(shipped_folders: dict[str, Exported]
         stages = {u.stage: u for u in made.usability if u.provider == provider}
         assert list(stages) == ["as given", "fixed shapes", "equivalents"]
         assert stages["fixed shapes"].partitions > 1
+        if not {"Gather", "GatherND"} & set(usability.supported_operators(provider)):
+            continue  # an older release of the runtime, whose provider knows no lookup in a table
         assert stages["equivalents"].partitions == 1
         assert stages["equivalents"].supported == stages["equivalents"].nodes
         assert any("equivalents took it" in line for line in made.advice)
