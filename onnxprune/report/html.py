@@ -11,7 +11,7 @@ from onnxprune.measure.latency import LatencyRow
 from onnxprune.measure.validation import Accuracy
 from onnxprune.report import advice, charts, row_by_row, text
 from onnxprune.report.markup import Child, Markup, join, table, tag
-from onnxprune.report.names import layer_names
+from onnxprune.report.names import by_name, layer_names
 from onnxprune.report.page import page, section
 from onnxprune.report.schema import Change, Report, Units
 
@@ -114,6 +114,7 @@ def _unit_map(units: Sequence[Units]) -> Markup | None:
     if not units:
         return None
     kinds = list(dict.fromkeys(held.kind for held in units))
+    units = by_name(units)
     by_layer: dict[int, dict[str, list[Units]]] = defaultdict(lambda: defaultdict(list))
     for held in units:
         by_layer[held.layer][held.kind].append(held)

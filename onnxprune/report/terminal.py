@@ -10,7 +10,7 @@ from onnxprune.measure.drift import Drift
 from onnxprune.measure.latency import LatencyRow
 from onnxprune.measure.validation import Accuracy, Evidence
 from onnxprune.report import advice, text
-from onnxprune.report.names import layer_names
+from onnxprune.report.names import by_name, layer_names
 from onnxprune.report.schema import Change, Report, Units
 
 if TYPE_CHECKING:
@@ -213,6 +213,7 @@ class _View:
         kinds = list(dict.fromkeys(held.kind for held in units))
         if not kinds:
             return None
+        units = by_name(units)
         by_layer: dict[int, dict[str, list[Units]]] = defaultdict(lambda: defaultdict(list))
         for held in units:
             by_layer[held.layer][held.kind].append(held)
