@@ -117,6 +117,9 @@ class Model:
     scratch: Any = None
     seen: Mapping[Path, tuple[int, ...]] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"<onnxprune.Model {self.path or 'in memory'}: {len(self.graph)} nodes, opset {self.opset}>"
+
     @property
     def ir(self) -> onnx_ir.Model:
         """The model as a file has it: what sessions take, and other tools."""

@@ -123,6 +123,11 @@ class Structure:
     twins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     mirrors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        units = ", ".join(f"{group.id}[{group.size}]" for group in self.groups[:4])
+        more = ", …" if len(self.groups) > 4 else ""
+        return f"<onnxprune.Structure: {len(self.groups)} groups ({units}{more}), {len(self.branches)} branches>"
+
     def with_twins(self, names: Iterable[str]) -> tuple[str, ...]:
         """Branches, each with the same ones in other graphs."""
         return tuple(dict.fromkeys(n for name in names for n in (name, *self.twins.get(name, ()))))

@@ -32,6 +32,11 @@ def takes_models(
     """
 
     def call(source: Source, *args: P.args, **kwargs: P.kwargs) -> T:
+        if not isinstance(source, onnx.ModelProto | ir.Model | str | os.PathLike):
+            raise TypeError(
+                f"a model is a path, an onnx.ModelProto or an onnx_ir.Model, not of type {type(source).__name__}"
+                + ("; onnx.load_model_from_string reads bytes" if isinstance(source, bytes) else "")
+            )
         if not isinstance(source, onnx.ModelProto | ir.Model):
             return function(source, *args, **kwargs)
         scratch = Lasting()

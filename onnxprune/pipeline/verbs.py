@@ -129,8 +129,11 @@ def prune(
     }  # fmt: skip
     limits = {"flops": flops, "params": params, "size": size, "latency": latency}
     options.setdefault("provider", first_provider(providers))
+    Options.require(options, signature(prune).parameters)  # a budget's name may be among what is misspelt
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress is called with (stage, done, of); {progress!r:.60} cannot be called")
     budget = _budget(limits, max_drop, options)
-    asked_options = Options.of(budget, options, signature(prune).parameters)
+    asked_options = Options.of(budget, options)
     file = joined.find(source)
     target = None if output is None else output_files.target_of(output, file)
     inputs = _inputs(file, calibration, evaluation, tokenizer, options, reads)
@@ -303,6 +306,8 @@ def apply(
         debug_bundle: as for `prune`.
         reads: further files that must stay as they are (the plan's).
     """
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan is a Plan, not of type {type(plan).__name__}: Plan.load(path) reads one from its file")
     file = joined.find(source)
     target, read = output_files.target_of(output, file), output_files.inputs_of(file, *reads)
     bundle = None if debug_bundle is None else Place.of(debug_bundle, read + Inputs.of(target), force=force)

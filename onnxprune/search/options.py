@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from onnxprune.errors import UsageError, closest, near
 from onnxprune.graph.dimensions import require_sizes
@@ -177,7 +182,17 @@ class Options:
             also: further names that the caller takes, for the message.
 
         Raises:
-            TypeError: a name that is none of them; says which is near.
+            TypeError: a name that is none of them, or a value of another kind.
+        """
+        cls.require(options, also)
+        return cls(budget, **options)
+
+    @classmethod
+    def require(cls, options: Mapping[str, Any], also: Iterable[str] = ()) -> None:
+        """Refuse names that are no options, saying which is near, and values of another kind.
+
+        Raises:
+            TypeError: names the option.
         """
         known = [f.name for f in fields(cls) if f.name != "budget"]
         for name in options:
@@ -185,7 +200,11 @@ class Options:
                 meant = closest(name, [*known, *also], 0.6)
                 hint = f"did you mean {meant!r}?" if meant else f"there are {', '.join(sorted([*known, *also]))}"
                 raise TypeError(f"unexpected option {name!r}: {hint}")
-        return cls(budget, **options)
+        hints = get_type_hints(cls)
+        for name, value in options.items():
+            if not _fits(hints[name], value):
+                kind = getattr(hints[name], "__name__", str(hints[name])).replace("collections.abc.", "")
+                raise TypeError(f"{name}={value!r:.60} is of type {type(value).__name__}, where {kind} belongs")
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, for the report's recipe."""
@@ -196,3 +215,17 @@ def first_provider(providers: str | Sequence[str]) -> str:
     """Of several execution providers, "cpu,cuda" or a sequence, the one that a latency budget is about."""
     names = providers.split(",") if isinstance(providers, str) else providers
     return next(iter(names), "cpu")
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a value is of an annotated kind; lists are as good as tuples, and NumPy's numbers as Python's."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(part, value) for part in parts)
+    if hint is type(None) or value is None:
+        return hint is type(None) and value is None
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(_fits(parts[0], one) for one in value)
+    kinds: dict[Any, Any] = {int: Integral, float: Real, str: (str, os.PathLike), bool: (bool, np.bool_)}
+    kind = kinds.get(hint, origin or hint)
+    return isinstance(value, kind) and (hint is bool or not isinstance(value, bool))

@@ -60,6 +60,46 @@ def test_unknown_keywords_say_what_is_near(tmp_path: Path) -> None:
         onnxprune.prune(file, flops=0.6, methd="obs")
     with pytest.raises(TypeError, match=r"did you mean 'calibration'\?"):
         onnxprune.prune(file, flops=0.6, calibratoin="rows.jsonl")
+    with pytest.raises(TypeError, match=r"did you mean 'flops'\?"):
+        onnxprune.prune(file, flop=0.6)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"method": 3}, "method=3 is of type int, where str belongs"),
+        ({"shape": "batch=1"}, "shape='batch=1' is of type str, where"),
+        ({"seed": "x"}, "seed='x' is of type str, where int belongs"),
+        ({"rows": True}, "rows=True is of type bool, where int belongs"),
+        ({"units": "heads"}, "units='heads' is of type str, where"),
+        ({"compensate": "no"}, "compensate='no' is of type str, where bool belongs"),
+        ({"progress": "x"}, "progress is called with"),
+    ],
+)
+def test_values_of_another_kind_are_named(tmp_path: Path, options: dict[str, Any], says: str) -> None:
+    file = perceptron.write(tmp_path / "model.onnx")
+    with pytest.raises(TypeError, match=re.escape(says)):
+        onnxprune.prune(file, flops=0.6, **options)
+
+
+def test_what_is_no_model_and_no_plan_is_said(tmp_path: Path) -> None:
+    for source, named in ((3, "int"), (None, "NoneType"), (b"", "bytes; onnx.load_model_from_string")):
+        with pytest.raises(TypeError, match=f"a model is a path, .* not of type {re.escape(named)}"):
+            onnxprune.prune(source, flops=0.6)  # type: ignore[arg-type]
+    file = perceptron.write(tmp_path / "model.onnx")
+    with pytest.raises(TypeError, match=r"not of type dict: Plan\.load\(path\)"):
+        onnxprune.apply(file, {}, tmp_path / "out.onnx")  # type: ignore[arg-type]
+
+
+def test_what_is_loaded_and_found_shows_itself_in_a_line(tmp_path: Path) -> None:
+    file = perceptron.write(tmp_path / "model.onnx")
+    model = onnxprune.load(file)
+    assert re.fullmatch(rf"<onnxprune\.Model {re.escape(str(file))}: \d+ nodes, opset \d+>", repr(model))
+    assert re.fullmatch(
+        r"<onnxprune\.Structure: 2 groups \(neurons\.0\[\d+\], .*\), \d branches>", repr(onnxprune.analyze(model))
+    )
+    numbers = onnxprune.Options.of(onnxprune.Budget("flops", 0.5), {"rows": np.int64(5), "units": ["neurons"]})
+    assert numbers.rows == 5
 
 
 def test_a_result_shows_itself_and_saves_its_set(tmp_path: Path, rows: Path) -> None:
