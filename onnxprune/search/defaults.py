@@ -108,10 +108,15 @@ def why_nothing(structure: Structure, options: Options) -> str:
     )
 
 
-def why_not_so_little(options: Options, asked: float, least: float) -> str:
+def why_not_so_little(structure: Structure, options: Options, asked: float, least: float) -> str:
     """The message for a budget below what is left when all goes that may; both are shares of the dense model's cost."""
+    other = sorted({group.kind for group in structure.groups} - set(options.units) - {"head_dims", "hidden"})
+    more = (
+        f"add {', '.join(other)}, which it has, too: --units {','.join((*options.units, *other))}"
+        if other
+        else "allow more kinds with --units"
+    )
     return (
         f"--{options.budget.kind}: {asked:.3f} of the model cannot be reached; the units that may go leave at least "
-        f"{math.ceil(least * 1000) / 1000:.3f} ({', '.join(options.units)}); raise the budget, or allow more kinds "
-        "with --units"
+        f"{math.ceil(least * 1000) / 1000:.3f} ({', '.join(options.units)}); raise the budget, or {more}"
     )

@@ -163,7 +163,9 @@ class Planner(Problem):
         """
         floor, dense = self.floor(), self.costs.total(self.options.budget.kind)
         if budget < floor:
-            raise BudgetError(why_not_so_little(self.options, budget / dense, floor / dense), closest=floor / dense)
+            raise BudgetError(
+                why_not_so_little(self.structure, self.options, budget / dense, floor / dense), closest=floor / dense
+            )
 
     def floor(self) -> float:
         """What is left of the cost when all goes that may."""

@@ -169,3 +169,23 @@ def test_pruned_and_mended_upstream_and_inside(tmp_path: Path, kind: str) -> Non
     )
     assert {name.split(".")[0] for name in result.plan.keep} == {kind}
     assert result.plan.weights
+
+
+@pytest.mark.parametrize("unread", ["", "y"])
+@pytest.mark.parametrize("kind", GATES)
+def test_the_last_state_alone_is_read(tmp_path: Path, kind: str, unread: str) -> None:
+    """As classifiers of sequences do: the states of every step have no name, or one that nothing reads."""
+    rng = np.random.default_rng(0)
+    shapes = {"W": (1, GATES[kind] * HIDDEN, 6), "R": (1, GATES[kind] * HIDDEN, HIDDEN), "V": (HIDDEN, CLASSES)}
+    weights = [numpy_helper.from_array(rng.standard_normal(s).astype(np.float32) / 3, n) for n, s in shapes.items()]
+    nodes = [
+        helper.make_node(kind, ["x", "W", "R"], [unread, "h"], hidden_size=HIDDEN),
+        helper.make_node("MatMul", ["h", "V"], ["z"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["t", "n", 6])
+    graph = helper.make_graph(nodes, "g", [x], [helper.make_tensor_value_info("z", TensorProto.FLOAT, None)], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "model.onnx")
+    subject = Subject.load(tmp_path / "model.onnx")
+    assert [group.size for group in subject.structure.groups] == [HIDDEN]
+    agreed(subject, {"x": rng.standard_normal((LENGTH, 3, 6)).astype(np.float32)})

@@ -266,9 +266,15 @@ def forgotten(model: ir.Model) -> Iterator[None]:
 
 
 def _unique_names(model: ir.Model) -> None:
-    """Name what has no name, and rename nodes that share one; values of the graph's interface keep theirs."""
+    """Name what has no name, and rename nodes that share one; values of the graph's interface keep theirs.
+
+    An output that nothing reads and that has no name is absent (a recurrence's states of every step), and stays so.
+    """
     model.graph.meta.pop("onnxprune.names", None)
+    absent = [v for n in model.graph.all_nodes() for v in n.outputs if not (v.name or v.uses() or v.is_graph_output())]
     passes.NameFixPass()(model)
+    for value in absent:
+        value.name = ""
     seen: set[str] = set()
     for node in model.graph.all_nodes():
         name = node.name or node.op_type

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from onnxprune.graph.plan import Branch, Budget, Group, Pin, Structure
-from onnxprune.search.defaults import settled, why_nothing
+from onnxprune.search.defaults import settled, why_not_so_little, why_nothing
 from onnxprune.search.options import Options
 
 TRANSFORMER = ("heads", "neurons", "blocks", "head_ranks")
@@ -66,3 +66,11 @@ def test_a_model_of_which_norms_read_every_width_is_told_what_cuts_them() -> Non
     assert "--units hidden" in why_nothing(held, Options(Budget("flops", 0.5)))
     assert "go with --units" not in why_nothing(held, Options(Budget("flops", 0.5), units=("hidden",)))
     assert "go with --units" not in why_nothing(structure([]), Options(Budget("flops", 0.5)))
+
+
+def test_a_budget_out_of_reach_names_the_kinds_that_were_left_out() -> None:
+    """Convolutions behind a transformer are not cut by default."""
+    options = settled(Options(Budget("flops", 0.5)), structure(["channels", "heads", "neurons"], attention=True))
+    told = why_not_so_little(structure(["channels", "heads", "neurons"]), options, 0.5, 0.928)
+    assert told.endswith("add channels, which it has, too: --units heads,neurons,blocks,head_ranks,channels")
+    assert "allow more kinds" in why_not_so_little(structure(["heads"]), options, 0.5, 0.928)
