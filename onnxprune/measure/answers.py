@@ -81,13 +81,23 @@ def answers_of(dataset: Dataset, divergence: Divergence, batch: Batch, outputs: 
     tokens = {a.shape for a in batch.feeds.values() if a.ndim == 2 and a.dtype.kind in "iu"}
     for measure in scores:
         held = outputs[measure.output]
-        if held.ndim == 3 and held.shape[:2] in tokens and held.shape[2] < VOCABULARY and measure.axis in (-1, 2):
-            return Tags(dataset, measure)
+        if held.ndim == 3 and held.shape[:2] in tokens and measure.axis in (-1, 2):
+            return Tags(dataset, measure) if _tags(dataset, held.shape[2]) else None
     first = divergence.measures[0]
     rows = outputs[first.output]
     if not scores and first.kind is Kind.MSE and rows.size == len(batch) and not dataset.pairs:
         return Scores(dataset, first.output)
     return None
+
+
+def _tags(dataset: Dataset, classes: int) -> bool:
+    """Whether so many classes a token are tags, no vocabulary: tokens are labelled, or have numbers beyond."""
+    if classes >= VOCABULARY:
+        return False
+    if any(isinstance(example.label, np.ndarray) and example.label.ndim == 1 for example in dataset.examples):
+        return True
+    held = (a for example in dataset.examples for a in example.feeds.values() if a.ndim == 2 and a.dtype.kind in "iu")
+    return any(int(array.max(initial=0)) >= classes for array in held)
 
 
 class Classes:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from onnxprune.data import Dataset, Example
 from onnxprune.measure.metrics import Metric
-from onnxprune.measure.metrics.intervals import ANSWERS, DECISIONS, HITS
+from onnxprune.measure.metrics.intervals import ANSWERS, DECISIONS, HITS, RANKS, SCORES
 from onnxprune.measure.metrics.values import accuracy
 
 Array = NDArray[Any]
@@ -71,7 +71,13 @@ def slices(
         return Slice(by, name, len(part), *values, metric.drop(*values), interval)
 
     found = [of("class", name, part, _share(metric)) for name, part in _by_class(metric, dataset)]
-    return (*found, *(of("length", name, part, metric) for name, part in _by_length(dataset)))
+    lengths = [(name, part) for name, part in _by_length(dataset) if _defined(metric, dense[part])]
+    return (*found, *(of("length", name, part, metric) for name, part in lengths))
+
+
+def _defined(metric: Metric, rows: Array) -> bool:
+    """Whether rows have a value: a correlation has none where all rows are to be scored alike."""
+    return metric.family not in (SCORES, RANKS) or np.ptp(rows[:, 1]) > 0
 
 
 def _share(metric: Metric) -> Metric:

@@ -24,7 +24,7 @@ def flips(
     rows = len(next(iter(dense.values())))
     shown = [None if real is None else np.asarray(real, bool)[None]] * rows
     examples = tuple(
-        Example({"ids": np.full((1, 7), row)}, labels[row] if len(labels) else None, None, f"rows:{row + 1}",
+        Example({"ids": np.full((1, 7), 9 + row)}, labels[row] if len(labels) else None, None, f"rows:{row + 1}",
                 shown[row], "Ann lives in Rome", pieces)
         for row in range(rows)
     )  # fmt: skip
@@ -65,8 +65,9 @@ def test_without_labels_all_tokens_count_that_are_no_padding_and_numbers_name_th
 def test_tokens_are_those_of_the_row_and_classes_no_vocabulary() -> None:
     queries = tagged("010", "010")
     assert flips([TAGS], {"logits": queries}, {"logits": queries}) is None
-    words = np.zeros((2, 7, 1000))
-    assert flips([TAGS], {"logits": words}, {"logits": words}) is None
+    for vocabulary in (1000, 20):  # more than any tag set; or enough for every token that is read
+        words = np.zeros((2, 7, vocabulary))
+        assert flips([TAGS], {"logits": words}, {"logits": words}) is None
 
 
 def spans(*rows: tuple[int, int]) -> dict[str, np.ndarray]:

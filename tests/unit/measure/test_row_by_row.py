@@ -9,6 +9,10 @@ import pytest
 from unit.measure.test_validation import W, classifier, dataset, encoder, language_model
 
 from onnxprune.data import Dataset, Example
+from onnxprune.measure.metrics import Metric
+from onnxprune.measure.metrics.intervals import RANKS, SCORES
+from onnxprune.measure.metrics.values import spearman
+from onnxprune.measure.slices import slices
 from onnxprune.measure.validation import Evidence, validate
 
 
@@ -103,3 +107,19 @@ def test_sounds_have_a_length() -> None:
     examples = tuple(Example({"input_values": np.zeros((1, n), np.float32)}) for n in range(100, 140))
     parts = [name for name, _ in _by_length(Dataset(examples, "audio"))]
     assert parts == ["100 to 109", "110 to 119", "120 to 129", "130 to 139"]
+
+
+def test_a_correlation_of_rows_that_shall_score_alike_is_none() -> None:
+    """Labels that follow the length leave nothing to rank within rows of one length."""
+    rows = dataset(60)
+    lengths = np.array([example.tokens for example in rows.examples])
+    scores = np.random.default_rng(0).normal(size=60)
+    alike = replace(
+        rows, examples=tuple(replace(e, label=float(n)) for e, n in zip(rows.examples, lengths, strict=True))
+    )
+    for family in (SCORES, RANKS):
+        metric = Metric("spearman", lambda *_: np.empty(0), spearman, family)
+        told = slices(metric, alike, *(np.stack([scores, lengths], 1) for _ in range(2)))
+        parts = {one.name for one in told}
+        assert parts <= {name for name in parts if " to " in name}, "one length has one label here"
+    assert slices(metric, alike, *(np.stack([scores, scores], 1) for _ in range(2)))
