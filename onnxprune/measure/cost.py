@@ -117,13 +117,21 @@ class Costs:
         Of several graphs it is that of all: multiply-accumulates of a call of each (`Model.calls`), a weight that
         several hold once among the parameters, and in each of their files.
 
-        Without a plan it is the cost of the model as it was given, which a budget is a share of.
+        Without a plan it is the cost of the model as it was given, which a budget is a share of: a vector that several
+        uses share, of which each has a copy of its own here, is one.
         """
         if kind == "size":
             if plan is None and self.model.path is not None:
                 return float(sum(map(size_of_file, self.model.files)))
             return float(self.bytes(plan) + self._frame)
+        if kind == "params" and plan is None:
+            return float(self.params() - _numbers(self._weights(None, only=self._added)))
         return float({"flops": self.macs, "params": self.params}[kind](plan))
+
+    @cached_property
+    def _added(self) -> list[str]:
+        """Initializers that are copies of others."""
+        return [name for name, value in self.model.graph.initializers.items() if value.meta.get(prepare.COPY)]
 
     @cached_property
     def _frame(self) -> int:

@@ -214,7 +214,7 @@ class Job:
         with self.clock.stage("rewrite"):
             pruned = rewrite.apply(self.dense, self.structure, plan)
             written = Costs(replace(self.dense, normal=pruned), self.structure, self.planner.costs.bindings)
-            spent = {kind: written.total(kind) for kind in ("flops", "params")}
+            spent = {"flops": float(written.macs()), "params": float(written.params())}
             unread = self._drop_unread(pruned)
         made = write(self.dense, pruned, out.folder, out.first)
         self._refuse_excess({**spent, "size": made.size}, budget)

@@ -78,7 +78,7 @@ def report_of(
         ),
         drop_search=job.drop_search,
         flops=report.Flops(2 * costs.macs(), 2 * costs.macs(plan), by_op, costs.bindings),
-        params=report.Change(costs.params(), costs.params(plan)),
+        params=report.Change(int(costs.total("params")), costs.params(plan)),
         size_bytes=report.Change(sum(map(models.size, job.dense.files)), made.size),
         units=units_of(job.planner.structure, plan, job.planner),
         recipe={

@@ -55,7 +55,7 @@ def survey(dense: Model, structure: Structure, costs: Costs) -> dict[str, Any]:
     return {
         "embeddings": {"parameters": tables, "share": tables / costs.params() if costs.params() else 0.0},
         "model": str(dense.home), "files": [f.name for f in dense.files], "sha256": dense.digest, "opset": dense.opset,
-        "macs": total, "params": costs.params(), "shape": costs.bindings, "macs_by_op": costs.by_op(),
+        "macs": total, "params": int(costs.total("params")), "shape": costs.bindings, "macs_by_op": costs.by_op(),
         "groups": groups, "kinds": kinds, "branches": branches, "branches_share": all_branches, "pins": pins,
         "uncounted": [asdict(u) for u in left_out], "warnings": list(uncounted.said(left_out)),
     }  # fmt: skip

@@ -233,6 +233,10 @@ def _filled(shape: ir.Shape | None, stated: ir.Shape | None) -> ir.Shape | None:
     )
 
 
+COPY = "onnxprune.copy"
+"""Marks, in the meta data of a value, an initializer that the file has under another name."""
+
+
 def split_shared_vectors(model: ir.Model) -> None:
     """Give every use of an initializer that is a vector its own copy, whatever its rank ([C, 1, 1]: PReLU's slopes).
 
@@ -247,6 +251,7 @@ def split_shared_vectors(model: ir.Model) -> None:
         # An output of the graph is a reader, too, and the value keeps its name there.
         for i, (node, index) in enumerate(uses if value.is_graph_output() else uses[1:], start=1):
             copy = constant(model, value.const_value, f"{value.name}_{i}", graph=node.graph)
+            copy.meta[COPY] = True
             copied(model, value.name or "", copy.name or "")
             node.replace_input_with(index, copy)
 

@@ -18,6 +18,7 @@ from onnxprune.graph.plan import Plan, Tile
 from onnxprune.graph.structure.linear_layers import find_linears
 from onnxprune.measure.batch_sizes import LEVEL_ROWS, LEVEL_TOKENS, MAP_ROWS, tokens_to_measure
 from onnxprune.measure.cost import Costs, default_bindings
+from onnxprune.pipeline.verbs import prune
 
 Build = Callable[..., ZooModel]
 SHAPE = {"batch_size": 1, "sequence_length": 16}
@@ -146,3 +147,22 @@ def test_a_scalar_has_a_shape(tmp_path: Path) -> None:
     costs = Costs(subject.model, subject.structure, {"N": 1})
     assert [costs.dense_shape(v) for v in subject.model.graph.inputs if v.name == "rate"] == [()]
     assert tokens_to_measure(costs) == LEVEL_TOKENS[1]
+
+
+def test_what_is_kept_is_a_share_of_the_file(tmp_path: Path) -> None:
+    """A vector that many uses share is one in the file, be it a copy for each when the graph is worked on."""
+    weights: dict[str, tuple[int, ...]] = {"g": (16,)}
+    body, last = "", "x"
+    for i in range(8):
+        weights |= {f"u{i}": (16, 8), f"v{i}": (8, 16)}
+        body += f"n{i} = Mul({last}, g) a{i} = MatMul(n{i}, u{i}) r{i} = Relu(a{i}) m{i} = MatMul(r{i}, v{i})\n"
+        last, before = ("y" if i == 7 else f"y{i}"), last
+        body += f"{last} = Add({before}, m{i})\n"
+    inputs = "".join(f", float[{','.join(map(str, shape))}] {name}" for name, shape in weights.items())
+    head = '<ir_version: 9, opset_import: ["" : 17]>'
+    file = written(tmp_path, f"{head} net (float[N, 16] x{inputs}) => (float[N, 16] y) {{ {body} }}", weights)
+    small = tmp_path / "small.onnx"
+    result = prune(file, small, params=0.9, method="magnitude", measure_latency=False, round_to=1)
+    dense, kept = (sum(int(np.prod(t.dims)) for t in onnx.load(f).graph.initializer) for f in (file, small))
+    assert kept <= 0.9 * dense
+    assert (result.report.params.dense, result.report.params.pruned) == (dense, kept)
