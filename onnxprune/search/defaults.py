@@ -94,6 +94,14 @@ def device_of(wanted: str) -> str:
 
 def why_nothing(structure: Structure, options: Options) -> str:
     """The message for a model in which no unit of the wanted kinds is free."""
+    free = [g.id for g in structure.groups if g.kind in options.units]
+    if free and (options.include or options.exclude):
+        asked = [("--include", options.include), ("--exclude", options.exclude)]
+        given = " and ".join(f"{name} {', '.join(said)}" for name, said in asked if said)
+        return (
+            f"nothing to prune: {given} let none of the {len(free)} free groups of units through. Patterns are globs "
+            f"over names as `onnxprune inspect` lists them ({', '.join(free[:3])}, …) and over nodes"
+        )
     other = sorted({g.kind for g in structure.groups} - set(options.units))
     hint = f" It has {', '.join(other)}: name them with --units." if other else ""
     found = {why for pin in structure.pins for why in pin.reasons}

@@ -68,6 +68,13 @@ def test_a_model_of_which_norms_read_every_width_is_told_what_cuts_them() -> Non
     assert "go with --units" not in why_nothing(structure([]), Options(Budget("flops", 0.5)))
 
 
+def test_patterns_that_let_nothing_through_are_named() -> None:
+    free = structure(["heads", "neurons"])
+    said = why_nothing(free, Options(Budget("flops", 0.5), units=("heads", "neurons"), include=("[",), exclude=("*",)))
+    assert said.startswith("nothing to prune: --include [ and --exclude * let none of the 2 free groups")
+    assert "--exclude" not in why_nothing(structure([]), Options(Budget("flops", 0.5), exclude=("*",)))
+
+
 def test_a_budget_out_of_reach_names_the_kinds_that_were_left_out() -> None:
     """Convolutions behind a transformer are not cut by default."""
     options = settled(Options(Budget("flops", 0.5)), structure(["channels", "heads", "neurons"], attention=True))
