@@ -200,9 +200,16 @@ def drawn(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 def mlp(
-    path: Path, form: Form, *, width: int = 64, gemm: bool = False, bias: Form = plain, shared: bool = False
+    path: Path,
+    form: Form,
+    *,
+    width: int = 64,
+    gemm: bool = False,
+    bias: Form = plain,
+    shared: bool = False,
+    across: int = 16,
 ) -> Path:
-    """Two residual blocks x + W2 gelu-like(W1 x + b1) + b2 on [batch, tokens, 16], or [batch, 16] in Gemm's form.
+    """Two residual blocks x + W2 gelu-like(W1 x + b1) + b2 on [batch, tokens, across]; [batch, across] for Gemm.
 
     Args:
         shared: what comes out is a second product of the first block's input, beside it.
@@ -212,12 +219,12 @@ def mlp(
     nodes: list[onnx.NodeProto] = []
     stream = "x"
     for i in range(2):
-        matrices = [drawn(rng, 16, width) * 2, drawn(rng, width, 16) * 4]
+        matrices = [drawn(rng, across, width) * 2, drawn(rng, width, across) * 4]
         names = [f"w{i}_up", f"w{i}_down"]
         for w, name in zip(matrices, names, strict=True):
             given = (np.ascontiguousarray(w.T), 0) if gemm else (w, 1)
             add(form(given[0], name, given[1]), held, nodes)
-        for b, size in ((f"b{i}_up", width), (f"b{i}_down", 16)):
+        for b, size in ((f"b{i}_up", width), (f"b{i}_down", across)):
             add(bias(drawn(rng, size), b, 0), held, nodes)
         if gemm:
             nodes += [
@@ -236,13 +243,50 @@ def mlp(
         nodes.append(helper.make_node("Add", [stream, f"d{i}"], [f"x{i}"]))
         stream = f"x{i}"
     if shared:
-        add(form(drawn(rng, 16, 16), "w_beside", 1), held, nodes)
+        add(form(drawn(rng, across, across), "w_beside", 1), held, nodes)
         nodes.append(helper.make_node("MatMul", ["x", "w_beside"], ["beside"]))
         nodes.append(helper.make_node("Add", [stream, "beside"], ["whole"]))
         stream = "whole"
-    shape: list[Any] = ["batch", 16] if gemm else ["batch", "tokens", 16]
+    shape: list[Any] = ["batch", across] if gemm else ["batch", "tokens", across]
     faces = [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in ("x", stream)]
     return save(path, nodes, held, faces[:1], faces[1:])
+
+
+def looked_up(path: Path, kind: int, bits: int, *, zero: bool = False, width: int = 64, block: int = 16) -> Path:
+    """Rows of a table of GatherBlockQuantized by [batch, tokens] ids, and two products behind it."""
+    rng = np.random.default_rng(5)
+    table = drawn(rng, 20, width).reshape(20, -1, block)
+    low, high = RANGES[INT4] if kind == INT4 else (0, 2**bits - 1)
+    least, most = np.minimum(table.min(2), 0), np.maximum(table.max(2), 0)
+    scale = ((most - least) / (high - low)).astype(np.float32)
+    middle = 2 ** (bits - 1) if kind == UINT8 else 0
+    point = np.round(low - least / scale) if zero else np.full(scale.shape, middle)
+    codes = np.clip(np.round(table / scale[..., None] + point[..., None]), low, high).reshape(20, -1)
+
+    def stored(array: np.ndarray, name: str) -> onnx.TensorProto:
+        if kind == UINT8:
+            shifts = np.arange(8 // bits) * bits
+            array = (array.astype(np.uint8).reshape(len(array), -1, len(shifts)) << shifts).sum(2)
+        return tensor(array, kind, name)
+
+    held = [stored(codes, "table_q"), numpy_helper.from_array(scale, "table_s")]
+    held += [stored(point, "table_z")] if zero else []
+    held += [
+        numpy_helper.from_array(drawn(rng, width, 32) * 2, "up"),
+        numpy_helper.from_array(drawn(rng, 32, 8), "down"),
+    ]
+    told: dict[str, Any] = {"bits": bits, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
+    inputs = ["table_q", "input_ids", "table_s", *(["table_z"] if zero else [])]
+    nodes = [
+        helper.make_node("GatherBlockQuantized", inputs, ["rows"], "look_up", domain="com.microsoft", **told),
+        helper.make_node("MatMul", ["rows", "up"], ["a"]),
+        helper.make_node("Sigmoid", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "down"], ["y"]),
+    ]
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "tokens"])
+    return save(
+        path, nodes, held, [ids], [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "tokens", 8])]
+    )
 
 
 def convolutions(path: Path, form: Form, *, bias: Form = plain) -> Path:
@@ -308,18 +352,21 @@ def rounded_before(path: Path) -> Path:
     return known
 
 
-def packed(path: Path, out: Path, *, bits: int, zero: str = "", order: str = "", block: int = 16) -> Path:
+def packed(
+    path: Path, out: Path, *, bits: int, zero: str = "", order: str = "", block: int = 16, only: Sequence[str] = ()
+) -> Path:
     """A float file whose products are MatMulNBits.
 
     Args:
         zero: "codes" or "floats" for zero points; else none.
         order: "plain" or "mixed": which block an input belongs to is told (g_idx), one by one.
+        only: the weights that are written so; else all.
     """
     model, rng = onnx.load(path), np.random.default_rng(4)
     held = {t.name: t for t in model.graph.initializer}
     shifts = np.arange(8 // bits) * bits
     for node in model.graph.node:
-        if node.op_type != "MatMul":
+        if node.op_type != "MatMul" or (only and node.input[1] not in only):
             continue
         tensor = held[node.input[1]]
         w = numpy_helper.to_array(tensor).T

@@ -26,6 +26,7 @@ from onnxprune.documents import read_object, read_text, utf8
 from onnxprune.errors import DataError, UnsupportedError, reading
 from onnxprune.graph.companions import copy_companions
 from onnxprune.graph.model import Model
+from onnxprune.graph.quantised import Quantised
 from onnxprune.graph.values import constant
 
 _HELD_OUT = 10
@@ -71,7 +72,7 @@ def _trimmed(
     assert table.const_value is not None
     kept = _closure(told, set(sum(counts, Counter())))
     renumbered = _renumber(told, kept, size)
-    smaller = _cut(model, renumbered)
+    smaller = cut(model, renumbered)
     copy_companions(folder, target)
     _write(told, renumbered, target)
     before, after = size, len(renumbered)
@@ -221,12 +222,17 @@ def _table(model: Model) -> tuple[ir.Value, int]:
     return table, int(table.const_value.shape.numpy()[0])
 
 
-def _cut(model: Model, renumbered: Mapping[int, int]) -> Model:
+def cut(model: Model, renumbered: Mapping[int, int]) -> Model:
+    """A model whose table has some rows only, in their order. renumbered: old id -> new id."""
     copy = model.clone()
     table, _ = _table(copy)
     assert table.const_value is not None
-    rows = np.asarray(table.const_value.numpy())[list(renumbered)]
-    smaller = constant(copy.normal, np.ascontiguousarray(rows), table.name or "embeddings")
+    rows, name = np.asarray(list(renumbered)), table.name or "embeddings"
+    if isinstance(table.const_value, Quantised):
+        table.const_value = table.const_value.take([(rows, 0)], name)
+        table.shape = ir.Shape(table.const_value.shape.numpy())
+        return copy
+    smaller = constant(copy.normal, np.ascontiguousarray(table.const_value.numpy()[rows]), name)
     for node, index in list(table.uses()):
         node.replace_input_with(index, smaller)
     del copy.graph.initializers[table.name or ""]

@@ -84,6 +84,7 @@ class Parts:
         scale: of as many axes; along each it has one number, one for every index, or one for every `block` of them.
         zero: the same of zero points; None where they are 0. They may lie between codes, as floats.
         block: indices that share a scale along the axis `along`; 0 where there is no such axis.
+        owners: the number of the scale of each index along it, where those that share one do not stand together.
     """
 
     codes: ir.TensorProtocol
@@ -91,6 +92,7 @@ class Parts:
     zero: np.ndarray | None
     block: int = 0
     along: int = 0
+    owners: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -100,6 +102,8 @@ class Parts:
         """A scale or zero point as broadcasts against the codes."""
         if not self.block or parameter.shape[self.along] == 1:
             return parameter
+        if self.owners is not None:
+            return parameter.take(self.owners, self.along)
         wide = np.repeat(parameter, self.block, axis=self.along)
         return wide.take(np.arange(self.shape[self.along]), self.along)
 
@@ -123,6 +127,10 @@ class Parts:
             return replace(
                 self, codes=codes, scale=_taken(self.scale, indices, axis), zero=_taken(self.zero, indices, axis)
             )
+        if self.owners is not None:
+            if not np.array_equal(indices, np.arange(self.shape[axis])):
+                raise UnsupportedError(f"{self.codes.name}: {ORDERED}")
+            return self
         owners = indices // self.block
         starts = np.flatnonzero(np.diff(owners, prepend=-1))
         lengths = np.diff(starts, append=len(owners))
@@ -223,7 +231,11 @@ class Parts:
             if size == 1:
                 array = ufunc.reduce(array, axis=axis, keepdims=True)
             elif self.block and axis == self.along:
-                array = ufunc.reduceat(array, np.arange(size) * self.block, axis=axis)
+                starts = np.arange(size) * self.block
+                if self.owners is not None:
+                    order = np.argsort(self.owners, kind="stable")
+                    array, starts = array.take(order, axis), np.searchsorted(self.owners[order], np.arange(size))
+                array = ufunc.reduceat(array, starts, axis=axis)
         return array
 
 
@@ -274,6 +286,10 @@ class Quantised(ir.LazyTensor):
     def block_along(self, axis: int) -> int:
         """Indices that share a scale along an axis; 0 where none do, or all."""
         return self.parts.block if self.parts.block and self.perm[axis] == self.parts.along else 0
+
+    def ordered_along(self, axis: int) -> bool:
+        """Whether indices that share a scale along an axis do not stand together."""
+        return bool(self.block_along(axis)) and self.parts.owners is not None
 
     def contents(self, shape: Sequence[int] | None = None) -> list[tuple[int, ir.DataType]]:
         """(count, element type) of codes, scales and zero points, as they are or once the tensor has another shape."""
@@ -377,7 +393,7 @@ class Note:
     @property
     def rounds(self) -> bool:
         """Whether what it reads or gives is rounded to 8 bits, at run time or beforehand."""
-        return self.operator not in ("MatMulNBits", "Gather")
+        return self.operator not in ("MatMulNBits", "Gather", "GatherBlockQuantized")
 
 
 _NOTED = "onnxprune.quantised"

@@ -24,6 +24,7 @@ from quantised_graphs import (
     convolutions,
     dequantized,
     fused,
+    looked_up,
     mlp,
     packed,
     plain,
@@ -35,9 +36,11 @@ from zoo import ZooModel
 
 import onnxprune
 from onnxprune.errors import NothingToPruneError, UsageError
+from onnxprune.export import vocabulary
 from onnxprune.export.precision import quantize
 from onnxprune.graph import model as models
 from onnxprune.graph.plan import Plan
+from onnxprune.graph.quantised import Quantised
 from onnxprune.graph.structure.linear_layers import find_linears
 from onnxprune.measure.cost import Costs
 from onnxprune.measure.unrounded import unrounded, unrounded_file
@@ -86,6 +89,11 @@ def operators(file: Path) -> Counter[str]:
     return Counter(n.op_type for n in onnx.load(file).graph.node if n.op_type != "Reshape")
 
 
+def types_of(graph: onnx.GraphProto) -> dict[str, int]:
+    """Element type of every initializer."""
+    return {t.name: t.data_type for t in graph.initializer}
+
+
 def types(file: Path) -> Counter[int]:
     return Counter(t.data_type for t in onnx.load(file).graph.initializer if t.data_type not in WIDE)
 
@@ -126,6 +134,13 @@ def numbers(file: Path) -> int:
             blocks = -(-told["K"] // told["block_size"])
             counts = {1: told["K"] * told["N"], 3: blocks * told["N"]}
             found |= {node.input[i]: n for i, n in counts.items() if i < len(node.input) and node.input[i]}
+        if node.op_type == "GatherBlockQuantized" and found[node.input[0]]:
+            dims = {t.name: t.dims for t in graph.initializer}
+            told = {a.name: a.i for a in node.attribute}
+            blocks = dims[node.input[2]]
+            per = 8 // told["bits"] if types_of(graph)[node.input[0]] == TensorProto.UINT8 else 1
+            found[node.input[0]] *= per
+            found |= {node.input[3]: int(np.prod(blocks))} if len(node.input) > 3 else {}
     return sum(found.values())
 
 
@@ -168,13 +183,58 @@ def test_packed_codes(bits: int, zero: str, tmp_path: Path) -> None:
 
 
 def test_packed_codes_whose_blocks_are_told(tmp_path: Path) -> None:
-    """`g_idx` may say what is so without it; any other order is refused with what to do."""
+    """`g_idx` may say what is so without it; inputs in any other order stay, and it is said why."""
     file = mlp(tmp_path / "float.onnx", FORMS["plain"])
     told = packed(file, tmp_path / "plain.onnx", bits=4, order="plain")
     holds(told, tmp_path, seeds=1)
     mixed = packed(file, tmp_path / "mixed.onnx", bits=4, order="mixed")
     with pytest.raises(NothingToPruneError, match="act_order or desc_act off"):
         onnxprune.prune(mixed, flops=0.5, shape={"batch": 1, "tokens": 4}, measure_latency=False)
+
+
+@pytest.mark.parametrize("zero", ["", "floats"])
+def test_outputs_of_packed_codes_in_another_order_go(zero: str, tmp_path: Path) -> None:
+    """Where `g_idx` mixes the inputs (act_order), outputs are cut, and refits find the scale of every input."""
+    file = mlp(tmp_path / "float.onnx", FORMS["plain"], across=64)
+    mixed = packed(file, tmp_path / "mixed.onnx", bits=4, zero=zero, order="mixed", only=("w0_up", "w1_up"))
+    holds(mixed, tmp_path)
+    tensor = next(t for t in held(mixed) if t.parts.owners is not None)
+    again = tensor.rounded(tensor.numpy())
+    assert np.array_equal(again.numpy(), tensor.numpy())
+
+
+TABLES = {
+    "bytes": (TensorProto.UINT8, 8), "nibbles": (TensorProto.UINT8, 4), "int4": (TensorProto.INT4, 4),
+    "uint4": (TensorProto.UINT4, 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("kind", TABLES)
+def test_tables_in_blocks(kind: str, zero: bool, tmp_path: Path) -> None:
+    """GatherBlockQuantized: the axis of the blocks loses whole ones, and every row of the table stays."""
+    file = looked_up(tmp_path / "model.onnx", *TABLES[kind], zero=zero)
+    holds(file, tmp_path, seeds=1)
+    (group,) = (g for g in Subject.load(file).structure.groups if g.size == 4)
+    assert group.kind != "blocks"
+    (table,) = held(file)
+    assert np.array_equal(table.rounded(table.numpy()).numpy(), table.numpy())
+
+
+def test_a_table_in_blocks_has_its_rows_cut(tmp_path: Path) -> None:
+    """What takes rows out of the vocabulary leaves the others as the codes that they were."""
+    dense = models.load(looked_up(tmp_path / "model.onnx", TensorProto.UINT8, 4, zero=True))
+    rows = [3, 7, 8]
+    smaller = vocabulary.cut(dense, {old: new for new, old in enumerate(rows)})
+    (file,) = models.save(smaller.normal, tmp_path / "cut.onnx")
+    assert held(file)[0].parts.codes.dtype.name == "UINT4"
+    assert np.array_equal(held(file)[0].numpy(), held(tmp_path / "model.onnx")[0].numpy()[rows])
+
+
+def held(file: Path) -> list[Quantised]:
+    """The quantised weights of a file."""
+    found = (v.const_value for v in models.load(file).graph.initializers.values())
+    return [t for t in found if isinstance(t, Quantised)]
 
 
 @pytest.mark.parametrize("how", STATIC)

@@ -109,6 +109,9 @@ class Ties:
             block = tensor.block_along(axis)
             if not block:
                 continue
+            if tensor.ordered_along(axis):
+                self.solver.pin(layout, ORDERED)
+                continue
             if size % block:
                 self.solver.pin(layout, f"quantised in blocks of {block}, the last of which is smaller")
                 continue

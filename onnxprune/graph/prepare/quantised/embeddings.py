@@ -1,12 +1,14 @@
-"""A Gather of codes, dequantised afterwards, as a Gather of numbers."""
+"""Rows picked from codes as a Gather of numbers: a Gather that is dequantised afterwards, and GatherBlockQuantized."""
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxprune.graph.ops.base import attribute, operand
+from onnxprune.graph.prepare.quantised.packed import KINDS, unpacked
 from onnxprune.graph.prepare.quantised.weights import Known, constant, quantised
-from onnxprune.graph.quantised import Form, Names, Note, noted
+from onnxprune.graph.quantised import Form, Names, Note, Parts, Quantised, noted
 from onnxprune.graph.values import succeed
 
 
@@ -14,6 +16,9 @@ def fold(model: ir.Model) -> None:
     """Dequantise tables before rows are picked from them, in place."""
     known = Known(model)
     for node in list(model.graph):
+        if node.domain == "com.microsoft" and node.op_type == "GatherBlockQuantized":
+            _look_up(known, node)
+            continue
         if node.op_type != "Gather" or node.domain not in ("", "ai.onnx") or not constant(node.inputs[0]):
             continue
         uses = list(node.outputs[0].uses())
@@ -47,3 +52,55 @@ def _turn(known: Known, node: ir.Node, reader: ir.Node) -> None:
     succeed(reader, [made])
     if not node.outputs[0].uses():
         known.model.graph.remove(node, safe=True)
+
+
+def _look_up(known: Known, node: ir.Node) -> None:
+    """Write a GatherBlockQuantized whose table is a constant as a Gather."""
+    tensor = _table(node)
+    codes, index = node.inputs[0], node.inputs[1]
+    if tensor is None or codes is None or index is None:
+        return
+    told = {name: attribute(node, name) for name in node.attributes}
+    axis = ir.AttrInt64("axis", int(told.get("gather_axis", 0)))
+    table = known.value(tensor, f"{codes.name}_numbers")
+    made = ir.Node("", "Gather", [table, index], [axis], name=node.name or f"{node.outputs[0].name}_gather")
+    noted(made, Note("GatherBlockQuantized", node.domain, node.name or "", {}, told))
+    succeed(node, [made])
+
+
+def _table(node: ir.Node) -> Quantised | None:
+    """The table of a GatherBlockQuantized; None where it is not told what its numbers are.
+
+    Codes are 4-bit integers, or bytes that hold `bits` each along the last axis, which then is that of the blocks.
+    """
+    codes, scale, zero = (operand(node, i) for i in (0, 2, 3))
+    if not constant(codes) or not constant(scale) or (zero is not None and not constant(zero)):
+        return None
+    assert codes is not None and codes.const_value is not None and scale is not None and scale.const_value is not None
+    held, bits, block = codes.const_value, int(attribute(node, "bits", 4)), int(attribute(node, "block_size", 128))
+    rank, scales = len(held.shape), scale.const_value.numpy()
+    axis = int(attribute(node, "quantize_axis", 1))
+    along, packed = axis + rank if axis < 0 else axis, held.dtype == ir.DataType.UINT8
+    kind = KINDS.get(bits) if packed else held.dtype
+    if kind is None or not rank or along >= rank or scales.ndim != rank or (packed and along != rank - 1):
+        return None
+    whole = _spread(held.numpy(), bits) if packed else held.numpy()
+    count = -(-whole.shape[along] // block)
+    if scales.shape != tuple(count if a == along else n for a, n in enumerate(whole.shape)):
+        return None
+    points = np.full(scales.shape, 2 ** (bits - 1), kind.numpy()) if packed else None
+    if zero is not None and zero.const_value is not None:
+        points = zero.const_value.numpy()
+        points = _spread(points, bits)[..., :count].astype(kind.numpy()) if packed else points
+    names = Names(codes.name or "", scale.name or "", "" if zero is None else zero.name or "")
+    unwritten = () if zero is not None else ("zero",)
+    kept = {"bits": bits, "packed": packed}
+    form = Form("GatherBlockQuantized", names, (rank, rank), None, kept, fixed_block=True, unwritten=unwritten)
+    tensor = ir.Tensor(whole.astype(kind.numpy(), copy=False), dtype=kind, name=codes.name)
+    parts = Parts(tensor, scales, points, *((block, along) if count > 1 else (0, 0)))
+    return Quantised(parts, form, scale.const_value.dtype, None)
+
+
+def _spread(held: np.ndarray, bits: int) -> np.ndarray:
+    """uint8 [..., bytes] -> [..., codes]."""
+    return unpacked(held.reshape(-1, held.shape[-1]), bits).reshape(*held.shape[:-1], -1)

@@ -10,7 +10,7 @@ from onnxprune.graph.prepare.quantised.weights import Known, constant
 from onnxprune.graph.quantised import Form, Names, Note, Parts, Quantised, noted
 from onnxprune.graph.values import succeed
 
-_KINDS = {2: ir.DataType.UINT2, 4: ir.DataType.UINT4, 8: ir.DataType.UINT8}
+KINDS = {2: ir.DataType.UINT2, 4: ir.DataType.UINT4, 8: ir.DataType.UINT8}
 
 
 def fold(model: ir.Model) -> None:
@@ -39,23 +39,22 @@ def fold(model: ir.Model) -> None:
 
 
 def _weight(node: ir.Node) -> Quantised | None:
-    """[K, N] of a MatMulNBits; None where its inputs are in blocks by an order of their own."""
+    """[K, N] of a MatMulNBits; None where it is not told what its numbers are."""
     codes, scale, zero, order = (operand(node, i) for i in range(1, 5))
     bits, block = int(attribute(node, "bits", 4)), int(attribute(node, "block_size", 0))
     inputs, outputs = int(attribute(node, "K", 0)), int(attribute(node, "N", 0))
-    if (
-        not _in_order(node, order, zero, block)
-        or bits not in _KINDS
-        or attribute(node, "weight_prepacked", 0)
-        or not block
-    ):
+    if bits not in KINDS or attribute(node, "weight_prepacked", 0) or not block:
         return None
     if not constant(codes) or not constant(scale) or (zero is not None and not constant(zero)):
         return None
     assert codes is not None and scale is not None and codes.const_value is not None and scale.const_value is not None
     count = -(-inputs // block)
+    owners = np.arange(inputs) // block if order is None else _owners(node, order, zero, count)
+    if owners is None:
+        return None
+    mixed = not np.array_equal(owners, np.arange(inputs) // block)
     held = codes.const_value.numpy().reshape(outputs, -1)
-    kind = _KINDS[bits]
+    kind = KINDS[bits]
     whole = ir.Tensor(unpacked(held, bits)[:, :inputs].astype(kind.numpy()), dtype=kind, name=codes.name)
     scales = scale.const_value.numpy().reshape(outputs, count)
     points, rank = np.full(scales.shape, 2 ** (bits - 1)), 0
@@ -68,23 +67,22 @@ def _weight(node: ir.Node) -> Quantised | None:
     kept = {"bits": bits, "block_size": block}
     form = Form("MatMulNBits", names, ranks, None, kept, fixed_block=True, unwritten=left, told=order is not None)
     points = points if points.dtype.kind == "f" else points.astype(kind.numpy())
-    parts = Parts(whole, scales, points, block if count > 1 else 0, 1 if count > 1 else 0)
+    parts = Parts(whole, scales, points, *((block, 1) if count > 1 else (0, 0)), owners if mixed else None)
     return Quantised(parts, form, scale.const_value.dtype, None, (1, 0))
 
 
-def _in_order(node: ir.Node, order: ir.Value | None, zero: ir.Value | None, block: int) -> bool:
-    """Whether the blocks of inputs that share a scale stand one behind the other, as `g_idx` may say, too.
+def _owners(node: ir.Node, order: ir.Value, zero: ir.Value | None, count: int) -> np.ndarray | None:
+    """The block of each input as `g_idx` says it, all `count` of them in use; None where that is not what is computed.
 
     With packed zero points beside it, ONNX Runtime's kernel computes something else; only four bits are read so.
     """
-    if order is None:
-        return True
     if order.const_value is None or attribute(node, "bits", 4) != 4:
-        return False
+        return None
     if zero is not None and (zero.const_value is None or zero.const_value.dtype == ir.DataType.UINT8):
-        return False
-    told = order.const_value.numpy()
-    return np.array_equal(told, np.arange(len(told)) // block)
+        return None
+    told = order.const_value.numpy().reshape(-1).astype(np.int64)
+    fits = len(told) == int(attribute(node, "K", 0)) and np.array_equal(np.unique(told), np.arange(count))
+    return told if fits else None
 
 
 def unpacked(held: np.ndarray, bits: int) -> np.ndarray:

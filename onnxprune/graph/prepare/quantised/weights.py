@@ -61,7 +61,8 @@ class Known:
 def _key(tensor: Quantised) -> tuple[Any, ...]:
     parts = tensor.parts
     zero = None if parts.zero is None else parts.zero.tobytes()
-    return parts.codes, tensor.dtype, tensor.perm, parts.scale.tobytes(), zero, parts.block
+    owners = None if parts.owners is None else parts.owners.tobytes()
+    return parts.codes, tensor.dtype, tensor.perm, parts.scale.tobytes(), zero, parts.block, owners
 
 
 def _dequantized(node: ir.Node) -> Quantised | None:
@@ -102,7 +103,7 @@ def _rounded(node: ir.Node, rounded: ir.Node) -> Quantised | None:
 
 
 def _with(parts: Parts, codes: ir.TensorProtocol) -> Parts:
-    return Parts(codes, parts.scale, parts.zero, parts.block, parts.along)
+    return replace(parts, codes=codes)
 
 
 def _differ(a: ir.TensorProtocol | None, b: ir.TensorProtocol | None) -> bool:

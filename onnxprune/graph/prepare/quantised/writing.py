@@ -166,12 +166,33 @@ class _Writer(Integers):
             points = points.reshape(-1) if form.ranks[1] == 1 else points
             operands.append(self._constant(points, form.names.zero or f"{name}_zero_points"))
         if "order" in note.names:
-            order = (np.arange(inputs) // block).astype(np.int32)
+            order = (np.arange(inputs) // block if parts.owners is None else parts.owners).astype(np.int32)
             operands += [None] * (4 - len(operands)) + [self._constant(order, note.names["order"])]
         bias, last = self._bias(node, note)
         if bias is not None:
             operands += [None] * (5 - len(operands)) + [bias]
         self._end(last, self._fused(node, note, operands, {**note.attributes, "K": inputs, "N": outputs}))
+
+    def _looked_up(self, node: ir.Node, note: Note) -> None:
+        """GatherBlockQuantized."""
+        table, index = node.inputs[:2]
+        tensor = table.const_value if table is not None else None
+        if not isinstance(tensor, Quantised) or table is None:
+            return
+        parts, form, name = tensor.parts, tensor.form, table.name or ""
+
+        def stored(array: np.ndarray) -> ir.TensorProtocol:
+            if not form.attributes["packed"]:
+                return ir.Tensor(array.astype(parts.codes.dtype.numpy(), copy=False), dtype=parts.codes.dtype)
+            flat = np.asarray(array.reshape(-1, array.shape[-1]).astype(np.uint8))
+            return ir.Tensor(repacked(flat, form.attributes["bits"], flat.shape[1]).reshape(*array.shape[:-1], -1))
+
+        codes = self._tensor(stored(parts.codes.numpy()), form.names.codes or f"{name}_codes")
+        scale = self._constant(parts.scale, form.names.scale or f"{name}_scales")
+        operands: list[ir.Value | None] = [codes, index, scale]
+        if "zero" not in form.unwritten and parts.zero is not None:
+            operands.append(self._tensor(stored(parts.zero), form.names.zero or f"{name}_zero_points"))
+        self._end(node, self._fused(node, note, operands, note.attributes))
 
     def _bias(self, node: ir.Node, note: Note) -> tuple[ir.Value | None, ir.Node]:
         """The bias that a fused operator takes, and the node whose result it then gives."""
@@ -296,4 +317,5 @@ _WRITE: Mapping[str, Callable[[_Writer, ir.Node, Note], None]] = {
     "ConvInteger": _Writer._dynamic,
     **dict.fromkeys(KINDS, _Writer._fused_whole),
     "MatMulNBits": _Writer._packed,
+    "GatherBlockQuantized": _Writer._looked_up,
 }
