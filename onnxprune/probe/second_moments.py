@@ -40,6 +40,10 @@ def drawn(count: int, rows: int, of: int) -> np.ndarray | None:
     return np.sort(np.random.default_rng(count).choice(count, quota, replace=False))
 
 
+DIGITS = 8 * float(np.finfo(np.float32).eps)
+"""Of what is summed in products of single precision: what may be rounding."""
+
+
 class Gram:
     """Σ w x xᵀ and Σ w x over tokens."""
 
@@ -155,7 +159,11 @@ class Gram:
             self._kept, self._sums = [store.keep(array) for array in self.sums()], []
 
     def turned(self, basis: np.ndarray) -> Gram:
-        """The same of x′ = `basis` x, [n′, n]."""
+        """The same of x′ = `basis` x, [n′, n].
+
+        A coordinate of which single precision shows no more than its own rounding, many times enlarged where the
+        inverse of almost nothing is in the basis, is silent: such sums would be those of no rows at all.
+        """
         import torch
 
         found, turn = Gram(), torch.from_numpy(basis)
@@ -167,6 +175,10 @@ class Gram:
         matrix, total = self.sums()[:2]
         found._count = self.count
         sums = [(turn @ torch.from_numpy(np.require(matrix, requirements=("C", "W"))) @ turn.T).numpy(), basis @ total]
+        silent = np.diagonal(sums[0]) <= DIGITS * (np.square(basis) @ np.diagonal(matrix))
+        sums[0][silent] = 0.0
+        sums[0][:, silent] = 0.0
+        sums[1][silent] = 0.0
         found._kept = [partial(np.asarray, array) for array in sums]
         return found
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from onnxprune.graph.put_away import Store
 from onnxprune.probe import second_moments
 from onnxprune.probe.second_moments import ENOUGH, Gram, Pairs, drawn
+from onnxprune.refit.solvers.rotation import value_rotation
 
 cases = st.tuples(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 9), min_size=1, max_size=6), st.booleans())
 
@@ -95,3 +96,19 @@ def test_positions_of_pictures_are_drawn_where_there_are_more_than_enough() -> N
     assert len(some) == ENOUGH // 4 and len(np.unique(some)) == len(some)
     np.testing.assert_array_equal(some, drawn(ENOUGH, 1, 4))  # the same for inputs and targets
     assert 0.45 < some.mean() / ENOUGH < 0.55
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_turned_into_nothing_is_nothing(seed: int) -> None:
+    """Heads of low rank have directions without anything in them, whose unit is as large as rounding lets it be."""
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(200, 5)) @ random.normal(size=(5, 8))
+    gram = Gram()
+    gram.add(torch.from_numpy(x))
+    rotation = value_rotation(gram.centred / gram.count, random.normal(size=(8, 16)))
+    found = gram.turned(rotation.first)
+    size = np.diagonal(found.matrix)
+    assert (size == 0).tolist() == [False] * 5 + [True] * 3
+    np.testing.assert_allclose(found.matrix[:5, :5], (exact := rotation.first[:5] @ x.T) @ exact.T, rtol=0, atol=0.5)
+    assert np.linalg.eigvalsh(found.matrix).min() > -1e-3 * size.max()
+    assert np.linalg.eigvalsh(found.centred).min() > -1e-3 * size.max()
