@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -56,17 +56,18 @@ class Fleet:
         """Fill the jobs' scores with what plans within any budget begin by: orders first, then tables."""
         lasting = [j for j in jobs if lasts(j.planner, j.planner.first) and j.options.snip_threshold is None]
         lacking = [j for j in lasting if j.planner.scores.rankings.keys() != {s.id for s in j.planner.sites}]
-        tasks = [Task(j.planner.method, Known()) for j in lacking]
-        for index, found in self._run(remote.order, tasks, jobs, "score"):
+        tasks = [Task(j.planner.method) for j in lacking]
+        for index, found in self._run(remote.order, tasks, jobs, {}, "score"):
             lacking[index].planner.scores.keep_rankings(found)
         rows: list[tuple[Job, str]] = []
         for job in lasting:
             if job.options.search != "rank":
                 known = job.planner.scores.measured(by_table.whole_grid(job.planner))
                 rows += [(job, s.id) for s in job.planner.begun() if s.id not in known]
-        tasks = [Task(j.planner.method, Known(j.planner.scores.rankings), site) for j, site in rows]
+        tasks = [Task(j.planner.method, site) for j, site in rows]
+        orders = {j.planner.method: Known(j.planner.scores.rankings) for j in lasting}
         try:
-            for index, found in self._run(remote.row, tasks, jobs, "table"):
+            for index, found in self._run(remote.row, tasks, jobs, orders, "table"):
                 job, site = rows[index]
                 job.planner.scores.keep_rows(by_table.whole_grid(job.planner), {site: found})
         finally:
@@ -84,8 +85,9 @@ class Fleet:
                     asked.append((i, k))
         # The smallest budgets take longest: what is begun last should be short.
         asked.sort(key=lambda pair: (budgets[pair[1]].value, pair[0]))
-        tasks = [Task(jobs[i].planner.method, _known(jobs[i]), budget=budgets[k]) for i, k in asked]
-        for index, found in self._run(remote.plan, tasks, jobs, "plan"):
+        tasks = [Task(jobs[i].planner.method, budget=budgets[k]) for i, k in asked]
+        scores = {j.planner.method: Known(j.planner.scores.rankings, j.planner.scores.table) for j in jobs}
+        for index, found in self._run(remote.plan, tasks, jobs, scores, "plan"):
             (i, k), job = asked[index], jobs[asked[index][0]]
             for stage, seconds in found.seconds.items():
                 job.clock.seconds[stage] += seconds
@@ -95,13 +97,18 @@ class Fleet:
             yield i, k, found.plan
 
     def _run(
-        self, function: Function, tasks: Sequence[Task], jobs: Sequence[Job], stage: str
+        self, function: Function, tasks: Sequence[Task], jobs: Sequence[Job], known: Mapping[str, Known], stage: str
     ) -> Iterator[tuple[int, Any]]:
-        """Results by index, as they come; workers that do not see the model's file are sent it."""
+        """Results by index, as they come; workers that do not see the model's file are sent it.
+
+        Args:
+            known: by method. It is shared: an order may hold matrices of all its units.
+        """
         left = dict(enumerate(tasks))
+        held = self.workers.share(known) if tasks else None
         while left:
             names = list(left)
-            shared = [self._brief] if self._files is None else [self._brief, self._files]
+            shared = [self._brief, held] if self._files is None else [self._brief, held, self._files]
             for i, found in self.workers.run(function, [left[name] for name in names], *shared):
                 if isinstance(found, Lacking):
                     continue
@@ -120,7 +127,3 @@ def _seen(job: Job) -> Seen | None:
         return None
     seen = job.planner.seen()
     return seen if sum(gram.nbytes for gram in seen.moments.values()) <= SENT else None
-
-
-def _known(job: Job) -> Known:
-    return Known(job.planner.scores.rankings, job.planner.scores.table)

@@ -1,7 +1,7 @@
 """What a worker does: it becomes a planner for a model and its rows once, and measures, or plans, by it.
 
 `Brief` travels once to every worker, with the rows in it; the model by its path where the worker sees the same file, as
-bytes otherwise. What a task brings along is small: which part, by which options, and the scores that are known.
+bytes otherwise; what is known by then, once a stage. What a task brings along is small: which part, by which options.
 """
 
 from __future__ import annotations
@@ -76,6 +76,10 @@ class Known:
     table: Mapping[str, tuple[list[int], Row]] = field(default_factory=dict)
 
 
+Scores = Mapping[str, Known]
+"""By method: what need not be measured."""
+
+
 @dataclass(frozen=True)
 class Lacking:
     """Instead of a result: the worker does not see the model's file; its bytes must come with the task."""
@@ -87,13 +91,11 @@ class Task:
 
     Attributes:
         method: of the options.
-        known: what need not be measured.
         site: of `row`, whose row of the table is measured.
         budget: of `plan`.
     """
 
     method: str
-    known: Known
     site: str = ""
     budget: Budget | None = None
 
@@ -121,28 +123,28 @@ def ready(task: Any) -> None:
             import_module(name)
 
 
-def order(task: Task, brief: Brief, files: Files | None = None) -> Mapping[str, Ranking] | Lacking:
+def order(task: Task, brief: Brief, known: Scores, files: Files | None = None) -> Mapping[str, Ranking] | Lacking:
     """The order of the units of every site."""
     with _at(brief, task, files) as place:
         if place is None:
             return Lacking()
-        return place.planner(task).start.rankings
+        return place.planner(task, known).start.rankings
 
 
-def row(task: Task, brief: Brief, files: Files | None = None) -> Row | Lacking:
+def row(task: Task, brief: Brief, known: Scores, files: Files | None = None) -> Row | Lacking:
     """A site's row of the damage table, by orders that are known."""
     with _at(brief, task, files) as place:
         if place is None:
             return Lacking()
-        return place.row(place.planner(task), task.site)
+        return place.row(place.planner(task, known), task.site)
 
 
-def plan(task: Task, brief: Brief, files: Files | None = None) -> Planned | Lacking:
+def plan(task: Task, brief: Brief, known: Scores, files: Files | None = None) -> Planned | Lacking:
     """A finished plan within a budget, and what is found out about the file that it gives."""
     with _at(brief, task, files) as place:
         if place is None:
             return Lacking()
-        planner = place.planner(task)
+        planner = place.planner(task, known)
         assert task.budget is not None
         before = dict(planner.clock.seconds)
         made = units_then_zeros.carry_out(planner, task.budget)
@@ -169,14 +171,15 @@ class _Place:
         brief = self.brief
         return Planner(self.dense, self.structure, brief.options, brief.calibration, brief.bindings, seen=brief.seen)
 
-    def planner(self, task: Task) -> Planner:
+    def planner(self, task: Task, known: Scores) -> Planner:
         """The planner by a task's method, that knows what is known."""
         if task.method not in self._planners:
             options = replace(self._first.options, method=task.method)
             self._planners[task.method] = self._first.again(options)
         made = self._planners[task.method]
-        made.scores.rankings = made.scores.rankings or dict(task.known.rankings)
-        made.scores.table = {**task.known.table, **made.scores.table}
+        given = known.get(task.method, Known())
+        made.scores.rankings = made.scores.rankings or dict(given.rankings)
+        made.scores.table = {**given.table, **made.scores.table}
         return made
 
     def row(self, planner: Planner, name: str) -> Row:

@@ -277,7 +277,7 @@ class _Dask:
 
     def _there(self, held: _Held) -> Any:
         if held.handle is None or held.handle.status in ("cancelled", "lost", "error"):
-            held.handle = self._client.scatter(held.value, broadcast=True, hash=False)
+            (held.handle,) = self._client.scatter([held.value], broadcast=True, hash=False)  # a dict is one value
         return held.handle
 
     def _lost(self) -> tuple[type[BaseException], ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -64,6 +65,7 @@ class Shuffled:
     def __init__(self, seed: int) -> None:
         self.random = np.random.default_rng(seed)
         self.done: list[str] = []
+        self.sent = 0
 
     def share(self, value: Any) -> Any:
         return value
@@ -73,6 +75,7 @@ class Shuffled:
     ) -> Iterator[tuple[int, Any]]:
         for i in self.random.permutation(len(tasks)):
             self.done.append(function.__name__)
+            self.sent = max(self.sent, len(pickle.dumps(tasks[i])))
             yield int(i), function(tasks[i], *shared)
 
 
@@ -102,6 +105,7 @@ def test_the_order_of_arrival_changes_nothing(
     same(here, tmp_path)
     assert made.done.count("row") == len(METHODS) * 2
     assert made.done.count("plan") == len(METHODS) * len(BUDGETS)
+    assert made.sent < 600, "orders and tables go with every task"
 
 
 @pytest.mark.parametrize("same_bytes", [True, False])

@@ -78,6 +78,7 @@ def test_an_engine(workers: Workers, tmp_path: Path) -> None:
     found = list(workers.run(worker_tasks.squared, tasks, more))
     assert sorted(found) == [(i, i * i + 1) for i in range(8)], "a worker that died changed something"
     assert (tmp_path / "died").exists()
+    assert list(workers.run(worker_tasks.squared, [(2, "", 0.0)], more)) == [(0, 5)], "what is shared serves one run"
     with pytest.raises(BudgetError, match="7 cannot be met") as caught:
         list(workers.run(worker_tasks.refused, [7]))
     assert caught.value.closest == 0.5
