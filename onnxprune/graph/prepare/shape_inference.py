@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import math
 from collections.abc import Callable
 from functools import cache, lru_cache, partial
 from types import ModuleType
@@ -102,21 +101,13 @@ def _inference() -> Any:
             super().__init__(int_max, assuming, guess_rank, verbose, prefix)
             self.dispatcher_ |= {f"Reduce{kind}": self._infer_ReduceSum for kind in _REDUCTIONS}
             self.dispatcher_ |= dict.fromkeys(_LIKE_INPUT, self._like_input)
-            self.dispatcher_ |= dict.fromkeys(("FusedMatMul", "TransposeMatMul"), self._arranged_product)
-            skips = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization")
-            self.dispatcher_ |= dict.fromkeys(skips, self._skip_norm)
-            self.dispatcher_["Flatten"] = self._flatten
-            self.dispatcher_["Shape"] = self._shape
-            self.dispatcher_["Attention"] = self._attention
-            self.dispatcher_["Resize"] = self._resize
+            rules = flow_shapes.RULES | operator_shapes.RULES
+            self.dispatcher_ |= {op: partial(rule, self) for op, rule in rules.items()}
             self.dispatcher_["Equal"] = partial(exact_shapes.equal, self)
             bounded = {"Div": exact_shapes.quotient, "Squeeze": exact_shapes.squeeze, "If": exact_shapes.choice}
             if not self.auto_merge_:
                 bounded |= {"Slice": exact_shapes.slices, "Resize": exact_shapes.resize}
             self.dispatcher_ |= {op: partial(rule, self, rule=self.dispatcher_[op]) for op, rule in bounded.items()}
-            self.dispatcher_ |= {
-                op: partial(rule, self) for op, rule in (flow_shapes.RULES | operator_shapes.RULES).items()
-            }
             self.dispatcher_ = {op: self._guarded(op, rule) for op, rule in self.dispatcher_.items()}
             self.current = ""
             self._stated: dict[str, Any] = {}
@@ -272,88 +263,14 @@ def _inference() -> Any:
         def _like_input(self, node: Any) -> None:
             self._write(node, self._get_shape(node, 0), outputs=filter(None, node.output))
 
-        def _write(self, node: Any, shape: Any, outputs: Any = None) -> None:
-            kind = self.known_vi_[node.input[0]].type.tensor_type.elem_type
+        def _write(self, node: Any, shape: Any, outputs: Any = None, kind: int | None = None) -> None:
+            """Describe outputs, the first where none are named: their shape, and the first input's element type."""
+            told = self.known_vi_[node.input[0]].type.tensor_type.elem_type if kind is None else kind
             for output in node.output[:1] if outputs is None else outputs:
-                self.known_vi_[output].CopyFrom(vi(output, kind, library.get_shape_from_sympy_shape(shape)))
+                self.known_vi_[output].CopyFrom(vi(output, told, library.get_shape_from_sympy_shape(shape)))
 
-        def _attention(self, node: Any) -> None:
-            """Of the standard's own: heads on an axis, or beside one another in the last one."""
-            if node.domain == "com.microsoft":
-                self._infer_Attention(node)
-                return
-            q, k, v = (self._get_sympy_shape(node, i) for i in range(3))
-            counts = {a.name: a.i for a in node.attribute}
-            if len(q) == 3:
-                heads, groups = counts["q_num_heads"], counts["kv_num_heads"]
-                self._write(node, [q[0], q[1], v[2] // groups * heads])
-                k, v = ([x[0], groups, x[1], x[2] // groups] for x in (k, v))
-            else:
-                self._write(node, [*q[:3], v[3]])
-            past = self._get_sympy_shape(node, 4)[2] if len(node.input) > 4 and node.input[4] else 0
-            for output, x in zip(node.output[1:3], (k, v), strict=False):
-                if output:
-                    total = [x[0], x[1], past + x[2], x[3]]
-                    self._update_computed_dims(total)
-                    self._write(node, total, outputs=[output])
-
-        def _shape(self, node: Any) -> None:
-            """From `start` to `end` (opset 15): ONNX Runtime 1.24's own rule takes the whole shape."""
-            start, end = (library.get_attribute(node, name) for name in ("start", "end"))
-            self.sympy_data_[node.output[0]] = self._get_sympy_shape(node, 0)[start:end]
-
-        def _flatten(self, node: Any) -> None:
-            """A matrix: dimensions up to `axis` by those from it on, names multiplied out."""
-            shape = self._get_sympy_shape(node, 0)
-            axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
-            axis += len(shape) if axis < 0 else 0
-            self._write(node, [math.prod(shape[:axis]), math.prod(shape[axis:])])
-
-        def _resize(self, node: Any) -> None:
-            """Sizes as they are given, or scaled. The library's own rule simplifies every product, which takes longer
-            with every layer (most of a detector's time to load); a whole number times a size needs none of that."""
-            shape = self._get_sympy_shape(node, 0)
-            versioned = library.get_opset(self.out_mp_) > 10
-            scales = self._try_get_value(node, 2 if versioned else 1)
-            sizes = self._try_get_value(node, 3) if versioned else None
-            axes = next((list(a.ints) for a in node.attribute if a.name == "axes"), list(range(len(shape))))
-            modes = {a.name: a.s for a in node.attribute if a.type == onnx.AttributeProto.STRING}
-            cropped = modes.get("coordinate_transformation_mode") == b"tf_crop_and_resize"
-            bounded = modes.get("keep_aspect_ratio_policy", b"stretch") != b"stretch"
-            found = list(shape)
-            if sizes is not None and len(sizes) == len(axes) and not bounded:
-                for axis, size in zip(axes, sizes, strict=True):
-                    found[axis] = size
-            elif scales is not None and len(scales) == len(axes) and not cropped:
-                for axis, scale in zip(axes, scales, strict=True):
-                    found[axis] = _scaled(shape[axis], float(scale))
-            else:
-                found = self._new_symbolic_shape(len(shape), node)
-            self._update_computed_dims(found)
-            self._write(node, found)
-
-        def _skip_norm(self, node: Any) -> None:
-            """The norm, its two statistics (in full precision, whatever the norm is in), and the sum."""
-            shape = self._get_sympy_shape(node, 0)
-            for place, output in enumerate(node.output):
-                if output and place in (1, 2):
-                    described = library.get_shape_from_sympy_shape([*shape[:-1], 1])
-                    self.known_vi_[output].CopyFrom(vi(output, onnx.TensorProto.FLOAT, described))
-                elif output:
-                    self._write(node, shape, outputs=[output])
-
-        def _arranged_product(self, node: Any) -> None:
-            """FusedMatMul: the operands' matrices may lie in other axes than the last two, or transposed."""
-            flags = {a.name: a.i for a in node.attribute if a.type == onnx.AttributeProto.INT}
-            sides = []
-            for index, side in enumerate("AB"):
-                shape = self._get_sympy_shape(node, index)
-                if flags.get(f"transBatch{side}"):
-                    shape = [*shape[1:-1], shape[0], shape[-1]]
-                sides.append([*shape[:-2], *shape[:-3:-1]] if flags.get(f"trans{side}") and len(shape) > 1 else shape)
-            left, right = sides
-            batch = self._broadcast_shapes(left[:-2], right[:-2])
-            self._write(node, [*batch, *left[-2:-1], *(right[-1:] if len(right) > 1 else [])])
+        def _opset(self) -> int:
+            return int(library.get_opset(self.out_mp_))
 
         def _refuse_dimensions(self, op: str, node: Any) -> None:
             """What a shape of thousands of dimensions gives is unknown: symbols of that many take minutes."""
@@ -387,15 +304,6 @@ _INT_MAX = 2**31 - 1
 def _printed(size: Any) -> str:
     """A symbolic size in words. Printing takes most of the time that shapes of convolutions take, and most are old."""
     return str(size)
-
-
-def _scaled(size: Any, scale: float) -> Any:
-    """floor(size · scale), of a number or a symbol."""
-    import sympy
-
-    if scale.is_integer():
-        return size * int(scale)
-    return sympy.floor(size * sympy.Rational(*scale.as_integer_ratio()))
 
 
 _TYPES = {
