@@ -153,7 +153,7 @@ def prune(
     if output is not None and output_option is not None:
         raise UsageError("the output is named twice; give OUTPUT or -o")
     asked, file = output if output_option is None else output_option, joined.find(model)
-    target = output_files.default_target(file) if asked is None else output_files.target_of(asked, file)
+    target = output_files.target_of(asked, file)
     options = _options(kwargs)
     measure = not options.pop("no_latency")
     providers = options.pop("ep")
@@ -343,7 +343,7 @@ def apply_plan(
 
     logs(verbose)
     file = joined.find(model)
-    target = output_files.default_target(file) if output is None else output_files.target_of(output, file)
+    target = output_files.target_of(output, file)
     files, found = verbs.apply(
         model, Plan.load(plan_file), target, force=force, keep_unread=keep_unread,
         debug_bundle=bundle_beside(debug_bundle, target), reads=[plan_file, tensors_beside(plan_file), *reads()],

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +47,8 @@ class Difference:
     order: float = 0.0
 
 
-class Answers(Protocol):
-    """One kind of answer.
+class Answers(ABC):
+    """One kind of answer, of rows that are read batch by batch.
 
     Attributes:
         what: `classes`, `tags`, `spans` or `scores`.
@@ -55,11 +56,21 @@ class Answers(Protocol):
 
     what: str
 
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self._found: list[Difference] = []
+
+    @abstractmethod
     def add(self, batch: Batch, expected: Outputs, found: Outputs) -> None:
         """Both models' outputs for one batch."""
 
     def differences(self) -> Sequence[Difference]:
         """The rows whose answer is another one; of `scores`, all rows."""
+        return self._found
+
+    def moved(self) -> tuple[float, float, float] | None:
+        """Of `scores`, how far they moved in the median and at most, and the standard deviation of the dense ones."""
+        return None
 
 
 def answers_of(dataset: Dataset, divergence: Divergence, batch: Batch, outputs: Outputs) -> Answers | None:
@@ -100,14 +111,14 @@ def _tags(dataset: Dataset, classes: int) -> bool:
     return any(int(array.max(initial=0)) >= classes for array in held)
 
 
-class Classes:
+class Classes(Answers):
     """One class a row."""
 
     what = "classes"
 
     def __init__(self, dataset: Dataset, measure: Measure) -> None:
-        self.dataset, self.measure = dataset, measure
-        self._found: list[Difference] = []
+        super().__init__(dataset)
+        self.measure = measure
 
     def add(self, batch: Batch, expected: Outputs, found: Outputs) -> None:
         sides = [_probabilities(outputs[self.measure.output], self.measure) for outputs in (expected, found)]
@@ -117,18 +128,15 @@ class Classes:
             sure = float(sides[0][row, answers[0]]), float(sides[1][row, answers[1]])
             self._found.append(_chosen(self.dataset, int(batch.index[row]), answers, sure))
 
-    def differences(self) -> Sequence[Difference]:
-        return self._found
 
-
-class Tags:
+class Tags(Answers):
     """A class for each token that counts: each that has a label, or each that is no padding."""
 
     what = "tags"
 
     def __init__(self, dataset: Dataset, measure: Measure) -> None:
-        self.dataset, self.measure = dataset, measure
-        self._found: list[Difference] = []
+        super().__init__(dataset)
+        self.measure = measure
 
     def add(self, batch: Batch, expected: Outputs, found: Outputs) -> None:
         sides = [_probabilities(outputs[self.measure.output], self.measure) for outputs in (expected, found)]
@@ -158,23 +166,20 @@ class Tags:
                 )
             )
 
-    def differences(self) -> Sequence[Difference]:
-        return self._found
-
     def _told(self, example: Example, tokens: Array, tags: Array) -> str:
         """ "Rome: B-LOC, Ann: O"; tokens by their number where their text is not known."""
         told = [f"{_word(example, int(t))}: {_named(self.dataset, int(tags[t]))}" for t in tokens[:_TOLD]]
         return ", ".join(told) + (f", and {len(tokens) - _TOLD} more" if len(tokens) > _TOLD else "")
 
 
-class Spans:
+class Spans(Answers):
     """An answer that stands in the row: from one token to another."""
 
     what = "spans"
 
     def __init__(self, dataset: Dataset, start: str, end: str) -> None:
-        self.dataset, self.start, self.end = dataset, start, end
-        self._found: list[Difference] = []
+        super().__init__(dataset)
+        self.start, self.end = start, end
 
     def add(self, batch: Batch, expected: Outputs, found: Outputs) -> None:
         spans, sure = zip(*(self._read(outputs, batch) for outputs in (expected, found)), strict=True)
@@ -189,9 +194,6 @@ class Spans:
             told = _text_of(example, *both[0]), _text_of(example, *both[1])
             self._found.append(Difference(int(batch.index[row]), *told, confidence, label, right, -sum(confidence)))
 
-    def differences(self) -> Sequence[Difference]:
-        return self._found
-
     def _read(self, outputs: Outputs, batch: Batch) -> tuple[NDArray[np.int64], Array]:
         """Best spans [rows, 2], and how probable each is [rows]."""
         sides = [outputs[name].astype(np.float64) for name in (self.start, self.end)]
@@ -203,13 +205,14 @@ class Spans:
         return spans, sure[0] * sure[1]
 
 
-class Scores:
+class Scores(Answers):
     """One number a row: yes or no where labels are 0 and 1, else a degree."""
 
     what = "scores"
 
     def __init__(self, dataset: Dataset, output: str) -> None:
-        self.dataset, self.output = dataset, output
+        super().__init__(dataset)
+        self.output = output
         self._index: list[int] = []
         self._dense: list[float] = []
         self._pruned: list[float] = []
@@ -232,7 +235,6 @@ class Scores:
         ]
 
     def moved(self) -> tuple[float, float, float] | None:
-        """How far scores moved in the median and at most, and the standard deviation of the dense ones."""
         if self.decides or not self._dense:
             return None
         apart = np.abs(np.subtract(self._pruned, self._dense))

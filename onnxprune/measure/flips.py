@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from onnxprune.data import Batch, Dataset, picture
-from onnxprune.measure.answers import Answers, Difference, Scores, answers_of
+from onnxprune.measure.answers import Answers, Difference, answers_of
 from onnxprune.probe.divergence import Divergence
 
 Outputs = Mapping[str, NDArray[Any]]
@@ -99,7 +99,7 @@ class FlipTally:
         return Flips(
             len(held), self._rows, lost if judged else None, won if judged else None,
             tuple(map(self._flip, shown)), self._answers.what,
-            self._answers.moved() if isinstance(self._answers, Scores) else None,
+            self._answers.moved(),
         )  # fmt: skip
 
     def _flip(self, one: Difference) -> Flip:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from onnxprune.data import Dataset
 from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.model import Model
+from onnxprune.graph.plan import Plan, Structure
 from onnxprune.graph.runtime import Feeds
 from onnxprune.measure.continuations import continued
 from onnxprune.measure.equivalence import Equivalence
-from onnxprune.measure.layer_drift import LayerDrift
+from onnxprune.measure.layer_drift import LayerDrift, layer_drift
 from onnxprune.measure.validation import Evidence
+from onnxprune.search.planner import Planner
 
 CHECK_ROWS = 64
 
@@ -40,3 +42,10 @@ def rows_to_check(dense: Model, rows: Dataset | None, bindings: Mapping[str, int
         else [b.feeds for b in rows.take(CHECK_ROWS, 0).batches(max_rows=16)]
     )
     return feeds + continued(dense, feeds)
+
+
+def drift_by_layer(
+    planner: Planner, structure: Structure, plan: Plan, rows: Dataset, seed: int
+) -> tuple[LayerDrift, ...]:
+    """`layer_drift` of what a plan makes of the graphs that no other leads."""
+    return layer_drift(planner.interpreter, planner.led, plan.led(structure), rows, seed)

@@ -36,15 +36,15 @@ from onnxprune.measure.cost import Costs
 from onnxprune.measure.dense_file import examine
 from onnxprune.measure.drop_search import DropSearch
 from onnxprune.measure.flips import SHOWN
-from onnxprune.measure.layer_drift import LayerDrift, layer_drift
+from onnxprune.measure.layer_drift import LayerDrift
 from onnxprune.measure.metrics import require_known
 from onnxprune.measure.uncounted import Uncounted
 from onnxprune.measure.validation import Evidence, Teacher, compare
 from onnxprune.pipeline import output_files, report_facts
 from onnxprune.pipeline.debug_bundle import Place
-from onnxprune.pipeline.findings import Findings, rows_to_check
+from onnxprune.pipeline.findings import Findings, drift_by_layer, rows_to_check
 from onnxprune.pipeline.late import kept
-from onnxprune.pipeline.proof import prove
+from onnxprune.pipeline.proof import prove, prove_valid
 from onnxprune.pipeline.result import Result
 from onnxprune.pipeline.rows import (
     read_rows,
@@ -299,29 +299,45 @@ class Job:
         examples = [e.feeds for e in rows.examples[:8]] if rows is not None else []
         return uncounted.find(self.dense, self.planner.costs.bindings, examples)
 
+    def _found_out(self, plan: Plan, made: Written, lacking: list[str]) -> Findings:
+        """What there is to say of a file; what a worker found out about the same bytes is not looked for again.
+
+        Args:
+            lacking: what the report should warn of is added.
+
+        Raises:
+            CheckError: it is not what was planned.
+        """
+        options = self.options.to_json()
+        with self.clock.stage("check"):
+            known = self.found.get(models.digest_of(made.whole)) if self.found else None
+            if known is not None:
+                lacking += prove_valid(self.dense, self.structure, plan, made, options, self.debug_bundle)
+                lacking += [known.equivalence.note] if known.equivalence.note else []
+                return known
+            feeds = rows_to_check(self.dense, self.judge or self.learn, self.planner.costs.bindings)
+            equivalence, said = prove(
+                self.dense, self.structure, plan, made, feeds, options, self.debug_bundle,
+                partial(self.planner.progress, "check"),
+            )  # fmt: skip
+            lacking += said
+        evidence: Evidence | None = None
+        layers: tuple[LayerDrift, ...] = ()
+        with kept("accuracy and drift are not known", lacking, but=(CheckError,)):
+            evidence = self.evidence(made.whole)
+        if self.judge is not None:
+            with kept("drift by layer is not known", lacking), self.clock.stage("validate"):
+                layers = drift_by_layer(self.planner, self.structure, plan, self.judge, self.options.seed)
+                self.planner.interpreter.release()
+        return Findings(equivalence, evidence, layers)
+
     def _measured(self, plan: Plan, budget: Budget, made: Written, place: Path) -> reports.Report:
         assert self.dense.path is not None
-        file = made.whole
+        file, bindings = made.whole, self.planner.costs.bindings
         rows = self.judge or self.learn
-        with self.clock.stage("check"):
-            bindings = self.planner.costs.bindings
-            known = self.found.get(models.digest_of(file)) if self.found else None
-            found, lacking = prove(
-                self.dense, self.structure, plan, made, rows_to_check(self.dense, rows, bindings),
-                self.options.to_json(), self.debug_bundle, partial(self.planner.progress, "check"),
-                known.equivalence if known else None,
-            )  # fmt: skip
-            zeros = zeros_in(file, self.dense, self.structure, plan)
-        evidence = known.evidence if known else None
-        layers: tuple[LayerDrift, ...] = known.layers if known else ()
-        if known is None:
-            with kept("accuracy and drift are not known", lacking, but=(CheckError,)):
-                evidence = self.evidence(file)
-        if known is None and self.judge is not None:
-            with kept("drift by layer is not known", lacking), self.clock.stage("validate"):
-                planner, led = self.planner, plan.led(self.structure)
-                layers = layer_drift(planner.interpreter, planner.led, led, self.judge, self.options.seed)
-                self.planner.interpreter.release()
+        lacking: list[str] = []
+        found = self._found_out(plan, made, lacking)
+        zeros = zeros_in(file, self.dense, self.structure, plan)
         timed: list[latency.LatencyRow] = []
         if self.measure:
             with kept("no latency", lacking), self.clock.stage("latency"):
@@ -331,10 +347,9 @@ class Job:
                     self.dense, file, made.alone, providers=self.providers, dims=bindings, examples=examples,
                     threads=self.options.latency_threads, progress=partial(self.planner.progress, "latency"),
                 )  # fmt: skip
-        report = report_facts.report_of(self, plan, budget, made, place, found, evidence, timed)
+        report = report_facts.report_of(self, plan, budget, made, place, found, timed)
         return replace(
             report,
-            layers=layers,
             uncounted=self.uncounted,
             warnings=(
                 *report.warnings,

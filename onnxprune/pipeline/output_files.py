@@ -103,9 +103,12 @@ def placed(asked: str | os.PathLike[str], name: str) -> Path:
     return place / name if said.endswith(_FOLDERS) and str(place) != place.anchor else place
 
 
-def target_of(asked: str | os.PathLike[str], source: Path) -> Path:
-    """Where a pruned model goes, the file or the folder of several graphs."""
-    return Path(asked) if source.is_dir() else placed(asked, default_target(source).name)
+def target_of(asked: str | os.PathLike[str] | None, source: Path) -> Path:
+    """Where a pruned model goes, the file or the folder of several graphs; None asks for `default_target`."""
+    default = default_target(source)
+    if asked is None:
+        return default
+    return Path(asked) if source.is_dir() else placed(asked, default.name)
 
 
 def name_after(source: Path, kind: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ def prove(
     options: Mapping[str, Any],
     bundle: Place | None,
     progress: Callable[[int, int], None] | None = None,
-    known: Equivalence | None = None,
 ) -> tuple[Equivalence, list[str]]:
     """Is the file valid, and does it compute what the plan says, at several sizes?
 
@@ -42,7 +42,6 @@ def prove(
         options: of the run, for the bundle.
         bundle: where to write what reproduces a failure; None for nowhere.
         progress: called with (batches done, batches).
-        known: what a worker found where it held a file of the same bytes to the plan, which is not done again.
 
     Returns:
         How close it is, and what the report should warn of.
@@ -50,21 +49,49 @@ def prove(
     Raises:
         CheckError: it is not, or does not; what is at fault is this program, and the message says so.
     """
-    rows = shapes_to_check(dense, feeds) if known is None else []
-    said: list[str] = []
-    try:
-        for file, source in zip(made.files, dense.files, strict=True):
-            said += check_file(file, source)
-        if known is not None:
-            return known, [*said, *([known.note] if known.note else [])]
+    rows = shapes_to_check(dense, feeds)
+    with _blaming(Case(dense, structure, plan, made.whole, rows, options), bundle):
+        said = _valid(dense, made)
         found = check(dense, structure, plan, made.whole, rows, progress)
         for part, file in zip(dense.parts, made.alone, strict=True):
             _alone(dense, structure, plan, part, file, rows[:_FEW], found)
         if dense.parts:
             _together(dense, made.whole, feeds[:_FEW])
-    except CheckError as error:
-        raise blamed(error, Case(dense, structure, plan, made.whole, rows, options), bundle) from error
     return found, [*said, *([found.note] if found.note else [])]
+
+
+def prove_valid(
+    dense: Model,
+    structure: Structure,
+    plan: Plan,
+    made: Written,
+    options: Mapping[str, Any],
+    bundle: Place | None,
+) -> list[str]:
+    """`prove` for a file of which a worker has held the same bytes to the plan: does it open, here?
+
+    Returns:
+        What the report should warn of.
+
+    Raises:
+        CheckError: it does not.
+    """
+    with _blaming(Case(dense, structure, plan, made.whole, [], options), bundle):
+        return _valid(dense, made)
+
+
+def _valid(dense: Model, made: Written) -> list[str]:
+    pairs = zip(made.files, dense.files, strict=True)
+    return [line for file, source in pairs for line in check_file(file, source)]
+
+
+@contextmanager
+def _blaming(case: Case, bundle: Place | None) -> Iterator[None]:
+    """A check that fails is this program's fault, and is told with what reproduces it."""
+    try:
+        yield
+    except CheckError as error:
+        raise blamed(error, case, bundle) from error
 
 
 _FEW = 2

@@ -25,9 +25,8 @@ from onnxprune.graph import model as models
 from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Budget, Plan, Ranking, Structure
 from onnxprune.graph.structure.analyze import analyze
-from onnxprune.measure.layer_drift import layer_drift
 from onnxprune.measure.validation import Teacher, compare
-from onnxprune.pipeline.findings import Findings, rows_to_check
+from onnxprune.pipeline.findings import Findings, drift_by_layer, rows_to_check
 from onnxprune.pipeline.proof import prove
 from onnxprune.pipeline.written import Written, write
 from onnxprune.search import by_table, units_then_zeros
@@ -213,8 +212,7 @@ class _Place:
                     self._teacher, made.whole, metric=brief.metric, seed=brief.options.seed, level=brief.level,
                     flips=brief.flips,
                 )  # fmt: skip
-                led = plan.led(self.structure)
-                layers = layer_drift(planner.interpreter, planner.led, led, judge, brief.options.seed)
+                layers = drift_by_layer(planner, self.structure, plan, judge, brief.options.seed)
             return Findings(equal, evidence, layers)
         except Exception:
             return None

@@ -17,9 +17,8 @@ from onnxprune.graph.model import Model, relatives
 from onnxprune.graph.plan import Budget, Plan, Structure
 from onnxprune.measure.cost import Costs
 from onnxprune.measure.drop_search import DropSearch
-from onnxprune.measure.equivalence import Equivalence
 from onnxprune.measure.latency import LatencyRow
-from onnxprune.measure.validation import Evidence
+from onnxprune.pipeline.findings import Findings
 from onnxprune.pipeline.written import Written
 from onnxprune.report.text import TEACHER, UNITS
 from onnxprune.search.latency_budget import verified
@@ -40,16 +39,16 @@ def report_of(
     budget: Budget,
     made: Written,
     place: Path,
-    found: Equivalence,
-    evidence: Evidence | None,
+    found: Findings,
     timed: Sequence[LatencyRow],
 ) -> report.Report:
     """What was measured, with what a report says beside it.
 
     Args:
         made, place: the pruned files, and where they will be.
-        found: of the check; evidence, timed: of the rows for the report, and of the clock.
+        found, timed: about them, and by the clock.
     """
+    evidence = found.evidence
     costs = job.planner.costs
     assert job.dense.path is not None
     landing = job.planner.landing and verified(job.planner.landing, timed)
@@ -97,7 +96,8 @@ def report_of(
             "data": said,
             "divergence": divergence,
         },
-        equivalence=found,
+        equivalence=found.equivalence,
+        layers=found.layers,
         accuracy=evidence.accuracy if evidence else None,
         further=evidence.further if evidence else (),
         drift=evidence.drift if evidence else None,

@@ -147,10 +147,6 @@ def _damages(
     with problem.clock.stage("table"):
         try:
             for name, row in rows_of(problem, walk_of(problem, stage), lacking, grid):
-                if np.isnan(row.damage).any():
-                    raise ModelError(
-                        OVERFLOWS.format(name, "what the outputs lose without some of its units is no number")
-                    )
                 found[name] = row
                 if stage.lasting:
                     scores.keep_rows(grid, {name: row})
@@ -174,9 +170,15 @@ def rows_of(
         walk: that did not come further than to the first of them.
         sites: in graph order.
         grid: group id -> units kept.
+
+    Raises:
+        ModelError: a damage is no number.
     """
     steps = {s.id: problem.step(s) for s in sites if not whole(problem, s)}
-    return damage_table(walk, sites, grid, steps=steps)
+    for name, row in damage_table(walk, sites, grid, steps=steps):
+        if np.isnan(row.damage).any():
+            raise ModelError(OVERFLOWS.format(name, "what the outputs lose without some of its units is no number"))
+        yield name, row
 
 
 def whole_grid(problem: Problem) -> dict[str, list[int]]:

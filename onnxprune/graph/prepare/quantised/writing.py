@@ -148,10 +148,9 @@ class _Writer(Integers):
     def _packed(self, node: ir.Node, note: Note) -> None:
         """MatMulNBits."""
         source, weight = node.inputs[:2]
-        tensor = weight.const_value if weight is not None else None
-        if not isinstance(tensor, Quantised) or weight is None:
+        if weight is None or not isinstance(weight.const_value, Quantised):
             return
-        parts, form, name = tensor.parts, tensor.form, weight.name or ""
+        parts, form, name = weight.const_value.parts, weight.const_value.form, weight.name or ""
         bits, block = int(form.attributes["bits"]), int(form.attributes["block_size"])
         outputs, inputs = parts.shape
         count = -(-inputs // block)
@@ -176,10 +175,9 @@ class _Writer(Integers):
     def _looked_up(self, node: ir.Node, note: Note) -> None:
         """GatherBlockQuantized."""
         table, index = node.inputs[:2]
-        tensor = table.const_value if table is not None else None
-        if not isinstance(tensor, Quantised) or table is None:
+        if table is None or not isinstance(table.const_value, Quantised):
             return
-        parts, form, name = tensor.parts, tensor.form, table.name or ""
+        parts, form, name = table.const_value.parts, table.const_value.form, table.name or ""
 
         def stored(array: np.ndarray) -> ir.TensorProtocol:
             if not form.attributes["packed"]:
