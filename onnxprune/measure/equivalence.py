@@ -16,7 +16,7 @@ from onnxprune.graph import memory, runtime, segments
 from onnxprune.graph.finite import require
 from onnxprune.graph.model import Model, Wires, load
 from onnxprune.graph.plan import Plan, Structure
-from onnxprune.graph.quantised import is_quantised, noted
+from onnxprune.graph.quantised_operators import is_quantised, noted
 from onnxprune.measure.footprint import side_by_side
 from onnxprune.measure.unrounded import unrounded, unrounded_file
 from onnxprune.measure.unsaturated import unsaturated

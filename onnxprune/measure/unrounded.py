@@ -18,7 +18,7 @@ from onnxprune.graph import model as models
 from onnxprune.graph import outputs
 from onnxprune.graph.ops.base import operand
 from onnxprune.graph.prepare import quantised
-from onnxprune.graph.quantised import forget, noted
+from onnxprune.graph.quantised_operators import forget, noted
 from onnxprune.graph.values import succeed
 
 

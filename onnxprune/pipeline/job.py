@@ -29,7 +29,7 @@ from onnxprune.graph.outputs import Inputs, OutputSet
 from onnxprune.graph.plan import Budget, Plan, Structure
 from onnxprune.graph.prepare import optional_inputs
 from onnxprune.graph.providers import CPU, resolve_providers
-from onnxprune.graph.quantised import is_quantised
+from onnxprune.graph.quantised_operators import is_quantised
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.measure import calls, latency, uncounted
 from onnxprune.measure.cost import Costs

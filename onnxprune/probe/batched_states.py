@@ -35,7 +35,7 @@ class Copies:
     def __init__(self, rows: Rows, structure: Structure, site: Site, base: Gated, wanted: Sequence[str]) -> None:
         self.rows, self.structure, self.base, self.wanted = rows, structure, base, tuple(wanted)
         self.join = _join(rows.interpreter, site, self.wanted)
-        self.live = rows.interpreter.live_before(self.join, self.wanted) if self.join else list(self.wanted)
+        self.live = rows.interpreter.schedule.live_before(self.join, self.wanted) if self.join else list(self.wanted)
 
     def distances(self, i: int, values: Values, states: Sequence[Gated], distance: Distance) -> np.ndarray:
         """Every state's divergence on the rows of batch `i`, from values known in front of the site: [states, rows]."""
@@ -111,7 +111,7 @@ class Copies:
 def _join(interpreter: Interpreter, site: Site, wanted: Sequence[str]) -> str:
     """The first node behind all that a site's level changes; "" if there is none."""
     ends = {reader.node for reader in site.group.readers} | ({site.branch.add} if site.branch is not None else set())
-    nodes = interpreter.needed((v.name or "" for v in interpreter.graph.inputs), wanted)
+    nodes = interpreter.schedule.needed((v.name or "" for v in interpreter.graph.inputs), wanted)
     last = max(i for i, node in enumerate(nodes) if node.name in ends)
     unit = interpreter.flow.unit(nodes[last])  # a loop is run as a whole
     return next((n.name or "" for n in nodes[last + 1 :] if interpreter.flow.unit(n) is not unit), "")

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.graph import ops
 from onnxprune.graph.ops.quantize import rounded_dynamically
-from onnxprune.graph.quantised import noted
+from onnxprune.graph.quantised_operators import noted
 from onnxprune.graph.single_nodes import Foreign
 from onnxprune.graph.stored import Stored
 

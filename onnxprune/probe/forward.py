@@ -73,7 +73,7 @@ def fetch(
     interpreter: Interpreter, values: Mapping[str, Any], names: Sequence[str], state: Gated = NOTHING
 ) -> dict[str, Any]:
     """Values by name: those that are known already, and the others computed from them."""
-    missing = [n for n in names if n not in values or interpreter.repeats(n)]
+    missing = [n for n in names if n not in values or interpreter.schedule.repeats(n)]
     made = forward(interpreter, values, missing, state) if missing else {}
     return {n: made[n] if n in made else values[n] for n in names}
 
@@ -188,7 +188,7 @@ class Walk:
     def to(self, stop: str, extra: Sequence[str] = (), state: Gated = NOTHING) -> None:
         """Run on to just before a node; `extra` values are kept too, if they are behind it."""
         interpreter = self.rows.interpreter
-        names = list(dict.fromkeys([*interpreter.live_before(stop, self.wanted), *extra]))
+        names = list(dict.fromkeys([*interpreter.schedule.live_before(stop, self.wanted), *extra]))
         for i, values in enumerate(self.values):
             self.values[i] = fetch(interpreter, values, names, state)
 
@@ -271,7 +271,7 @@ def grams(
     def adder(matrix: Matrix) -> Callable[[Any, Any], None]:
         gram = found[matrix.usage]
         own = weights.get(matrix.reader.node) if weights is not None and matrix.states is None else None
-        once = rows.interpreter.once(matrix.node)
+        once = rows.interpreter.schedule.once(matrix.node)
         left = len(rows.batches)
         sizes = [len(batch) for batch in rows.batches]
         seen = iter(range(len(sizes)))
@@ -295,7 +295,7 @@ def grams(
         used[usage] = _both(used[usage], use) if usage in used else use
     record(rows, used, state, recurrences)
     for matrix in matrices:
-        if not rows.interpreter.once(matrix.node):
+        if not rows.interpreter.schedule.once(matrix.node):
             found[matrix.usage].settle(len(matrix.units))
     return found
 

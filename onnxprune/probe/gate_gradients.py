@@ -36,7 +36,7 @@ def sensitivities(
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    once = rows.interpreter.once
+    once = rows.interpreter.schedule.once
     matrices = [m for m in matrices if m.states is None and usages.get(m.output) and once(m.node)]
     found: dict[str, list[Any]] = {m.reader.node: [] for m in matrices}
     for batch in rows.batches:

@@ -22,7 +22,8 @@ from onnxprune.graph.nested import reads
 from onnxprune.graph.ops.normalize import narrows
 from onnxprune.graph.plan import Branch, Plan, Reader, Structure
 from onnxprune.graph.put_away import Arrays
-from onnxprune.graph.quantised import nearest, noted
+from onnxprune.graph.quantised import nearest
+from onnxprune.graph.quantised_operators import noted
 from onnxprune.probe.engine import cast, namespace, to_numpy, wide
 from onnxprune.probe.interpreter import Interpreter, Usage
 

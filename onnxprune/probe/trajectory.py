@@ -109,7 +109,7 @@ def boundaries(graph: ir.Graph, structure: Structure) -> tuple[Boundary, ...]:
 def _everywhere(interpreter: Interpreter, structure: Structure) -> tuple[Boundary, ...]:
     """The boundaries that every row goes through, once."""
     graph, adds = interpreter.graph, {b.id: b.add for b in structure.branches}
-    there = {n.name for n in graph if interpreter.once(n)}
+    there = {n.name for n in graph if interpreter.schedule.once(n)}
     return tuple(b for b in boundaries(graph, structure) if adds[b.branch] in there)
 
 
@@ -202,7 +202,9 @@ def exact(
 
     graph, wanted = rows.interpreter.graph, rows.divergence.outputs
     ends = {s.id: later(graph, _everywhere(rows.interpreter, structure), structure, s) for s in sites}
-    cuts = {s.id: rows.interpreter.live_before(s.stop, [*wanted, *(b.value for b in ends[s.id])]) for s in sites}
+    cuts = {
+        s.id: rows.interpreter.schedule.live_before(s.stop, [*wanted, *(b.value for b in ends[s.id])]) for s in sites
+    }
     everything = {b.value: b for found in ends.values() for b in found}
     sums = {s.id: np.zeros((2, len(states[s.id]))) for s in sites}
     generator = torch.Generator().manual_seed(seed)

@@ -17,21 +17,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 from plans import Arrays, Subject, distance, random_plan
-from quantised_graphs import (
-    FORMS,
-    attention,
-    by_runtime,
-    convolutions,
-    dequantized,
-    fused,
-    looked_up,
-    mlp,
-    packed,
-    plain,
-    recurrent,
-    rounded_before,
-    save,
-)
+from quantised_by_runtime import by_runtime, fused, looked_up, packed
+from quantised_graphs import FORMS, attention, convolutions, dequantized, mlp, plain, recurrent, rounded_before, save
 from zoo import ZooModel
 
 import onnxprune

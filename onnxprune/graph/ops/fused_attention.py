@@ -24,7 +24,7 @@ from onnxprune.graph.ops.attention import (
     tie_table,
 )
 from onnxprune.graph.ops.base import Change, Constraints, Sizes, attribute, opaque, operand, outcome, register
-from onnxprune.graph.quantised import noted
+from onnxprune.graph.quantised_operators import noted
 
 
 def key_mask(torch: Any, mask: Any, batch: int, queries: int, keys: int) -> Any:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from quantised_graphs import FORMS, by_runtime, convolutions, mlp
+from quantised_by_runtime import by_runtime
+from quantised_graphs import FORMS, convolutions, mlp
 
 from onnxprune.graph import model as models
 from onnxprune.graph import runtime

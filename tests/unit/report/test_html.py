@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from unit.report.test_report import EVIL, full, latency
+from made_reports import EVIL, full, latency
 
 from onnxprune.measure.flips import Flip, Flips
 from onnxprune.measure.layer_drift import LayerDrift

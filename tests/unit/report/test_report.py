@@ -11,19 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_reports import CPU, full, latency, plain
 from rich.console import Console
 
-from onnxprune.cli.main import cli
 from onnxprune.errors import DataError
 from onnxprune.export.precision import Step
 from onnxprune.graph.runtime import Coverage
 from onnxprune.measure.equivalence import Equivalence
 from onnxprune.measure.flips import Flip, Flips
-from onnxprune.measure.latency import LatencyRow, Times
 from onnxprune.measure.layer_drift import LayerDrift
 from onnxprune.measure.slices import Slice
 from onnxprune.measure.validation import Accuracy, Drift, Evidence
@@ -43,57 +41,6 @@ from onnxprune.report import (
 )
 from onnxprune.report.schema import ranges, unranges
 from onnxprune.report.summary import summary
-
-EVIL = "<script>alert('1')</script>&\"[red]x[/red]"
-CPU = "CPUExecutionProvider"
-
-
-def latency(
-    speedup: float, low: float, high: float, provider: str = CPU, nodes: int = 10, batch: int = 1
-) -> LatencyRow:
-    def times(p50: float) -> Times:
-        return Times(0.9 * p50, p50, 1.1 * p50, 1.3 * p50, p50)
-
-    shape = {"input_ids": (batch, 128), "attention_mask": (batch, 128)}
-    coverage = Coverage(provider, nodes, 10, 1 if nodes == 10 else 3)
-    return LatencyRow(
-        provider, batch, shape, 1, times(10), times(10 / speedup), speedup, (low, high), 35, coverage, coverage
-    )
-
-
-def full(**changes: Any) -> Report:
-    held = Report(
-        model=ModelInfo("models/bert/model.onnx", "ab" * 32, 17, "models/bert/model.pruned.onnx"),
-        budget=Budget("flops", 0.6, 0.5996),
-        flops=Flops(
-            1000, 600, {"MatMul": Change(900, 500), "Gemm": Change(100, 100)}, {"batch_size": 1, "sequence_length": 26}
-        ),
-        params=Change(22_713_602, 18_000_000),
-        size_bytes=Change(90_966_181, 72_000_000),
-        units=(
-            Units("heads.0", "heads", 0, 12, 11, tuple(range(11))),
-            Units("heads.1", "heads", 1, 12, 0, ()),
-            Units("neurons.0", "neurons", 0, 1536, 768),
-            Units("block.1", "attention_blocks", 1, 1, 0),
-        ),
-        recipe={"seed": 0, "method": "optin", "paths": [Path("a.jsonl")], "alpha": np.float32(0.5)},
-        equivalence=Equivalence(1e-6, 2e-7, 64, "logits"),
-        accuracy=Accuracy("accuracy", 0.8968, 0.8945, 0.0023, 872, (-0.0046, 0.0092), True, "class labels"),
-        further=(Accuracy("perplexity", 20.0, 21.5, 1.5, 872, (1.0, 2.0), False),),
-        drift=Drift(0.012, "logits: KL", 0.012, 0.998, 0.977, 0.83),
-        latency=(latency(1.6, 1.55, 1.65), latency(1.01, 0.97, 1.04, batch=8)),
-        warnings=("3 of 512 rows were cut off.",),
-        seconds={"score": 9.5, "validate": 22.0},
-        peak_memory_bytes=1_830_000_000,
-    )
-    return replace(held, **changes)
-
-
-def plain(report: Report, width: int = 110) -> str:
-    stream = io.StringIO()
-    terminal.print_report(report, Console(file=stream, width=width))
-    return stream.getvalue()
-
 
 # ---- JSON
 
@@ -278,118 +225,6 @@ def test_seconds() -> None:
     assert [text.seconds(s) for s in (0.44, 12.4, 59.6, 185)] == ["0.4 s", "12 s", "60 s", "3 min 05 s"]
 
 
-# ---- advice
-
-
-def steps(report: Report) -> str:
-    return " ".join(f"{step.text} {step.command}" for step in advice.next_steps(report))
-
-
-def test_what_was_not_measured_is_named_with_its_command() -> None:
-    said = steps(full(accuracy=None, latency=()))
-    assert "onnxprune validate models/bert/model.onnx models/bert/model.pruned.onnx" in said
-    assert "onnxprune bench models/bert/model.onnx" in said
-    assert "bench" not in steps(full()) and "validate" not in steps(full())
-
-
-def test_sure_losses_and_no_losses_lead_to_different_steps() -> None:
-    held = full().accuracy
-    assert held is not None
-    assert "--max-drop" in steps(full(accuracy=replace(held, drop=0.05, confidence_interval=(0.03, 0.07))))
-    assert "sweep" in steps(full())
-    unsure = steps(full(accuracy=replace(held, confidence_interval=(-0.02, 0.03))))
-    assert "uncertain by 5.0 points" in unsure
-    assert "sweep" not in unsure
-
-
-def test_providers_that_gain_nothing_are_named() -> None:
-    said = steps(full(latency=(latency(1.0, 0.95, 1.05), latency(1.4, 1.3, 1.5, nodes=7))))
-    assert "cpu at 1 × 128: no speed-up (1.00× [0.95, 1.05])" in said
-    assert "7 of 10 nodes in 3 partitions" in said
-
-
-def test_zeros_that_bring_no_speed_are_said_to() -> None:
-    said = steps(full(sparsity=Sparsity("2:4", 0.5, ("TensorrtExecutionProvider",))))
-    assert "2:4 zeros bring no speed on cpu" in said
-    assert "made for tensorrt" in said
-    assert "bring no speed on any provider" in steps(full(latency=(), sparsity=Sparsity("2:4", 0.5)))
-    fast = full(latency=(latency(1.6, 1.5, 1.7, "TensorrtExecutionProvider"),))
-    assert "no speed on" not in steps(replace(fast, sparsity=Sparsity("2:4", 0.5, ("TensorrtExecutionProvider",))))
-
-
-def test_paths_are_quoted_for_the_shell() -> None:
-    assert "'my model.onnx'" in steps(full(model=ModelInfo("my model.onnx", "", 17)))
-
-
-# ---- terminal
-
-
-def test_plain_output_is_ascii_and_complete() -> None:
-    said = plain(full())
-    assert said.isascii()
-    assert "\x1b" not in said
-    for expected in ("bert/model.onnx", "60.0% kept", "###########. 11/12", "............ 0/12", "768/1536", "dropped"):
-        assert expected in said
-    assert "89.68%" in said and "-0.23 points [-0.92, +0.46]" in said
-    assert "1.60x [1.55, 1.65]" in said and "no clear difference" in said
-    assert "3 of 512 rows" in said
-    assert terminal.to_text(full()) == said
-
-
-@pytest.mark.parametrize("width", [60, 80, 110, 200])
-def test_intervals_are_never_cut_off(width: int) -> None:
-    stream = io.StringIO()
-    terminal.print_latency(full().latency, Console(file=stream, width=width))
-    terminal.print_sweep([full(), full()], Console(file=stream, width=max(width, 110)))
-    assert stream.getvalue().count("1.60x [1.55, 1.65]") == 4
-
-
-def test_terminals_get_colour_and_blocks() -> None:
-    stream = io.StringIO()
-    console = Console(file=stream, width=120, force_terminal=True, color_system="truecolor", _environ={})
-    terminal.print_report(full(), console)
-    said = stream.getvalue()
-    assert "\x1b[" in said
-    assert all(special in said for special in "█■×")
-
-
-def test_brackets_are_no_markup() -> None:
-    said = plain(full(warnings=(EVIL,), model=ModelInfo(f"{EVIL}.onnx", "", 17)))
-    assert said.count("[red]x[/red]") >= 2
-
-
-def test_validation_and_sweep_tables() -> None:
-    held = full()
-    assert held.accuracy is not None and held.drift is not None
-    stream = io.StringIO()
-    console = Console(file=stream, width=110)
-    terminal.print_evidence(Evidence(held.accuracy, held.drift, held.latency[0].coverage, held.further), console)
-    terminal.print_sweep([full(flops=Flops(1000, 400)), held, full(flops=Flops(1000, 900), latency=())], console)
-    said = stream.getvalue()
-    assert "Perplexity" in said and "agreement 97.7%" in said
-    assert re.search(r"90\.0%.*60\.0%.*40\.0%", said, re.DOTALL)
-
-
-def test_a_sweep_warns_of_each_thing_once() -> None:
-    few = [
-        full(warnings=(f"60 rows cannot tell a fall by less than {points} points", "other")) for points in (7.8, 9.2)
-    ]
-    assert text.warned(few) == ["60 rows cannot tell a fall by less than 7.8 points", "other"]
-
-
-def test_where_nothing_is_left_to_do_nothing_is_headed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "Next" in plain(full())
-    monkeypatch.setattr("onnxprune.report.advice.next_steps", lambda report: ())
-    assert "Next" not in plain(full())
-
-
-def test_a_bare_report_prints() -> None:
-    said = plain(
-        Report(ModelInfo("m", "", 17), Budget("params", 0.5, 0.5), Flops(0, 0), Change(0, 0), Change(0, 0), ())
-    )
-    assert "Parameters: 50.0% kept" in said
-
-
 def test_steps_are_told_in_every_form() -> None:
     report = full()
     accuracy, drift = report.accuracy, report.drift
@@ -419,14 +254,7 @@ def test_the_file_in_fewer_bits_has_a_verdict_of_its_own() -> None:
     assert said in html.render(told) and said in summary(told) and "Pruned and in int8-static: 2.10x" in plain(told)
 
 
-def test_of_a_broken_model_the_next_step_is_a_larger_budget() -> None:
-    first = advice.next_steps(full(broken=("the pruned model computes something else",)))[0]
-    budgets = shlex.split(first.command)[shlex.split(first.command).index("--flops") + 1].split(",")
-    assert shlex.split(first.command)[:2] == ["onnxprune", "sweep"]
-    assert all(full().flops.ratio < float(share) < 1 for share in budgets)
-
-
-# ---- the verdict, and commands that can be pasted
+# ---- the verdict
 
 
 @pytest.mark.parametrize(
@@ -455,44 +283,6 @@ def test_a_sentence_says_it_all(changes: dict[str, Any], said: str) -> None:
     assert said in text.sentence(report)
     assert text.sentence(report) in html.render(report)
     assert plain(report).index("smaller") < plain(report).index("Parameters")
-
-
-def test_suggested_commands_can_be_pasted(tmp_path: Path) -> None:
-    """They parse, name the run's own files and options, and write under a name of their own."""
-    recipe = {
-        "sources": {
-            "calibration": f"{tmp_path}/my rows.jsonl", "evaluation": f"{tmp_path}/dev.jsonl",
-            "columns": {"text": "sentence"}, "tokenizer": "tok", "max_length": 64, "allow_outside": True,
-            "mean": [-0.5, 0.4, 0.4], "preset": None, "layout": "nhwc",
-        }
-    }  # fmt: skip
-    lossy = Accuracy("accuracy", 0.9, 0.8, 0.1, 872, (0.05, 0.15), True, "")
-    slow = (latency(1.01, 0.97, 1.04),)
-    seen = set()
-    for changes in (
-        {},
-        {"broken": ("gone",)},
-        {"accuracy": lossy},
-        {"latency": slow},
-        {"latency": ()},
-        {"accuracy": None},
-    ):
-        for step in advice.next_steps(full(recipe=recipe, **changes)):
-            if step.command:
-                program, *words = shlex.split(step.command)
-                assert program == "onnxprune"
-                name = words[0] if words[0] in cli.commands else "prune"
-                words = words[1:] if words[0] in cli.commands else words
-                context = cli.commands[name].make_context(name, words)
-                seen.add(name)
-                if name in ("prune", "sweep"):
-                    assert context.params["calibration"] == f"{tmp_path}/my rows.jsonl"
-                    assert context.params["columns"] == {"text": "sentence"} and context.params["max_length"] == 64
-                if name != "bench":
-                    assert context.params["mean"] == (-0.5, 0.4, 0.4) and context.params["allow_outside"]
-                if name == "prune":
-                    assert str(context.params["output_option"]).startswith("models/bert/model.pruned.")
-    assert seen == {"prune", "sweep", "validate", "bench"}
 
 
 def test_branches_have_names_and_room() -> None:

@@ -12,7 +12,8 @@ import onnx_ir as ir
 
 from onnxprune.graph.ops.base import attribute, operand
 from onnxprune.graph.prepare.quantised.weights import Known, constant, quantised
-from onnxprune.graph.quantised import Form, Names, Note, noted
+from onnxprune.graph.quantised import Form, Names
+from onnxprune.graph.quantised_operators import Note, noted
 from onnxprune.graph.values import succeed
 
 _PRODUCTS = {"MatMulInteger": "MatMul", "ConvInteger": "Conv"}

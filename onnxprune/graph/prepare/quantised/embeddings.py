@@ -8,7 +8,8 @@ import onnx_ir as ir
 from onnxprune.graph.ops.base import attribute, operand
 from onnxprune.graph.prepare.quantised.packed import KINDS, unpacked
 from onnxprune.graph.prepare.quantised.weights import Known, constant, quantised
-from onnxprune.graph.quantised import Form, Names, Note, Parts, Quantised, noted
+from onnxprune.graph.quantised import Form, Names, Parts, Quantised
+from onnxprune.graph.quantised_operators import Note, noted
 from onnxprune.graph.values import succeed
 
 

@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from onnxprune.graph.ops.base import operand
 from onnxprune.graph.prepare.quantised.weights import Known, constant
-from onnxprune.graph.quantised import Form, Names, Note, Parts, Quantised, noted
+from onnxprune.graph.quantised import Form, Names, Parts, Quantised
+from onnxprune.graph.quantised_operators import Note, noted
 from onnxprune.graph.values import succeed
 
 Place = tuple[int, int, int]

@@ -7,7 +7,8 @@ import onnx_ir as ir
 
 from onnxprune.graph.ops.base import attribute, operand
 from onnxprune.graph.prepare.quantised.weights import Known, constant
-from onnxprune.graph.quantised import Form, Names, Note, Parts, Quantised, noted
+from onnxprune.graph.quantised import Form, Names, Parts, Quantised
+from onnxprune.graph.quantised_operators import Note, noted
 from onnxprune.graph.values import succeed
 
 KINDS = {2: ir.DataType.UINT2, 4: ir.DataType.UINT4, 8: ir.DataType.UINT8}

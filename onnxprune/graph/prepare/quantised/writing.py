@@ -14,7 +14,8 @@ from onnxprune.graph.prepare.quantised.fused import KINDS, shaped
 from onnxprune.graph.prepare.quantised.integers import Integers
 from onnxprune.graph.prepare.quantised.linear import kind_of
 from onnxprune.graph.prepare.quantised.packed import repacked
-from onnxprune.graph.quantised import Note, Parts, Quantised, noted
+from onnxprune.graph.quantised import Parts, Quantised
+from onnxprune.graph.quantised_operators import Note, noted
 from onnxprune.graph.values import succeed
 
 
