@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import count
+from itertools import count as counting
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from onnxprune.refit.linear_stand_ins import StandIn, stand_ins
 from onnxprune.score import METHODS
 from onnxprune.score.mixture import parse
 from onnxprune.search.allocate import ALLOCATIONS
-from onnxprune.search.allocate.choices import Allocation, Level, Module, alike, merged
+from onnxprune.search.allocate.choices import Allocation, Level, Module, alike, damage_of, merged
 from onnxprune.search.allocate.swaps import swaps
 from onnxprune.search.damage_table import Row, TableWalk, damage_table, spread
 from onnxprune.search.prices import MAPPED, Array, Prices
@@ -26,9 +27,15 @@ from onnxprune.search.scored_model import OVERFLOWS, Stage
 logger = logging.getLogger(__name__)
 
 
-LEVELS = (7, 4)
-"""Levels of a site at which damage is measured (`sites.levels`): what is lost by the scores tells the shape of the
-curve between them, and where it bends more are measured."""
+LEVELS = (4, 4)
+"""Levels of a site at which damage is measured first (`sites.levels`): what the scores lose tells the curve's shape
+between them, and where an allocation puts a site more are measured."""
+REFINED = 2
+"""How often levels are measured where an allocation has put its sites, before it is made once more."""
+UNSURE = 0.02
+"""Of an allocation's damage: what need not be known of one site's."""
+Near = Mapping[str, frozenset[int]]
+"""Group id -> units kept, measured because they were chosen."""
 HINT = 1e-9
 """Of the largest damage: what all of a site's scores add to damages that are the same."""
 
@@ -39,17 +46,23 @@ def searched(problem: Problem, stage: Stage, budget: float, scores: Scores) -> d
     Args:
         scores: where what was measured of the whole model is kept.
     """
-    modules = _modules(problem, stage, scores)
+    near: Near = {}
+    for closer in range(REFINED + 1):
+        modules = _modules(problem, stage, scores, near)
+        with problem.clock.stage("search"):
+            kinds = {s.id: f"{s.group.kind}x{s.group.size}{'' if s.matrices else ' met'}" for s in problem.sites}
+            shared = alike(modules, kinds) if problem.options.uniform else {m.id: [m] for m in modules}
+            tied = [merged(name, members) for name, members in shared.items()]
+            asked = _Asked(problem, shared)
+            fixed = None if problem.prices.coupled else fixed_cost(problem.prices)
+            chosen = ALLOCATIONS[problem.options.search](tied, budget, asked, fixed)
+        wanted = _unsure(problem, stage, near, asked.counts(chosen), damage_of(tied, chosen))
+        if closer == REFINED or not wanted:
+            break
+        near = {name: near.get(name, frozenset()) | wanted.get(name, frozenset()) for name in {*near, *wanted}}
     with problem.clock.stage("search"):
-        kinds = {s.id: f"{s.group.kind}x{s.group.size}{'' if s.matrices else ' met'}" for s in problem.sites}
-        shared = alike(modules, kinds) if problem.options.uniform else {m.id: [m] for m in modules}
-        tied = [merged(name, members) for name, members in shared.items()]
-        asked = _Asked(problem, shared)
-        fixed = None if problem.prices.coupled else fixed_cost(problem.prices)
         most = problem.options.swaps + 1
-        chosen = ALLOCATIONS[problem.options.search](tied, budget, asked, fixed)
-
-        tried = count(1)
+        tried = counting(1)
 
         def evaluate(allocation: Allocation) -> np.ndarray:
             problem.progress("search", min(next(tried), most), most)
@@ -95,30 +108,88 @@ class _Asked:
         return self.prices.levels([m.id for m in members], self.counts(allocation), kept)
 
 
-def _modules(problem: Problem, stage: Stage, scores: Scores) -> tuple[Module, ...]:
-    """The damage table with its costs, at every width that may be chosen; measured once a stage."""
-    if stage.modules is None:
-        prices = problem.prices
-        live = _live(problem, stage)
-        measured = _damages(problem, stage, live, scores)
+def _modules(problem: Problem, stage: Stage, scores: Scores, near: Near) -> tuple[Module, ...]:
+    """The damage table with its costs, at every width that may be chosen; measured once a stage, `near` once each."""
+    live = _live(problem, stage)
+    if stage.rows is None:
+        stage.rows = _damages(problem, stage, live, scores)
         stage.stand_ins = _stand_ins(problem, stage, [s for s, _ in live])
-        hint = HINT * max((float(row.damage.max()) for row in measured.values()), default=0.0)
-        found = []
-        for site, _ in live:
-            row = measured[site.id]
-            counts, curve = spread(row.levels, row.damage - row.damage[-1], problem.step(site), stage.rankings[site.id])
-            if whole(problem, site):
-                counts, curve = counts[[0, -1]], curve[[0, -1]]
-            worth = problem.costs.offered(site.group, counts.tolist())
-            curve = curve + hint * lost(stage.rankings[site.id], stage.magnitudes.get(site.id), counts)
-            kept, damages = counts[worth].tolist(), curve[worth].tolist()
-            stands = stage.stand_ins.get(site.branch.id) if site.branch is not None else None
-            if stands is not None:
-                kept, damages = [*kept, MAPPED], [*damages, max(stands.damage - float(row.damage[-1]), 0.0)]
-            costs = prices.levels([site.id], prices.whole, kept)
-            found.append(Module(site.id, tuple(map(Level, kept, (costs - prices.least(site.id)).tolist(), damages))))
-        stage.modules = tuple(found)
-    return stage.modules
+    _measure_near(problem, stage, scores, near)
+    prices = problem.prices
+    hint = HINT * max((float(row.damage.max()) for row in stage.rows.values()), default=0.0)
+    found = []
+    for site, _ in live:
+        row = _known(stage, site.id, near)
+        counts, curve = spread(row.levels, row.damage - row.damage[-1], problem.step(site), stage.rankings[site.id])
+        if whole(problem, site):
+            counts, curve = counts[[0, -1]], curve[[0, -1]]
+        worth = problem.costs.offered(site.group, counts.tolist())
+        curve = curve + hint * lost(stage.rankings[site.id], stage.magnitudes.get(site.id), counts)
+        kept, damages = counts[worth].tolist(), curve[worth].tolist()
+        stands = stage.stand_ins.get(site.branch.id) if site.branch is not None else None
+        if stands is not None:
+            kept, damages = [*kept, MAPPED], [*damages, max(stands.damage - float(row.damage[-1]), 0.0)]
+        costs = prices.levels([site.id], prices.whole, kept)
+        found.append(Module(site.id, tuple(map(Level, kept, (costs - prices.least(site.id)).tolist(), damages))))
+    return tuple(found)
+
+
+def _known(stage: Stage, site: str, near: Near) -> Row:
+    """A site's row with what was measured near the levels that were chosen."""
+    assert stage.rows is not None
+    row = stage.rows[site]
+    more = {count: stage.near[site, count] for count in near.get(site, ())}
+    every = dict(zip(row.levels, row.damage.tolist(), strict=True)) | more
+    return Row(tuple(sorted(every)), np.array([every[k] for k in sorted(every)]))
+
+
+def _unsure(
+    problem: Problem, stage: Stage, near: Near, counts: Mapping[str, int], damage: float
+) -> dict[str, frozenset[int]]:
+    """Levels that were chosen between two that were measured, and of whose damage more may be unknown than matters.
+
+    Args:
+        counts: that were chosen; damage: of all of them, by the table.
+    """
+    found = {}
+    for site, _ in _live(problem, stage):
+        row, count = _known(stage, site.id, near), counts[site.id]
+        if whole(problem, site) or count in row.levels or not row.levels[0] < count < row.levels[-1]:
+            continue
+        falling = np.minimum.accumulate(row.damage)
+        above = bisect(row.levels, count)
+        if falling[above - 1] - falling[above] > UNSURE * damage:
+            found[site.id] = frozenset([count])
+    return found
+
+
+def _measure_near(problem: Problem, stage: Stage, scores: Scores, near: Near) -> None:
+    """Damages of levels that were chosen, each measured once a stage."""
+    lacking = {
+        (name, count): [count, len(stage.plan.keep.get(name, ())) or size]
+        for name, size in ((s.id, s.group.size) for s in problem.sites)
+        for count in sorted(near.get(name, ()))
+        if (name, count) not in stage.near
+    }
+    for (name, count), grid in list(lacking.items()):
+        key = f"{name} at {count}"
+        known = scores.measured({key: grid}) if stage.lasting else {}
+        if known:
+            stage.near[name, count] = float(known[key].damage[0])
+            del lacking[name, count]
+    if not lacking:
+        return
+    with problem.clock.stage("search"):
+        sites = [s for s in problem.sites if any(name == s.id for name, _ in lacking)]
+        grids = {name: grid for (name, _), grid in lacking.items()}
+        for name, row in damage_table(walk_of(problem, stage), sites, grids):
+            count = row.levels[0]
+            stage.near[name, count] = float(row.damage[0])
+            if stage.lasting:
+                key = f"{name} at {count}"
+                scores.keep_rows({key: grids[name]}, {key: row})
+        if stage.lasting:
+            scores.save()
 
 
 def lost(ranking: Ranking, magnitudes: Array | None, counts: Array) -> Array:

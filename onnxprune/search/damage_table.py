@@ -120,8 +120,10 @@ class Row:
     damage: np.ndarray
 
 
-BEND = 8.0
-"""How many times steeper than the interval above it one must be for a level between to be measured, too."""
+BEND, SHARP = 8.0, 128.0
+"""How many times steeper than the interval above it one must be for a level between to be measured, too: where nothing
+is known of the curve, and where the scores tell its shape, so that nothing but the end of what is needed is that sharp.
+"""
 
 
 @dataclass(eq=False)
@@ -196,38 +198,60 @@ def damage_table(
 def _row(
     levels: Sequence[int], measured: Callable[[Sequence[int]], np.ndarray], step: int | None, ranking: Ranking
 ) -> Row:
-    counts = list(levels)
-    if step is not None:
-        counts = sorted({*counts, *_living(ranking, counts, step)})
+    alive = _living(ranking, step) if step is not None else len(ranking.order)
+    counts = sorted({*levels, *([alive] if levels[0] < alive < levels[-1] else [])})
     known = dict(zip(counts, measured(counts).tolist(), strict=True))
-    while step is not None and (more := bends(sorted(known), [known[k] for k in sorted(known)], step)):
+    steep = SHARP if tells(ranking) else BEND
+    while step is not None:
+        some = sorted(known)
+        damage = [known[k] for k in some]
+        more = bends(some, damage, step, steep) or unended(some, damage, step, alive)
+        if not more:
+            break
         known |= dict(zip(more, measured(more).tolist(), strict=True))
     return Row(tuple(sorted(known)), np.array([known[k] for k in sorted(known)]))
 
 
-def _living(ranking: Ranking, counts: Sequence[int], step: int) -> list[int]:
-    """As many units as have a score at all, where some have none: a level of its own."""
+def _living(ranking: Ranking, step: int) -> int:
+    """As many units as have a score at all, by steps: a level of its own, where some have none."""
     if not ranking.scores or min(ranking.scores) < 0:
-        return []
+        return len(ranking.order)
     dead = int(np.sum(np.array(ranking.scores) <= DEAD * max(ranking.scores)))
-    alive = -(-(len(ranking.scores) - dead) // step) * step
-    return [alive] if dead and counts[0] < alive < counts[-1] else []
+    return -(-(len(ranking.scores) - dead) // step) * step
 
 
-def bends(levels: Sequence[int], damage: Sequence[float], step: int) -> list[int]:
+def unended(levels: Sequence[int], damage: Sequence[float], step: int, alive: int) -> list[int]:
+    """The level between the last two, where damage goes on among units that have no score: until its end is passed.
+
+    Such units were silent on the rows that were scored; on those of the table they may speak.
+
+    Args:
+        levels, damage, step: as for `bends`.
+        alive: as many units as have a score.
+    """
+    falling = _falling(damage)
+    last, full = levels[-2:] if len(levels) > 1 else (levels[0], levels[0])
+    between = (last + full) // 2 // step * step
+    goes_on = len(levels) > 1 and falling[-2] - falling[-1] > NOTHING * falling[0]
+    return [between] if goes_on and alive <= last < between < full else []
+
+
+def bends(levels: Sequence[int], damage: Sequence[float], step: int, steep: float = BEND) -> list[int]:
     """Levels between the given ones at which a curve is to be measured: where it turns steep.
 
     Args:
         levels: units kept, ascending; nothing kept stands for itself and is no part of the curve.
         damage: at each.
         step: multiples of which levels may be.
+        steep: how many times steeper than the interval above it one must be.
     """
     some = [(k, d) for k, d in zip(levels, _falling(damage), strict=True) if k > 0]
     found = []
     for (a, high), (b, middle), (c, low) in zip(some, some[1:], some[2:], strict=False):
         left, right = (high - middle) / (b - a), (middle - low) / (c - b)
         between = (a + b) // 2 // step * step
-        if a < between < b and left > BEND * right and high - middle > NOTHING * some[0][1]:
+        flat = middle - low <= NOTHING * some[0][1]  # nobody needs what goes there, and where that ends is exact
+        if a < between < b and left > (BEND if flat else steep) * right and high - middle > NOTHING * some[0][1]:
             found.append(between)
     return found
 

@@ -90,7 +90,7 @@ class Options:
     token_weight: float = 0.5
     variants: float = 1.0
     temperature: float = 4.0
-    swaps: int = 8
+    swaps: int = 4
     staged: bool = False
     sparsity: str | None = None
     solver: str = "auto"

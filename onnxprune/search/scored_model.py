@@ -19,8 +19,7 @@ from onnxprune.score import METHODS, collect, configured, lasting, stepwise
 from onnxprune.score.magnitude import magnitude
 from onnxprune.score.mixture import parse
 from onnxprune.score.query_key import pair_rankings
-from onnxprune.search.allocate.choices import Module
-from onnxprune.search.damage_table import DEAD, Refitter
+from onnxprune.search.damage_table import DEAD, Refitter, Row
 from onnxprune.search.prices import MAPPED
 from onnxprune.search.problem import Problem
 from onnxprune.search.score_cache import Scores
@@ -41,7 +40,8 @@ class Stage:
     refitter: Refitter
     store: Store
     lasting: bool = False
-    modules: tuple[Module, ...] | None = None
+    rows: Mapping[str, Row] | None = None
+    near: dict[tuple[str, int], float] = field(default_factory=dict)
     magnitudes: Mapping[str, np.ndarray] = field(default_factory=dict)
     stand_ins: Mapping[str, StandIn] = field(default_factory=dict)
     _fitted: dict[tuple[tuple[str, int], ...], Mapping[str, np.ndarray]] = field(default_factory=dict)

@@ -110,7 +110,7 @@ def test_maps_are_levels_with_their_costs(zoo: Build, family: str) -> None:
         loaded, analyze(loaded), Options(Budget("flops", 0.6), method="snip", round_to=1, swaps=4), learn,
         shape_of(loaded, {}, learn),
     )  # fmt: skip
-    modules = {m.id: m for m in by_table._modules(planner, planner.start, planner.scores)}
+    modules = {m.id: m for m in by_table._modules(planner, planner.start, planner.scores, {})}
     found = planner.start.stand_ins
     assert found, "no map is better than a constant"
     for site in planner.sites:

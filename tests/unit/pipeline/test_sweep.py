@@ -185,7 +185,7 @@ def test_what_a_store_holds_is_not_made_again(place: Path, here: Path, tmp_path:
     again = swept(place, tmp_path / "second", store=url)
     same(here, tmp_path / "second")
     assert not {"score", "table", "search", "compensate"} & again[0].report.seconds.keys()
-    rows = sorted((tmp_path / "store" / "scores").glob("*/row.*.json"))
+    rows = [r for r in sorted((tmp_path / "store" / "scores").glob("*/row.*.json")) if "%20at%20" not in r.name]
     rows[0].write_text(rows[0].read_text()[:-9])  # half an object counts for nothing
     for file in (tmp_path / "store" / "plans").glob("*/plan.json"):
         file.unlink()

@@ -239,3 +239,23 @@ def test_a_curve_bends_where_it_turns_steep() -> None:
     assert bends([8, 32, 64, 96], [1.0, 5e-7, 4e-7, 4e-7], 4) == [20]  # the fall to the next is worth no bend
     assert bends([10, 20, 30], [0.85, 0.05, -0.05], 1) == [15]  # noise below nothing is nothing
     assert bends([10, 20, 30], [0.85, 0.1, 0.0], 1) == []
+
+
+def test_where_nothing_is_needed_a_bend_is_sought_even_if_the_scores_tell_the_curve() -> None:
+    """Between levels that cost something the scores know the shape; where the damage ends they may be wrong."""
+    assert bends([8, 32, 64, 96], [1.0, 0.5, 5e-3, 0.0], 4, steep=128.0) == []
+    assert bends([8, 32, 64, 96], [1.0, 0.5, 3e-7, 0.0], 4, steep=128.0) == [48]
+
+
+@pytest.mark.parametrize("step", [1, 4])
+@pytest.mark.parametrize(("scored", "living"), [(20, 33), (33, 33), (22, 48)])
+def test_units_that_were_silent_where_they_were_scored_are_found_where_they_speak(
+    scored: int, living: int, step: int
+) -> None:
+    """A few levels are given, and all lie where the scores say that something is lost."""
+    _, measured, _ = planted(living, 56)
+    ranking = Ranking("m", tuple(range(56)), tuple([1.0] * scored + [0.0] * (56 - scored)))
+    row = _row([step, 8, 56], measured, step, ranking)
+    knee = -(-living // step) * step
+    assert knee in row.levels and row.damage[row.levels.index(knee)] == 0
+    assert not any(damage > 0 for k, damage in zip(row.levels, row.damage, strict=True) if k >= living)
