@@ -164,7 +164,7 @@ class Gates:
     def _recurrent(self, reader: Reader) -> bool:
         """Whether a node may read a unit of its own, which no operand shows."""
         operator = ops.lookup(self._operands[reader.node])
-        return operator is not None and operator.states
+        return operator is not None and operator.states > 0
 
     def _layouts(self, reader: Reader) -> tuple[Layout, ...]:
         value = self._operands[reader.node].inputs[reader.input]

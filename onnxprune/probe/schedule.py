@@ -174,7 +174,7 @@ def _chosen(half: int) -> Callable[..., Any]:
 
 def _has_states(node: ir.Node) -> bool:
     operator = ops.lookup(node)
-    return operator is not None and operator.states
+    return operator is not None and operator.states > 0
 
 
 def describe(node: ir.Node) -> str:

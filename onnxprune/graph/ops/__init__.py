@@ -19,6 +19,7 @@ for _family in (
     "index",
     "layout",
     "linear",
+    "mixture",
     "normalize",
     "pool",
     "quantize",

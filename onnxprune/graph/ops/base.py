@@ -71,14 +71,15 @@ class Operator:
     """The four meanings. `run` may name a torch function by string ("nn.functional.gelu").
 
     Attributes:
-        states: `run` gives, in front of the outputs, what the operator read of itself step by step.
+        states: the operand that meets what the operator made itself, which `run` gives in front of the outputs; 0 where
+            there is none.
     """
 
     run: str | Run
     axes: Callable[[ir.Node, Constraints], None]
     macs: Callable[[ir.Node, Sizes], int] | None = None
     resize: Callable[[ir.Node, Sizes], Change] | None = None
-    states: bool = False
+    states: int = 0
 
 
 _TABLE: dict[tuple[str, str], Operator] = {}
@@ -91,7 +92,7 @@ def register(
     macs: Callable[[ir.Node, Sizes], int] | None = None,
     resize: Callable[[ir.Node, Sizes], Change] | None = None,
     domain: str = "",
-    states: bool = False,
+    states: int = 0,
 ) -> None:
     """Register a family: operator type -> its torch meaning, with axes, macs and resize in common."""
     for op_type, run in runs.items():
@@ -109,7 +110,7 @@ def registered() -> Iterable[tuple[str, str]]:
 
 
 def states_of(node: ir.Node) -> str:
-    """The name under which the interpreter gives what a recurrence read of its own states; no value of a graph."""
+    """The name under which the interpreter gives what an operator reads of what it made itself; no value of a graph."""
     return f"{node.name}\0states"
 
 

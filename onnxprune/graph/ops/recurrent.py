@@ -243,4 +243,4 @@ def _resize(node: Any, s: Sizes) -> Change:
     return Change(attributes={"hidden_size": s.shape(node.inputs[RECURRENCE])[2]})
 
 
-register(dict.fromkeys(_CELLS, _run), axes=_axes, macs=_macs, resize=_resize, states=True)
+register(dict.fromkeys(_CELLS, _run), axes=_axes, macs=_macs, resize=_resize, states=RECURRENCE)

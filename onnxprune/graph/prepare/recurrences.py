@@ -9,6 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from onnxprune.graph import ops
+from onnxprune.graph.ops.recurrent import RECURRENCE
 
 _MOVES = ("Slice", "Concat", "Split", "Unsqueeze", "Squeeze", "Transpose", "Reshape", "Identity", "Gather")
 """Operators that put elements elsewhere, and change none."""
@@ -35,7 +36,7 @@ def fold_weights(model: ir.Model) -> None:
 def is_recurrence(node: ir.Node) -> bool:
     """Whether a node reads its own states, one step after another."""
     operator = ops.lookup(node)
-    return operator is not None and operator.states
+    return operator is not None and operator.states == RECURRENCE
 
 
 def _behind(value: ir.Value) -> set[ir.Node]:

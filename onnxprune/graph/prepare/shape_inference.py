@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
 _DOMAINS = ("", "ai.onnx", "com.microsoft", DOMAIN)
 """Where a type of operator means what the rule for it says."""
-_LIKE_INPUT = ("Clip", "Dropout", "Mish", "HardSwish", "ThresholdedRelu")
+_LIKE_INPUT = ("Clip", "Dropout", "Mish", "HardSwish", "MoE", "QMoE", "ThresholdedRelu")
 
 
 def infer_proto(proto: Any, *, assuming: bool = True, conditional: frozenset[str] = frozenset()) -> Any:

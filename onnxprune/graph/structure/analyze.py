@@ -19,7 +19,6 @@ from onnxprune.graph.dimensions import row_axis
 from onnxprune.graph.model import Model
 from onnxprune.graph.nested import bodies
 from onnxprune.graph.ops.normalize import narrows
-from onnxprune.graph.ops.recurrent import RECURRENCE
 from onnxprune.graph.plan import Group, Pin, Reader, Structure
 from onnxprune.graph.structure.ties import IN_BODY, Ties
 from onnxprune.graph.structure.twins import branches_of, mirrors
@@ -84,8 +83,8 @@ def _groups(graph: ir.Graph, ties: Ties, layouts: dict[str, tuple[Layout, ...]])
         operator = ops.lookup(node)
         products = operator is not None and operator.macs is not None  # a sum's second operand names its axes
         weighted = products and other is not None and other.const_value is not None
-        recurrent = operator is not None and operator.states
-        own = recurrent and index == RECURRENCE and value.const_value is not None
+        recurrent = operator is not None and operator.states > 0
+        own = operator is not None and index == operator.states > 0 and value.const_value is not None
         if (value.const_value is not None and not own) or (not weighted and other is not None and index == 1):
             continue  # of two operands one is gated: the activation, or the first
         found = atoms_of(layouts[value.name or ""][axis])
@@ -153,7 +152,7 @@ def _kinds(
         if node.op_type in ("Conv", "ConvTranspose"):
             channels |= _atoms(node.inputs[1], layouts)
         operator = ops.lookup(node)
-        recurrent = operator is not None and operator.states
+        recurrent = operator is not None and operator.states > 0
         if node.op_type in ("MatMul", "Gemm") or recurrent:
             products |= {a for v in node.outputs for a in _atoms(v, layouts)}
         if operator is None or operator.macs is None or len(node.inputs) < 2 or recurrent:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnxprune.graph import ops
 from onnxprune.graph.ops.conv import flat_pads, spatial_pads
 from onnxprune.graph.ops.linear import equation
+from onnxprune.graph.ops.mixture import SECOND
 from onnxprune.graph.ops.recurrent import RECURRENCE, WEIGHT
 from onnxprune.graph.plan import Reader
 
@@ -60,6 +61,8 @@ def product_of(node: ir.Node, reader: Reader) -> Product | None:
         return None
     shape = weight.shape.numpy()
     operator = ops.lookup(node)
+    if node.op_type == "MoE":
+        return Experts(shape, (0, 2, 1)) if reader.input == SECOND else None
     if operator is not None and operator.states:
         return Recurrence(node) if reader.input == RECURRENCE else Steps(node)
     if node.op_type == "Conv":

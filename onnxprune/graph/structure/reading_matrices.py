@@ -13,7 +13,7 @@ from onnxprune.graph import ops
 from onnxprune.graph.axes import atoms_of, index_of
 from onnxprune.graph.ops.normalize import narrows
 from onnxprune.graph.plan import Group, Reader, Structure
-from onnxprune.graph.structure.products import Contraction, Product, Recurrence, product_of
+from onnxprune.graph.structure.products import Contraction, Product, product_of
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,10 @@ class Matrix:
 
     @cached_property
     def states(self) -> str | None:
-        """Of a recurrence that reads itself, what the interpreter calls the states that it reads."""
-        return ops.states_of(self.node) if isinstance(self.product, Recurrence) else None
+        """Of an operator that reads what it made itself, what the interpreter calls that."""
+        operator = ops.lookup(self.node)
+        own = operator is not None and self.reader.input == operator.states > 0
+        return ops.states_of(self.node) if own else None
 
     def weight(self, array: np.ndarray) -> np.ndarray:
         """The weight as [inputs, outputs]."""
