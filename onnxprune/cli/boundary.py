@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import sys
 import traceback
@@ -11,7 +10,8 @@ from collections.abc import Callable
 
 import click
 
-from onnxprune.errors import OnnxPruneError, explained, panicked
+from onnxprune.cli import streams
+from onnxprune.errors import OnnxPruneError, explained, panicked, said
 from onnxprune.graph.outputs import interrupts
 
 TRACEBACK = "--traceback"
@@ -20,11 +20,12 @@ TRACEBACK = "--traceback"
 
 def guarded(call: Callable[[], object]) -> int:
     """Run a command; the exit code it ends with. What went wrong is told in one line."""
+    with streams.ours():
+        return _ended(call)
+
+
+def _ended(call: Callable[[], object]) -> int:
     try:
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                # Names of nodes and files may hold what a console's encoding lacks: a mark in its place, no error.
-                stream.reconfigure(errors="replace")
         if TRACEBACK not in sys.argv:
             os.environ["RUST_BACKTRACE"] = "0"  # what a panic of a library in Rust adds to its line
         with interrupts.heard():
@@ -42,12 +43,14 @@ def guarded(call: Callable[[], object]) -> int:
     except click.ClickException as error:
         _quietly(error.show)
         return error.exit_code
+    except streams.Unheard as lost:
+        return _unheard(lost.__cause__)
     except BrokenPipeError as error:
-        return _failed(error) if error.filename is not None else _unheard("was closed before all was told")
+        return _failed(error) if error.filename is not None else _unheard(error)
     except SystemExit as done:
         if not isinstance(done.__context__, BrokenPipeError):  # which click makes of it
             raise
-        return _unheard("was closed before all was told")
+        return _unheard(done.__context__)
     except Exception as error:
         return _failed(error)
     except BaseException as error:
@@ -56,10 +59,11 @@ def guarded(call: Callable[[], object]) -> int:
         return _failed(error)
 
 
-def _unheard(why: str) -> int:
+def _unheard(error: BaseException | None) -> int:
     """Standard output takes no more: what was told there is lost, what was written is not."""
     _to_nowhere()
-    _tell(f"onnxprune: standard output {why}; files that are done stay")
+    why = f"takes no more ({said(error)})" if error and not isinstance(error, BrokenPipeError) else "was closed"
+    _tell(f"onnxprune: standard output {why} before all was told; files that are done stay")
     return OnnxPruneError.exit_code
 
 
@@ -68,10 +72,10 @@ def _failed(error: BaseException) -> int:
         _tell("".join(traceback.format_exception(error)))
     known = explained(error)
     _tell(f"onnxprune: {_shown(str(known))}")
-    with contextlib.suppress(OSError):
+    try:
         sys.stdout.flush()
-        return known.exit_code
-    _to_nowhere()  # the error is about standard output itself: nothing more goes there, at exit either
+    except (OSError, streams.Unheard):
+        _to_nowhere()  # nothing more goes there, at exit either
     return known.exit_code
 
 

@@ -14,6 +14,7 @@ import click
 
 from onnxprune.cli.boundary import TRACEBACK
 from onnxprune.cli.help import among, kinds, methods, metrics, providers, searches, solvers
+from onnxprune.cli.streams import told_apart
 
 
 class Pairs(click.ParamType):  # type: ignore[type-arg]
@@ -411,7 +412,7 @@ def json_alone(alone: bool) -> Iterator[None]:
     before.flush()
     os.dup2(2, before.fileno())
     try:
-        with os.fdopen(os.dup(ours), "w", encoding="utf-8") as sys.stdout:
+        with told_apart(os.dup(ours), "utf-8") as sys.stdout:
             yield
     finally:
         sys.stdout = before

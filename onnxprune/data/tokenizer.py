@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from onnxprune.data.model_info import Files, Job
 from onnxprune.data.optional_packages import package
 from onnxprune.documents import regular
-from onnxprune.errors import DataError, UsageError
+from onnxprune.errors import DataError, UsageError, panicked, said
 
 SLOW_FILES = (
     *("vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
@@ -139,12 +140,7 @@ def load_tokenizer(job: Job, *, fixed: int | None = None) -> Tokenizer:
 def _backend(files: Files, named: Path | None, job: Job) -> Any:
     path = named or files.find("tokenizer.json")
     if path is not None and path.suffix == ".json":
-        tokenizers = package("tokenizers", "text rows are read")
-        regular(path, DataError)
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise DataError(f"{path}: not a tokenizer.json: {error}: copy it again from the model") from error
+        backend = opened(path, "text rows are read")
         job.say(f"tokenizer: {path}")
         return backend
     folder = next((f for f in files.folders if any((f / name).is_file() for name in SLOW_FILES)), None)
@@ -155,6 +151,28 @@ def _backend(files: Files, named: Path | None, job: Job) -> Any:
             "it with --tokenizer, or give rows of the graph's own inputs"
         )
     return _converted(folder, job)
+
+
+def opened(file: Path, purpose: str) -> Any:
+    """The `tokenizers.Tokenizer` of a tokenizer.json.
+
+    Args:
+        purpose: what it is for, where the library is missing.
+
+    Raises:
+        DataError: it is none, or one that gives up on any text.
+    """
+    library = package("tokenizers", purpose).Tokenizer
+    regular(file, DataError)
+    try:
+        tokenizer = library.from_file(str(file))
+        with contextlib.suppress(Exception):  # of this text alone, which is none of the rows
+            tokenizer.encode("")
+    except BaseException as error:  # the library raises bare Exception, and where it gives up none at all
+        if not isinstance(error, Exception) and not panicked(error):
+            raise
+        raise DataError(f"{file}: not a tokenizer.json: {said(error)}: copy it again from the model") from error
+    return tokenizer
 
 
 def _converted(folder: Path, job: Job) -> Any:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.data.optional_packages import package
+from onnxprune.data.tokenizer import opened
 from onnxprune.documents import read_object, read_text, utf8
 from onnxprune.errors import DataError, UnsupportedError, reading
 from onnxprune.graph.companions import copy_companions
@@ -89,7 +89,7 @@ def _trimmed(
 
 def _counts(file: Path, lines: list[str]) -> list[Counter[int]]:
     """How often each line uses each token."""
-    tokenizer = package("tokenizers", "the vocabulary is trimmed").Tokenizer.from_file(str(file))
+    tokenizer = opened(file, "the vocabulary is trimmed")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return [Counter(encoding.ids) for encoding in tokenizer.encode_batch(lines)]

@@ -7,6 +7,7 @@ one that was written half, or by somebody else, counts for nothing. The only fil
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -22,7 +23,8 @@ class Store:
         url: a path without a scheme is a folder of this machine.
 
     Raises:
-        UsageError: fsspec, or what it needs for the URL's kind, is not installed, or nobody answers there.
+        UsageError: fsspec, or what it needs for the URL's kind, is not installed, nobody answers there, or a file is
+            where the folder should be.
     """
 
     def __init__(self, url: str) -> None:
@@ -33,11 +35,20 @@ class Store:
 
             self._files, self._root = url_to_fs(url)
             self._files.invalidate_cache()
-            self._files.exists(self._root)
+            file = next(filter(self._files.isfile, self._on_the_way()), None)
         except ImportError as error:
             raise UsageError(f"--store {url}: {error}; pip install 'onnxprune[store]'") from error
         except Exception as error:  # of whatever client is behind the URL
             raise UsageError(f"--store {url}: cannot be read ({type(error).__name__}: {error})") from error
+        if file is not None:
+            raise UsageError(f"--store {url}: {file} is a file; name a folder, which need not be there yet")
+
+    def _on_the_way(self) -> list[str]:
+        """Where no file may be: the folder itself, and on a machine's own disks all that it lies in."""
+        if "file" not in self._files.protocol:
+            return [self._root]
+        place = Path(self._root)
+        return [str(place), *map(str, place.parents)]
 
     def get(self, name: str) -> bytes | None:
         """An object's bytes; None where there is none, or it cannot be read now."""

@@ -44,16 +44,29 @@ def infer_proto(proto: Any, *, assuming: bool = True, conditional: frozenset[str
             inference = _inference()(_INT_MAX, assuming, False, 0)
             inference.start(rest, conditional)
             if inference.finished():
-                return inference.out_mp_
+                return _of_tensors(inference.out_mp_)
             logger.info("no shape is known behind %s", inference.current)
             _drop_behind(rest.graph, inference.current)
     except Exception as error:
         logger.info("symbolic shape inference failed (%s); falling back to onnx's own", error)
     try:
-        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        return _of_tensors(onnx.shape_inference.infer_shapes(proto, data_prop=True))
     except Exception as second:
         logger.warning("shape inference failed: %s", second)
         return proto
+
+
+def _of_tensors(proto: Any) -> Any:
+    """A model in which no shape has more dimensions than a tensor has: each would be a name, every use a list."""
+    for value in (*proto.graph.value_info, *proto.graph.output):
+        _forget_dimensions(value)
+    return proto
+
+
+def _forget_dimensions(value: Any) -> None:
+    """Of a shape with more dimensions than a tensor has, nothing is known."""
+    if len(value.type.tensor_type.shape.dim) > MOST_DIMENSIONS:
+        value.type.tensor_type.ClearField("shape")
 
 
 def _drop_behind(graph: Any, output: str) -> None:
@@ -160,6 +173,8 @@ def _inference() -> Any:
             key = self._alike(node)
             if key not in self._seen:
                 super()._onnx_infer_single_node(node)
+                for output in filter(None, node.output):
+                    _forget_dimensions(self.known_vi_[output])
                 if key is not None:
                     self._seen[key] = [
                         None if not o else type(self.known_vi_[o]).FromString(self.known_vi_[o].SerializeToString())

@@ -94,9 +94,12 @@ def test_an_output_that_goes_away_or_is_full(model: Path) -> None:
         code, err = told("inspect", model, out=closed)
     assert code == 1 and err.startswith(b"onnxprune: standard output was closed") and err.count(b"\n") == 1, err
     if Path("/dev/full").exists():
-        with Path("/dev/full").open("wb") as full:
-            code, err = told("inspect", model, "--json", out=full)
-        assert code == 6 and err.count(b"\n") == 1, err
+        for further in ([], ["--json"], ["--json", "--traceback"]):
+            with Path("/dev/full").open("wb") as full:
+                code, err = told("inspect", model, *further, out=full)
+            # Not that nothing was written, nor that space on some disk would help.
+            assert code == 1 and err.startswith(b"onnxprune: standard output takes no more (No space"), err
+            assert err.count(b"\n") == 1, err
 
 
 def test_text_files_are_utf8_wherever_they_are_opened() -> None:
@@ -150,3 +153,18 @@ def test_a_product_of_too_few_axes_is_a_damaged_file(tmp_path: Path, run: Callab
     del model.graph.input[0].type.tensor_type.shape.dim[0]
     code, _, error = run("inspect", perceptron.write(tmp_path / "m.onnx", model))
     assert code in (0, 3, 4) and "a fault of" not in error, error
+
+
+def test_closed_descriptors_are_no_fault_and_no_file_takes_their_place(model: Path, tmp_path: Path) -> None:
+    """What a library prints would go into the first file that is opened."""
+    program = [sys.executable, "-m", "onnxprune.cli", "inspect", str(model)]
+    script = 'exec "$@" >&- 2>&- <&-'
+    done = subprocess.run(["bash", "-c", script, "-", *program, "--json"], check=False)
+    assert done.returncode == 0
+    line = (
+        "import os, sys; from onnxprune.cli.boundary import guarded; "
+        f"guarded(lambda: (print('a'), open({str(tmp_path / 'file')!r}, 'wb').close(), "
+        "sys.exit([os.readlink(f'/proc/self/fd/{n}') for n in (0, 1, 2)] != ['/dev/null'] * 3)))"
+    )
+    if Path("/proc/self/fd").exists():
+        assert subprocess.run(["bash", "-c", script, "-", sys.executable, "-c", line], check=False).returncode == 0

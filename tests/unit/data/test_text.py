@@ -263,6 +263,17 @@ def test_where_the_tokenizer_is_found(model: Path, tmp_path_factory: pytest.Temp
         text_rows(row, bare)
 
 
+def test_a_tokenizer_that_gives_up_on_any_text(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """It is the tokenizer's fault, not a row's; what the library in Rust prints for each text is not waited for."""
+    file = model / "tokenizer.json"
+    held = json.loads(file.read_text(encoding="utf-8"))
+    del held["post_processor"]["special_tokens"]["[SEP]"]
+    file.write_text(json.dumps(held), encoding="utf-8")
+    with pytest.raises(DataError, match=r"tokenizer\.json: not a tokenizer\.json: no entry found"):
+        text_rows([{"text": "the cat"}] * 8, model)
+    assert capfd.readouterr().err.count("panicked at") == 1
+
+
 def test_slow_tokenizer_files(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY))

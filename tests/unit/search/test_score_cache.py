@@ -73,6 +73,17 @@ def test_a_place_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["model.scores.json"]
 
 
+def test_a_file_is_no_store(tmp_path: Path) -> None:
+    """Told before anything is measured that would not be kept."""
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    for place in ("file", "link", "file/below/it"):
+        for url in (str(tmp_path / place), f"file://{tmp_path / place}"):
+            with pytest.raises(UsageError, match=r"--store .*(file|link) is a file; name a folder"):
+                Store(url)
+    Store(str(tmp_path / "not" / "there" / "yet"))
+
+
 def test_a_store_keeps_rows_one_by_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for url in (f"memory://{tmp_path.name}", str(tmp_path / "folder")):
         store = Store(url)
@@ -88,8 +99,8 @@ def test_a_store_keeps_rows_one_by_one(tmp_path: Path, caplog: pytest.LogCapture
         assert Scores.open(None, "k", store).rankings == scores.rankings
     with pytest.raises(UsageError, match="--store nothing://x"):
         Store("nothing://x")
-    (tmp_path / "file").touch()
     lost = Store(str(tmp_path / "file" / "below"))
+    (tmp_path / "file").touch()
     assert not lost.put("a/b", b"")
     assert not lost.put("a/c", b"")
     assert len([r for r in caplog.records if "is not kept" in r.message]) == 1, "what is lost is said once"
