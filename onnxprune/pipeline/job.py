@@ -162,11 +162,11 @@ class Job:
             clock.say(line)
         with clock.stage("analyze"):
             structure = analyze(dense, hidden="hidden" in options.units)
-            options = settled(options, structure)
+        bindings = shape_of(dense, options.shape, learn or judge)
+        options = settled(options, structure, lambda: Costs(dense, structure, bindings))
         require_memory(dense, options, learn, judge)
         with clock.stage("examine"):
             said = (*dense.said, *examine(dense, learn or judge, providers), *report_facts.left_behind(dense))
-        bindings = shape_of(dense, options.shape, learn or judge)
         if bindings and not set(bindings) <= set(options.shape):
             clock.say(f"costs are counted at {shown(bindings)}; --shape says otherwise")
         assert dense.path is not None

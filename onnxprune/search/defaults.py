@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from onnxprune.data import Dataset
 from onnxprune.errors import UsageError
 from onnxprune.graph.plan import Structure
 from onnxprune.graph.quantised import GIVE_FLOATS, ORDERED
+from onnxprune.measure.cost import Costs
 from onnxprune.probe.engine import has_torch, require_torch
 from onnxprune.refit.solvers import patterns
 from onnxprune.score import METHODS
@@ -21,11 +23,15 @@ UNITS = ("heads", "neurons", "blocks")
 """What goes by default; channels too where a graph is made of them, dimensions of heads where `_ranks`."""
 
 
-def settled(options: Options, structure: Structure) -> Options:
+def settled(options: Options, structure: Structure, costs: Callable[[], Costs] | None = None) -> Options:
     """The options with the kinds of units that "auto" means for a model.
 
-    Channels are among them where there is no attention, and where most of what can be cut is channels. A transformer
-    with some convolutions in front keeps those.
+    Channels are among them where there is no attention, where most of what can be cut is channels, and where most of
+    what is computed hangs on them (convolutions that turn a transformer's tokens into a picture). A transformer with
+    some convolutions in front keeps those.
+
+    Args:
+        costs: makes what counts the model's work; None where there is no shape to count at.
     """
     if options.units != ("auto",):
         return options
@@ -35,8 +41,17 @@ def settled(options: Options, structure: Structure) -> Options:
         branch.kind == "attention" for branch in structure.branches
     )
     ranks = ("head_ranks",) if _ranks(options) else ()
-    convolved = channels > 0 and (not attends or channels > kinds.total())
+    convolved = channels > 0 and (not attends or channels > kinds.total() or _most(structure, costs))
     return replace(options, units=(*UNITS, *ranks, "channels") if convolved else (*UNITS, *ranks))
+
+
+def _most(structure: Structure, costs: Callable[[], Costs] | None) -> bool:
+    """Whether more is computed behind channels than behind all else that can be cut."""
+    if costs is None:
+        return False
+    counted = costs()
+    channels, others = ([g for g in structure.groups if (g.kind == "channels") == own] for own in (True, False))
+    return counted.behind(channels) > counted.behind(others)
 
 
 def _ranks(options: Options) -> bool:

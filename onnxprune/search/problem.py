@@ -21,6 +21,7 @@ from onnxprune.graph.structure.bases import rotatable
 from onnxprune.graph.structure.sites import Site, find_sites, meet
 from onnxprune.graph.structure.twins import leading
 from onnxprune.measure.batch_sizes import ACTIVATIONS, tokens_at_once, tokens_side_by_side, tokens_to_measure
+from onnxprune.measure.cost import Costs
 from onnxprune.measure.tables.fast_widths import step
 from onnxprune.probe.forward import Rows, Weights
 from onnxprune.probe.gate_gradients import sensitivities
@@ -94,7 +95,7 @@ class Problem:
         self.whole = model, structure
         model, self.led = leading(model, structure)
         structure = self.led
-        options = settled(options, structure)
+        options = settled(options, structure, lambda: Costs(*self.whole, bindings))
         self.model, self.structure, self.options = model, structure, options
         self.progress = progress or quiet
         self.clock = clock or Clock(progress=self.progress)

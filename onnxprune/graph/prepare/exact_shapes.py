@@ -108,9 +108,9 @@ def _met(self: Any, a: Any, b: Any) -> Any:
 
 
 def fresh(self: Any) -> str:
-    """A name that nothing else has."""
-    self.named = getattr(self, "named", 0) + 1
-    return str(self._new_symbolic_dim(f"open{self.prefix_}", self.named))
+    """A name that nothing else has: the same in every round, so that what it was found equal to is remembered."""
+    self.named += 1
+    return str(self._new_symbolic_dim(f"open{self.prefix_}_{self.visited}", self.named))
 
 
 def name_open(self: Any, node: Any) -> None:

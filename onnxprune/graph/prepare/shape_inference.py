@@ -123,6 +123,7 @@ def _inference() -> Any:
             self.dispatcher_ |= {op: partial(rule, self, rule=self.dispatcher_[op]) for op, rule in bounded.items()}
             self.dispatcher_ = {op: self._guarded(op, rule) for op, rule in self.dispatcher_.items()}
             self.current = ""
+            self.visited = self.named = 0  # names are numbered by node: each round gives the same ones
             self._stated: dict[str, Any] = {}
             self._conditional: frozenset[str] = frozenset()
             self._seen: dict[Any, list[Any]] = {}
@@ -134,16 +135,21 @@ def _inference() -> Any:
 
         def finished(self) -> bool:
             """Run; whether every node has shapes. Where not, `current` is the output it stopped at."""
-            done, tried = False, set()
+            done = False
+            tried: set[tuple[str, frozenset[Any]]] = set()
             while self.run_:
                 done = self._infer_impl()
                 # It starts again with the sizes that it took for equal, be they the same as the last time.
                 now = self.current, frozenset(self.suggested_merge_.items())
-                if now in tried:
+                if now in tried or len(tried) >= _MOST_ROUNDS:
                     break
                 tried.add(now)
             self._update_output_from_vi()
             return bool(done)
+
+        def _infer_impl(self, start_sympy_data: Any = None) -> Any:
+            self.visited = 0
+            return super()._infer_impl(start_sympy_data)
 
         def _update_computed_dims(self, shape: Any) -> None:
             """Keep computed sizes by what they are called; one that is merged with another gives way to it."""
@@ -158,6 +164,7 @@ def _inference() -> Any:
 
         def _onnx_infer_single_node(self, node: Any) -> None:
             self.current = next(filter(None, node.output), "")
+            self.visited, self.named = self.visited + 1, 0
             self._as_one_before(node)
             ruled = node.op_type in self.dispatcher_ and node.domain in _DOMAINS
             outputs = [o for o in node.output if o]
@@ -313,6 +320,8 @@ def _inference() -> Any:
 
 
 _INT_MAX = 2**31 - 1
+_MOST_ROUNDS = 64
+"""Rounds in which sizes are taken for equal; each takes as long as the graph is."""
 
 
 @lru_cache(maxsize=1 << 14)

@@ -65,10 +65,10 @@ def product_of(node: ir.Node, reader: Reader) -> Product | None:
         return Experts(shape, (0, 2, 1)) if reader.input == SECOND else None
     if operator is not None and operator.states:
         return Recurrence(node) if reader.input == RECURRENCE else Steps(node)
-    if node.op_type == "Conv":
-        return Convolution(node, shape)
-    if node.op_type == "ConvTranspose":
-        return Spread(node, shape)
+    if node.op_type in ("Conv", "ConvTranspose"):
+        if reader.input != 0:
+            return None  # kernels that the graph computes, over a picture that is a constant (StyleGAN's first layer)
+        return Convolution(node, shape) if node.op_type == "Conv" else Spread(node, shape)
     if node.op_type == "MatMul" and len(shape) == 3 and reader.weight_axis == 1 and reader.input == 0:
         return Experts(shape)
     if node.op_type in ("MatMul", "Gemm") and len(shape) == 2:

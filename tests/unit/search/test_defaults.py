@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
 from onnxprune.graph.plan import Branch, Budget, Group, Pin, Structure
+from onnxprune.measure.cost import Costs
 from onnxprune.search.defaults import settled, why_not_so_little, why_nothing
 from onnxprune.search.options import Options
 
@@ -38,6 +40,19 @@ def test_channels_where_they_are_what_there_is(
     kinds: Sequence[str], attention: bool, expected: tuple[str, ...]
 ) -> None:
     found = settled(Options(Budget("flops", 0.5)), structure(kinds, attention=attention))
+    assert found.units == expected
+
+
+@pytest.mark.parametrize(("macs", "expected"), [(900, CONVOLUTIONAL), (100, TRANSFORMER)])
+def test_channels_on_which_most_of_the_work_hangs_go_behind_attention(macs: int, expected: tuple[str, ...]) -> None:
+    """A transformer whose tokens become a picture, and the head that convolves it."""
+
+    class Counted:
+        def behind(self, groups: Sequence[Group]) -> int:
+            return macs if groups[0].kind == "channels" else 500
+
+    there = structure(["channels", "heads", "neurons"], attention=True)
+    found = settled(Options(Budget("flops", 0.5)), there, lambda: cast(Costs, Counted()))
     assert found.units == expected
 
 

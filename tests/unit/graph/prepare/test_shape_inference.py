@@ -108,3 +108,27 @@ def test_a_graph_in_which_nothing_is_folded_is_described_twice(tmp_path: Path, m
     monkeypatch.setattr(prepare, "infer", counted)
     models.load(_blocks(tmp_path / "m.onnx", 2))
     assert rounds == [False, True]
+
+
+def test_turns_that_are_as_many_as_rows_are_found_so_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop over the rows (how torch exports EmbeddingBag): what a size was found equal to holds in the next round."""
+    text = (
+        '<ir_version: 8, opset_import: ["" : 17]> main (float[n,8] x) => (float[n,16] y) { '
+        "zero = Constant<value_int=0>() one = Constant<value_int=1>() yes = Cast<to=9>(one) s = Shape(x) "
+        "rows = Gather(s, zero) z = Loop <body = each (int64 i, bool c) => (bool d, float[8] r) "
+        "{ d = Identity(c) r = Gather(x, i) }> (rows, yes) y = Concat<axis=1>(z, x) }"
+    )
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "m.onnx")
+    library = shape_inference._inference()
+    rounds, infer = [], library._infer_impl
+
+    def counted(self: Any, *arguments: Any) -> Any:
+        rounds.append(1)
+        if len(rounds) > 100:
+            raise RecursionError("it starts again and again")
+        return infer(self, *arguments)
+
+    monkeypatch.setattr(library, "_infer_impl", counted)
+    graph = models.load(tmp_path / "m.onnx").graph
+    assert len(rounds) < 20
+    assert {v.name: dims(v) for n in graph for v in n.outputs}["y"] == ("n", 16)

@@ -151,3 +151,18 @@ def test_experts_of_an_einsum_are_blocks(tmp_path: Path) -> None:
         np.testing.assert_allclose(per_expert[expert, :, :, expert], x[:, expert] @ w[expert].T, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(matrix.restore(blocks, w.shape), w)
     agreed(subject, {"x": rng.standard_normal((3, 6, 8)).astype(np.float32)})
+
+
+def test_a_constant_under_kernels_that_the_graph_computes_is_no_weight() -> None:
+    """StyleGAN's first layer: a learned picture, and a kernel for every sample."""
+    for op in ("Conv", "ConvTranspose"):
+        node = onnx.helper.make_node(op, ["picture", "kernel"], ["y"], name="first", group=4)
+        graph = onnx.helper.make_graph(
+            [node],
+            "g",
+            [helper.make_tensor_value_info("kernel", TensorProto.FLOAT, [4, 4, 3, 3])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+            [onnx.numpy_helper.from_array(np.ones((1, 16, 4, 4), dtype=np.float32), "picture")],
+        )
+        model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+        assert product_of(model.graph[0], Reader("first", 1, 0, "picture", 1)) is None
