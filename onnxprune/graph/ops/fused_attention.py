@@ -298,6 +298,8 @@ register(
 def _rotary(torch: Any, node: Any, x: Any, positions: Any, cos: Any, sin: Any) -> Any:
     if attribute(node, "is_packed_batching", 0):
         raise NotImplementedError("RotaryEmbedding of packed batches")
+    if attribute(node, "rotary_embedding_dim", 0) not in (0, 2 * cos.shape[1]):  # whose rows the kernel reads askew
+        raise NotImplementedError("RotaryEmbedding of a part of a head by tables for a whole one")
     flat = x.dim() == 3
     width = 0 if not flat else _rotary_width(node, x.shape[2], cos.shape[1])
     x = split_heads(x, x.shape[2] // width) if flat else x

@@ -25,16 +25,36 @@ from onnxprune.graph.ops.base import Change, Constraints, Sizes, attribute, oper
 _NAMES = (
     "query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length", "cos_cache", "sin_cache",
     "position_ids", "attention_bias", "head_sink", "k_scale", "v_scale", "q_norm_weight", "k_norm_weight",
+    "query_seqlens",
 )  # fmt: skip
-_UNSUPPORTED = ("k_scale", "v_scale", "q_norm_weight", "k_norm_weight")
+_UNSUPPORTED = {
+    "k_scale": "a quantised cache",
+    "v_scale": "a quantised cache",
+    "q_norm_weight": "heads that it normalises (which no processor runs)",
+    "k_norm_weight": "heads that it normalises (which no processor runs)",
+    "query_seqlens": "chunks that are padded (query_seqlens)",
+    "k_quant_type": "a quantised cache",
+    "v_quant_type": "a quantised cache",
+    "sliding_window_cache": "a cache that holds a window alone (sliding_window_cache)",
+    "qk_output": "scores as an output",
+}
+"""Operands and attributes that are not computed, unless they stand at their default, and what they make of it."""
+_DEFAULTS = (None, 0, "NONE")
+
+
+def _obstacle(node: Any) -> str | None:
+    """What a node asks for that is not computed."""
+    for name, what in _UNSUPPORTED.items():
+        given = operand(node, _NAMES.index(name)) if name in _NAMES else attribute(node, name)
+        if given not in _DEFAULTS:
+            return what
+    return None
 
 
 def _group_query(torch: Any, node: Any, *operands: Any) -> Any:
     x: dict[str, Any] = dict.fromkeys(_NAMES) | dict(zip(_NAMES, operands, strict=False))
-    if any(x[name] is not None for name in _UNSUPPORTED) or len(node.outputs) > 3 or not attribute(node, "causal", 1):
-        raise NotImplementedError(
-            "GroupQueryAttention with a quantised cache, normalised heads, scores as an output, or no causal mask"
-        )
+    if (what := _obstacle(node)) is not None:
+        raise NotImplementedError(f"GroupQueryAttention with {what}")
     heads, groups = attribute(node, "num_heads"), attribute(node, "kv_num_heads")
     q, k, v = x["query"], x["key"], x["value"]
     if k is None:
@@ -48,7 +68,11 @@ def _group_query(torch: Any, node: Any, *operands: Any) -> Any:
     starts = torch.zeros_like(ends) if prompt else ends - length
     places = starts[:, None] + torch.arange(length, device=q.device)
     if attribute(node, "do_rotary", 0):
-        positions = places if x["position_ids"] is None else x["position_ids"]
+        positions = x["position_ids"]
+        if positions is None:
+            positions = places
+        elif prompt:  # of which the kernels read the first position alone, and count on from there in every row
+            positions = positions.reshape(-1)[0] + places
         cos, sin, paired = (
             x["cos_cache"][positions],
             x["sin_cache"][positions],
@@ -59,7 +83,7 @@ def _group_query(torch: Any, node: Any, *operands: Any) -> Any:
     keys, values = (
         _written(torch, cache, new, places, total) for cache, new in ((x["past_key"], k), (x["past_value"], v))
     )
-    y = _attend(torch, node, q, keys, values, places, total, x["attention_bias"], x["head_sink"])
+    y = _attend(torch, node, q, keys, values, (places, ends, total), x["attention_bias"], x["head_sink"])
     return (merge_heads(y), keys, values)[: len(node.outputs)] if len(node.outputs) > 1 else merge_heads(y)
 
 
@@ -75,14 +99,21 @@ def _written(torch: Any, cache: Any, new: Any, places: Any, total: int) -> Any:
     return whole.scatter(2, places[:, None, :, None].expand(new.shape), new)
 
 
-def _attend(torch: Any, node: Any, q: Any, k: Any, v: Any, places: Any, total: int, bias: Any, sink: Any) -> Any:
+def _attend(torch: Any, node: Any, q: Any, k: Any, v: Any, where: tuple[Any, Any, int], bias: Any, sink: Any) -> Any:
+    """The scaled dot product.
+
+    Args:
+        q: (batch, heads, queries, width); k, v: (batch, groups, keys, width), all of which a cache has room for.
+        where: the queries' places (batch, queries), how many tokens each row has by then (batch,), and the most.
+    """
+    places, ends, total = where
     heads = q.shape[1]
     k, v = (repeat_heads(cache[:, :, :total], heads) for cache in (k, v))
     s = scores(torch, q, k, attribute(node, "scale", 0.0) or 1 / math.sqrt(q.shape[3]))
     s = capped(torch, s, attribute(node, "softcap", 0.0))
     s = s if bias is None else s + bias[..., :total]
     columns, rows = torch.arange(total, device=q.device), places[:, None, :, None]
-    hidden = columns > rows
+    hidden = columns > (rows if attribute(node, "causal", 1) else ends.reshape(-1, 1, 1, 1) - 1)
     if (window := attribute(node, "local_window_size", -1)) > 0:
         hidden = hidden | (columns <= rows - window)
     s = s.masked_fill(hidden, -math.inf)
@@ -123,8 +154,12 @@ def _axes(node: Any, c: Constraints) -> None:
         c.same(c.dims(x["head_sink"])[0], product(groups, group))
     if x["attention_bias"] is not None:
         tie_table(c, x["attention_bias"], (c.dims(y)[0], product(groups, group), c.dims(y)[1]))
-    for name in ("cos_cache", "sin_cache", "position_ids", "seqlens_k", "total_sequence_length", *_UNSUPPORTED):
+    for name in ("cos_cache", "sin_cache", "position_ids", "seqlens_k", "total_sequence_length"):
         tie_rows(c, x[name], y, (0, 1))
+    for name in _NAMES:
+        if name in _UNSUPPORTED:
+            c.pin(x[name], None, f"GroupQueryAttention with {_UNSUPPORTED[name]} is not cut")
+    c.pin(outcome(node, 3), None, "GroupQueryAttention with scores as an output is not cut")
 
 
 def _macs(node: Any, s: Sizes) -> int:

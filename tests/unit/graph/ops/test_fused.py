@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from ops_tools import Case, assert_agrees, in_torch
 
+from onnxprune.errors import UnsupportedError
+
 _RNG = np.random.default_rng(11)
 MICROSOFT = "com.microsoft"
 
@@ -125,6 +127,10 @@ def grouped() -> Iterator[Case]:
     yield prompt("score-bias", None, None, None, normal(2, 4, 6, 6))
     yield prompt("smooth", smooth_softmax=1)
     yield prompt("sink", None, None, None, None, normal(4))
+    yield prompt("both-ways", causal=0)
+    yield prompt("both-ways-short", causal=0, ends=(5, 3))
+    places = np.array([[3, 4, 5, 6, 7, 8], [0, 0, 0, 1, 2, 3]])
+    yield prompt("positions", *angles, places, do_rotary=1)
     packed = np.concatenate([q, k, v], -1)
     yield Case(
         "GroupQueryAttention",
@@ -272,6 +278,31 @@ def test_packed_heads_are_separate_ones() -> None:
     (two,) = in_torch(Case("MultiHeadAttention", [parts[0], together[:, :, :, 1:]], attributes, MICROSOFT))
     np.testing.assert_allclose(all_three, expected, 1e-5, 1e-6)
     np.testing.assert_allclose(two, expected, 1e-5, 1e-6)
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "a window alone": {"sliding_window_cache": 1, "local_window_size": 5},
+    "scores as an output": {"qk_output": 1},
+    "a quantised cache": {"k_quant_type": "PER_TENSOR"},
+    "padded": {},
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_caches_of_other_kinds_are_refused(why: str) -> None:
+    q, k, past = normal(1, 3, 64), normal(1, 3, 32), normal(1, 2, 8, 16)
+    inputs: list[Any] = [q, k, k, past, past, counts(5), np.array(6, dtype=np.int32)]
+    inputs += [None] * 9 + [counts(2)] if why == "padded" else []
+    heads = {"num_heads": 4, "kv_num_heads": 2}
+    with pytest.raises(UnsupportedError, match=why):
+        in_torch(Case("GroupQueryAttention", inputs, heads | REFUSED[why], MICROSOFT, outputs=(1, 1, 1)))
+
+
+def test_tables_wider_than_what_turns_are_refused() -> None:
+    """ONNX Runtime's CPU kernel reads their rows askew."""
+    inputs = [normal(2, 3, 16), np.array([[0, 1, 2], [0, 1, 2]]), normal(9, 4), normal(9, 4)]
+    with pytest.raises(UnsupportedError, match="a part of a head"):
+        in_torch(Case("RotaryEmbedding", inputs, {"num_heads": 2, "rotary_embedding_dim": 4}, MICROSOFT))
 
 
 def test_packed_weights_without_a_bias() -> None:
