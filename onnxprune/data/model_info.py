@@ -14,7 +14,7 @@ from onnxprune.data.image_options import ImageOptions
 from onnxprune.documents import read_object
 from onnxprune.errors import DataError, one_line
 from onnxprune.graph import companions
-from onnxprune.graph.dimensions import row_axis
+from onnxprune.graph.dimensions import hold_graphs, row_axis
 
 Pairs = Literal["joint", "separate"]
 
@@ -30,6 +30,10 @@ class Spec(Protocol):
     def dtype(self) -> np.dtype[Any]: ...
     @property
     def shape(self) -> tuple[int | str | None, ...]: ...
+    @property
+    def limit(self) -> int | str | None: ...
+    @property
+    def missing(self) -> bool: ...
 
 
 def role(name: str) -> str:
@@ -69,7 +73,7 @@ class Graph:
     Attributes:
         inputs: in the graph's order.
         outputs: names.
-        shared: inputs without a batch axis.
+        shared: inputs without a batch axis: all of them where a row is a graph, whose edges name its nodes.
         max_batch: 1 where the graph fixes its batch size, else None.
         inside: inputs whose rows are not on the first axis (states: [layers, batch, width]) -> their axis.
     """
@@ -89,7 +93,10 @@ class Graph:
         """
         if not inputs:
             raise DataError("the graph has no inputs: there is nothing to feed")
+        names = tuple(out if isinstance(out, str) else out.name for out in outputs or ())
         main = _main(inputs)
+        if hold_graphs(inputs):
+            return cls(tuple(inputs), names, frozenset(spec.name for spec in inputs), 1)
         first = {spec.name: spec.shape[0] if spec.shape else 0 for spec in inputs}
         rows = batch_of(inputs) if main.shape else 0
         inside = {
@@ -107,7 +114,6 @@ class Graph:
                 "goes row by row: export the model with a dynamic batch axis, or with a batch of 1"
             )
         shared = {name for name, dim in first.items() if (isinstance(dim, int) if free else dim != 1)} - inside.keys()
-        names = tuple(out if isinstance(out, str) else out.name for out in outputs or ())
         return cls(tuple(inputs), names, frozenset(shared), None if free else 1, inside)
 
     def row_axis(self, name: str) -> int:

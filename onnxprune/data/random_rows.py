@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,14 @@ def invent(job: Job, rows: int, vocab_size: Any) -> tuple[list[Row], list[list[P
     sizes: dict[str, int] = {}
     shapes = {spec.name: _shape(spec, sizes, job) for spec in specs}
     parts = [
-        [Part({spec.name: _values(spec, shapes[spec.name], generator, vocab_size) for spec in specs})]
+        [
+            Part(
+                {
+                    spec.name: _values(spec, shapes[spec.name], generator, _below(spec, sizes, vocab_size))
+                    for spec in specs
+                }
+            )
+        ]
         for _ in range(rows)
     ]
     listing = ", ".join(f"{name} {list(shape[1:])}" for name, shape in shapes.items())
@@ -70,17 +78,24 @@ def _open_size(spec: Spec, axis: int, job: Job) -> int:
     return min(TOKENS, job.max_length or TOKENS, int(positions) // 2)
 
 
-def _values(spec: Spec, shape: tuple[int, ...], generator: np.random.Generator, vocab_size: Any) -> NDArray[Any]:
+def _below(spec: Spec, sizes: Mapping[str, int], vocab_size: Any) -> int | None:
+    """What an input's integers stay below, by what the graph looks up with them, and by the vocabulary."""
+    table = sizes.get(spec.limit) if isinstance(spec.limit, str) else spec.limit
+    vocabulary = int(vocab_size) if vocab_size is not None and "ids" in role(spec.name) else None
+    return min((bound for bound in (table, vocabulary) if bound is not None), default=None)
+
+
+def _values(spec: Spec, shape: tuple[int, ...], generator: np.random.Generator, below: int | None) -> NDArray[Any]:
     dtype = np.dtype(spec.dtype)
     if dtype.kind == "b":
         return np.ones(shape, dtype)
     if dtype.kind in "iu":
         if dtype == np.uint8:
             return generator.integers(0, 256, shape).astype(dtype)
-        if vocab_size is None or "ids" not in role(spec.name):
+        if below is None:
             raise DataError(
-                f"random rows: the range of {describe(spec)} is not known (no vocab_size in the model's config.json): "
+                f"random rows: the range of {describe(spec)} is not known (the graph looks nothing up with it): "
                 "give real rows"
             )
-        return generator.integers(0, int(vocab_size), shape).astype(dtype)
+        return generator.integers(0, below, shape).astype(dtype)
     return generator.standard_normal(shape).astype(dtype)

@@ -80,7 +80,7 @@ def as_array(value: Any, spec: Spec, where: str) -> Array:
         raise DataError(
             f"{where}: field {spec.name!r} holds {array.dtype.name} values, not numbers; expected is {describe(spec)}"
         )
-    if array.dtype.kind == "f" and np.isnan(array).any():
+    if array.dtype.kind == "f" and not spec.missing and np.isnan(array).any():
         raise DataError(f"{where}: field {spec.name!r} holds NaN: leave the row out or mend it")
     if dtype.kind in "iub":
         low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)

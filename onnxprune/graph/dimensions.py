@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from numbers import Integral
-from typing import Any
+from typing import Any, Protocol
 
 from onnxprune.errors import UsageError
 
@@ -24,6 +24,25 @@ def row_axis(shape: Sequence[int | str | None]) -> int:
         return 0
     names = _ROWS if isinstance(shape[0], int) else _BATCH
     return next((i for i, d in enumerate(shape) if isinstance(d, str) and names.fullmatch(d)), 0)
+
+
+class Indexed(Protocol):
+    """An input of which it is known what its values stay below."""
+
+    @property
+    def shape(self) -> Sequence[int | str | None]: ...
+    @property
+    def limit(self) -> int | str | None: ...
+
+
+def hold_graphs(inputs: Iterable[Indexed]) -> bool:
+    """Whether rows are graphs: values of an input are places on the first axis of one, as edges name nodes.
+
+    There is no axis of rows then: what seems to be one holds the parts of a row.
+    """
+    there = list(inputs)
+    firsts = {spec.shape[0] for spec in there if spec.shape}
+    return any(isinstance(spec.limit, str) and spec.limit in firsts for spec in there)
 
 
 _UNREADABLE = (SyntaxError, LookupError, ValueError, TypeError, ArithmeticError, RecursionError, MemoryError)

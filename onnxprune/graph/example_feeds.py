@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-_IDS = 32
-"""Token ids below this are in every vocabulary."""
-
 _BATCH = re.compile(r"batch|^n$|^b$", re.IGNORECASE)
 _PAST = re.compile(r"past", re.IGNORECASE)
 _SEQUENCE = re.compile(r"seq|len|tokens|^s$|^t$", re.IGNORECASE)
@@ -33,6 +30,7 @@ def synthesize(
     dims: Mapping[str, int] | None = None,
     examples: Sequence[Feeds] = (),
     seed: int = 0,
+    ids: int = 32,
 ) -> dict[str, Array]:
     """Feeds of given sizes for timing: what they hold is plausible, not meaningful.
 
@@ -40,12 +38,21 @@ def synthesize(
     own where there are any, cropped or repeated to the size: some graphs want what every real row has, such as one end
     token, and all of them know a real row's ids.
 
+    Args:
+        ids: what token ids stay below: 32 are in every vocabulary.
+
     Raises:
         UsageError: a dimension that nothing gives a size to, or a size that the graph has fixed otherwise.
     """
     rng = np.random.default_rng(seed)
-    sizes = _Sizes(batch, sequence, dims or {}, examples)
-    return {spec.name: _values(spec, sizes.shape(spec), examples, rng) for spec in inputs}
+    there = list(inputs)
+    free = any(spec.shape and not isinstance(spec.shape[0], int) for spec in there)
+    sizes = _Sizes(batch, sequence, dims or {}, examples, free)
+    shapes = [(spec, sizes.shape(spec)) for spec in there]
+    named = {d: size for spec, shape in shapes for d, size in zip(spec.shape, shape, strict=True)}
+    return {
+        spec.name: _values(spec, shape, examples, rng, named.get(spec.limit, spec.limit), ids) for spec, shape in shapes
+    }
 
 
 def require_dimensions(inputs: Iterable[InputSpec], shape: Mapping[str, int], whose: str = "the graph's") -> set[str]:
@@ -66,16 +73,17 @@ class _Sizes:
     """Sizes of symbolic dimensions, from what was asked and what was seen."""
 
     def __init__(
-        self, batch: int | None, sequence: int | None, dims: Mapping[str, int], examples: Sequence[Feeds]
+        self, batch: int | None, sequence: int | None, dims: Mapping[str, int], examples: Sequence[Feeds], free: bool
     ) -> None:
         self.batch, self.sequence, self.dims, self.examples = batch, sequence, dims, examples
+        self.free = free  # some input's first axis is: a number on another's is no batch
 
     def shape(self, spec: InputSpec) -> tuple[int, ...]:
         return tuple(self._size(spec, axis, dim) for axis, dim in enumerate(spec.shape))
 
     def _size(self, spec: InputSpec, axis: int, dim: int | str | None) -> int:
         if isinstance(dim, int):
-            if axis == 0 and len(spec.shape) > 1 and self.batch not in (None, dim):
+            if axis == 0 and not self.free and len(spec.shape) > 1 and self.batch not in (None, dim):
                 raise UsageError(f"the graph fixes the batch of {spec.name} at {dim}; {self.batch} cannot be timed")
             return dim
         found = self._named(dim, axis) if dim else None
@@ -109,7 +117,14 @@ class _Sizes:
         return self.sequence if _SEQUENCE.search(dim) else None
 
 
-def _values(spec: InputSpec, shape: tuple[int, ...], examples: Sequence[Feeds], rng: np.random.Generator) -> Array:
+def _values(
+    spec: InputSpec,
+    shape: tuple[int, ...],
+    examples: Sequence[Feeds],
+    rng: np.random.Generator,
+    limit: int | str | None,
+    ids: int,
+) -> Array:
     name = spec.name.lower()
     if "mask" in name and (spec.dtype.kind in "iub" or len(shape) == 2):
         return np.ones(shape, spec.dtype)
@@ -122,11 +137,14 @@ def _values(spec: InputSpec, shape: tuple[int, ...], examples: Sequence[Feeds], 
         return _of_rows(rows, shape).astype(spec.dtype)
     if spec.dtype.kind == "f":
         return rng.normal(0.0, 1.0, shape).astype(spec.dtype)
+    below = max(min(ids, limit), 1) if isinstance(limit, int) else ids
+    if limit is None and len(shape) == 1 and spec.dtype.kind != "b":
+        return np.ones(shape, spec.dtype)  # one number a row that looks nothing up: a length, a step, a flag
     if spec.dtype.kind == "b" or not shape or shape[-1] < 2:
-        return rng.integers(0, _IDS if spec.dtype.kind != "b" else 1, shape).astype(spec.dtype)
+        return rng.integers(0, below if spec.dtype.kind != "b" else 1, shape).astype(spec.dtype)
     # Each row holds the same ids in an order of its own: what counts a token (BART's classifier reads at the one end
     # token) finds as many in every row, and the special ones, which are the first of a vocabulary, are among them.
-    return rng.permuted(np.broadcast_to(np.arange(shape[-1]) % _IDS, shape), axis=-1).astype(spec.dtype)
+    return rng.permuted(np.broadcast_to(np.arange(shape[-1]) % below, shape), axis=-1).astype(spec.dtype)
 
 
 def _of_rows(rows: Sequence[Array], shape: tuple[int, ...]) -> Array:

@@ -22,7 +22,7 @@ import onnx_ir
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError, UnsupportedError, near_file, reading
-from onnxprune.graph import companions, intake, memory, prepare
+from onnxprune.graph import companions, input_values, intake, memory, prepare
 from onnxprune.graph.prepare import caches, older_opsets, optional_inputs, shared_biases
 from onnxprune.graph.stored import Taken
 
@@ -38,11 +38,18 @@ size of memory, so that it is less where less memory is stated."""
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One input or output of a graph: its name, element type and shape (int, symbol name, or None where unknown)."""
+    """One input or output of a graph: its name, element type and shape (int, symbol name, or None where unknown).
+
+    Attributes:
+        limit: what the values of an input stay below where they are indices; a number, or the name of a size.
+        missing: whether the graph takes NaN for what is not known.
+    """
 
     name: str
     dtype: np.dtype
     shape: tuple[int | str | None, ...]
+    limit: int | str | None = field(default=None, compare=False)
+    missing: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,11 @@ class Model:
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
-        return tuple(spec(v) for v in self.graph.inputs if v.name not in self.graph.initializers)
+        return tuple(
+            replace(spec(v), limit=input_values.limit(v), missing=input_values.may_be_missing(v))
+            for v in self.graph.inputs
+            if v.name not in self.graph.initializers
+        )
 
     @property
     def outputs(self) -> tuple[InputSpec, ...]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from onnxprune.errors import UsageError
 from onnxprune.graph import runtime
-from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.providers import CPU, resolve_providers, simulated
 from onnxprune.graph.runtime import Coverage
 from onnxprune.measure import latency, node, operator_profile
@@ -87,13 +85,12 @@ def measure(
     Raises:
         OnnxPruneError: as `latency.bench` and `javascript.time`.
     """
-    inputs = latency.graph_inputs(dense)
-    shapes = list(product(batch or (None,), sequence or (None,)))
-    cases = [synthesize(inputs, batch=b, sequence=s, dims=dims, seed=seed) for b, s in shapes]
     scripted = [p for p in providers if p in node.PACKAGES]
     named = resolve_providers([p for p in providers if p not in scripted]) if len(scripted) < len(providers) else ()
     if profile and CPU not in named:
         raise UsageError("--profile measures operators on the CPU: name it, --ep cpu")
+    elsewhere = bool(scripted) or profile or any(map(simulated, named))
+    cases = latency.made_feeds(dense, batch, sequence, dims, seed=seed) if elsewhere else []
     timed: list[LatencyRow] = []
     for count in threads:
         real = [p for p in named if not simulated(p)]

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnxprune.errors import ModelError, one_line
 from onnxprune.graph import joined, ops, prepare
 from onnxprune.graph.axes import Mask, atoms_of, kept_ratio
-from onnxprune.graph.dimensions import require_sizes
+from onnxprune.graph.dimensions import hold_graphs, require_sizes
 from onnxprune.graph.model import Model
 from onnxprune.graph.model import size as size_of_file
 from onnxprune.graph.nested import reads
@@ -375,10 +375,11 @@ def _bytes(weights: Sequence[tuple[int, int]]) -> int:
 def default_bindings(model: Model, shape: Mapping[str, int]) -> dict[str, int]:
     """Every symbol of the inputs bound: as stated, as the weights tell, the batch to 1; the rest must be stated."""
     bindings = {**sizes_told(model), **shape}
-    for spec in model.inputs:
+    inputs = model.inputs
+    for spec in () if hold_graphs(inputs) else inputs:
         if spec.shape and isinstance(spec.shape[0], str):
             bindings.setdefault(spec.shape[0], 1)
-    require_sizes(bindings, {spec.name: spec.shape for spec in model.inputs})
+    require_sizes(bindings, {spec.name: spec.shape for spec in inputs})
     return bindings
 
 

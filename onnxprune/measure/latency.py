@@ -14,14 +14,16 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.errors import UnsupportedError, UsageError
+from onnxprune.errors import OnnxPruneError, UnsupportedError, UsageError
 from onnxprune.graph import runtime
 from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.providers import FIXED_SHAPES, on_processor, resolve_providers
@@ -164,10 +166,7 @@ def bench(
     inputs = graph_inputs(dense)
     if {spec.name for spec in inputs} != {spec.name for spec in graph_inputs(pruned)}:
         raise UsageError("the two models take different inputs: they cannot be timed on the same rows")
-    cases = [
-        synthesize(inputs, batch=rows, sequence=tokens, dims=dims, examples=examples, seed=seed)
-        for rows, tokens in product(batch or (None,), sequence or (None,))
-    ]
+    cases = made_feeds(dense, batch, sequence, dims, examples, seed)
     measured: list[LatencyRow] = []
     for provider in names:
         pair: _Pair | None = None
@@ -314,6 +313,32 @@ def _ratio(times: Array, seed: int) -> tuple[float, tuple[float, float]]:
 def _times(walls: Array, cpus: Array) -> Times:
     p50, p90, p99 = np.percentile(walls, (50, 90, 99))
     return Times(float(walls.min()), float(p50), float(p90), float(p99), float(np.median(cpus)))
+
+
+def made_feeds(
+    model: ModelFile,
+    batch: Sequence[int] = (),
+    sequence: Sequence[int] = (),
+    dims: Mapping[str, int] | None = None,
+    examples: Sequence[runtime.Feeds] = (),
+    seed: int = 0,
+) -> list[dict[str, Array]]:
+    """Feeds of every size that a file runs on: its tables may be shorter than most, and then all ids are 0."""
+    opened = runtime.session(model, optimization="none")
+    inputs = _specs(opened.get_inputs(), "input")
+    found = []
+    for rows, tokens in product(batch or (None,), sequence or (None,)):
+        made = partial(synthesize, inputs, batch=rows, sequence=tokens, dims=dims, examples=examples, seed=seed)
+        feeds = made()
+        if any(spec.dtype.kind in "iu" for spec in inputs):
+            try:
+                runtime.run(opened, feeds)
+            except OnnxPruneError:
+                with suppress(OnnxPruneError):  # where these do not run either, the first tell why
+                    runtime.run(opened, tame := made(ids=1))
+                    feeds = tame
+        found.append(feeds)
+    return found
 
 
 def graph_inputs(model: ModelFile) -> tuple[InputSpec, ...]:

@@ -126,6 +126,10 @@ is known of the curve, and where the scores tell its shape, so that nothing but 
 """
 
 
+BEYOND = 1e3
+"""How many times more than any other the damage is where outputs are no number."""
+
+
 @dataclass(eq=False)
 class TableWalk:
     """Rows of the table, one site after another: the graph is gone through once, and only what follows a site is run.
@@ -204,12 +208,29 @@ def _row(
     steep = SHARP if tells(ranking) else BEND
     while step is not None:
         some = sorted(known)
-        damage = [known[k] for k in some]
+        damage = _told(known)
         more = bends(some, damage, step, steep) or unended(some, damage, step, alive)
         if not more:
             break
         known |= dict(zip(more, measured(more).tolist(), strict=True))
-    return Row(tuple(sorted(known)), np.array([known[k] for k in sorted(known)]))
+    return Row(tuple(sorted(known)), np.array(_told(known)))
+
+
+def _told(known: Mapping[int, float]) -> list[float]:
+    """Damages, more than any other where outputs are no number with so few units: a cosine of nothing is 0/0.
+
+    Where no level between nothing and all is a number, or one overflows, no measure of the site is to be had, and they
+    stay as they are.
+
+    Args:
+        known: units kept -> damage.
+    """
+    levels = sorted(known)
+    damage = np.array([known[k] for k in levels])
+    unknown = np.isnan(damage)
+    if all(unknown[i] for i, k in enumerate(levels) if 0 < k < levels[-1]) or np.isinf(damage).any():
+        return [float(d) for d in damage]
+    return [float(d) for d in np.where(unknown, BEYOND * max(1.0, float(np.nanmax(damage))), damage)]
 
 
 def _living(ranking: Ranking, step: int) -> int:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnxprune.errors import UnsupportedError, reading
 from onnxprune.graph import ops
 from onnxprune.graph.axes import DYNAMIC, Layout, atoms_of, repeated
-from onnxprune.graph.dimensions import row_axis
+from onnxprune.graph.dimensions import hold_graphs, row_axis
 from onnxprune.graph.model import Model
 from onnxprune.graph.nested import bodies
 from onnxprune.graph.ops.normalize import narrows
@@ -60,6 +60,8 @@ def _analyze(model: Model, hidden: bool) -> Structure:
 
 def _batch(model: Model, layouts: dict[str, tuple[Layout, ...]]) -> int | None:
     """The atom of the batch: the dimension of the inputs on which rows stand, where it is dynamic."""
+    if hold_graphs(model.inputs):
+        return None
     for spec in model.inputs:
         axis = row_axis(spec.shape)
         if spec.shape and not isinstance(spec.shape[axis], int) and spec.name in layouts:

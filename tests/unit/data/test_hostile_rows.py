@@ -25,6 +25,8 @@ class Input:
     name: str
     dtype: Any
     shape: tuple[Any, ...]
+    limit: int | str | None = None
+    missing: bool = False
 
 
 X = Input("x", np.dtype(np.float32), ("batch", 8))

@@ -259,3 +259,20 @@ def test_units_that_were_silent_where_they_were_scored_are_found_where_they_spea
     knee = -(-living // step) * step
     assert knee in row.levels and row.damage[row.levels.index(knee)] == 0
     assert not any(damage > 0 for k, damage in zip(row.levels, row.damage, strict=True) if k >= living)
+
+
+def test_outputs_that_are_no_number_cost_more_than_any_other() -> None:
+    """The cosine of a vector of which nothing is left is 0/0: so few units are out of the question, more are not."""
+    ranking = Ranking("m", tuple(range(16)), ())
+
+    def measured(counts: Sequence[int]) -> np.ndarray:
+        return np.array([np.nan if count < 3 else 1.0 - count / 16 for count in counts])
+
+    row = _row([1, 2, 4, 8, 16], measured, 1, ranking)
+    known = dict(zip(row.levels, row.damage.tolist(), strict=True))
+    assert {k for k, d in known.items() if d >= 1e3} == {1, 2}
+    assert 3 in known and known[4] == 0.75, "where it ends is measured"
+    fine, values = spread(row.levels, row.damage, 1)
+    assert np.isfinite(values).all() and values[fine == 3] < 1
+    silent = _row([1, 8, 16], lambda counts: np.array([np.nan if c < 16 else 0.0 for c in counts]), 1, ranking)
+    assert np.isnan(silent.damage[:-1]).all(), "where nothing can be measured, it is said"
