@@ -13,8 +13,10 @@ from plans import Subject, choose, distance
 from zoo import ZooModel
 
 from onnxprune.errors import UnsupportedError
+from onnxprune.graph.model import load
 from onnxprune.graph.nested import reads
 from onnxprune.graph.plan import Plan
+from onnxprune.graph.structure.analyze import analyze
 
 Build = Callable[..., ZooModel]
 
@@ -160,3 +162,22 @@ def test_both_operands_of_one_node_are_gated(tmp_path: Path) -> None:
     x = np.full((1, 4), 3.0, np.float32)
     edit = {(node, 0): lambda t: t * 2, (node, 1): lambda t: t + 1, ("", 0): lambda t: -t}
     np.testing.assert_array_equal(interpreter.run({"x": x}, edit=edit)["y"].numpy(), np.full((1, 4), -24.0))
+
+
+def test_a_branch_whose_weights_others_share_leaves_alone(zoo: Build) -> None:
+    model = zoo("albert", "torchscript", "sdpa")
+    subject = Subject.load(model.path)
+    for branch in subject.structure.branches:
+        plan = Plan(subject.structure.digest, drop=(branch.id,))
+        complete = subject.complete(plan, model.feeds)
+        assert distance(subject.gated(plan, model.feeds), subject.written(complete, model.feeds)) < 1e-4
+
+
+@pytest.mark.parametrize("gone", [2, 3, 5])
+def test_a_norm_sees_the_channels_that_stay_whatever_their_number(zoo: Build, gone: int) -> None:
+    model = zoo("bert", "torchscript", "sdpa")
+    loaded = load(model.path)
+    subject = Subject(loaded, analyze(loaded, hidden=True))
+    group = next(g for g in subject.structure.groups if g.kind == "hidden")
+    plan = Plan(subject.structure.digest, {group.id: tuple(range(group.size - gone))})
+    assert distance(subject.gated(plan, model.feeds), subject.written(plan, model.feeds)) < 1e-4

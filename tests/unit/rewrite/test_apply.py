@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from graphs import written
 from plans import Subject, choose, distance, random_plan
 from zoo import ZooModel
 
@@ -106,3 +107,36 @@ def test_intercepts_join_a_bias_that_is_there(zoo: Build) -> None:
     plan = Plan(subject.structure.digest, intercepts={value.name: np.ones(32, np.float32)})
     assert subject.rewritten(plan).graph.num_nodes() == subject.rewritten(Plan(plan.digest)).graph.num_nodes()
     assert distance(subject.written(plan, model.feeds), subject.gated(plan, model.feeds)) < 1e-5
+
+
+HEADER = '<ir_version: 9, opset_import: ["" : 17]>\n'
+BIASES = {
+    "scaled": (
+        "bias (float[N, 8] x, float[8, 6] w, float[6] b, float[6, 4] v) => (float[N, 4] y) {"
+        " h = Gemm<beta = 2.0>(x, w, b)  a = Relu(h)  y = MatMul(a, v) }"
+    ),
+    "shared": (
+        "bias (float[N, 8] x, float[8, 6] w, float[6] b, float[8, 6] u, float[6, 4] v) => (float[N, 4] y) {"
+        " h = Gemm(x, w, b)  g = Gemm(x, u, b)  s = Add(h, g)  a = Relu(s)  y = MatMul(a, v) }"
+    ),
+    "added-twice": (
+        "bias (float[N, 8] x, float[8, 6] w, float[6] b, float[8, 6] u, float[6, 4] v) => (float[N, 4] y) {"
+        " h = MatMul(x, w)  i = Add(h, b)  g = MatMul(x, u)  j = Add(g, b)  s = Mul(i, j)  y = MatMul(s, v) }"
+    ),
+    "told": (
+        "bias (float[N, 8] x, float[8, 6] w, float[6] b, float[6, 4] v) => (float[N, 6] h, float[N, 4] y) {"
+        " h = MatMul(x, w)  i = Add(h, b)  a = Relu(i)  y = MatMul(a, v) }"
+    ),
+}
+SHAPES = {"w": (8, 6), "u": (8, 6), "b": (6,), "v": (6, 4)}
+
+
+@pytest.mark.parametrize("form", BIASES)
+def test_an_intercept_joins_no_bias_that_is_more_than_its_own(form: str, tmp_path: Path) -> None:
+    """One that is scaled, that others add, or that is added to what the graph gives before it."""
+    used = {name: shape for name, shape in SHAPES.items() if f"{name})" in BIASES[form] or f", {name}," in BIASES[form]}
+    subject = Subject.load(written(tmp_path, HEADER + BIASES[form], used))
+    plan = Plan(subject.structure.digest, intercepts={"h": np.arange(1, 7, dtype=np.float32)})
+    feeds = {"x": np.random.default_rng(0).standard_normal((3, 8), dtype=np.float32)}
+    assert distance(subject.written(plan, feeds), subject.gated(plan, feeds)) < 1e-5
+    assert distance(subject.written(plan, feeds), subject.dense(feeds)) > 1e-2

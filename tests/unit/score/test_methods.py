@@ -8,6 +8,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from zoo import ZooModel
@@ -15,16 +16,19 @@ from zoo import ZooModel
 from onnxprune import data
 from onnxprune.errors import UsageError
 from onnxprune.graph import model as models
-from onnxprune.graph.plan import Plan
+from onnxprune.graph.plan import Group, Plan
 from onnxprune.graph.structure.analyze import analyze
-from onnxprune.graph.structure.sites import find_sites
+from onnxprune.graph.structure.sites import Site, find_sites
 from onnxprune.probe.branch_norms import flows, largest_singular_value
 from onnxprune.probe.forward import Rows
 from onnxprune.probe.gate_gradients import gate_gradients
 from onnxprune.probe.gates import Gates
 from onnxprune.probe.interpreter import Interpreter
+from onnxprune.probe.second_moments import Gram
 from onnxprune.probe.weight_gradients import STEP_ROWS, seen_through, weight_gradients, weight_scores
-from onnxprune.score import METHODS, Fisher, Mixture, Seven, collect, dynamic, near_identity
+from onnxprune.refit.solvers.schedule import cubic
+from onnxprune.score import METHODS, Fisher, Mixture, Seven, collect, dynamic, near_identity, seven_dyn
+from onnxprune.score.base import Statistics
 from onnxprune.score.fisher import Rearranged, rearrange
 from onnxprune.score.mixture import parse
 from onnxprune.score.platon import Uncertainty
@@ -98,6 +102,9 @@ def test_platon_has_uncertainty_from_few_rows(samples: int) -> None:
     gradients = np.random.default_rng(samples).standard_normal((samples, 4))
     assert len(steps(gradients, at_least=2)) >= 2
     np.testing.assert_allclose(np.concatenate(steps(gradients, at_least=2)).size, 4 * len(steps(gradients, at_least=2)))
+    site = Site(Group("n", "neurons", 0, 0, (4,), (), ()), (), None)
+    found = METHODS["platon"](site, Statistics(lambda name: np.zeros(0), gate_grad={"n": gradients})).scores
+    assert min(found) > 0
 
 
 def test_connection_sensitivity_is_of_the_summed_gradient() -> None:
@@ -183,6 +190,14 @@ def test_rearranging_keeps_one_of_two_that_stand_in_for_each_other() -> None:
     assert set(rearrange(fisher, order[::-1], 2)) != {0, 1}
 
 
+def test_what_goes_back_is_what_lowers_the_form_most_not_what_is_largest() -> None:
+    """A unit on its own counts once in 1ᵀF1; one of three alike counts with both others, twice each."""
+    form = np.full((4, 4), 2.9)
+    form[0] = form[:, 0] = 0.0
+    form[np.diag_indices(4)] = [10.0, 3.0, 2.99, 2.98]
+    assert sorted(rearrange(form, [0, 1, 2, 3], 3)) == [0, 2, 3]
+
+
 def test_full_fisher_recipe_differs_from_its_diagonal_only_in_sets(zoo: Callable[..., ZooModel]) -> None:
     rows, sites, structure = subject(zoo("bert", "torchscript", "eager"))
     site = next(s for s in sites if s.group.kind == "neurons")
@@ -200,6 +215,27 @@ def test_full_fisher_recipe_differs_from_its_diagonal_only_in_sets(zoo: Callable
     assert isinstance(full, Rearranged)
     flat = replace(full, fisher=np.diag(np.array(full.scores)))
     assert flat.keep(3) == plain.keep(3), "without cross terms it is the order itself, whatever was kept before"
+
+
+# -- Wanda ---------------------------------------------------------------------------------------------------------
+
+
+def test_wanda_is_a_unit_s_weights_times_the_norm_of_what_it_gives(zoo: Callable[..., ZooModel]) -> None:
+    """Σ |W_ij| ‖x_i‖₂ over the rows of a unit: a head has several."""
+    rows, sites, _ = subject(zoo("bert", "torchscript", "eager"), 1)
+    site = next(s for s in sites if s.group.kind == "heads")
+    (matrix,) = site.matrices
+    tokens = np.random.default_rng(0).standard_normal((5, len(matrix.units))).astype(np.float32)
+    gram = Gram()
+    gram.add(torch.from_numpy(tokens))
+    weight = matrix.weight(rows.interpreter.weight(matrix.reader.weight or "").numpy())
+    every = np.abs(weight).sum(1) * np.linalg.norm(tokens, axis=0)
+    found = METHODS["wanda"](
+        site, Statistics(lambda n: rows.interpreter.weight(n).numpy(), gram={matrix.usage: gram})
+    ).scores
+    wanted = [every[matrix.units == unit].sum() for unit in range(site.group.size)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+    assert len(every) > site.group.size
 
 
 # -- SNIP ----------------------------------------------------------------------------------------------------------
@@ -263,6 +299,8 @@ def test_near_identity_takes_branches_below_the_threshold(zoo: Callable[..., Zoo
     norms = sorted((float(found[b.id].relative[0]), b.id) for b in structure.branches)
     assert near_identity(found, structure, (norms[1][0] + norms[2][0]) / 2) == (norms[0][1], norms[1][1])
     assert near_identity(found, structure, 0.0) == ()
+    turned = {name: replace(flow, write=flow.stream**2 / flow.write) for name, flow in found.items()}
+    assert near_identity(turned, structure, np.inf) == tuple(name for _, name in reversed(norms)), "the least first"
 
 
 # -- dynamic, mixtures ---------------------------------------------------------------------------------------------
@@ -276,6 +314,39 @@ def test_dynamic_orders_every_unit_and_its_scores_agree(zoo: Callable[..., ZooMo
         assert sorted(ranking.order) == list(range(site.group.size))
         along = np.array(ranking.scores)[list(ranking.order)]
         assert (np.diff(along) <= 1e-12).all()
+
+
+def test_dynamic_goes_down_by_the_schedule(zoo: Callable[..., ZooModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, sites, structure = subject(zoo("bert", "torchscript", "eager"), 4)
+    sites = [s for s in sites if s.group.kind == "neurons"]
+    left = []
+
+    def scores(rows: Rows, sites: list[Site], gates: Gates, alive: dict[str, np.ndarray], *more: object) -> object:
+        left.append(sum(int(a.sum()) for a in alive.values()))
+        return {s.id: np.arange(s.group.size) for s in sites}
+
+    monkeypatch.setattr(seven_dyn, "_scores", scores)
+    dynamic(rows, sites, Gates(structure, rows.interpreter), 0.25, count=4)
+    total = sum(s.group.size for s in sites)
+    assert left == [total, *(round(cubic(step, 4, 0.25) * total) for step in range(3))]
+    assert len(set(left)) > 2
+
+
+def test_a_refit_that_changes_nothing_changes_no_dynamic_order(zoo: Callable[..., ZooModel]) -> None:
+    """What the plan it begins with has refit already is not undone."""
+    rows, sites, structure = subject(zoo("bert", "torchscript", "eager"), 8)
+    sites = [s for s in sites if s.group.kind == "neurons"]
+    gates = Gates(structure, rows.interpreter)
+    names = [m.reader.weight or "" for s in sites for m in s.matrices]
+    moved = {n: rows.interpreter.weight(n).numpy()[::-1].copy() for n in names}
+    base = Plan(structure.digest, weights=moved)
+    bare, refit, other = (
+        dynamic(rows, sites, gates, 0.5, base=b, count=2, refit=how)
+        for b, how in ((base, None), (base, lambda site, units: {}), (None, None))
+    )
+    for site in sites:
+        assert refit[site.id] == bare[site.id]
+        assert other[site.id].order != bare[site.id].order
 
 
 def test_rows_seen_through_a_plan_are_the_gated_model(zoo: Callable[..., ZooModel]) -> None:

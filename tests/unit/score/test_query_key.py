@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -16,7 +17,7 @@ from onnxprune.graph.plan import Plan
 from onnxprune.graph.structure.sites import even, find_sites
 from onnxprune.probe.forward import Rows, record
 from onnxprune.score.head_moments import meeting_of
-from onnxprune.score.query_key import Side, _greedy, pair_rankings
+from onnxprune.score.query_key import Side, _greedy, _ranking, pair_rankings
 
 RNG = np.random.default_rng(5)
 TEXT = """
@@ -93,6 +94,15 @@ def test_what_adds_least_to_the_change_of_the_scores_goes_next() -> None:
         }
         assert unit == min(costs, key=costs.__getitem__)
         assert added[step] == pytest.approx(costs[unit])
+
+
+def test_what_goes_later_is_worth_no_less_even_if_it_makes_up_for_what_went() -> None:
+    """Two dimensions whose products cancel: without the first, the second adds less than nothing."""
+    reader = SimpleNamespace(node="n")
+    site = SimpleNamespace(id="s", rows=1, group=SimpleNamespace(shape=(2,), readers=(reader,)))
+    query = SimpleNamespace(moments=np.array([[[1.0, 1.0], [1.0, 1.0]]]), count=1, member=np.eye(2))
+    key = SimpleNamespace(moments=np.array([[[1.0, -0.9], [-0.9, 1.0]]]), count=1, member=np.eye(2))
+    assert _ranking(site, {("n", 0): query, ("n", 1): key}).scores == (1.0, 1.0)  # type: ignore[arg-type, dict-item]
 
 
 def test_what_all_keys_have_in_common_is_left_out_and_of_queries_it_is_not(path: Path) -> None:

@@ -84,6 +84,42 @@ COUNTS = [
         ),
         2 * 4 * 3 * 3 * (16 + 16),
     ),
+    # The same behind four keys: three queries with seven.
+    (
+        Case(
+            "GroupQueryAttention",
+            [
+                *(zeros(1, 3, 64), zeros(1, 3, 32), zeros(1, 3, 32), zeros(1, 2, 4, 16), zeros(1, 2, 4, 16)),
+                *(np.array([6], dtype=np.int32), np.array([7], dtype=np.int32)),
+            ],
+            GROUPED,
+            MICROSOFT,
+            outputs=(1, 1, 1),
+            label="past",
+        ),
+        4 * 3 * 7 * (16 + 16),
+    ),
+    # Keys and values that are parted into heads already: their third axis is the length.
+    (
+        Case(
+            "MultiHeadAttention",
+            [zeros(2, 3, 24), zeros(2, 4, 5, 6), zeros(2, 4, 5, 6)],
+            {"num_heads": 4},
+            MICROSOFT,
+            label="parted",
+        ),
+        2 * 4 * 3 * 5 * (6 + 6),
+    ),
+    # Four steps of two rows, both ways: four gates of three units read five inputs and three states.
+    (
+        Case(
+            "LSTM",
+            [zeros(4, 2, 5), zeros(2, 12, 5), zeros(2, 12, 3)],
+            {"hidden_size": 3, "direction": "bidirectional"},
+            label="both-ways",
+        ),
+        4 * 2 * 2 * 12 * (5 + 3),
+    ),
 ]
 
 

@@ -159,6 +159,10 @@ def test_unit_factors_are_the_least_squares_ones(seed: int) -> None:
     for u, factor in zip((0, 1, 7), factors, strict=True):
         np.testing.assert_allclose(fit.weight[units == u], factor * prior[units == u], rtol=1e-6, atol=1e-8)
     assert not fit.weight[3].any()
+    pull = 0.3 * np.square(a).sum() / 3  # relative to the factors' mean energy, toward one
+    around = np.linalg.solve(a.T @ a + pull * np.eye(3), a.T @ (b[:, 0] if b.ndim > 1 else b) + pull)
+    fit = scale_units(Moments.of(x, y, w), units, prior, 0.3)
+    np.testing.assert_allclose(fit.weight[units == 7], around[2] * prior[units == 7], rtol=1e-6, atol=1e-8)
 
 
 def test_with_target_is_the_layers_own_output() -> None:

@@ -16,6 +16,8 @@ from onnxprune.refit.solvers.linalg import (
     Array,
     Factored,
     cholesky,
+    damped,
+    damped_tokens,
     inverse,
     numpy_on_one_thread,
     product,
@@ -91,3 +93,9 @@ def test_indefinite_by_rounding_is_still_solved_and_a_factor_of_it_refused() -> 
     np.testing.assert_allclose(h @ Factored(h).solve(np.ones((2, 1))), np.ones((2, 1)), atol=1e-9)
     with pytest.raises(DataError, match="not positive definite"):
         cholesky(h)
+
+
+def test_without_damping_there_is_enough_of_it_for_an_inverse() -> None:
+    tokens = np.ones((2, 4))
+    assert np.linalg.eigvalsh(damped(tokens.T @ tokens, 0.0).matrix).min() > 0
+    assert damped_tokens(tokens, 0.0)[2] > 0

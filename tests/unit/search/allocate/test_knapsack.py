@@ -134,3 +134,7 @@ def test_of_levels_that_damage_alike_the_widest_that_fits_is_taken() -> None:
     module = Module("m", (Level(1, 1.0, 0.5), Level(2, 2.0, 0.5), Level(3, 3.0, 0.5), Level(4, 4.0, 0.0)))
     assert knapsack([[x.cost for x in module.levels]], [[x.damage for x in module.levels]], 3.5) == [0]
     assert allocate([module], 3.5) == {"m": 2}
+
+
+def test_a_choice_that_takes_all_of_the_budget_is_one() -> None:
+    assert knapsack([[0.0, 3.0], [0.0, 2.0]], [[5.0, 0.0], [4.0, 0.0]], 3.0) == [1, 0]

@@ -130,6 +130,11 @@ def test_nothing_is_cut_further_without_need() -> None:
     assert problem.calls == 1
 
 
+def test_a_rise_that_takes_all_that_is_left_is_tried() -> None:
+    module = Module("m", (Level(2, 5.0, 0.0), Level(1, 0.0, 1.0)))
+    assert swaps({"m": 1}, [module], lambda a: float(a["m"]), 5.0, evaluations=4).levels == {"m": 0}
+
+
 def test_what_is_uncertain_gets_tried() -> None:
     """Behind the first move, which is the table's own, others ask for others: they draw from what may be true."""
     ways = set()
