@@ -27,10 +27,15 @@ EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symli
 
 ROWS = ["--calib", "in/rows.jsonl"]
 QUICK = ["--no-latency", "--no-compensate", *ROWS]
+RECIPE = "model: model.onnx\noutput: ../out/o.onnx\nflops: 0.5\ncalib: rows.jsonl\nquantize: int8\nno-latency: true\n"
 COMMANDS: dict[str, tuple[list[list[str]], list[str]]] = {
     "prune": (
         [["prune", "bare/model.onnx", "-o", "out/o.onnx", "--flops", "0.8", *QUICK]],
         ["prune", "in/model.onnx", "-o", "out/o.onnx", "--flops", "0.5", "--no-latency", *ROWS],
+    ),
+    "quantize": (
+        [["prune", "bare/model.onnx", "-o", "out/o.onnx", "--flops", "0.8", "--quantize", "int8", *QUICK]],
+        ["run", "in/int8.yaml"],
     ),
     "sweep": (
         [
@@ -53,6 +58,10 @@ COMMANDS: dict[str, tuple[list[list[str]], list[str]]] = {
     "export": (
         [["export", "in/model.onnx", "--target", "server", "-o", "out/x", *ROWS]],
         ["export", "in/other.onnx", "--target", "server", "-o", "out/x", *ROWS],
+    ),
+    "web": (
+        [["export", "in/model.onnx", "--target", "web", "-o", "out/x", "--quantize", "int8", *ROWS]],
+        ["export", "in/other.onnx", "--target", "web", "-o", "out/x", "--quantize", "int8", *ROWS],
     ),
     "plan": (
         [["plan", "in/model.onnx", "-o", "out/p.json", "--flops", "0.8", *ROWS]],
@@ -78,7 +87,7 @@ COMMANDS: dict[str, tuple[list[list[str]], list[str]]] = {
 
 
 def inputs(folder: Path) -> None:
-    """Two models of two residual blocks, rows, and a configuration; in `out`, the configuration of another model.
+    """Two models of two residual blocks, rows, a recipe, a configuration; in `out`, the configuration of another model.
 
     In `bare`, the first model without a configuration: what it comes to stays beside that in `out`.
     """
@@ -88,6 +97,7 @@ def inputs(folder: Path) -> None:
         onnx.save(mlp(width), folder / "in" / f"{name}.onnx")
     shutil.copy(folder / "in" / "model.onnx", folder / "bare")
     rows(folder / "in" / "rows.jsonl")
+    (folder / "in" / "int8.yaml").write_text(RECIPE)
     (folder / "in" / "config.json").write_text('{"model": "ours"}')
     (folder / "out" / "config.json").write_text('{"model": "another"}')
 

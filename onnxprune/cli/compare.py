@@ -110,6 +110,8 @@ def bench(
         return
     if model is None or pruned is None:
         raise UsageError("name the dense MODEL and the PRUNED one, or --import what a phone measured")
+    if table is not None:
+        raise UsageError("--table is written with --import; `onnxprune profile MODEL -o table.json` measures one here")
     from onnxprune.graph import joined
     from onnxprune.measure import bench as benchmark
     from onnxprune.report import bench as measured

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from onnxprune.cli.help import Command
+from onnxprune.errors import UsageError
 
 
 @click.command(cls=Command, context_settings={"ignore_unknown_options": True})
@@ -26,6 +27,10 @@ def demo(context: click.Context, output: Path, further: tuple[str, ...]) -> None
     from onnxprune.probe.engine import EXTRA, has_torch
 
     assert context.parent is not None and isinstance(context.parent.command, click.Group)
+    prune = context.parent.command.commands["prune"]
+    with prune.make_context("onnxprune prune", ["model.onnx", *further]) as asked:  # before anything is written
+        if named := asked.params["output"]:
+            raise UsageError(f"{named}: the demo has a model of its own; `onnxprune prune {named}` prunes yours")
     files = unpack(output)
     learns = has_torch()
     click.echo(
@@ -43,8 +48,7 @@ def demo(context: click.Context, output: Path, further: tuple[str, ...]) -> None
     budget = [] if any(word.split("=")[0] in _BUDGETS for word in further) else ["--flops", "0.6"]
     arguments = [str(files.model), *budget, *rows, "--eval", str(files.judge), *further]
     click.echo(f"\n$ onnxprune {shlex.join(arguments)}\n", err=True)
-    # Its own output of an earlier run may go: nothing else is called like that in this folder.
-    prune = context.parent.command.commands["prune"]
+    # Its own output of an earlier run may go: `unpack` saw to it that nothing else is called like that in this folder.
     prune.main([*arguments, "--force"], prog_name="onnxprune", standalone_mode=False)
 
 

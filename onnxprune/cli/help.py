@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import click
 from click.shell_completion import CompletionItem
 
+from onnxprune.errors import UsageError
+
 SECTIONS: Mapping[str, Sequence[str]] = {
     "Budget (exactly one)": ("flops", "params", "size", "latency", "max_drop"),
     "Rows to learn from and to judge by": (
@@ -33,7 +35,17 @@ OTHER = "Options"
 
 
 class Command(click.Command):
-    """A command whose options stand under headings, where it has many."""
+    """A command whose options stand under headings, where it has many, and none of whose arguments is empty."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """An empty argument is a variable that was not set; as a path it would be the folder that one is in."""
+        for before, word in zip(("", *args), args, strict=False):
+            name, equals, value = word.partition("=")
+            if ctx.resilient_parsing or (word and not (equals and not value and name.startswith("--"))):
+                continue
+            told = name or (before if before.startswith("-") else "an argument")
+            raise UsageError(f"{told} is empty: leave it out, or give it a value")
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options: under the headings of `SECTIONS` if they are more than fit a screen."""

@@ -28,11 +28,15 @@ class Pairs(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
         if isinstance(value, dict):
             return value
+        found: dict[str, Any] = {}
         try:
-            parts = [piece.split("=", 1) for piece in str(value).split(",")]
-            return {key.strip(): self.of(item.strip()) for key, item in parts}
+            for key, item in (piece.split("=", 1) for piece in str(value).split(",")):
+                told = self.of(item.strip())
+                if found.setdefault(key.strip(), told) != told:
+                    self.fail(f"{key.strip()} is {found[key.strip()]} and {told}: give it once", param, ctx)
         except ValueError:
             self.fail(f"{value!r} is not of the form name=value,name=value", param, ctx)
+        return found
 
 
 def merged(ctx: click.Context, param: click.Parameter, value: Any) -> dict[str, Any]:

@@ -58,10 +58,20 @@ def _yaml(file: Path) -> dict[str, Any]:
 
     text = read_text(file, DataError, most=_MOST)
     with reading(f"{file}: not YAML", DataError):
-        told = yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        given = [_option(str(key.value)) for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        told = None if node is None else loader.construct_document(node)
     if not isinstance(told, dict) or not all(isinstance(key, str) for key in told):
         raise DataError(f"{file}: a recipe is a mapping from options to values, such as flops: 0.6")
+    if (twice := next((key for key in given if given.count(key) > 1), None)) is not None:
+        raise UsageError(f"{file}: {twice} is given twice; leave one")
     return told
+
+
+def _option(key: str) -> str:
+    """A key as the command line spells it."""
+    return key.replace("_", "-")
 
 
 def _report(file: Path, prune: click.Command) -> dict[str, Any]:
@@ -123,9 +133,9 @@ def _arguments(file: Path, command: click.Command, told: Mapping[str, Any]) -> I
     known = {_spelled(p): p for p in command.params if p.name not in _NOT_FOR_FILES}
     placed: dict[str, str] = {}
     for key, value in told.items():
-        param = known.get(key.replace("_", "-"))
+        param = known.get(_option(key))
         if param is None:
-            meant = closest(key.replace("_", "-"), known, 0.6)
+            meant = closest(_option(key), known, 0.6)
             hint = f"did you mean {meant}?" if meant else f"the keys are {', '.join(sorted(known))}"
             raise UsageError(f"{file}: {key} is not an option of {command.name}; {hint}")
         if value is None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import cached_property, lru_cache
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -425,6 +425,8 @@ class Budget:
             raise UsageError(f"--{kind} {text}: {unit} is not a unit of {kind}")
         if number <= 0:
             raise UsageError(f"--{kind} {text}: nothing would be left")
+        if not isfinite(number * known[1]):
+            raise UsageError(f"--{kind} {text}: no model costs as much")
         return cls(kind, number * known[1], relative=False)
 
     def limit(self, dense: float) -> float:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxprune.errors import InputError, UsageError
 from onnxprune.graph import outputs
 from onnxprune.graph.values import constant
+from onnxprune.pipeline import output_files
 
 MODEL, LEARN, JUDGE = "model.onnx", "digits.npz", "digits-dev.npz"
 
@@ -34,7 +35,7 @@ def unpack(folder: Path) -> Demo:
     """Put the files into a folder; those that are there already stay.
 
     Raises:
-        UsageError: there are others of these names.
+        UsageError: there are others of these names, or, without them, of those that the pruned model takes.
         InputError: this installation lacks them.
     """
     made = {
@@ -45,6 +46,10 @@ def unpack(folder: Path) -> Demo:
     for name in there:
         if (folder / name).read_bytes() != made[name]:
             raise UsageError(f"{folder / name} is not the demo's: name another folder with -o")
+    if MODEL not in there:
+        pruned = output_files.default_target(folder / MODEL)
+        if others := sorted(folder.glob(f"{pruned.stem}.*")):
+            raise UsageError(f"{others[0]} is not the demo's: name another folder with -o")
     if there != set(made):
         with outputs.files(folder / MODEL, [LEARN, JUDGE], inputs=outputs.Inputs(), force=True) as out:
             for name, held in made.items():

@@ -27,6 +27,11 @@ def beside(target: Path, quantize: str | None = None) -> list[str]:
     return [name for name in dict.fromkeys(names) if name != target.name]
 
 
+def taken(*targets: Path | None, quantize: str | None = None) -> Inputs:
+    """Pruned models and what may stand beside them: what nothing else of the run may be called."""
+    return Inputs.of([[t, *(t.parent / name for name in beside(t, quantize))] for t in targets if t is not None])
+
+
 _KINDS = ("plan.json", "plan.safetensors", "report.json", "report.html")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from onnxprune.errors import UsageError
 from onnxprune.graph import joined, memory, outputs
-from onnxprune.graph.outputs import Inputs, OutputSet
+from onnxprune.graph.outputs import OutputSet
 from onnxprune.graph.plan import Budget, Plan
 from onnxprune.pipeline import output_files, remote
 from onnxprune.pipeline.debug_bundle import Place
@@ -97,7 +97,8 @@ def sweep(
         file, calibration, evaluation, options.get("latency_table"), *reads, tokenizer=common.get("tokenizer")
     )
     targets = [None if folder is None else _target(Path(folder), file, one, kind, b) for one in tried for b in asked]
-    bundle = None if debug_bundle is None else Place.of(debug_bundle, inputs + Inputs.of(targets), force=force)
+    taken = output_files.taken(*targets, quantize=common.get("quantize"))
+    bundle = None if debug_bundle is None else Place.of(debug_bundle, inputs + taken, force=force)
     kept = Path(folder) if folder is not None else None
     common.setdefault("scores", kept if len(tried) == 1 else None)
     with memory.limited(options.get("max_memory")), ExitStack() as stack:

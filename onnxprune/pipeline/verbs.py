@@ -137,7 +137,8 @@ def prune(
     file = joined.find(source)
     target = None if output is None else output_files.target_of(output, file)
     inputs = _inputs(file, calibration, evaluation, tokenizer, options, reads)
-    bundle = None if debug_bundle is None else Place.of(debug_bundle, inputs + Inputs.of(target), force=force)
+    taken = inputs + output_files.taken(target, quantize=quantize)
+    bundle = None if debug_bundle is None else Place.of(debug_bundle, taken, force=force)
     with (
         memory.limited(options.get("max_memory")),
         output_files.opened(target, file, inputs, quantize=quantize, force=force) as out,
@@ -310,7 +311,7 @@ def apply(
         raise TypeError(f"plan is a Plan, not of type {type(plan).__name__}: Plan.load(path) reads one from its file")
     file = joined.find(source)
     target, read = output_files.target_of(output, file), output_files.inputs_of(file, *reads)
-    bundle = None if debug_bundle is None else Place.of(debug_bundle, read + Inputs.of(target), force=force)
+    bundle = None if debug_bundle is None else Place.of(debug_bundle, read + output_files.taken(target), force=force)
     with output_files.opened(target, file, read, force=force, writes_plan=False) as out:
         found = _apply(source, plan, out, keep_unread=keep_unread, bundle=bundle)
         return out.commit(), found

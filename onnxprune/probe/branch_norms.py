@@ -65,7 +65,7 @@ def flows(rows: Rows, sites: Sequence[Site], structure: Structure, *, spectral: 
             read: dict[Usage, Any] = {}
             edit = {u: _keep(u, read) for u in (m.usage for s in sites for m in _told(s))}
             found = interpreter.run(bound, outputs=[n for n in wanted if n not in bound], weights=scaled, edit=edit)
-            found = {**bound, **found}
+            found = {**{name: interpreter.place(value) for name, value in bound.items()}, **found}
             if any(x is None for x in found.values()):
                 raise UnsupportedError(
                     "branches behind an If that not every row takes are not measured: choose another method than snip"

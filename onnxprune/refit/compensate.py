@@ -186,10 +186,11 @@ class _Sweep:
         key = linear.branch.id
         # From where the walk stands, just before the branch's last product: the model is not run anew for that.
         alone = self.gates.complete(Plan(self.plan.digest, drop=(key,)), self.fit.student.values[0])
-        after = alone.rests[key].reshape(-1)
-        rest = self.plan.rests[key]
-        nothing = np.zeros((len(held.x_mean), len(after)))
-        before = error(held, nothing, np.broadcast_to(rest.reshape(-1), after.shape) - after)
+        rest, width = self.plan.rests[key], len(fit.y_mean)
+        # Either may be one number for all channels: nothing comes on top, or nothing was left there before.
+        after, there = (np.broadcast_to(x.reshape(-1), width) for x in (alone.rests[key], rest))
+        nothing = np.zeros((len(held.x_mean), width))
+        before = error(held, nothing, there - after)
         found = error(held, nothing, fit.y_mean)
         if found >= before:
             return Step(linear.node, None, 1.0)

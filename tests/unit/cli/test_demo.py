@@ -68,3 +68,20 @@ def test_it_prunes_and_takes_options_of_prune(run: Run, tmp_path: Path) -> None:
     )
     assert out == ""
     assert (folder / "model.pruned.report.html").exists()
+
+
+def test_options_that_prune_lacks_are_told_before_anything_is_written(run: Run, tmp_path: Path) -> None:
+    for wrong in (["--nope"], ["--seed", "x"], ["one", "two"]):
+        code, _, err = run("demo", "-o", tmp_path / "demo", *wrong)
+        assert code == 2 and "Error" in err
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_is_not_its_own_stays(run: Run, tmp_path: Path) -> None:
+    """A model of the user's that is named in the hope that it is pruned, and files called like the demo's result."""
+    for name in ("mine.onnx", "model.pruned.onnx", "model.pruned.plan.json", "model.pruned.fp16.onnx"):
+        (tmp_path / name).write_bytes(b"mine")
+        code, _, err = run("demo", "-o", tmp_path, *([tmp_path / name] if name == "mine.onnx" else []))
+        assert code == 2 and name in err, err
+        assert [file.name for file in tmp_path.iterdir()] == [name] and (tmp_path / name).read_bytes() == b"mine"
+        (tmp_path / name).unlink()

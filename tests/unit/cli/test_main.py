@@ -381,3 +381,31 @@ def test_typos_in_paths_get_suggestions(run: Callable[..., Outcome], folder: Pat
         assert code == 3 and f"did you mean {meant}?" in err, err
     for nowhere in ("", "\0", "x" * 5000, "/", "a/b/c/d"):
         assert "did you mean" not in near_file(nowhere)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["inspect", ""], "an argument is empty"),
+        ([""], "an argument is empty"),
+        (["m.onnx", "--flops", "0.6", "--tokenizer", ""], "--tokenizer is empty"),
+        (["m.onnx", "--flops", "0.6", "-o", ""], "-o is empty"),
+        (["export", "m.onnx", "--target", "web", "--dense="], "--dense is empty"),
+    ],
+)
+def test_variables_that_are_not_set(run: Callable[..., Outcome], arguments: list[str], told: str) -> None:
+    """As a path, nothing is the folder that one is in."""
+    code, _, err = run(*arguments)
+    assert code == 2 and f"{told}: leave it out" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["inspect", "m.onnx", "--shape", "batch=1,batch=2"], "batch is 1 and 2: give it once"),
+        (["bench", "m.onnx", "m.onnx", "--table", "t.json"], "--table is written with --import"),
+    ],
+)
+def test_what_cannot_be_meant(run: Callable[..., Outcome], arguments: list[str], told: str) -> None:
+    code, _, err = run(*arguments)
+    assert code == 2 and told in err

@@ -181,3 +181,11 @@ def test_files_that_are_no_recipe(run: Run, tmp_path: Path) -> None:
     report = tmp_path / "some.json"
     report.write_text("{}")
     assert run("run", report)[0] == 3
+
+
+@pytest.mark.parametrize("twice", ["flops: 0.6\nflops: 0.9", "no-latency: true\nflops: 0.6\nno_latency: false"])
+def test_what_is_given_twice_is_said(run: Run, folder: Path, tmp_path: Path, twice: str) -> None:
+    """YAML libraries take the last, in silence."""
+    (tmp_path / "r.yaml").write_text(f"model: {folder / 'model.onnx'}\n{twice}\n")
+    code, _, err = run("run", tmp_path / "r.yaml")
+    assert code == 2 and f"{'flops' if 'no' not in twice else 'no-latency'} is given twice" in err

@@ -145,7 +145,10 @@ def test_budgets(kind: str, text: str, value: float, relative: bool) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "text"),
-    [("flops", t) for t in ("0", "1", "1.2", "120%", "-0.5", "abc", "", "0.6x", "25MB", "nan", "0GMAC", "1e-400")]
+    [
+        ("flops", t)
+        for t in ("0", "1", "1.2", "120%", "-0.5", "abc", "", "0.6x", "25MB", "nan", "0GMAC", "1e-400", "1e400GMAC")
+    ]
     + [("size", "6GMAC"), ("params", "25MB"), ("params", "3KB")],
 )
 def test_what_is_no_budget(kind: str, text: str) -> None:

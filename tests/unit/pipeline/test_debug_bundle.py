@@ -91,6 +91,9 @@ def test_a_sound_run_writes_no_bundle(model: Path, run: Callable[..., Any]) -> N
     code, _, _ = run(model, *ASKED, "--calib", model.with_name("rows.jsonl"), "--debug-bundle")
     assert code == 0
     assert not model.with_name("model.pruned.debug.zip").exists()
+    own = model.with_name("other.report.json")
+    code, _, err = run(model, *ASKED, "--force", "-o", model.with_name("other.onnx"), f"--debug-bundle={own}")
+    assert code == 2 and "would overwrite" in err, err
     code, _, err = run(model, *ASKED, "--force", "-o", model.with_name("other.onnx"), f"--debug-bundle={model}")
     assert code == 2
     assert "model.onnx" in err

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import perceptron
 import pytest
 from plans import Subject, choose, distance
 from unit.cli.test_main import Outcome, folder, refused  # noqa: F401 -- fixtures
@@ -171,3 +172,12 @@ def test_the_spectral_norm_is_another_one(zoo: Build) -> None:
     with pytest.raises(UsageError):
         begun(Planner(loaded.model, loaded.structure, Options(Budget("flops", 0.5), method="magnitude"), None,
                       shape_of(loaded.model, {}, read)), 1.0)  # fmt: skip
+
+
+@pytest.mark.parametrize("spectral", [False, True])
+def test_a_stream_that_is_an_input(run: Run, tmp_path: Path, spectral: bool) -> None:
+    """The first block of a perceptron adds to what the rows give, which no operator makes."""
+    model, rows = perceptron.write(tmp_path / "m.onnx"), perceptron.write_rows(tmp_path / "rows.jsonl")
+    asked = ["--flops", 0.6, "--calib", rows, "--no-latency", "--snip-threshold", 0.3, "--quiet"]
+    code, _, err = run(model, *asked, *["--snip-spectral"] * spectral)
+    assert code == 0, err
