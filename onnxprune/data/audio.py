@@ -54,7 +54,9 @@ def encode_audio(rows: Sequence[Row], job: Job) -> list[list[Part]]:
     if not config:
         job.say(f"audio: taken as it is at {RATE} Hz (no preprocessor_config.json beside the model)")
     extractor = _extractor(spec, job) if len(spec.shape) == 3 and spec.shape[1] != 1 else None
-    normalize = bool(config.get("do_normalize"))
+    normalize = config.get("do_normalize") or False
+    if normalize not in (True, False):
+        raise DataError(f"preprocessor_config.json: do_normalize is {normalize!r:.40}, neither true nor false")
     parts = []
     for row in rows:
         samples = _at_rate(row, rate, outside=job.allow_outside)

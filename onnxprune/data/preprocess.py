@@ -179,6 +179,8 @@ def _own_processor(path: Path, name: str) -> Any:
 def _steps(config: Mapping[str, Any], family: str, channels: int) -> Preprocess:
     def wanted(step: str, default: bool) -> bool:
         value = config.get(step)
+        if value not in (None, True, False):
+            raise ValueError(f"{step} is {value!r:.40}, neither true nor false")
         return default if value is None else bool(value)
 
     mean, std = (_by_channel(config, key, channels) for key in ("image_mean", "image_std"))

@@ -96,6 +96,19 @@ def test_old_configurations_with_a_number_as_size(tmp_path: Path) -> None:
     assert pixels(read([{"image": picture(40, 60)}], [pixel_input()], folder=tmp_path)).shape == (1, 3, 20, 30)
 
 
+@pytest.mark.parametrize("step", ["do_resize", "do_rescale", "do_normalize", "do_center_crop"])
+def test_steps_are_wanted_or_not(tmp_path: Path, step: str) -> None:
+    """A word such as "false" would count as true."""
+    wrong: list[Any] = ["false", [], 2, float("nan"), {"a": 1}]
+    for odd in wrong:
+        configured(tmp_path, image_processor_type="ViTImageProcessor", size=SQUARE, **COMMON | {step: odd})
+        with pytest.raises(DataError, match=f"{step} is .*neither true nor false"):
+            read([{"image": picture(9, 9)}], [pixel_input()], folder=tmp_path)
+    configured(tmp_path, do_normalize="no", sampling_rate=8000)
+    with pytest.raises(DataError, match="do_normalize is 'no', neither"):
+        read([{"audio": TONE}], [WAVE], folder=tmp_path)
+
+
 def test_processors_that_do_more_are_run_by_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     configured(tmp_path, image_processor_type="LevitImageProcessor", size={"shortest_edge": 24})
     monkeypatch.setitem(sys.modules, "transformers", None)
