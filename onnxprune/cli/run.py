@@ -23,6 +23,8 @@ _READ = ("options", "sources", "data")
 """What is read of a report's recipe."""
 _NOT_FOR_FILES = ("as_json", "quiet", "verbose", "help")
 """How much is said is a matter of the moment."""
+_TYPED = "force"
+"""So is what may be replaced: where an output goes is in the file, too."""
 
 
 @click.command(cls=Command, context_settings={"ignore_unknown_options": True})
@@ -134,6 +136,8 @@ def _arguments(file: Path, command: click.Command, told: Mapping[str, Any]) -> I
     placed: dict[str, str] = {}
     for key, value in told.items():
         param = known.get(_option(key))
+        if _option(key) == _TYPED:
+            raise UsageError(f"{file}: {_TYPED} is not read from a file, which others may have made: type --{_TYPED}")
         if param is None:
             meant = closest(_option(key), known, 0.6)
             hint = f"did you mean {meant}?" if meant else f"the keys are {', '.join(sorted(known))}"

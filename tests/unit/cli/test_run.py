@@ -189,3 +189,13 @@ def test_what_is_given_twice_is_said(run: Run, folder: Path, tmp_path: Path, twi
     (tmp_path / "r.yaml").write_text(f"model: {folder / 'model.onnx'}\n{twice}\n")
     code, _, err = run("run", tmp_path / "r.yaml")
     assert code == 2 and f"{'flops' if 'no' not in twice else 'no-latency'} is given twice" in err
+
+
+def test_a_file_replaces_nothing(run: Run, folder: Path) -> None:
+    """A recipe of others, or a report, says where the output goes; that it may replace what is there is typed."""
+    (folder / "small.onnx").write_bytes(b"mine")
+    code, _, err = run("run", recipe(folder, force=True), "-q")
+    assert code == 2 and "force is not read from a file" in err and "type --force" in err
+    assert (folder / "small.onnx").read_bytes() == b"mine"
+    code, _, err = run("run", recipe(folder), "--force", "-q")
+    assert code == 0 and (folder / "small.onnx").read_bytes() != b"mine", err
