@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +50,29 @@ def within(value: str | Path, folder: Path | None, where: str, *, allowed: bool)
     return path
 
 
+MOST_ARRAYS = 4096
+"""Of a file: a graph has some hundred inputs (caches), and reading a header takes a third of a millisecond."""
+
+
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of an .npz file, without objects.
 
     Raises:
-        DataError: an array is not as long as it says, or the file is a single array.
+        DataError: an array is not as long as it says, two have one name, they are more than any graph takes, or the
+            file is a single array.
         LimitError: together they are larger than `MOST_BYTES`.
     """
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path}: cannot be read as .npz: no such archive: write it with numpy.savez, without objects")
     with zipfile.ZipFile(path) as archive:
-        total = 0
-        for member in archive.infolist():
+        total, members = 0, archive.infolist()
+        if len(members) > MOST_ARRAYS:
+            raise DataError(
+                f"{path}: {len(members):,} arrays; {MOST_ARRAYS:,} are the most: rows lie along an array's first axis"
+            )
+        if twice := [name for name, times in Counter(m.filename for m in members).items() if times > 1]:
+            raise DataError(f"{path}: holds {one_line(twice[0], 60)} twice: write it with numpy.savez")
+        for member in members:
             if not member.filename.endswith(".npy"):
                 raise DataError(f"{path}: {one_line(member.filename, 60)} is no array: write it with numpy.savez")
             with archive.open(member) as stream:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,7 @@ from onnxprune.data.model_info import Graph, Job
 from onnxprune.data.optional_packages import package
 from onnxprune.data.outside import read_arrays
 from onnxprune.documents import read_text
-from onnxprune.errors import DataError, OnnxPruneError, UsageError, listed, near_file, said
+from onnxprune.errors import DataError, OnnxPruneError, UsageError, listed, near_file, one_line, said
 
 LONGEST = 64_000_000
 """Characters of a row in a file of lines."""
@@ -175,6 +176,7 @@ def _separated(path: Path, delimiter: str, quoting: Any) -> Iterator[Row]:
         reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
         try:
             header = next(reader, [])
+            _once(header, path)
             for cells in reader:
                 if not cells:
                     continue
@@ -190,11 +192,18 @@ def _separated(path: Path, delimiter: str, quoting: Any) -> Iterator[Row]:
             ) from error
 
 
+def _once(columns: Sequence[str], path: Path) -> None:
+    """Refuse a table that names a column twice: nobody can say which is meant. Those without a name are not read."""
+    if twice := [name for name, times in Counter(columns).items() if name and times > 1]:
+        raise DataError(f"{path}: names the column {one_line(repr(twice[0]), 60)} twice: rename one")
+
+
 def _parquet(path: Path, graph: Graph) -> Iterator[Row]:
     parquet = package("pyarrow.parquet", f"{path}: .parquet files are read")
     try:
-        number = 0
-        for batch in parquet.ParquetFile(path).iter_batches(batch_size=256):
+        number, file = 0, parquet.ParquetFile(path)
+        _once(file.schema_arrow.names, path)
+        for batch in file.iter_batches(batch_size=256):
             for fields in batch.to_pylist():
                 number += 1
                 yield Row(f"{path}:{number}", fields, path.parent)

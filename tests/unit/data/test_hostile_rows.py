@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -160,6 +161,36 @@ def test_archives_claim_what_they_hold(folder: Path, monkeypatch: pytest.MonkeyP
         with pytest.raises(DataError):
             read(path, [X])
     assert not Path("pwned").exists()
+
+
+def test_a_column_is_named_once(folder: Path) -> None:
+    """The last one was taken, in silence."""
+    for suffix, between in (("csv", ","), ("tsv", "\t")):
+        path = folder / f"c.{suffix}"
+        path.write_text(between.join(["label", "", "label", ""]) + "\n" + between.join("1234") + "\n", encoding="utf-8")
+        with pytest.raises(DataError, match="names the column 'label' twice"):
+            read(path, [X])
+    table = pytest.importorskip("pyarrow.parquet")
+    arrow = pytest.importorskip("pyarrow")
+    table.write_table(arrow.table([[1], [2]], names=["label", "label"]), folder / "c.parquet")
+    with pytest.raises(DataError, match="names the column 'label' twice"):
+        read(folder / "c.parquet", [X])
+
+
+def test_archives_hold_what_a_graph_takes_once(folder: Path) -> None:
+    path = folder / "c.npz"
+    header = io.BytesIO()
+    np.save(header, np.zeros((1, 8), np.float32))
+    with zipfile.ZipFile(path, "w") as made:
+        for name in range(5000):
+            made.writestr(f"{name}.npy", header.getvalue())
+    with pytest.raises(DataError, match=r"5,000 arrays; 4,096 are the most"):
+        read(path, [X])
+    with zipfile.ZipFile(path, "w") as made, warnings.catch_warnings(action="ignore"):
+        for _ in range(2):
+            made.writestr("x.npy", header.getvalue())
+    with pytest.raises(DataError, match=r"holds x\.npy twice"):
+        read(path, [X])
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "tsv"])
