@@ -84,7 +84,7 @@ def validate(
 @click.option("--table", type=click.Path(), help="With --import: latency table to write.")
 @click.option("--force", is_flag=True, help="Replace a table that exists.")
 @on_providers("Execution providers.")
-@click.option("--batch", default="1", show_default=True, callback=ints, help="Batch sizes: 1,8.")
+@click.option("--batch", default="", callback=ints, help="Batch sizes: 1,8; default 1, or what the graph fixes.")
 @click.option("--seq", default="", callback=ints, help="Sequence lengths: 64,128,384.")
 @stated_shape("Other dimensions, by the graph's names.")
 @click.option("--threads", default="1", show_default=True, callback=ints, help="Inside an operator: 1,2.")

@@ -76,6 +76,7 @@ class Dataset:
         shared: graph inputs that have no batch axis and are fed once per batch (`use_cache_branch`).
         max_batch: the most rows a batch may have (1 where the graph fixes its batch size), or None.
         inside: graph inputs whose rows are not on the first axis -> their axis.
+        together: rows of the source that each example holds, where the graph fixes a batch of several.
         copies: how many rows were left out, because they feed what another one feeds.
         asked: metrics that were asked for, which say how outputs on these rows are to be read.
         classes: number of a class -> its name, as far as they are known.
@@ -90,6 +91,7 @@ class Dataset:
     inside: Mapping[str, int] = field(default_factory=dict)
     asked: tuple[str, ...] = ()
     classes: Mapping[int, str] = field(default_factory=dict)
+    together: int = 1
 
     def __len__(self) -> int:
         return len(self.examples)

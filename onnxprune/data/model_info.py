@@ -76,6 +76,8 @@ class Graph:
         shared: inputs without a batch axis: all of them where a row is a graph, whose edges name its nodes.
         max_batch: 1 where the graph fixes its batch size, else None.
         inside: inputs whose rows are not on the first axis (states: [layers, batch, width]) -> their axis.
+        together: the rows that the graph takes at once, where it fixes them at several (`fixed_batches`).
+        whole: whether no input has an axis of rows, so that every row gives all of them.
     """
 
     inputs: tuple[Spec, ...]
@@ -83,20 +85,22 @@ class Graph:
     shared: frozenset[str]
     max_batch: int | None
     inside: Mapping[str, int] = field(default_factory=dict)
+    together: int = 1
+    whole: bool = False
 
     @classmethod
     def of(cls, inputs: Sequence[Spec], outputs: Sequence[Spec | str] | None) -> Graph:
         """Find the batch axis.
 
         Raises:
-            DataError: the graph has no inputs, or fixes its batch size at more than one row.
+            DataError: the graph has no inputs.
         """
         if not inputs:
             raise DataError("the graph has no inputs: there is nothing to feed")
         names = tuple(out if isinstance(out, str) else out.name for out in outputs or ())
         main = _main(inputs)
         if hold_graphs(inputs):
-            return cls(tuple(inputs), names, frozenset(spec.name for spec in inputs), 1)
+            return cls(tuple(inputs), names, frozenset(spec.name for spec in inputs), 1, whole=True)
         first = {spec.name: spec.shape[0] if spec.shape else 0 for spec in inputs}
         rows = batch_of(inputs) if main.shape else 0
         inside = {
@@ -109,10 +113,8 @@ class Graph:
                 first[spec.name] = 0
         free = isinstance(rows, str) or any(not isinstance(dim, int) for dim in first.values())
         if not free and first[main.name] != 1:
-            raise DataError(
-                f"the graph's input {describe(main)} has a fixed batch of {first[main.name]} rows, and calibration "
-                "goes row by row: export the model with a dynamic batch axis, or with a batch of 1"
-            )
+            every = frozenset(spec.name for spec in inputs)
+            return cls(tuple(inputs), names, every, 1, together=int(first[main.name] or 0), whole=True)
         shared = {name for name, dim in first.items() if (isinstance(dim, int) if free else dim != 1)} - inside.keys()
         return cls(tuple(inputs), names, frozenset(shared), None if free else 1, inside)
 

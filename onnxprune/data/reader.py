@@ -12,6 +12,7 @@ from onnxprune.data.audio import audio_input, encode_audio
 from onnxprune.data.dataset import Dataset, Example
 from onnxprune.data.excerpts import excerpt
 from onnxprune.data.filled_inputs import make_missing
+from onnxprune.data.fixed_batches import gathered
 from onnxprune.data.image import encode_images, image_input
 from onnxprune.data.image_options import image_options
 from onnxprune.data.labels import class_names, resolve
@@ -131,10 +132,14 @@ def _read(
     raw = [example.label for example in examples]
     labels = resolve(raw, job, folders=isinstance(source, str | Path) and Path(source).is_dir())
     labelled = tuple(replace(example, label=label) for example, label in zip(examples, labels, strict=True))
+    labelled = tuple(gathered(labelled, job))
+    if job.graph.together > 1:
+        for example in labelled:
+            tensors.check_feeds(example.feeds, example.source, job.graph)
     said = job.notes if kind == "random" else [f"rows: {len(rows)} of {kind} from {name}", *job.notes]
     return Dataset(
         labelled, kind, tuple(said), job.graph.shared, job.graph.max_batch, inside=job.graph.inside,
-        classes=class_names(job),
+        classes=class_names(job), together=job.graph.together,
     )  # fmt: skip
 
 
@@ -212,7 +217,8 @@ def _examples(rows: Sequence[Row], parts: Sequence[list[Part]], job: Job, vocabu
         shown = excerpt(row)
         for part in sides:
             feeds = make_missing(part.feeds, row.source, job)
-            tensors.check_feeds(feeds, row.source, job.graph)
+            if job.graph.together == 1:
+                tensors.check_feeds(feeds, row.source, job.graph)
             if vocabulary is not None:
                 tensors.check_ids(feeds, row.source, job.graph, int(vocabulary))
             label = part.label

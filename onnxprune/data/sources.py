@@ -226,7 +226,7 @@ def _npz(path: Path, graph: Graph) -> Iterator[Row]:
 
 def _columnar(columns: Mapping[str, Any], where: str, folder: Path | None, graph: Graph) -> Iterator[Row]:
     """Columns with a leading row axis; an input without a batch axis is the same for all rows."""
-    common = {name: column for name, column in columns.items() if name in graph.shared}
+    common = {name: column for name, column in columns.items() if name in graph.shared and not graph.whole}
     ours = {name: column for name, column in columns.items() if name not in common}
     for name, column in ours.items():
         if isinstance(column, str) or not hasattr(column, "__len__") or np.ndim(column) == 0:

@@ -32,6 +32,8 @@ def as_feed(value: Any, spec: Spec, where: str, graph: Graph) -> Array:
         DataError: the value is ragged, not a number, does not fit the dtype, or has another rank or size.
     """
     array = as_array(value, spec, where)
+    if graph.together > 1 and spec.shape[:1] == (graph.together,):
+        return _of_several(array, spec, where)
     axis = graph.row_axis(spec.name)
     one = _one(spec, graph)
     if spec.name not in graph.shared and array.ndim == len(one):
@@ -41,6 +43,21 @@ def as_feed(value: Any, spec: Spec, where: str, graph: Graph) -> Array:
     wanted = spec.shape if spec.name in graph.shared else (*one[:axis], 1, *one[axis:])
     if any(isinstance(dim, int) and dim != size for dim, size in zip(wanted, array.shape, strict=True)):
         raise _wrong_shape(array, spec, where, graph)
+    return array
+
+
+def _of_several(array: Array, spec: Spec, where: str) -> Array:
+    """A value where the graph takes several rows at once: a row with a leading 1, or all of them."""
+    array = array[None] if array.ndim == len(spec.shape) - 1 else array
+    wanted = (spec.shape[0], *spec.shape[1:])
+    sizes = zip(wanted[1:], array.shape[1:], strict=False)
+    fits = array.ndim == len(wanted) and not any(isinstance(dim, int) and dim != size for dim, size in sizes)
+    if not fits or array.shape[0] not in (1, wanted[0]):
+        one, every = shape_text(spec.shape[1:]), shape_text(spec.shape)
+        raise DataError(
+            f"{where}: field {spec.name!r} has shape {shape_text(array.shape)}; expected is {one}, one row of "
+            f"{every}, or all rows at once"
+        )
     return array
 
 

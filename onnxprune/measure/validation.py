@@ -311,6 +311,7 @@ def _metrics(teacher: Teacher, names: str | Sequence[str] | None) -> list[Metric
             None if unlabelled else labels,
             pairs=bool(pairs),
             causal=unlabelled and not pairs and teacher.causal,
+            together=dataset.together > 1,
             name=name,
         )
         for name in wanted

@@ -155,6 +155,7 @@ def choose_metric(
     *,
     pairs: bool = False,
     causal: bool = False,
+    together: bool = False,
     name: str | None = None,
 ) -> Metric:
     """The metric for these outputs and labels.
@@ -165,6 +166,7 @@ def choose_metric(
         labels: one per row (of pairs: one per pair), None where a row has none.
         pairs: whether rows come in pairs whose embeddings are compared.
         causal: whether the graph predicts each next token.
+        together: whether a row is a batch that the graph fixes, with a label for each that it holds.
         name: the user's choice, one of `NAMES`; None to guess.
 
     Raises:
@@ -173,7 +175,7 @@ def choose_metric(
     """
     fit = _Fit(divergence, samples, labels)
     require_known(name)
-    chosen, reason = (name, "as asked") if name is not None else _guess(fit, pairs, causal)
+    chosen, reason = (name, "as asked") if name is not None else _guess(fit, pairs, causal, together)
     if chosen not in _LABEL_FREE and (labels is None or len(fit.labels) < len(labels)):
         raise DataError(f"metric {chosen} needs a label in every row, and some have none")
     if chosen in _NEEDS_CLASSES and not fit.scores:
@@ -187,9 +189,11 @@ def choose_metric(
     return replace(_BUILDERS[chosen](fit), reason=reason)
 
 
-def _guess(fit: _Fit, pairs: bool, causal: bool) -> tuple[str, str]:
+def _guess(fit: _Fit, pairs: bool, causal: bool, together: bool) -> tuple[str, str]:
     if pairs and fit.labels:
         return "spearman", f"cosine similarity of pairs ({fit.first.output}) against their scores"
+    if together and fit.scores and fit.rank == 3 and fit.label_rank == 1:
+        return "token_accuracy", f"class labels of the rows of each batch, {fit.width} classes"
     if fit.labels and (found := _guess_labelled(fit)):
         return found
     said = "the rows have no labels" if not fit.labels else "the labels fit none of the outputs"

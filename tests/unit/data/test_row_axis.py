@@ -12,7 +12,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnxprune
 from onnxprune.data import output_axes, read, rows_first
-from onnxprune.errors import DataError
 from onnxprune.graph.model import InputSpec
 
 F32 = np.dtype(np.float32)
@@ -125,5 +124,8 @@ def test_rows_may_stand_on_the_second_axis_of_what_they_are_counted_by(first: in
 
 
 def test_a_length_is_no_batch() -> None:
-    with pytest.raises(DataError, match="fixed batch of 80 rows"):
-        read([{"x": ROWS}], [InputSpec("x", F32, (80, "frames"))])
+    """What is as large as the input is the input, whatever its first axis is."""
+    frames = RNG.standard_normal((3, 80, 5)).astype(np.float32)
+    data = read([{"x": row} for row in frames], [InputSpec("x", F32, (80, "frames"))])
+    assert [e.feeds["x"].shape for e in data.examples] == [(80, 5)] * 3
+    assert data.max_batch == 1

@@ -108,12 +108,6 @@ def test_ids_outside_of_the_vocabulary(tmp_path: Path) -> None:
     assert "token id 30" in refused(rows, IDS, folder=tmp_path)
 
 
-def test_fixed_batch_of_several_rows_is_refused() -> None:
-    message = refused([{"input_ids": [1, 2]}], InputSpec("input_ids", I64, (8, 2)))
-    assert "fixed batch of 8 rows" in message
-    assert "dynamic batch axis" in message
-
-
 @settings(max_examples=50)
 @given(st.integers(1, 6), st.integers(0, 6))
 def test_right_padding_is_taken_off(length: int, padding: int) -> None:
