@@ -103,7 +103,7 @@ def import_bench(
         if not kept:
             there = ", ".join(short_name(t.provider) for t in tables) or "none"
             raise UsageError(f"{file}: no latency table of {', '.join(ep) or 'any provider'}; it has {there}")
-        with outputs.files(table, inputs=outputs.Inputs.of(file), force=force) as out:
+        with outputs.files(table, inputs=outputs.Inputs.of(file, reads()), force=force) as out:
             save(kept, out.folder / out.first)
             out.commit()
     if as_json:

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,16 @@ def test_the_command_line_shows_it(kit: Path, tmp_path: Path, capsys: pytest.Cap
     told = json.loads(capsys.readouterr().out)
     assert [table["provider"] for table in told["tables"]] == ["CPUExecutionProvider", "XnnpackExecutionProvider"]
     assert len(told["latency"]) == 2
+
+
+def test_a_recipe_is_no_table(kit: Path, tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    if not (kit / "result.json").exists():
+        assert _measure(kit, tmp_path).returncode == 0
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"command: bench\nimport: {kit / 'result.json'}\ntable: r.yaml\n")
+    before = recipe.read_bytes()
+    code, _, err = run("run", recipe, "--force", "-q")
+    assert code == 2 and "would overwrite the input" in err and recipe.read_bytes() == before
 
 
 def test_a_search_goes_by_what_a_phone_measured(kit: Path, letters_bert: Path, tmp_path: Path) -> None:
