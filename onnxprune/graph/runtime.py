@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -340,4 +341,12 @@ def evaluate(
 def _opening_error(label: str, error: Exception) -> OnnxPruneError:
     if type(error).__name__ == "NotImplemented":
         return UnsupportedError(f"{label}: no provider of this session implements it: {message_of(error)}")
+    if (found := _UNREGISTERED.search(str(error))) is not None:
+        return UnsupportedError(
+            f"{label}: ONNX Runtime has no operator {found[1]}, and what follows from it cannot be compared: give the "
+            "graph up to it (onnx.utils.extract_model), and put the rest behind the pruned one"
+        )
     return ModelError(f"{label}: ONNX Runtime cannot open it: {message_of(error)}")
+
+
+_UNREGISTERED = re.compile(r"([\w.:]+)\(-?\d+\) is not a registered function/op")

@@ -198,3 +198,15 @@ def test_feeds_that_do_not_fit(linear: Path) -> None:
         runtime.run(opened, {"x": X[0]})
     with pytest.raises(DataError, match="Got: 3 Expected: 4"):
         runtime.run(opened, {"x": X[..., :3]})
+
+
+def test_operators_that_the_runtime_does_not_have_are_named_with_a_way_out(tmp_path: Path) -> None:
+    """A detector that ends in a plugin of another runtime."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 17, "trt.plugins" : 1]>
+    g (float[batch, 4] x) => (float[batch, 4] y) { a = Relu(x) y = trt.plugins.EfficientNMS(a) }
+    """
+    path = tmp_path / "m.onnx"
+    onnx.save(parser.parse_model(text), path)
+    with pytest.raises(UnsupportedError, match=r"no operator trt\.plugins:EfficientNMS.*extract_model"):
+        runtime.session(path)
