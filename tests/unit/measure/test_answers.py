@@ -70,6 +70,15 @@ def test_tokens_are_those_of_the_row_and_classes_no_vocabulary() -> None:
         assert flips([TAGS], {"logits": words}, {"logits": words}) is None
 
 
+def test_where_a_row_that_moved_has_no_label_nobody_says_who_was_right() -> None:
+    label = np.array([-100, 1, 0, 0, 2, -100, -100])
+    dense, pruned = tagged("0100220", "0100020"), tagged("0100020", "0100220")
+    sides = {"logits": dense}, {"logits": pruned}
+    held, some = (flips([TAGS], *sides, labels=labels, pieces=PIECES) for labels in ([label, label], [label, None]))
+    assert held is not None and some is not None and held.count == some.count == 2
+    assert (held.lost, held.won) == (1, 1) and (some.lost, some.won) == (None, None)
+
+
 def spans(*rows: tuple[int, int]) -> dict[str, np.ndarray]:
     sides = np.eye(7)[np.array(rows).T] * 9
     return {"start_logits": sides[0], "end_logits": sides[1]}

@@ -110,6 +110,15 @@ def test_other_metrics_hold_at_few_rows(name: str) -> None:
     assert missed <= 5  # 1.5 expected; more than 5 has a chance of 0.4%
 
 
+@pytest.mark.parametrize("classes", [[1], [3], [0, 0, 1], [2, 2, 5, 7]])
+def test_the_row_that_hurts_most_was_right_and_is_wrong_whatever_its_class(classes: list[int]) -> None:
+    rows = np.repeat(np.array(classes, dtype=float)[:, None], 2, 1)
+    found = intervals.DECISIONS.worst(rows, rows)
+    assert sorted(before[1] for before, _ in found) == sorted(set(classes) | {after[0] for _, after in found})
+    for before, after in found:
+        assert before[0] == before[1] == after[1] != after[0]
+
+
 def test_rows_that_it_takes() -> None:
     assert intervals.rows_to_show(0.01, 0.025) == 368
     for limit, tail in ((0.01, 0.025), (0.05, 0.004), (0.3, 0.025)):

@@ -96,6 +96,21 @@ def test_token_f1_leaves_out_the_outside_class() -> None:
     assert values.ratio(hits) == pytest.approx(2 / 5)
 
 
+def test_explained_variance_is_scikit_learn_s_r2_of_weighted_rows() -> None:
+    rng = np.random.default_rng(0)
+    target = 3 + rng.standard_normal((20, 4))
+    found = target + 0.5 * rng.standard_normal((20, 4))
+    rows = np.column_stack([np.square(target - found).sum(1), np.square(target).sum(1), target])
+    weights = rng.uniform(0.1, 3, (2, 20))
+    wanted = [
+        sklearn.metrics.r2_score(target, found, sample_weight=w, multioutput="variance_weighted") for w in weights
+    ]
+    np.testing.assert_allclose(values.explained.drawn(rows, weights), wanted)
+    assert values.explained(rows) == pytest.approx(
+        sklearn.metrics.r2_score(target, found, multioutput="variance_weighted")
+    )
+
+
 def test_mean_iou_sums_over_rows_before_it_divides() -> None:
     truth = RNG.integers(0, 3, (4, 6, 5))
     predicted = np.where(RNG.random(truth.shape) < 0.7, truth, RNG.integers(0, 3, truth.shape))
