@@ -109,7 +109,7 @@ def gate_gradients(rows: Rows, sites: Sequence[Site], structure: Structure, seed
     """
     import torch
 
-    rows = apart(rows, sites)
+    rows = apart(rows, sites, structure)
     generator = torch.Generator().manual_seed(seed)
     found = {s.id: np.zeros((len(rows.dataset), s.group.size)) for s in sites}
     usages = [(s, m, m.usage) for s in sites for m in s.matrices]
@@ -154,10 +154,13 @@ def gradients_of(loss: Any, sources: Sequence[Any]) -> Sequence[Any]:
     return found
 
 
-def apart(rows: Rows, sites: Sequence[Site]) -> Rows:
-    """The rows one by one where a unit is read by its own recurrence: a gate there is one for the whole batch."""
-    recurrent = any(m.states is not None for s in sites for m in s.matrices)
-    return replace(rows, max_rows=1, given=rows.divergence) if recurrent else rows
+def apart(rows: Rows, sites: Sequence[Site], structure: Structure) -> Rows:
+    """The rows one by one where a batch cannot be told apart: where a unit is read by its own recurrence a gate is one
+    for all rows, and behind operators that are not cut through nothing says which axis is theirs.
+    """
+    read = [m for s in sites for m in s.matrices]
+    together = any(m.states is not None or row_axis(m, structure) is None for m in read)
+    return replace(rows, max_rows=1, given=rows.divergence) if together else rows
 
 
 def _tap(usage: Usage, taps: dict[Usage, Any]) -> Callable[[Any], Any]:
@@ -188,13 +191,21 @@ def sample_loss(torch: Any, z: Any, kind: str, labels: Sequence[Any], generator:
 
 def by_sample(product: Any, matrix: Matrix, structure: Structure, samples: int) -> Any:
     """[..., n] summed over everything but the samples and n; the batch is found by its atom, wherever it stands."""
+    axis = row_axis(matrix, structure)
+    if axis is not None:
+        moved = product.movedim(axis, 0)
+        return moved.reshape(samples, -1, moved.shape[-1]).sum(1)
+    if samples != 1:
+        raise UnsupportedError(f"{matrix.reader.node}: its samples cannot be told apart; give one row at a time")
+    return product.reshape(1, -1, product.shape[-1]).sum(1)
+
+
+def row_axis(matrix: Matrix, structure: Structure) -> int | None:
+    """The axis of the rows in what a reader reads, with the axis that it reads moved last; None where nothing tells."""
     value = matrix.node.inputs[matrix.reader.input]
     layouts = list(structure.layouts[value.name or ""]) if value is not None else []
     layouts.append(layouts.pop(matrix.reader.axis))
     for axis, layout in enumerate(layouts[:-1]):
         if structure.batch is not None and len(layout) == 1 and layout[0] and layout[0][0] == structure.batch:
-            moved = product.movedim(axis, 0)
-            return moved.reshape(samples, -1, moved.shape[-1]).sum(1)
-    if samples != 1:
-        raise UnsupportedError(f"{matrix.reader.node}: its samples cannot be told apart; give one row at a time")
-    return product.reshape(1, -1, product.shape[-1]).sum(1)
+            return axis
+    return None

@@ -132,7 +132,7 @@ def trajectories(
     many = [s for s in sites if s.group.size > FEW]
     few = [s for s in sites if s.group.size <= FEW]
     each = tokens_a_row(rows, structure)
-    spread = apart(spread_rows(rows, LINEARISED_TOKENS, each), many)
+    spread = apart(spread_rows(rows, LINEARISED_TOKENS, each), many, structure)
     found = linearised(spread, many, structure, probes, temperature, seed) if many else {}
     states = {s.id: np.ones((0, s.group.size)) for s in many} | {s.id: 1.0 - np.eye(s.group.size) for s in few}
     for site in sites:

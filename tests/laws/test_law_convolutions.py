@@ -122,3 +122,32 @@ def kill(subject: Subject, path: Path, plan: Plan) -> None:
         tensor.CopyFrom(numpy_helper.from_array(matrix.restore(flat, array.shape).astype(np.float32), tensor.name))
     onnx.save(proto, path)
     onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+
+BEHIND = """
+<ir_version: 9, opset_import: ["" : 19]>
+behind (float[n,4,6,6] x) => (float[n,3] y) {
+    off = Conv<pads = [1,1,1,1]>(x, w0)
+    a = DeformConv<pads = [1,1,1,1]>(x, w1, off)
+    b = Relu(a)
+    c = Conv(b, w2)
+    d = Relu(c)
+    e = GlobalAveragePool(d)
+    f = Flatten(e)
+    y = MatMul(f, w3)
+}
+"""
+
+
+@pytest.mark.parametrize("method", ["taylor", "fisher", "platon", "optin"])
+def test_rows_go_one_by_one_where_nothing_says_which_axis_is_theirs(tmp_path: Path, method: str) -> None:
+    """Behind a deformed convolution, which is not cut through."""
+    shapes = {"w0": (18, 4, 3, 3), "w1": (8, 4, 3, 3), "w2": (12, 8, 1, 1), "w3": (12, 3)}
+    path = written(tmp_path, BEHIND, shapes)
+    rng = np.random.default_rng(0)
+    rows = [{"x": rng.standard_normal((4, 6, 6)).astype(np.float32)} for _ in range(16)]
+    result = onnxprune.prune(
+        path, flops=0.9, calibration=rows, method=method, units=("channels", "neurons"), search="rank",
+        measure_latency=False,
+    )  # fmt: skip
+    assert result.plan.keep
