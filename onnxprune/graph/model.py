@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -351,13 +352,19 @@ def size(file: Path) -> int:
     return sum(f.stat().st_size for f in held if f.exists())
 
 
-def locations(file: Path) -> set[str]:
+def locations(file: Path) -> frozenset[str]:
     """The files of a model's external tensors, as they are named in it: relative to its folder."""
+    return _locations(file, _stamp(file))
+
+
+@lru_cache(maxsize=8)
+def _locations(file: Path, stamp: tuple[int, ...]) -> frozenset[str]:
+    """Of a file as it is by its stamp: whoever asks for its size would parse all weights again."""
     import onnx
 
     graph = onnx.load(file, load_external_data=False).graph
     told = (entry for tensor in graph.initializer for entry in tensor.external_data)
-    return {entry.value for entry in told if entry.key == "location"}
+    return frozenset(entry.value for entry in told if entry.key == "location")
 
 
 def _external(model: ir.Model) -> list[ir.ExternalTensor]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 
 from onnxprune.data import Dataset
 from onnxprune.graph.example_feeds import synthesize
@@ -27,11 +29,22 @@ class Findings:
         equivalence: with its plan.
         evidence: with the dense model, on the rows that judge; None without any.
         layers: layer by layer, on some of them.
+        warnings: what the report should warn of.
+        where: the file was opened (`here`).
     """
 
     equivalence: Equivalence
     evidence: Evidence | None
     layers: tuple[LayerDrift, ...]
+    warnings: tuple[str, ...]
+    where: tuple[str, ...]
+
+
+def here() -> tuple[str, ...]:
+    """What decides whether a file opens: the machine, and the versions of what opens it."""
+    import onnxruntime
+
+    return platform.node(), platform.machine(), onnxruntime.__version__, version("onnx")
 
 
 def rows_to_check(dense: Model, rows: Dataset | None, bindings: Mapping[str, int]) -> list[Feeds]:

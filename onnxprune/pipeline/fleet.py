@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import UsageError
 from onnxprune.graph.plan import Budget, Plan
 from onnxprune.pipeline import remote
 from onnxprune.pipeline.job import Job
-from onnxprune.pipeline.remote import Brief, Known, Lacking, Task
+from onnxprune.pipeline.remote import Brief, Early, Known, Lacking, Task
 from onnxprune.search import by_table, plan_store
+from onnxprune.search import workers as engines
+from onnxprune.search.options import Options
 from onnxprune.search.problem import Seen
 from onnxprune.search.scored_model import lasts
 from onnxprune.search.workers import Function, Workers
@@ -26,6 +30,29 @@ logger = logging.getLogger(__name__)
 
 SENT = 2**32
 """Bytes of second moments that are sent to workers; beyond, each takes them itself."""
+
+
+@contextmanager
+def opened(
+    file: Path, options: Options, workers: int | None, cluster: str | None
+) -> Iterator[Callable[[Job], Fleet] | None]:
+    """What makes a fleet of the workers that were asked for; they read the model while who asks does. None without any.
+
+    Args:
+        file: the model's, or its folder.
+        workers, cluster: of `search.workers.opened`.
+    """
+    with engines.opened(workers, cluster, options.threads) as hands:
+        if hands is None:
+            yield None
+            return
+        wait = engines.begin(hands, remote.ready, Early.of(file, options))
+
+        def of(job: Job) -> Fleet:
+            wait()
+            return Fleet(hands, job)
+
+        yield of
 
 
 class Fleet:

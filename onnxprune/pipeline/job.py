@@ -42,7 +42,7 @@ from onnxprune.measure.uncounted import Uncounted
 from onnxprune.measure.validation import Evidence, Teacher, compare
 from onnxprune.pipeline import output_files, report_facts
 from onnxprune.pipeline.debug_bundle import Place
-from onnxprune.pipeline.findings import Findings, drift_by_layer, rows_to_check
+from onnxprune.pipeline.findings import Findings, drift_by_layer, here, rows_to_check
 from onnxprune.pipeline.late import kept
 from onnxprune.pipeline.proof import prove, prove_valid
 from onnxprune.pipeline.result import Result
@@ -312,8 +312,10 @@ class Job:
         with self.clock.stage("check"):
             known = self.found.get(models.digest_of(made.whole)) if self.found else None
             if known is not None:
-                lacking += prove_valid(self.dense, self.structure, plan, made, options, self.debug_bundle)
-                lacking += [known.equivalence.note] if known.equivalence.note else []
+                lacking += known.warnings
+                if known.where != here():
+                    said = prove_valid(self.dense, self.structure, plan, made, options, self.debug_bundle)
+                    lacking += [line for line in said if line not in known.warnings]
                 return known
             feeds = rows_to_check(self.dense, self.judge or self.learn, self.planner.costs.bindings)
             equivalence, said = prove(
@@ -329,7 +331,7 @@ class Job:
             with kept("drift by layer is not known", lacking), self.clock.stage("validate"):
                 layers = drift_by_layer(self.planner, self.structure, plan, self.judge, self.options.seed)
                 self.planner.interpreter.release()
-        return Findings(equivalence, evidence, layers)
+        return Findings(equivalence, evidence, layers, tuple(said), here())
 
     def _measured(self, plan: Plan, budget: Budget, made: Written, place: Path) -> reports.Report:
         assert self.dense.path is not None

@@ -26,7 +26,7 @@ from onnxprune.graph.model import Model
 from onnxprune.graph.plan import Budget, Plan, Ranking, Structure
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.measure.validation import Teacher, compare
-from onnxprune.pipeline.findings import Findings, drift_by_layer, rows_to_check
+from onnxprune.pipeline.findings import Findings, drift_by_layer, here, rows_to_check
 from onnxprune.pipeline.proof import prove
 from onnxprune.pipeline.written import Written, write
 from onnxprune.search import by_table, units_then_zeros
@@ -115,11 +115,35 @@ class Planned:
     seconds: Mapping[str, float]
 
 
-def ready(task: Any) -> None:
-    """Nothing but what takes a worker long once: this module with all that it imports, and the engines."""
+@dataclass(frozen=True)
+class Early:
+    """What a worker can do before there is a brief.
+
+    Attributes:
+        model: as in `Brief`.
+        calls, hidden, max_memory: of the options.
+    """
+
+    model: Path
+    calls: Mapping[str, int]
+    hidden: bool
+    max_memory: int | None
+
+    @classmethod
+    def of(cls, model: Path, options: Options) -> Early:
+        """Of a run by these options."""
+        return cls(model.resolve(), options.calls, "hidden" in options.units, options.max_memory)
+
+
+def ready(task: Early) -> None:
+    """What takes a worker long once: this module with all that it imports, the engines, the model and what it is."""
+    global _early  # noqa: PLW0603 -- what a worker process remembers between tasks
     for name in ("onnxruntime", "torch"):
         with suppress(ImportError):
             import_module(name)
+    with suppress(Exception), memory.limited(task.max_memory):  # who asks reads it too, and says what is wrong
+        dense = joined.load(task.model, task.calls)
+        _early = task, dense, analyze(dense, hidden=task.hidden)
 
 
 def order(task: Task, brief: Brief, known: Scores, files: Files | None = None) -> Mapping[str, Ranking] | Lacking:
@@ -204,22 +228,24 @@ class _Place:
         try:
             with planner.clock.stage("check"):
                 feeds = rows_to_check(self.dense, judge or brief.calibration, brief.bindings)
-                equal, _ = prove(self.dense, self.structure, plan, made, feeds, planner.options.to_json(), None)
+                equal, said = prove(self.dense, self.structure, plan, made, feeds, planner.options.to_json(), None)
             if judge is None or self._teacher is None:
-                return Findings(equal, None, ())
+                return Findings(equal, None, (), tuple(said), here())
             with planner.clock.stage("validate"):
                 evidence = compare(
                     self._teacher, made.whole, metric=brief.metric, seed=brief.options.seed, level=brief.level,
                     flips=brief.flips,
                 )  # fmt: skip
                 layers = drift_by_layer(planner, self.structure, plan, judge, brief.options.seed)
-            return Findings(equal, evidence, layers)
+            return Findings(equal, evidence, layers, tuple(said), here())
         except Exception:
             return None
 
 
 _place: _Place | None = None
 """Where this worker is: one model and its rows at a time."""
+_early: tuple[Early, Model, Structure] | None = None
+"""What it read before it was told of rows."""
 
 
 @contextmanager
@@ -231,9 +257,24 @@ def _at(brief: Brief, task: Task, files: Files | None) -> Iterator[_Place | None
             before, _place = _place, None
             if before is not None and before.brief.digest == brief.digest:
                 _place = _Place(brief, before.dense, before.structure)
+            elif (found := _known(brief)) is not None:
+                _place = _Place(brief, *found)
             elif (dense := _model(brief, files)) is not None:
                 _place = _Place(brief, dense, analyze(dense, hidden="hidden" in brief.options.units))
         yield _place
+
+
+def _known(brief: Brief) -> tuple[Model, Structure] | None:
+    """What was read before there was a brief, where it is what the brief is of."""
+    global _early
+    early, _early = _early, None
+    if early is None:
+        return None
+    task, dense, structure = early
+    options = brief.options
+    read = task.calls, task.hidden, task.max_memory
+    same = dense.digest == brief.digest and read == (options.calls, "hidden" in options.units, options.max_memory)
+    return (dense, structure) if same else None
 
 
 def _model(brief: Brief, files: Files | None) -> Model | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,16 +16,14 @@ from onnxprune.errors import UsageError
 from onnxprune.graph import joined, memory, outputs
 from onnxprune.graph.outputs import OutputSet
 from onnxprune.graph.plan import Budget, Plan
-from onnxprune.pipeline import output_files, remote
+from onnxprune.pipeline import fleet, output_files
 from onnxprune.pipeline.debug_bundle import Place
 from onnxprune.pipeline.fleet import Fleet
 from onnxprune.pipeline.in_memory import takes_models
 from onnxprune.pipeline.job import Job
 from onnxprune.pipeline.result import Result
-from onnxprune.search import workers as engines
 from onnxprune.search.options import Options, first_provider
 from onnxprune.search.store import Store
-from onnxprune.search.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -105,8 +103,7 @@ def sweep(
         opened = partial(output_files.opened, quantize=common.get("quantize"), force=force, told=set())
         outs = [stack.enter_context(opened(target, file, inputs)) for target in targets]
         common["store"] = Store(store) if store is not None else None
-        hands = stack.enter_context(engines.opened(workers, cluster, options.get("threads", 0)))
-        awake = engines.begin(hands, remote.ready) if hands is not None else None
+        fleet_of = stack.enter_context(fleet.opened(file, made[0], workers, cluster))
         results: list[Result] = []
         for seed in dict.fromkeys(one.seed for one in tried):
             first: Job | None = None
@@ -117,18 +114,19 @@ def sweep(
                     scores = kept / f"{file.stem}.{one.name}.scores.json" if kept and one.name else None
                     jobs.append(first.by(one.method, scores) if len(tried) > 1 else first)
                     jobs[-1].debug_bundle = bundle
-            if awake is not None:
-                awake()
             places = outs[len(results) : len(results) + len(jobs) * len(asked)]
-            results += _results(jobs, asked, places, hands)
+            results += _results(jobs, asked, places, fleet_of)
         return results
 
 
 def _results(
-    jobs: Sequence[Job], budgets: Sequence[Budget], outs: Sequence[OutputSet], hands: Workers | None
+    jobs: Sequence[Job],
+    budgets: Sequence[Budget],
+    outs: Sequence[OutputSet],
+    fleet_of: Callable[[Job], Fleet] | None,
 ) -> list[Result]:
     cells = [(i, k) for i in range(len(jobs)) for k in range(len(budgets))]
-    if hands is None:
+    if fleet_of is None:
         made: list[Result] = []
         for (i, k), out in zip(cells, outs, strict=True):
             seed = jobs[i].options.seed
@@ -138,10 +136,10 @@ def _results(
             if k == len(budgets) - 1 and i < len(jobs) - 1:
                 jobs[i].planner.forget()
         return made
-    fleet = Fleet(hands, jobs[0])
-    fleet.measure(jobs)
+    crew = fleet_of(jobs[0])
+    crew.measure(jobs)
     found: dict[tuple[int, int], Result] = {}
-    for i, k, plan in _quiet(fleet.plans(jobs, budgets), jobs[0].measure):
+    for i, k, plan in _quiet(crew.plans(jobs, budgets), jobs[0].measure):
         found[i, k] = jobs[i].finish(plan, budgets[k], outs[cells.index((i, k))])
     return [found[cell] for cell in cells]
 

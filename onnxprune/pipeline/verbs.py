@@ -33,9 +33,8 @@ from onnxprune.measure.equivalence import Equivalence
 from onnxprune.measure.flips import SHOWN
 from onnxprune.measure.own_targets import with_targets
 from onnxprune.measure.runnable_sizes import runnable
-from onnxprune.pipeline import output_files
+from onnxprune.pipeline import fleet, output_files
 from onnxprune.pipeline.debug_bundle import Place
-from onnxprune.pipeline.fleet import Fleet
 from onnxprune.pipeline.in_memory import takes_models
 from onnxprune.pipeline.job import Job
 from onnxprune.pipeline.max_drop import Limit, smallest_within
@@ -48,7 +47,6 @@ from onnxprune.probe.gates import Gates
 from onnxprune.probe.interpreter import Interpreter
 from onnxprune.refit.sparsify import zeros_in
 from onnxprune.search import units_then_zeros
-from onnxprune.search import workers as engines
 from onnxprune.search.defaults import require_engine
 from onnxprune.search.options import Options, first_provider
 from onnxprune.search.planner import Planner
@@ -143,14 +141,14 @@ def prune(
         memory.limited(options.get("max_memory")),
         output_files.opened(target, file, inputs, quantize=quantize, force=force) as out,
     ):
-        job = Job.open(
-            source, asked_options, calibration, evaluation, measure=measure_latency,
-            scores=target.parent if target else None, store=None if store is None else Store(store),
-            allow_outside=allow_outside, **common,
-        )  # fmt: skip
-        with engines.opened(workers, cluster, options.get("threads", 0)) as hands:
-            if hands is not None:
-                Fleet(hands, job).measure([job])
+        with fleet.opened(file, asked_options, workers, cluster) as fleet_of:
+            job = Job.open(
+                source, asked_options, calibration, evaluation, measure=measure_latency,
+                scores=target.parent if target else None, store=None if store is None else Store(store),
+                allow_outside=allow_outside, **common,
+            )  # fmt: skip
+            if fleet_of is not None:
+                fleet_of(job).measure([job])
         if max_drop is not None:
             budget, plan = smallest_within(job, max_drop)
         else:

@@ -91,11 +91,11 @@ def opened(count: int | None, cluster: str | None = None, threads: int = 0) -> I
         made.close()
 
 
-def begin(workers: Workers, function: Function) -> Callable[[], None]:
-    """Have every worker called once, behind the caller's back: while it reads a model, they import.
+def begin(workers: Workers, function: Function, task: Any) -> Callable[[], None]:
+    """Have every worker do the same once, behind the caller's back: while it reads a model, they do too.
 
     Args:
-        function: of an argument that is nothing.
+        function: of the task.
 
     Returns:
         What waits until they are done. That they could not be called is told by the first task that cannot.
@@ -103,7 +103,7 @@ def begin(workers: Workers, function: Function) -> Callable[[], None]:
 
     def call() -> None:
         with suppress(Exception):
-            for _ in workers.run(function, range(workers.count)):
+            for _ in workers.run(function, [task] * workers.count):
                 pass
 
     thread = threading.Thread(target=call, daemon=True)

@@ -18,7 +18,7 @@ import worker_tasks
 
 from onnxprune.errors import UsageError
 from onnxprune.graph.plan import Plan
-from onnxprune.measure import equivalence
+from onnxprune.measure import equivalence, file_validity
 from onnxprune.pipeline import proof, remote
 from onnxprune.pipeline.sweep import Series, series_of, sweep
 from onnxprune.pipeline.verbs import prune
@@ -106,6 +106,37 @@ def test_the_order_of_arrival_changes_nothing(
     assert made.done.count("row") == len(METHODS) * 2
     assert made.done.count("plan") == len(METHODS) * len(BUDGETS)
     assert made.sent < 600, "orders and tables go with every task"
+
+
+def test_workers_read_the_model_while_who_asks_does(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the time that they are told of rows, there is nothing left to read."""
+    monkeypatch.setattr(remote, "_place", None)
+    monkeypatch.setattr(remote, "_model", lambda *_: pytest.fail("the model is read again"))
+    monkeypatch.setattr(engines, "opened", lambda *asked: _open(Shuffled(0)))
+    swept(place, tmp_path, workers=1)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_file_that_opened_elsewhere_is_opened_here(
+    elsewhere: bool, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a worker's machine, its versions may differ from those that are here."""
+    opened: list[Path] = []
+    valid = file_validity.check_file
+
+    def counted(file: Path, dense: Path) -> tuple[str, ...]:
+        opened.append(file)
+        return valid(file, dense)
+
+    if elsewhere:
+        monkeypatch.setattr(remote, "here", lambda: ("another machine",))
+    monkeypatch.setattr(proof, "check_file", counted)
+    monkeypatch.setattr(remote, "_place", None)
+    monkeypatch.setattr(engines, "opened", lambda *asked: _open(Shuffled(0)))
+    swept(place, tmp_path, workers=1)
+    assert len(opened) == len(METHODS) * len(BUDGETS) * (1 + elsewhere)
 
 
 @pytest.mark.parametrize("same_bytes", [True, False])
@@ -202,7 +233,7 @@ def test_a_single_plan_is_measured_by_workers_too(place: Path, tmp_path: Path, m
     monkeypatch.setattr(engines, "opened", lambda *asked: _open(made))
     prune(place / "model.onnx", tmp_path / "there" / "here.onnx", workers=2, **common)
     assert (tmp_path / "here.onnx").read_bytes() == (tmp_path / "there" / "here.onnx").read_bytes()
-    assert sorted(set(made.done)) == ["order", "row"]
+    assert set(made.done) == {"ready", "order", "row"}
 
 
 def test_what_depends_on_this_machine_stays_here(place: Path) -> None:

@@ -102,12 +102,12 @@ def test_workers_are_called_while_others_go_on() -> None:
             for task in tasks:
                 yield task, function(task)
 
-    wait = begin(Slow(), called.append)
+    wait = begin(Slow(), called.append, 7)
     assert not called
     go.set()
     wait()
-    assert len(called) == 2
-    begin(Slow(), lambda _: 1 / 0)()
+    assert called == [7, 7]
+    begin(Slow(), lambda _: 1 / 0, 7)()
 
 
 def test_a_process_may_remember_much(tmp_path: Path) -> None:
