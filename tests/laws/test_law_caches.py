@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from decoders import DEAD_HEADS, DEAD_IN_GROUPS, GROUPS, HEADS, VOCABULARY, decoder, feeds_of, generated
+from graphs import agreed, written
 from plans import Subject, distance, in_runtime, random_plan
 
 import onnxprune
@@ -113,3 +114,78 @@ def _read_of_an_output(node: ir.Node) -> list[int] | None:
     if data is None or not data.is_graph_output() or indices is None or indices.const_value is None:
         return None
     return [int(i) for i in indices.const_value.numpy()]
+
+
+_IN = '<ir_version: 9, opset_import: ["" : 17]> layer (float[b, s, 32] x, {}) => (float[b, s, 32] y, {}) {{'
+_OUT = """
+    joined = Transpose<perm=[0,2,1,3]>(o)
+    width = Constant<value_ints=[0,0,32]>()
+    flat = Reshape(joined, width)
+    z = MatMul(flat, wo)
+    y = Add(x, z)
+}"""
+
+
+def _heads_of(name: str, source: str, width: int) -> str:
+    return f"""
+    {name}0 = MatMul({source}, w{name})
+    {name}_shape = Constant<value_ints=[0,0,{HEADS},{width}]>()
+    {name}1 = Reshape({name}0, {name}_shape)
+    {name} = Transpose<perm=[0,2,1,3]>({name}1)"""
+
+
+COMPRESSED = (
+    _IN.format("float[b, p, 10] past_c, float[b, p, 4] past_r", "float[b, t, 10] present_c, float[b, t, 4] present_r")
+    + _heads_of("q", "x", 12)
+    + """
+    a = MatMul(x, wa)
+    parts = Constant<value_ints=[10,4]>()
+    c, r = Split<axis=-1>(a, parts)
+    present_c = Concat<axis=1>(past_c, c)
+    present_r = Concat<axis=1>(past_r, r)"""
+    + _heads_of("kv", "present_c", 16)
+    + """
+    halves = Constant<value_ints=[8,8]>()
+    kn, v = Split<axis=-1>(kv, halves)
+    one = Constant<value_ints=[1]>()
+    r1 = Unsqueeze(present_r, one)
+    times = Constant<value_ints=[1,4,1,1]>()
+    rotary = Expand(r1, times)
+    k = Concat<axis=-1>(kn, rotary)
+    turned = Transpose<perm=[0,1,3,2]>(k)
+    scores = MatMul(q, turned)
+    p = Softmax<axis=-1>(scores)
+    o = MatMul(p, v)"""
+    + _OUT
+)
+"""DeepSeek's attention: one narrow cache without heads, of which a weight makes keys and values for all."""
+
+LINEAR = (
+    _IN.format("float[b, 4, 8, 8] past_s", "float[b, 4, 8, 8] present_s")
+    + "".join(_heads_of(name, "x", 8) for name in "qkv")
+    + """
+    turned = Transpose<perm=[0,1,3,2]>(k)
+    before = MatMul(q, past_s)
+    scores = MatMul(q, turned)
+    now = MatMul(scores, v)
+    o = Add(before, now)
+    more = MatMul(turned, v)
+    present_s = Add(past_s, more)"""
+    + _OUT
+)
+"""Linear attention: the cache is a state, to which the products of keys and values are added."""
+
+LAYERS = {
+    "compressed": (COMPRESSED, {"wq": (32, 48), "wa": (32, 14), "wkv": (10, 64), "wo": (32, 32)}),
+    "linear": (LINEAR, {f"w{name}": (32, 32) for name in "qkvo"}),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_heads_go_where_the_cache_has_none_or_is_a_state(name: str, tmp_path: Path) -> None:
+    subject = Subject.load(written(tmp_path, *LAYERS[name]))
+    assert [g.shape for g in subject.structure.groups if g.kind == "heads"] == [(HEADS,)]
+    rng = np.random.default_rng(0)
+    shapes = {"x": (2, 3, 32), "past_c": (2, 5, 10), "past_r": (2, 5, 4), "past_s": (2, HEADS, 8, 8)}
+    names = {spec.name for spec in subject.model.inputs}
+    agreed(subject, {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items() if n in names})
