@@ -21,6 +21,7 @@ import difflib
 import errno
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -164,6 +165,11 @@ def listed(names: Iterable[object], most: int = 20) -> str:
     """Names of others for a message: as many as are read, in quotes; a table may have a hundred thousand columns."""
     told = [one_line(repr(name), 80) for name in islice(names, most + 1)]
     return ", ".join(told[:most]) + (", …" if len(told) > most else "")
+
+
+def repeated(names: Iterable[str]) -> str | None:
+    """The first of the names that stands there more than once; None where each is alone."""
+    return next((name for name, times in Counter(names).items() if times > 1), None)
 
 
 def closest(word: str, names: Iterable[str], alike: float = 0.7) -> str | None:

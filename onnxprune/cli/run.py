@@ -10,7 +10,7 @@ import click
 
 from onnxprune.cli.help import Command
 from onnxprune.documents import built, read_text
-from onnxprune.errors import DataError, UsageError, closest, reading
+from onnxprune.errors import DataError, UsageError, closest, reading, repeated
 
 if TYPE_CHECKING:
     from onnxprune.graph.plan import Budget
@@ -66,7 +66,7 @@ def _yaml(file: Path) -> dict[str, Any]:
         told = None if node is None else loader.construct_document(node)
     if not isinstance(told, dict) or not all(isinstance(key, str) for key in told):
         raise DataError(f"{file}: a recipe is a mapping from options to values, such as flops: 0.6")
-    if (twice := next((key for key in given if given.count(key) > 1), None)) is not None:
+    if (twice := repeated(given)) is not None:
         raise UsageError(f"{file}: {twice} is given twice; leave one")
     return told
 

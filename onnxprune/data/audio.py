@@ -16,8 +16,9 @@ from onnxprune.data.filled_inputs import RATE, RATES, maker_of
 from onnxprune.data.model_info import Graph, Job, Part, Spec, describe
 from onnxprune.data.optional_packages import package
 from onnxprune.data.outside import within
+from onnxprune.data.preprocess import flag
 from onnxprune.data.sources import Row
-from onnxprune.errors import DataError, said
+from onnxprune.errors import DataError, reading, said
 
 Array = NDArray[Any]
 MOST_SAMPLES = 1 << 28
@@ -54,9 +55,8 @@ def encode_audio(rows: Sequence[Row], job: Job) -> list[list[Part]]:
     if not config:
         job.say(f"audio: taken as it is at {RATE} Hz (no preprocessor_config.json beside the model)")
     extractor = _extractor(spec, job) if len(spec.shape) == 3 and spec.shape[1] != 1 else None
-    normalize = config.get("do_normalize") or False
-    if normalize not in (True, False):
-        raise DataError(f"preprocessor_config.json: do_normalize is {normalize!r:.40}, neither true nor false")
+    with reading("preprocessor_config.json", DataError):
+        normalize = flag(config, "do_normalize", False)
     parts = []
     for row in rows:
         samples = _at_rate(row, rate, outside=job.allow_outside)

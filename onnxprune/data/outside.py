@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.documents import regular
-from onnxprune.errors import DataError, LimitError, one_line
+from onnxprune.errors import DataError, LimitError, one_line, repeated
 from onnxprune.graph import outputs
 
 MOST_BYTES = 4_000_000_000
@@ -70,8 +69,8 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
             raise DataError(
                 f"{path}: {len(members):,} arrays; {MOST_ARRAYS:,} are the most: rows lie along an array's first axis"
             )
-        if twice := [name for name, times in Counter(m.filename for m in members).items() if times > 1]:
-            raise DataError(f"{path}: holds {one_line(twice[0], 60)} twice: write it with numpy.savez")
+        if (twice := repeated(m.filename for m in members)) is not None:
+            raise DataError(f"{path}: holds {one_line(twice, 60)} twice: write it with numpy.savez")
         for member in members:
             if not member.filename.endswith(".npy"):
                 raise DataError(f"{path}: {one_line(member.filename, 60)} is no array: write it with numpy.savez")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,13 +177,20 @@ def _own_processor(path: Path, name: str) -> Any:
         raise DataError(f"{path}: {name} cannot be loaded: {error}: give rows of pixel values") from error
 
 
-def _steps(config: Mapping[str, Any], family: str, channels: int) -> Preprocess:
-    def wanted(step: str, default: bool) -> bool:
-        value = config.get(step)
-        if value not in (None, True, False):
-            raise ValueError(f"{step} is {value!r:.40}, neither true nor false")
-        return default if value is None else bool(value)
+def flag(config: Mapping[str, Any], step: str, default: bool) -> bool:
+    """Whether a preprocessor_config.json wants a step.
 
+    Raises:
+        ValueError: it says neither.
+    """
+    value = config.get(step)
+    if value not in (None, True, False):
+        raise ValueError(f"{step} is {value!r:.40}, neither true nor false")
+    return default if value is None else bool(value)
+
+
+def _steps(config: Mapping[str, Any], family: str, channels: int) -> Preprocess:
+    wanted = partial(flag, config)
     mean, std = (_by_channel(config, key, channels) for key in ("image_mean", "image_std"))
     size = (
         _size(config.get("size"), family in SHORTEST) if wanted("do_resize", config.get("size") is not None) else None

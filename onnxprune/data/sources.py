@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -17,7 +16,7 @@ from onnxprune.data.model_info import Graph, Job
 from onnxprune.data.optional_packages import package
 from onnxprune.data.outside import read_arrays
 from onnxprune.documents import read_text
-from onnxprune.errors import DataError, OnnxPruneError, UsageError, listed, near_file, one_line, said
+from onnxprune.errors import DataError, OnnxPruneError, UsageError, listed, near_file, one_line, repeated, said
 
 LONGEST = 64_000_000
 """Characters of a row in a file of lines."""
@@ -194,8 +193,8 @@ def _separated(path: Path, delimiter: str, quoting: Any) -> Iterator[Row]:
 
 def _once(columns: Sequence[str], path: Path) -> None:
     """Refuse a table that names a column twice: nobody can say which is meant. Those without a name are not read."""
-    if twice := [name for name, times in Counter(columns).items() if name and times > 1]:
-        raise DataError(f"{path}: names the column {one_line(repr(twice[0]), 60)} twice: rename one")
+    if (twice := repeated(filter(None, columns))) is not None:
+        raise DataError(f"{path}: names the column {one_line(repr(twice), 60)} twice: rename one")
 
 
 def _parquet(path: Path, graph: Graph) -> Iterator[Row]:

@@ -49,10 +49,9 @@ def as_feed(value: Any, spec: Spec, where: str, graph: Graph) -> Array:
 def _of_several(array: Array, spec: Spec, where: str) -> Array:
     """A value where the graph takes several rows at once: a row with a leading 1, or all of them."""
     array = array[None] if array.ndim == len(spec.shape) - 1 else array
-    wanted = (spec.shape[0], *spec.shape[1:])
-    sizes = zip(wanted[1:], array.shape[1:], strict=False)
-    fits = array.ndim == len(wanted) and not any(isinstance(dim, int) and dim != size for dim, size in sizes)
-    if not fits or array.shape[0] not in (1, wanted[0]):
+    sizes = zip(spec.shape[1:], array.shape[1:], strict=False)
+    fits = array.ndim == len(spec.shape) and not any(isinstance(dim, int) and dim != size for dim, size in sizes)
+    if not fits or array.shape[0] not in (1, spec.shape[0]):
         one, every = shape_text(spec.shape[1:]), shape_text(spec.shape)
         raise DataError(
             f"{where}: field {spec.name!r} has shape {shape_text(array.shape)}; expected is {one}, one row of "

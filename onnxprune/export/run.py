@@ -21,7 +21,7 @@ from onnxprune.export.base import Artefact, Asked, Exported, Target, Workshop, s
 from onnxprune.export.precision import SCHEMES, measure_steps
 from onnxprune.export.preprocessing import preprocessing
 from onnxprune.export.targets.registry import TARGETS
-from onnxprune.graph import joined, outputs, runtime
+from onnxprune.graph import joined, model_files, outputs, runtime
 from onnxprune.graph import model as models
 from onnxprune.graph.companions import beside, copy_companions
 from onnxprune.graph.example_feeds import require_dimensions
@@ -263,7 +263,7 @@ class _Job:
             padded = shop.part is None and self._rows_source is not None
             agreement = _agreement(teacher if padded else Teacher(shop.file, own), file, own)
             self._judge(shop, artefact, agreement)
-            checked.append(replace(artefact, agreement=agreement, bytes=models.size(file)))
+            checked.append(replace(artefact, agreement=agreement, bytes=model_files.size(file)))
         return checked, rows
 
     def _judge(self, shop: Workshop, artefact: Artefact, found: Equivalence) -> None:
@@ -334,7 +334,7 @@ class _Job:
 def _size(source: Path) -> int:
     """Bytes of a model, of all its graphs."""
     files = joined.load(source).files if source.is_dir() else (source,)
-    return sum(map(models.size, files))
+    return sum(map(model_files.size, files))
 
 
 def _length(file: Path) -> int | None:

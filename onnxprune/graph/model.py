@@ -11,10 +11,8 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import ModelError, UnsupportedError, near_file, reading
 from onnxprune.graph import companions, input_values, intake, memory, prepare
+from onnxprune.graph.model_files import stamp_of
 from onnxprune.graph.prepare import caches, older_opsets, optional_inputs, shared_biases
 from onnxprune.graph.stored import Taken
 
@@ -251,9 +250,9 @@ def load(path: str | os.PathLike[str]) -> Model:
         UnsupportedError: an opset outside 7–26, or one before 11 that cannot be converted.
     """
     file = find(path)
-    seen = {file: _stamp(file)}
+    seen = {file: stamp_of(file)}
     model = read(file)
-    seen |= {data: _stamp(data) for data in {Path(t.path) for t in _external(model)}}
+    seen |= {data: stamp_of(data) for data in {Path(t.path) for t in _external(model)}}
     version = model.opset_imports.get("", 0)
     if version not in OPSETS and version not in range(older_opsets.OLDEST, OPSETS[0]):
         raise UnsupportedError(
@@ -278,7 +277,7 @@ def require_unchanged(model: Model) -> None:
         ModelError: a file of the model is gone, or is another than it was.
     """
     for one in [part.model for part in model.parts] or [model]:
-        changed = [file for file, stamp in one.seen.items() if _stamp(file) != stamp]
+        changed = [file for file, stamp in one.seen.items() if stamp_of(file) != stamp]
         if not changed or one.path is None:
             continue
         with contextlib.suppress(OSError, ModelError):
@@ -288,15 +287,6 @@ def require_unchanged(model: Model) -> None:
             f"{changed[0]}: was changed or taken away while the run read it, so that what was measured is not all of "
             "one model; nothing was written: run it again on a file that stays"
         )
-
-
-def _stamp(file: Path) -> tuple[int, ...]:
-    """What tells a file from another of its name, and from itself after it was written to."""
-    try:
-        found = file.stat()
-    except OSError:
-        return ()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def save(model: ir.Model, path: str | os.PathLike[str]) -> list[Path]:
@@ -327,44 +317,6 @@ def write(model: ir.Model, path: Path) -> list[Path]:
 def apart(nbytes: int) -> bool:
     """Whether weights of so many bytes are written to a file beside the graph's."""
     return nbytes > (min(_EMBED_LIMIT, memory.share()) if memory.stated() else _EMBED_LIMIT)
-
-
-def move(file: Path, target: Path) -> list[Path]:
-    """Move a model, whose weights may lie beside it in a file named after it; where its files now are."""
-    import onnx
-
-    names = {name: target.name + name.removeprefix(file.name) for name in locations(file) if name.startswith(file.name)}
-    if not names:
-        return [Path(shutil.move(file, target))]
-    proto = onnx.load(file, load_external_data=False)
-    for tensor in proto.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = names.get(entry.value, entry.value)
-    target.write_bytes(proto.SerializeToString())
-    file.unlink()
-    return [target, *(Path(shutil.move(file.parent / old, target.parent / new)) for old, new in names.items())]
-
-
-def size(file: Path) -> int:
-    """Bytes of a model file and of the weights that it keeps in other files."""
-    held = {file, *(file.parent / name for name in locations(file))} if file.suffix == ".onnx" else {file}
-    return sum(f.stat().st_size for f in held if f.exists())
-
-
-def locations(file: Path) -> frozenset[str]:
-    """The files of a model's external tensors, as they are named in it: relative to its folder."""
-    return _locations(file, _stamp(file))
-
-
-@lru_cache(maxsize=8)
-def _locations(file: Path, stamp: tuple[int, ...]) -> frozenset[str]:
-    """Of a file as it is by its stamp: whoever asks for its size would parse all weights again."""
-    import onnx
-
-    graph = onnx.load(file, load_external_data=False).graph
-    told = (entry for tensor in graph.initializer for entry in tensor.external_data)
-    return frozenset(entry.value for entry in told if entry.key == "location")
 
 
 def _external(model: ir.Model) -> list[ir.ExternalTensor]:

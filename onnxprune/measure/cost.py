@@ -21,7 +21,7 @@ from onnxprune.graph import joined, ops, prepare
 from onnxprune.graph.axes import Mask, atoms_of, kept_ratio
 from onnxprune.graph.dimensions import hold_graphs, require_sizes
 from onnxprune.graph.model import Model
-from onnxprune.graph.model import size as size_of_file
+from onnxprune.graph.model_files import size as size_of_file
 from onnxprune.graph.nested import reads
 from onnxprune.graph.plan import Branch, Group, Plan, Structure
 from onnxprune.graph.quantised import Quantised

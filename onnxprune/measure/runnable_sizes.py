@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 from onnxprune.errors import OnnxPruneError
-from onnxprune.graph import model as models
-from onnxprune.graph import segments
+from onnxprune.graph import model_files, segments
 from onnxprune.graph.dimensions import evaluate
 from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.joined.wiring import NEXT
@@ -39,7 +38,7 @@ def runnable(dense: Model, stated: Mapping[str, int], first: int) -> dict[str, i
     """
     whole = _filled(dense, stated, first)
     missing = [name for name in symbols(dense) if name not in default_bindings(dense, stated)]
-    if not missing or dense.parts or dense.path is None or models.size(dense.path) > LARGEST:
+    if not missing or dense.parts or dense.path is None or model_files.size(dense.path) > LARGEST:
         return whole
     named = [name for name in missing if name.isidentifier()] or missing  # sums of names follow them
     with suppress(OnnxPruneError):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.graph.model import size
+from onnxprune.graph.model_files import size
 
 _WEIGHTS = {
     "MatMulInteger": (1, 3),

@@ -19,7 +19,7 @@ from onnxprune.data import Dataset
 from onnxprune.errors import BudgetError, CheckError, UsageError
 from onnxprune.export.precision import Step, measure_steps
 from onnxprune.export.precision.apply import scheme_of
-from onnxprune.graph import joined, memory, outputs
+from onnxprune.graph import joined, memory, model_files, outputs
 from onnxprune.graph import model as models
 from onnxprune.graph.companions import add_companions
 from onnxprune.graph.dimensions import independent
@@ -343,7 +343,9 @@ class Job:
         timed: list[latency.LatencyRow] = []
         if self.measure:
             with kept("no latency", lacking), self.clock.stage("latency"):
-                memory.require(models.size(self.dense.path) + models.size(file), "timing both models side by side")
+                memory.require(
+                    model_files.size(self.dense.path) + model_files.size(file), "timing both models side by side"
+                )
                 examples = [e.feeds for e in rows.examples[:8]] if rows is not None else []
                 timed = calls.bench(
                     self.dense, file, made.alone, providers=self.providers, dims=bindings, examples=examples,
@@ -386,7 +388,7 @@ class Job:
             if self.dense.parts:
                 in_fewer_bits(self.dense, made, self.quantize, scheme, out)
             else:
-                models.move(scratch / "pruned.onnx", out.folder / name_of(out, f"{self.quantize}.onnx"))
+                model_files.move(scratch / "pruned.onnx", out.folder / name_of(out, f"{self.quantize}.onnx"))
         return tuple(steps)
 
 

@@ -257,23 +257,21 @@ def _at(brief: Brief, task: Task, files: Files | None) -> Iterator[_Place | None
             before, _place = _place, None
             if before is not None and before.brief.digest == brief.digest:
                 _place = _Place(brief, before.dense, before.structure)
-            elif (found := _known(brief)) is not None:
+            elif (found := _read_early(brief)) is not None:
                 _place = _Place(brief, *found)
             elif (dense := _model(brief, files)) is not None:
                 _place = _Place(brief, dense, analyze(dense, hidden="hidden" in brief.options.units))
         yield _place
 
 
-def _known(brief: Brief) -> tuple[Model, Structure] | None:
+def _read_early(brief: Brief) -> tuple[Model, Structure] | None:
     """What was read before there was a brief, where it is what the brief is of."""
     global _early
     early, _early = _early, None
     if early is None:
         return None
     task, dense, structure = early
-    options = brief.options
-    read = task.calls, task.hidden, task.max_memory
-    same = dense.digest == brief.digest and read == (options.calls, "hidden" in options.units, options.max_memory)
+    same = dense.digest == brief.digest and task == Early.of(task.model, brief.options)
     return (dense, structure) if same else None
 
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from onnxprune import report
 from onnxprune.data import Dataset, overlap, row_doubts
-from onnxprune.graph import memory
-from onnxprune.graph import model as models
+from onnxprune.graph import memory, model_files
 from onnxprune.graph.model import Model, relatives
 from onnxprune.graph.plan import Budget, Plan, Structure
 from onnxprune.measure.cost import Costs
@@ -78,7 +77,7 @@ def report_of(
         drop_search=job.drop_search,
         flops=report.Flops(2 * costs.macs(), 2 * costs.macs(plan), by_op, costs.bindings),
         params=report.Change(int(costs.total("params")), costs.params(plan)),
-        size_bytes=report.Change(sum(map(models.size, job.dense.files)), made.size),
+        size_bytes=report.Change(sum(map(model_files.size, job.dense.files)), made.size),
         units=units_of(job.planner.structure, plan, job.planner),
         recipe={
             "options": replace(job.options, budget=budget).to_json(),

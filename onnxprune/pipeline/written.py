@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxprune.export.precision import quantize
-from onnxprune.graph import joined, prepare
+from onnxprune.graph import joined, model_files, prepare
 from onnxprune.graph import model as models
 from onnxprune.graph.model import Model
 from onnxprune.graph.outputs import Lasting, OutputSet, manifest, scratch
@@ -35,7 +35,7 @@ class Written:
     @property
     def size(self) -> int:
         """Bytes, weights beside the files included."""
-        return sum(map(models.size, self.files))
+        return sum(map(model_files.size, self.files))
 
 
 def write(dense: Model, pruned: ir.Model, folder: Path, name: str) -> Written:

@@ -26,6 +26,7 @@ from onnxprune.errors import NothingToPruneError, UsageError
 from onnxprune.export import vocabulary
 from onnxprune.export.precision import quantize
 from onnxprune.graph import model as models
+from onnxprune.graph import model_files
 from onnxprune.graph.plan import Plan
 from onnxprune.graph.quantised import Quantised
 from onnxprune.graph.structure.linear_layers import find_linears
@@ -105,7 +106,7 @@ def holds(file: Path, folder: Path, *, tolerance: float = 1e-4, seeds: int = 2) 
         (cut,) = models.save(subject.rewritten(kept), folder / "cut.onnx")
         assert (operators(cut), types(cut)) == (operators(file), types(file))
         assert numbers(cut) == costs.params(kept)
-        spent, told = models.size(cut), costs.total("size", kept)
+        spent, told = model_files.size(cut), costs.total("size", kept)
         assert spent <= told < spent + 2048
     # A plan that a file was made by is a plan of the file's own numbers: nothing is rounded anew.
     assert distance(run(cut, feeds), Subject.load(cut).dense(feeds)) < tolerance

@@ -13,7 +13,7 @@ from onnxprune.errors import UnsupportedError, UsageError, near, reading
 from onnxprune.export.precision import integer, storage
 from onnxprune.export.precision.integer import Feeds
 from onnxprune.graph import model as models
-from onnxprune.graph import outputs, prepare
+from onnxprune.graph import model_files, outputs, prepare
 from onnxprune.graph.finite import check_weights
 
 
@@ -59,7 +59,7 @@ def _half(source: Path, target: Path, rows: Sequence[Feeds]) -> None:
     with integer.quiet():
         half = convert_float_to_float16(onnx.load(source), keep_io_types=True)
     beside: dict[str, Any] = {"save_as_external_data": True, "location": f"{target.name}.data", "size_threshold": 128}
-    onnx.save(half, target, **(beside if models.apart(models.size(source) // 2) else {}))
+    onnx.save(half, target, **(beside if models.apart(model_files.size(source) // 2) else {}))
 
 
 SCHEMES: dict[str, Scheme] = {

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from onnxprune.export.precision import storage
 from onnxprune.graph import model as models
-from onnxprune.graph import outputs, prepare, runtime
+from onnxprune.graph import model_files, outputs, prepare, runtime
 
 Feeds = Mapping[str, NDArray[Any]]
 MATRICES = ("MatMul", "Gemm", "Conv", "Attention")
@@ -54,7 +54,7 @@ def dynamic(source: Path, target: Path) -> None:
         quantize_dynamic(
             source, target, op_types_to_quantize=["MatMul", "Attention"], per_channel=True, weight_type=QuantType.QInt8,
             reduce_range=REDUCED, extra_options={"MatMulConstBOnly": True},
-            use_external_data_format=models.apart(models.size(source)),
+            use_external_data_format=models.apart(model_files.size(source)),
         )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def static(source: Path, target: Path, rows: Sequence[Feeds]) -> None:
             source, target, _reader(rows), quant_format=QuantFormat.QDQ, op_types_to_quantize=list(MATRICES),
             per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=REDUCED,
             nodes_to_exclude=noisy(source, rows), calibrate_method=CalibrationMethod.MinMax,
-            extra_options={"MatMulConstBOnly": True}, use_external_data_format=models.apart(models.size(source)),
+            extra_options={"MatMulConstBOnly": True}, use_external_data_format=models.apart(model_files.size(source)),
         )  # fmt: skip
     model = models.read(target)
     if storage.store_bytes(prepare.stamp(model)):

@@ -9,7 +9,7 @@ from typing import Any
 
 from onnxprune.export.precision.apply import quantize
 from onnxprune.export.precision.integer import Feeds
-from onnxprune.graph import model as models
+from onnxprune.graph import model_files
 from onnxprune.measure.latency import LatencyRow
 from onnxprune.measure.validation import Accuracy, Drift, Teacher, compare
 
@@ -68,7 +68,7 @@ def measure_steps(
             Step(
                 name,
                 "" if name == "pruned" else scheme,
-                models.size(file),
+                model_files.size(file),
                 found.accuracy if found else None,
                 found.drift if found else None,
                 time(file) if time else None,

@@ -12,6 +12,7 @@ from onnxprune.errors import UsageError
 from onnxprune.export.base import Workshop
 from onnxprune.export.preprocessing import preprocessing
 from onnxprune.graph import model as models
+from onnxprune.graph import model_files
 from onnxprune.graph.companions import copy_companions
 from onnxprune.measure import latency
 
@@ -42,10 +43,10 @@ def write(shop: Workshop, scheme: str) -> None:
     package = {"private": True, "dependencies": {"onnxruntime-web": VERSION}}
     (shop.folder / "package.json").write_text(json.dumps(package, indent=1) + "\n", encoding="utf-8")
     own = shop.folder / "model.onnx"
-    shown = [{"name": "Pruned", "base": "./", "bytes": models.size(own), "numbers": scheme or "fp32"}]
+    shown = [{"name": "Pruned", "base": "./", "bytes": model_files.size(own), "numbers": scheme or "fp32"}]
     if shop.dense is not None:
         _dense(shop)
-        size = models.size(shop.folder / "demo" / "model.onnx")
+        size = model_files.size(shop.folder / "demo" / "model.onnx")
         shown.insert(0, {"name": "Dense", "base": "./demo/", "bytes": size, "numbers": "fp32"})
     else:
         shop.say("the page shows this model alone: --dense names the original to compare it with")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import NothingToPruneError
-from onnxprune.graph import model as models
+from onnxprune.graph import model_files
 from onnxprune.graph.model import Model
 from onnxprune.graph.outputs import manifest
 from onnxprune.graph.structure.sites import Site, find_sites, levels
@@ -53,7 +53,7 @@ def export(costs: Sequence[LatencyCosts], folder: Path) -> Path:
     assert dense.path is not None
     for source, file in _named(dense).items():
         shutil.copy(source, folder / file)
-        for name in models.locations(source):  # weights beside a file are found by the name that stands in it
+        for name in model_files.locations(source):  # weights beside a file are found by the name that stands in it
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source.parent / name, folder / name)
     shapes = [{"shape": dict(c.bindings), "entries": [_entry(m, micro, c) for m in c.needed()]} for c in costs]

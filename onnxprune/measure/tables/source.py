@@ -17,7 +17,7 @@ from typing import Any
 
 from onnxprune.errors import DataError
 from onnxprune.graph import model as models
-from onnxprune.graph import outputs, patience, runtime
+from onnxprune.graph import model_files, outputs, patience, runtime
 from onnxprune.graph.providers import FIXED_SHAPES, short_name
 from onnxprune.graph.structure.sites import Site
 from onnxprune.measure.tables import timing_script
@@ -100,7 +100,7 @@ def entry(micro: Micro, file: Path) -> dict[str, Any]:
     ports = [{"name": p.name, "dtype": p.dtype, "shape": list(p.shape), "low": p.low, "high": p.high}
              for p in micro.ports]  # fmt: skip
     return {
-        "file": str(file), "bytes": models.size(file), "signature": micro.signature, "kind": micro.kind,
+        "file": str(file), "bytes": model_files.size(file), "signature": micro.signature, "kind": micro.kind,
         "units": micro.units, "of": micro.of, "ports": ports, "fixed": dict(micro.fixed),
     }  # fmt: skip
 

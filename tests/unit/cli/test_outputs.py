@@ -15,7 +15,7 @@ from small_jobs import QUICK, ROWS, Run, contents
 
 import onnxprune
 from onnxprune.errors import UsageError
-from onnxprune.graph import outputs
+from onnxprune.graph import model_files, outputs
 from onnxprune.graph.structure.analyze import analyze
 
 PROFILE = ["--units", "neurons", "-q"]
@@ -140,7 +140,7 @@ def test_a_file_in_fewer_bits_brings_its_weights(
     assert code == 0, error
     fewer = folder / f"o.{scheme}.onnx"
     assert fewer.exists() and "no file in fewer bits" not in error
-    assert models.locations(fewer) == {f"{fewer.name}.data"} and (folder / f"{fewer.name}.data").exists()
+    assert model_files.locations(fewer) == {f"{fewer.name}.data"} and (folder / f"{fewer.name}.data").exists()
     (folder / "elsewhere").mkdir()
     for name in (fewer.name, f"{fewer.name}.data"):
         (folder / name).rename(folder / "elsewhere" / name)

@@ -16,7 +16,7 @@ from onnxprune.errors import ModelError, UsageError
 from onnxprune.export.precision import SCHEMES, quantize
 from onnxprune.export.precision.integer import noisy
 from onnxprune.export.precision.storage import rounded
-from onnxprune.graph import model as models
+from onnxprune.graph import model_files
 
 Feeds = dict[str, np.ndarray]
 
@@ -142,4 +142,4 @@ def test_an_overflowing_tensor_stays_in_single_precision(tmp_path: Path) -> None
     made = quantize(file, tmp_path / "half.onnx", "fp16")
     x = np.ones((1, 64), np.float32)
     np.testing.assert_array_equal(in_runtime(made, {"x": x})["y"], in_runtime(file, {"x": x})["y"])
-    assert models.size(made) >= models.size(file)
+    assert model_files.size(made) >= model_files.size(file)

@@ -26,7 +26,7 @@ from onnxprune.errors import CheckError, DataError, UsageError
 from onnxprune.export import TARGETS, Exported, export, shipped_files, usability
 from onnxprune.export.samples import array
 from onnxprune.graph import model as models
-from onnxprune.graph import runtime
+from onnxprune.graph import model_files, runtime
 from onnxprune.measure import latency
 from onnxprune.measure.validation import validate
 
@@ -132,7 +132,7 @@ def test_fewer_bits_make_every_target_smaller(
     name: str, scheme: str, shipped_folders: dict[str, Exported], letters_bert: Path, rows: Path, tmp_path: Path
 ) -> None:
     made = export(letters_bert, name, tmp_path / "out", quantize=scheme, calibration=rows, shape=SHAPE)
-    whole = models.size(letters_bert / "model.onnx")
+    whole = model_files.size(letters_bert / "model.onnx")
     for artefact in made.artefacts:
         if (name, scheme) != ("qnn", "fp16"):  # the chip halves floats itself: the file stays single
             assert artefact.bytes < (0.8 if scheme == "fp16" else 0.72) * whole, artefact

@@ -1,0 +1,54 @@
+"""A model's files on disk, without reading its weights: which they are, how large, whether they are what they were."""
+
+from __future__ import annotations
+
+import shutil
+from functools import lru_cache
+from pathlib import Path
+
+
+def move(file: Path, target: Path) -> list[Path]:
+    """Move a model, whose weights may lie beside it in a file named after it; where its files now are."""
+    import onnx
+
+    names = {name: target.name + name.removeprefix(file.name) for name in locations(file) if name.startswith(file.name)}
+    if not names:
+        return [Path(shutil.move(file, target))]
+    proto = onnx.load(file, load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = names.get(entry.value, entry.value)
+    target.write_bytes(proto.SerializeToString())
+    file.unlink()
+    return [target, *(Path(shutil.move(file.parent / old, target.parent / new)) for old, new in names.items())]
+
+
+def size(file: Path) -> int:
+    """Bytes of a model file and of the weights that it keeps in other files."""
+    held = {file, *(file.parent / name for name in locations(file))} if file.suffix == ".onnx" else {file}
+    return sum(f.stat().st_size for f in held if f.exists())
+
+
+def locations(file: Path) -> frozenset[str]:
+    """The files of a model's external tensors, as they are named in it: relative to its folder."""
+    return _locations(file, stamp_of(file))
+
+
+@lru_cache(maxsize=8)
+def _locations(file: Path, stamp: tuple[int, ...]) -> frozenset[str]:
+    """Of a file as it is by its stamp: whoever asks for its size would parse all weights again."""
+    import onnx
+
+    graph = onnx.load(file, load_external_data=False).graph
+    told = (entry for tensor in graph.initializer for entry in tensor.external_data)
+    return frozenset(entry.value for entry in told if entry.key == "location")
+
+
+def stamp_of(file: Path) -> tuple[int, ...]:
+    """What tells a file from another of its name, and from itself after it was written to."""
+    try:
+        found = file.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
