@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from os import cpu_count
 from pathlib import Path
@@ -25,6 +26,9 @@ DEATHS = 3
 """How often workers may die in one run before it is given up: a task that takes too much memory kills each."""
 PATIENCE = 30
 """Seconds in which a cluster must answer."""
+
+AHEAD = 2
+"""Tasks that a cluster is handed at a time, for each that it runs at once."""
 
 Function = Callable[..., Any]
 """function(task, *shared) -> result."""
@@ -157,6 +161,33 @@ def _read(path: Path) -> Any:
     return joblib.load(path, mmap_mode="c")  # what a worker writes to is its own
 
 
+class _Flying:
+    """Tasks that a cluster has been handed: some for each that it runs at once, and more as they are done.
+
+    So it begins them in their order, whichever worker it gives them to, and each goes on from what it did last.
+
+    Args:
+        left: index -> task.
+        most: how many are handed over at a time.
+        begin: hands over the task of an index, and gives the engine's handle.
+    """
+
+    def __init__(self, left: Mapping[int, Any], most: int, begin: Callable[[int, Any], Any]) -> None:
+        self._waiting, self._most, self._begin = deque(left.items()), most, begin
+        self.begun: dict[Any, int] = {}
+
+    def more(self) -> list[Any]:
+        """Hand over what there is room for: the handles."""
+        room = min(self._most - len(self.begun), len(self._waiting))
+        made = {self._begin(index, task): index for index, task in (self._waiting.popleft() for _ in range(room))}
+        self.begun |= made
+        return list(made)
+
+    def landed(self, handle: Any) -> int:
+        """The index of one that is done."""
+        return self.begun.pop(handle)
+
+
 def _told(result: Any) -> Any:
     if isinstance(result, _Failed):
         raise result.error
@@ -251,24 +282,28 @@ class _Dask:
         if tag is not None:
             known = [w.get("resources", {}) for w in self._client.scheduler_info(n_workers=-1)["workers"].values()]
             _require(tag, {name for resources in known for name in resources})
+        needs = None if tag is None else {tag: 1}
         left = dict(enumerate(tasks))
         for _ in range(DEATHS + 1):
             handles = [self._there(held) for held in shared]
-            futures = {
-                self._client.submit(
-                    _call, function, task, *handles, pure=False, resources=None if tag is None else {tag: 1}
-                ): i
-                for i, task in left.items()
-            }
+            submit = partial(self._client.submit, _call, function, pure=False, resources=needs)
+
+            def begin(index: int, task: Any, submit: Function = submit, handles: Sequence[Any] = handles) -> Any:
+                return submit(task, *handles, priority=-index)
+
+            flying = _Flying(left, AHEAD * self.count, begin)
             try:
-                for future in self._dask.as_completed(list(futures), loop=self._client.loop):
+                done = self._dask.as_completed(flying.more(), loop=self._client.loop)
+                for future in done:
+                    index = flying.landed(future)
+                    done.update(flying.more())  # before who asks is busy with the result
                     if future.status == "finished":
-                        yield futures[future], _told(future.result())
-                        del left[futures[future]]
+                        yield index, _told(future.result())
+                        del left[index]
                     elif future.status == "error" and not isinstance(future.exception(), self._lost()):
                         future.result()
             finally:
-                self._client.cancel(list(futures))
+                self._client.cancel(list(flying.begun))
             if not left:
                 return
             for held in shared:  # what died may have been the last that held it
@@ -317,11 +352,17 @@ class _Ray:
         left = dict(enumerate(tasks))
         for _ in range(DEATHS + 1):
             handles = [self._there(held) for held in shared]
-            flying = {remote.remote(function, task, *handles): i for i, task in left.items()}
+
+            def begin(index: int, task: Any, handles: Sequence[Any] = handles) -> Any:
+                return remote.remote(function, task, *handles)
+
+            flying = _Flying(left, AHEAD * self.count, begin)
             try:
-                while flying:
-                    (done, *_), _ = ray.wait(list(flying), num_returns=1)
-                    index = flying.pop(done)
+                flying.more()
+                while flying.begun:
+                    (done, *_), _ = ray.wait(list(flying.begun), num_returns=1)
+                    index = flying.landed(done)
+                    flying.more()  # before who asks is busy with the result
                     try:
                         result = ray.get(done)
                     except ray.exceptions.ObjectLostError:
@@ -331,7 +372,7 @@ class _Ray:
             except ray.exceptions.WorkerCrashedError as error:
                 raise _given_up(f"{len(left)} tasks are left") from error
             finally:
-                for ref in flying:
+                for ref in flying.begun:
                     ray.cancel(ref, force=True)
             if not left:
                 return

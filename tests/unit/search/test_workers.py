@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import threading
@@ -79,11 +80,34 @@ def test_an_engine(workers: Workers, tmp_path: Path) -> None:
     assert sorted(found) == [(i, i * i + 1) for i in range(8)], "a worker that died changed something"
     assert (tmp_path / "died").exists()
     assert list(workers.run(worker_tasks.squared, [(2, "", 0.0)], more)) == [(0, 5)], "what is shared serves one run"
+    many = [more, workers.share({"more": 2})]
+    runs = [workers.run(worker_tasks.late, range(40), *many) for _ in range(3)]
+    began = sorted((*which, i) for run in runs for i, which in run)
+    back = sum(a[0] == b[0] and a[2] > b[2] for a, b in itertools.pairwise(began))
+    assert back <= 2 * 2 + 2, "a worker was given tasks against their order, and a walk over the graph would begin anew"
     with pytest.raises(BudgetError, match="7 cannot be met") as caught:
         list(workers.run(worker_tasks.refused, [7]))
     assert caught.value.closest == 0.5
     with pytest.raises(UsageError, match="--on watch"):
         list(workers.run(worker_tasks.refused, [7], tag="watch"))
+
+
+def test_tasks_are_handed_over_as_others_are_done() -> None:
+    begun: list[int] = []
+
+    def begin(index: int, task: str) -> str:
+        begun.append(index)
+        return task
+
+    flying = engines._Flying(dict(enumerate("abcde")), 2, begin)
+    assert flying.more() == ["a", "b"]
+    assert flying.more() == []
+    assert flying.landed("b") == 1
+    assert flying.more() == ["c"]
+    assert [flying.landed(task) for task in "ac"] == [0, 2]
+    assert flying.more() == ["d", "e"]
+    assert flying.begun == {"d": 3, "e": 4}
+    assert begun == [0, 1, 2, 3, 4]
 
 
 def test_workers_are_called_while_others_go_on() -> None:
