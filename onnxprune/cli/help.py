@@ -26,7 +26,7 @@ SECTIONS: Mapping[str, Sequence[str]] = {
     ),
     "What is written": (
         "output", "output_option", "quantize", "report", "dry_run", "debug_bundle", "force", "target", "table", "micro",
-        "vocab", "dense", "bench", "web_runtime", "imported", "flips",
+        "vocab", "dense", "bench", "web_runtime", "imported", "flips", "keep_broken",
     ),
     "What is said": ("as_json", "quiet", "verbose", "traceback", "help", "everything"),
 }  # fmt: skip

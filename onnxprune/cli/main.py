@@ -130,6 +130,7 @@ def _threads(count: int) -> None:
     help="Also write it in int8 or fp16, and measure every step.",
 )
 @bundled
+@click.option("--keep-broken", is_flag=True, help="Write a model of whose outputs nothing is left, too.")
 @click.option("--force", is_flag=True, help="Replace an output that exists, with the files that belong to it.")
 @click.option("--dry-run", is_flag=True, help="Read everything, say what would be done, and stop: takes seconds.")
 @talk
@@ -160,7 +161,7 @@ def prune(
     metric = options.pop("metric") or None
     options["debug_bundle"] = bundle_beside(options["debug_bundle"], target)
     if dry_run:
-        for name in ("debug_bundle", "workers", "cluster", "store"):
+        for name in ("debug_bundle", "keep_broken", "workers", "cluster", "store"):
             del options[name]
         with Bar(quiet or as_json) as bar:
             found = verbs.dry_run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,14 @@ _FOREIGN = 0.5
 """A model that explains less than this of the dense outputs' variance is another model."""
 _FLIPPED = 0.8
 """Or one that decides as the dense one on fewer rows than this."""
+_NOTHING = 0.005
+"""Explained variance that is told as 0%: the dense outputs' mean over the rows explains as much."""
+_FAR = 0.05
+"""Outputs that vary by less than this of their size are near their mean, whatever a model makes of the rest."""
+_TELLING = 8
+"""Rows below which luck may explain nothing."""
+_DECIDING = 16
+"""And decide as one class for all rows would."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,7 @@ class DriftTally:
         self.dense, self.pruned = ({name: Spread() for name in divergence.outputs} for _ in range(2))
         self.residual = dict.fromkeys(divergence.outputs, 0.0)
         self.decided: tuple[set[int], set[int]] = (set(), set())
+        self.chosen: dict[str, Counter[int]] = {name: Counter() for name in self.scores}
 
     def add(self, expected: Outputs, found: Outputs, real: Array | None) -> None:
         """Both models' outputs for one batch; `real` [rows, tokens] tells what is no padding."""
@@ -102,6 +112,8 @@ class DriftTally:
             self.pruned[name].add(after)
             self.residual[name] += float(np.square(after - before).sum())
         for name, axis in self.scores.items():
+            # Scores beside padding count for little: what is asked is whether one class is chosen nearly always.
+            self.chosen[name].update(expected[name].argmax(axis).ravel().tolist())
             if expected[name].ndim == 2:
                 for seen, outputs in zip(self.decided, (expected, found), strict=True):
                     seen.update(np.unique(outputs[name].argmax(axis)).tolist())
@@ -126,7 +138,7 @@ class DriftTally:
         """What makes the pruned model useless, whatever it saves."""
         said = []
         varied = [n for n, s in self.dense.items() if s.varies]
-        still = [n for n in varied if self.pruned[n].total < _STILL**2 * self.dense[n].total]
+        still = [n for n in varied if self._still(n)]
         if self.count > 1 and still:
             said.append(
                 f"the pruned model's outputs no longer vary over the rows ({', '.join(still)}): it answers every one "
@@ -146,6 +158,29 @@ class DriftTally:
         if told and not said:
             said.append(f"the pruned model computes something else: {', and '.join(told)}. Keep more")
         return tuple(said)
+
+    def _still(self, name: str) -> bool:
+        """Whether an output of the pruned model hardly varies, beside the dense one's."""
+        return self.pruned[name].total < _STILL**2 * self.dense[name].total
+
+    def nothing_left(self, drift: Drift) -> bool:
+        """Whether no output keeps anything of what the dense model tells of a row.
+
+        None varies any more; or the dense outputs' own mean over the rows is as close to each of them, where that is
+        not close anyway. Decisions, where there are any, agree no more often than one class for all rows would. Not
+        told of few rows.
+        """
+        varied = [n for n, s in self.dense.items() if s.varies]
+        explained = [1 - self.residual[n] / self.dense[n].total for n in varied]
+        if self.count < _TELLING or not varied or max(explained) >= _NOTHING:
+            return False
+        if (drift.variation or 0) < _FAR and not all(self._still(n) for n in varied):
+            return False
+        if drift.agreement is None:
+            return True
+        if self.count < _DECIDING:
+            return False
+        return drift.agreement <= max(max(c.values()) / c.total() for c in self.chosen.values() if c)
 
     def doubts(self, drift: Drift) -> tuple[str, ...]:
         """What the distances cannot see on these rows."""

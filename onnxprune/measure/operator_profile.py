@@ -231,6 +231,7 @@ _COUNTS: dict[str, Callable[[tuple[Shape, ...], tuple[Shape, ...]], int]] = {
     "QGemm": _gemm,
     "GemmFastGelu": _product,
     "Conv": _conv(1),
+    "DeformConv": _conv(1),
     "FusedConv": _conv(1),
     "NhwcFusedConv": _conv(1),
     "ConvInteger": _conv(1),

@@ -21,7 +21,7 @@ from onnxprune.graph.model import Model
 from onnxprune.graph.nested import bodies
 from onnxprune.measure.operator_profile import Call, calls, counted
 
-_PRODUCTS = frozenset(("CausalConvWithState", "DFT", "DeformConv", "Det", "LinearAttention", "STFT"))
+_PRODUCTS = frozenset(("CausalConvWithState", "DFT", "Det", "LinearAttention", "STFT"))
 """Operators of the default domain that run products which are not counted."""
 _LEAST = 0.01
 """Share of the time from which an operator of an unknown kind is worth a word."""

@@ -66,6 +66,7 @@ class Evidence:
         warnings: what these rows, their labels and these outputs cannot tell.
         flips: the rows that are answered otherwise; None where rows have no one answer.
         slices: the metric on parts of the rows, by class and by length.
+        nothing_left: whether the pruned outputs tell no more of a row than the dense outputs' mean does.
     """
 
     accuracy: Accuracy
@@ -76,6 +77,7 @@ class Evidence:
     warnings: tuple[str, ...] = ()
     flips: Flips | None = None
     slices: tuple[Slice, ...] = ()
+    nothing_left: bool = False
 
 
 class Teacher:
@@ -244,7 +246,7 @@ def compare(
     doubts += [said for tally in tallies for said in tally.doubts]
     return Evidence(
         accuracies[0], moved, coverage, accuracies[1:], drift.broken(moved), tuple(dict.fromkeys(doubts)),
-        flipped.result(), tallies[0].slices(seed, level),
+        flipped.result(), tallies[0].slices(seed, level), drift.nothing_left(moved),
     )  # fmt: skip
 
 

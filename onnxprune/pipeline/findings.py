@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from onnxprune.data import Dataset
+from onnxprune.errors import BudgetError
 from onnxprune.graph.example_feeds import synthesize
 from onnxprune.graph.model import Model
-from onnxprune.graph.plan import Plan, Structure
+from onnxprune.graph.plan import Budget, Plan, Structure
 from onnxprune.graph.runtime import Feeds
 from onnxprune.measure.continuations import continued
 from onnxprune.measure.equivalence import Equivalence
@@ -55,6 +56,22 @@ def rows_to_check(dense: Model, rows: Dataset | None, bindings: Mapping[str, int
         else [b.feeds for b in rows.take(CHECK_ROWS, 0).batches(max_rows=16)]
     )
     return feeds + continued(dense, feeds)
+
+
+def refuse_ruin(found: Findings, judge: Dataset, budget: Budget) -> None:
+    """No file where nothing of the dense model's answers is left, on rows that can say so.
+
+    Raises:
+        BudgetError: nothing is.
+    """
+    evidence = found.evidence
+    if evidence is None or not evidence.nothing_left or judge.kind == "random":  # answers to noise mean little
+        return
+    raise BudgetError(
+        f"{budget}: nothing is left of the dense model's outputs, on {len(judge)} rows that decided nothing "
+        f"({'; '.join(evidence.broken)}). Nothing was written: keep more, or try another --method (auto, with --calib) "
+        "or other --units; --keep-broken writes it all the same"
+    )
 
 
 def drift_by_layer(

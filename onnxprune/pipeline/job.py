@@ -42,7 +42,7 @@ from onnxprune.measure.uncounted import Uncounted
 from onnxprune.measure.validation import Evidence, Teacher, compare
 from onnxprune.pipeline import output_files, report_facts
 from onnxprune.pipeline.debug_bundle import Place
-from onnxprune.pipeline.findings import Findings, drift_by_layer, here, rows_to_check
+from onnxprune.pipeline.findings import Findings, drift_by_layer, here, refuse_ruin, rows_to_check
 from onnxprune.pipeline.late import kept
 from onnxprune.pipeline.proof import prove, prove_valid
 from onnxprune.pipeline.result import Result
@@ -91,6 +91,7 @@ class Job:
         level: of the intervals of drops.
         drop_search: how the size was found, where the evaluation rows chose it.
         found: digest of a file -> what a worker found out about it.
+        keep_broken: write a model of whose outputs nothing is left, too; a curve shows where that begins.
     """
 
     dense: Model
@@ -111,6 +112,7 @@ class Job:
     level: float = 0.95
     drop_search: DropSearch | None = None
     found: dict[str, Findings] = field(default_factory=dict)
+    keep_broken: bool = False
 
     @classmethod
     def open(
@@ -339,6 +341,8 @@ class Job:
         rows = self.judge or self.learn
         lacking: list[str] = []
         found = self._found_out(plan, made, lacking)
+        if not self.keep_broken and self.judge is not None:
+            refuse_ruin(found, self.judge, budget)
         zeros = zeros_in(file, self.dense, self.structure, plan)
         timed: list[latency.LatencyRow] = []
         if self.measure:

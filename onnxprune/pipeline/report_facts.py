@@ -88,6 +88,7 @@ def report_of(
                 "no_latency": not job.measure,
                 "quantize": job.quantize,
                 "flips": job.flips,
+                "keep_broken": job.keep_broken,
                 "max_drop": job.drop_search and job.drop_search.limit,
             },
             "method": job.planner.method,

@@ -113,7 +113,7 @@ def sweep(
                     first = first or Job.open(source, wanted, calibration, evaluation, **common)
                     scores = kept / f"{file.stem}.{one.name}.scores.json" if kept and one.name else None
                     jobs.append(first.by(one.method, scores) if len(tried) > 1 else first)
-                    jobs[-1].debug_bundle = bundle
+                    jobs[-1].debug_bundle, jobs[-1].keep_broken = bundle, True
             places = outs[len(results) : len(results) + len(jobs) * len(asked)]
             results += _results(jobs, asked, places, fleet_of)
         return results

@@ -78,6 +78,7 @@ def prune(
     quantize: str | None = None,
     flips: int = SHOWN,
     force: bool = False,
+    keep_broken: bool = False,
     debug_bundle: str | os.PathLike[str] | None = None,
     columns: Mapping[str, str] | None = None,
     pairs: Any = None,
@@ -110,6 +111,7 @@ def prune(
         flips: how many of the evaluation rows that are answered otherwise the report shows, with the beginning of their
             text or a small picture; 0 keeps rows out of it.
         force: replace an older output: the model, and its plan, report and tokenizer with it.
+        keep_broken: write a model of whose outputs nothing is left, too; else it is refused (`refuse_ruin`).
         workers, cluster: where units are ordered and damages measured (`search.workers.opened`); None for here.
         store: URL of a folder in which what is measured outlives the run (`search.store.Store`).
         progress: called with (stage, done, of) as the run goes on (`search.progress`).
@@ -155,7 +157,7 @@ def prune(
             job.planner.last = True
             plan = job.plan(budget)
         job.planner.release()
-        job.debug_bundle = bundle
+        job.debug_bundle, job.keep_broken = bundle, keep_broken
         return job.finish(plan, budget, out)
 
 

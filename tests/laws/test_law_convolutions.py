@@ -15,7 +15,7 @@ from onnxprune.graph.plan import Plan
 from onnxprune.graph.structure.sites import find_sites
 from onnxprune.measure.cost import Costs
 
-HEAD = '<ir_version: 8, opset_import: ["" : 17]> main '
+HEAD = '<ir_version: 9, opset_import: ["" : 19]> main '
 GRAPHS: dict[str, tuple[str, dict[str, tuple[int, ...]], tuple[int, ...], set[int]]] = {
     "transposed": (
         "(float[n,4,h,w] x) => (float[n,4,oh,ow] y) { a = Conv<pads=[1,1,1,1]>(x, w1) b = Relu(a) "
@@ -54,6 +54,13 @@ GRAPHS: dict[str, tuple[str, dict[str, tuple[int, ...]], tuple[int, ...], set[in
         {"w1": (12, 4, 3, 3), "w2": (4, 12, 1, 1)},
         (2, 4, 5, 6),
         {12},
+    ),
+    "deformed": (
+        "(float[n,4,h,w] x) => (float[n,4,h,w] y) { a = Conv(x, w1) b = Relu(a) o = Conv<pads=[1,1,1,1]>(x, w2) "
+        "c = DeformConv<pads=[1,1,1,1]>(b, w3, o) d = Relu(c) y = Conv(d, w4) }",
+        {"w1": (8, 4, 1, 1), "w2": (18, 4, 3, 3), "w3": (10, 8, 3, 3), "w4": (4, 10, 1, 1)},
+        (2, 4, 5, 6),
+        {8, 10},
     ),
     "einsum": (
         '(float[n,t,6] x) => (float[n,t,4] y) { a = Einsum<equation="ntd,dhk->nthk">(x, w1) b = Relu(a) '
@@ -128,7 +135,9 @@ BEHIND = """
 <ir_version: 9, opset_import: ["" : 19]>
 behind (float[n,4,6,6] x) => (float[n,3] y) {
     off = Conv<pads = [1,1,1,1]>(x, w0)
-    a = DeformConv<pads = [1,1,1,1]>(x, w1, off)
+    last = Constant<value_int = 3>()
+    sums = CumSum(off, last)
+    a = Conv<pads = [1,1,1,1]>(sums, w1)
     b = Relu(a)
     c = Conv(b, w2)
     d = Relu(c)
@@ -141,8 +150,8 @@ behind (float[n,4,6,6] x) => (float[n,3] y) {
 
 @pytest.mark.parametrize("method", ["taylor", "fisher", "platon", "optin"])
 def test_rows_go_one_by_one_where_nothing_says_which_axis_is_theirs(tmp_path: Path, method: str) -> None:
-    """Behind a deformed convolution, which is not cut through."""
-    shapes = {"w0": (18, 4, 3, 3), "w1": (8, 4, 3, 3), "w2": (12, 8, 1, 1), "w3": (12, 3)}
+    """Behind sums along an axis, which are not cut through."""
+    shapes = {"w0": (18, 4, 3, 3), "w1": (8, 18, 3, 3), "w2": (12, 8, 1, 1), "w3": (12, 3)}
     path = written(tmp_path, BEHIND, shapes)
     rng = np.random.default_rng(0)
     rows = [{"x": rng.standard_normal((4, 6, 6)).astype(np.float32)} for _ in range(16)]

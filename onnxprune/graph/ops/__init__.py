@@ -10,6 +10,7 @@ __all__ = ["Change", "Constraints", "Operator", "Sizes", "attribute", "lookup", 
 for _family in (
     "attention",
     "conv",
+    "deform",
     "elementwise",
     "flow",
     "fused",

@@ -151,7 +151,7 @@ def _kinds(
     channels: set[int] = set()
     products: set[int] = set()
     for node in graph:
-        if node.op_type in ("Conv", "ConvTranspose"):
+        if node.op_type in ("Conv", "ConvTranspose", "DeformConv"):
             channels |= _atoms(node.inputs[1], layouts)
         operator = ops.lookup(node)
         recurrent = operator is not None and operator.states > 0

@@ -69,6 +69,8 @@ def product_of(node: ir.Node, reader: Reader) -> Product | None:
         if reader.input != 0:
             return None  # kernels that the graph computes, over a picture that is a constant (StyleGAN's first layer)
         return Convolution(node, shape) if node.op_type == "Conv" else Spread(node, shape)
+    if node.op_type == "DeformConv":
+        return Deformed(node, shape) if reader.input == 0 else None
     if node.op_type == "MatMul" and len(shape) == 3 and reader.weight_axis == 1 and reader.input == 0:
         return Experts(shape)
     if node.op_type in ("MatMul", "Gemm") and len(shape) == 2:
@@ -211,6 +213,18 @@ class Convolution:
 
     def written(self, y: Any) -> Any:
         return y.movedim(1, -1).reshape(-1, y.shape[1])
+
+
+@dataclass(frozen=True)
+class Deformed(Convolution):
+    """DeformConv, scored as though its kernel looked straight: where it does look is another operand's to say."""
+
+    @property
+    def refits(self) -> bool:
+        return False
+
+    def written(self, y: Any) -> Any:
+        return None
 
 
 @dataclass(frozen=True)

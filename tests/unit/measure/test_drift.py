@@ -69,6 +69,25 @@ def test_a_model_that_decides_one_class_or_computes_something_else_is_broken() -
     assert tally.broken(drift) == tally.doubts(drift) == ()
 
 
+def test_nothing_left_is_less_than_the_mean_tells_and_decisions_by_luck() -> None:
+    dense = RNG.normal(2, 1, (60, 3))
+    noise, mean = RNG.normal(2, 1, (60, 3)), np.broadcast_to(dense.mean(0), dense.shape)
+    for name in ("values", "logits"):
+        for pruned, nothing in ((noise, True), (mean, True), (dense + 0.3 * noise, False), (dense, False)):
+            tally, drift = tallied(dense, pruned, name)
+            assert tally.nothing_left(drift) == nothing, name
+    tally, drift = tallied(dense, dense + 9 * RNG.normal(size=(60, 1)), "logits")  # the same for all classes
+    assert drift.explained_variance is not None and drift.explained_variance < 0 and not tally.nothing_left(drift)
+    for tells in (0.01, 1.0):  # outputs that hardly vary, and a model of which they vary otherwise
+        near = 100 + tells * 100 * dense
+        tally, drift = tallied(near, near - tells * 100 * (dense - noise))
+        assert tally.nothing_left(drift) == (tells == 1.0)
+        tally, drift = tallied(near, np.broadcast_to(near.mean(0), near.shape))
+        assert tally.nothing_left(drift)
+    tally, drift = tallied(dense[:7], noise[:7], "values")
+    assert not tally.nothing_left(drift)  # few rows are luck
+
+
 def test_outputs_and_rows_that_cannot_tell() -> None:
     same = np.ones((20, 3)) * [1.0, 2.0, 3.0]
     tally, drift = tallied(same, same, "logits")

@@ -180,6 +180,10 @@ def convolution() -> Iterator[Case]:
     yield Case("Conv", [normal(2, 12, 7), normal(20, 3, 3)], {"group": 4}, free=(2, 3, 4, 5), label="grouped")
     yield Case("Conv", [normal(2, 4, 5, 6, 4), normal(6, 4, 3, 3, 2), normal(6)], free=(2, 4, 6), label="volume")
     yield Case("ConvTranspose", [image, normal(6, 4, 3, 3), normal(4)], {"strides": [2, 2]}, free=(2, 4, 6))
+    placed = [image, normal(4, 6, 3, 3), normal(2, 18, 5, 5), normal(4), normal(2, 9, 5, 5)]
+    yield Case("DeformConv", placed, {"pads": [1, 1, 1, 1]}, opset=19, free=(2, 4, 6))
+    placed = [image, normal(4, 6, 3, 2), normal(2, 24, 3, 4)]
+    yield Case("DeformConv", placed, {"offset_group": 2}, opset=19, free=(2, 3, 4), label="fields")
     parts = [normal(2, 12, 5), normal(12, 5, 3), normal(20)]
     yield Case("ConvTranspose", parts, {"group": 4}, free=(2, 3, 4, 5), label="grouped")
     yield Case(
