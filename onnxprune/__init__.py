@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from onnxprune.graph.model import load
     from onnxprune.graph.plan import Budget, Plan, Structure
     from onnxprune.graph.structure.analyze import analyze
-    from onnxprune.measure.validation import validate
+    from onnxprune.pipeline.comparison import validate
     from onnxprune.pipeline.result import Result
     from onnxprune.pipeline.steps import Steps
     from onnxprune.pipeline.sweep import sweep
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "load": "graph.model", "analyze": "graph.structure.analyze", "Plan": "graph.plan", "Budget": "graph.plan",
-    "Structure": "graph.plan", "validate": "measure.validation", "prune": "pipeline.verbs", "apply": "pipeline.verbs",
+    "Structure": "graph.plan", "validate": "pipeline.comparison", "prune": "pipeline.verbs", "apply": "pipeline.verbs",
     "inspect": "pipeline.verbs", "make_plan": "pipeline.verbs", "sweep": "pipeline.sweep", "Result": "pipeline.result",
     "Steps": "pipeline.steps", "add_method": "score", "per_unit": "score",
     "Options": "search.options",

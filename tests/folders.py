@@ -71,18 +71,19 @@ def _export(family: str, place: Path, merged: bool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         onnx_export_from_model(model, place, task=f"{task}-with-past", do_validation=False, no_post_process=not merged)
-    _tokenizer(place)
+    tokenizer(place)
 
 
-def _tokenizer(place: Path) -> None:
+def tokenizer(place: Path) -> None:
+    """One of `WORDS`, written into a folder."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     named = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3}
     for word in WORDS:
         named.setdefault(word, len(named))
-    tokenizer = Tokenizer(models.WordLevel(named, "<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.save(str(place / "tokenizer.json"))
+    made = Tokenizer(models.WordLevel(named, "<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.save(str(place / "tokenizer.json"))
     told = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "model_max_length": 32}
     (place / "tokenizer_config.json").write_text(json.dumps(told), encoding="utf-8")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,40 +40,31 @@ def validate(
 
     PRUNED may be quantised, of fixed shape, in ORT format, or an exported folder.
     """
-    from onnxprune import data
-    from onnxprune.export import shipped_files
-    from onnxprune.graph import joined
-    from onnxprune.measure.own_targets import with_targets
-    from onnxprune.measure.validation import validate as compare
-    from onnxprune.pipeline.rows import vocabulary
+    from onnxprune.pipeline.comparison import validate as compare
     from onnxprune.report import terminal
 
     logs(verbose)
-    dense = joined.load(model)
-    assert dense.path is not None
-    rows = data.read(
-        evaluation, dense.inputs, outputs=dense.outputs, folder=dense.folder, columns=columns, pairs=pairs,
-        tokenizer=tokenizer, vocab_size=vocabulary(dense), allow_outside=allow_outside, **prepared,
-    )  # fmt: skip
-    rows = with_targets(dense, rows) or rows
-    several = joined.opened(pruned) if joined.is_job(pruned) else None
-    file = several.file if several is not None else shipped_files.find(pruned)
-    own = None if several is not None else shipped_files.own_rows(
-        file, dense.inputs, dense.folder, evaluation, len(rows), outputs=dense.outputs, columns=columns, pairs=pairs,
-        allow_outside=allow_outside, **prepared,
-    )  # fmt: skip
     with Bar(quiet or as_json) as bar:
-        for line in rows.description:
-            bar.say(line)
         evidence = compare(
-            dense.path, file, rows, providers=ep, metric=metric or None, rows=own, progress=partial(bar, "validate")
-        )
-        if not metric:
-            bar.say(f"metric: {evidence.accuracy.metric} ({evidence.accuracy.reason}); --metric says otherwise")
+            model, pruned, evaluation, providers=ep, metric=metric or None, progress=bar, columns=columns, pairs=pairs,
+            tokenizer=tokenizer, allow_outside=allow_outside, **prepared,
+        )  # fmt: skip
     if as_json:
         click.echo(json.dumps(asdict(evidence)))
     elif not quiet:
         terminal.print_evidence(evidence)
+
+
+def _enough(ctx: click.Context, param: click.Parameter, value: int) -> int:
+    """Pairs of runs from which a speed-up may be told."""
+    from onnxprune.measure.latency import RUNS
+
+    if value < RUNS and not ctx.resilient_parsing:
+        raise click.BadParameter(
+            f"{value} pairs of runs are too few: a speed-up is the median over pairs, and its interval wants {RUNS} at "
+            "least"
+        )
+    return value
 
 
 @click.command(cls=Command)
@@ -88,7 +78,10 @@ def validate(
 @click.option("--seq", default="", callback=ints, help="Sequence lengths: 64,128,384.")
 @stated_shape("Other dimensions, by the graph's names.")
 @click.option("--threads", default="1", show_default=True, callback=ints, help="Inside an operator: 1,2.")
-@click.option("--runs", default=50, type=click.IntRange(35, MOST), show_default=True, help="Pairs of runs at a shape.")
+@click.option(
+    "--runs", default=50, type=click.IntRange(1, MOST), callback=_enough, show_default=True,
+    help="Pairs of runs at a shape, 35 or more.",
+)  # fmt: skip
 @click.option("--profile", is_flag=True, help="Also time by operator, in passes of their own.")
 @talk
 def bench(

@@ -44,7 +44,8 @@ calibration = together(
         "--calib",
         "calibration",
         metavar="ROWS",
-        help="Rows to learn from: .jsonl, .json, .csv, .tsv, .parquet, .npz, a folder of images, or `random`.",
+        help="Rows to learn from: .jsonl, .json, .csv, .tsv, .parquet, .txt, .npz, a folder of images or sounds, or "
+        "`random`.",
     ),
     click.option("--columns", type=Pairs(str), help="Rename columns: text=sentence1,label=gold."),
     click.option(

@@ -79,7 +79,8 @@ def read(
     """Read calibration or evaluation rows as feeds for a graph.
 
     Args:
-        source: a .jsonl, .json, .csv, .tsv, .parquet or .npz file; a folder of images (sub-folder names are labels); an
+        source: a .jsonl, .json, .csv, .tsv, .parquet, .txt (a text a line) or .npz file; a folder of images or sounds
+            (sub-folder names are labels); an
             iterable of rows or feeds (dicts), columns as one dict, an ORT CalibrationDataReader; or "random".
         inputs: the graph's inputs (name, dtype, shape with int, str or None).
         outputs: the graph's outputs, or their names: what a guess about pairs goes by.
@@ -172,7 +173,10 @@ def _encode(rows: Sequence[Row], job: Job) -> tuple[list[list[Part]], str]:
         raise _nothing_fits(rows[0], job)
     used = {*named, *LABELS, *(field for m in chosen for field in (*m.fields, *m.optional))}
     if ignored := [name for name in first if name not in used]:
-        job.say(f"fields not used: {', '.join(map(str, ignored))}")
+        known = {field for m in MODALITIES for field in (*m.fields, *m.optional)}
+        unlabelled = not any(name in first for name in LABELS) and not known.issuperset(ignored)
+        hint = "; --columns label=NAME reads labels from one" if unlabelled else ""
+        job.say(f"fields not used: {', '.join(map(str, ignored))}{hint}")
     columns = [modality.encode(rows, job) for modality in chosen]
     if named:
         columns.append([[tensors.encode(row, named, job)] for row in rows])

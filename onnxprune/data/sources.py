@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -17,11 +18,17 @@ from onnxprune.data.optional_packages import package
 from onnxprune.data.outside import read_arrays
 from onnxprune.documents import read_text
 from onnxprune.errors import DataError, OnnxPruneError, UsageError, listed, near_file, one_line, repeated, said
+from onnxprune.graph.companions import COMPANIONS
 
 LONGEST = 64_000_000
 """Characters of a row in a file of lines."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+PACKED = {
+    ".gz": "gunzip -k", ".bz2": "bunzip2 -k", ".xz": "unxz -k", ".zst": "unzstd", ".zip": "unzip", ".tar": "tar -xf",
+    ".tgz": "tar -xf", ".7z": "7z x",
+}  # fmt: skip
+"""Suffixes of files that hold others, and what takes these out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +70,7 @@ def open_rows(source: Any, job: Job, columns: Mapping[str, str] | None, limit: i
         elif not path.is_file():
             raise DataError(f"{source}: no such file or folder: check the path{near_file(source)}")
         elif (reader := READERS.get(path.suffix.lower())) is None:
-            raise DataError(
-                f"{source}: {path.suffix or 'no'} suffix; rows are read from {', '.join(READERS)} or a "
-                "folder of images or sounds"
-            )
+            raise _unread(path)
         else:
             rows = _decoded(path, reader(path, job.graph))
     else:
@@ -76,6 +80,24 @@ def open_rows(source: Any, job: Job, columns: Mapping[str, str] | None, limit: i
         name = source if isinstance(source, str | Path) else type(source).__name__
         raise DataError(f"{name}: holds no rows: give at least one")
     return [_renamed(row, columns) for row in read] if columns else read
+
+
+def _unread(path: Path) -> DataError:
+    """What to do about a file of no kind that is read."""
+    suffix = path.suffix.lower()
+    if suffix in PACKED:
+        how = f"{PACKED[suffix]} {shlex.quote(path.name)}"
+        return DataError(f"{path}: holds other files, packed: take them out ({how}), and give those")
+    if suffix in (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES):
+        return DataError(f"{path}: one file is one row: give the folder that it lies in")
+    known = f"rows are read from {', '.join(READERS)} or a folder of images or sounds"
+    if suffix == ".arrow":
+        return DataError(f"{path}: {known}: {_REWRITE}")
+    return DataError(f"{path}: {path.suffix or 'no'} suffix; {known}")
+
+
+_REWRITE = 'write the data set as one of these: datasets.load_from_disk(…)["train"].to_parquet("rows.parquet")'
+"""For what the datasets library saves."""
 
 
 def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
@@ -117,9 +139,7 @@ def _json_lines(path: Path, graph: Graph) -> Iterator[Row]:
             number += 1
             where = f"{path}:{number}"
             if len(line) > LONGEST:
-                raise DataError(
-                    f"{where}: a line of more than {LONGEST // 1_000_000} MB: rows are read up to that length"
-                )
+                raise _too_long(where)
             if not line.strip():
                 continue
             try:
@@ -156,6 +176,22 @@ def _hint(line: str) -> str:
     return " (a JSON list of rows goes into a .json file)" if line.lstrip().startswith("[") else ""
 
 
+def _texts(path: Path, graph: Graph) -> Iterator[Row]:
+    """Plain text: every line that is not blank is the text of a row."""
+    with path.open(encoding="utf-8-sig") as lines:
+        number = 0
+        while line := lines.readline(LONGEST + 1):
+            number += 1
+            if len(line) > LONGEST:
+                raise _too_long(f"{path}:{number}")
+            if line.strip():
+                yield Row(f"{path}:{number}", {"text": line.strip()}, path.parent)
+
+
+def _too_long(where: str) -> DataError:
+    return DataError(f"{where}: a line of more than {LONGEST // 1_000_000} MB: rows are read up to that length")
+
+
 def _csv(path: Path, graph: Graph) -> Iterator[Row]:
     """Comma-separated, quoted as in RFC 4180, with a header line."""
     return _separated(path, ",", csv.QUOTE_MINIMAL)
@@ -176,6 +212,11 @@ def _separated(path: Path, delimiter: str, quoting: Any) -> Iterator[Row]:
         try:
             header = next(reader, [])
             _once(header, path)
+            if len(header) == 1 and (other := next((c for c in ";\t|," if c in header[0] and c != delimiter), None)):
+                raise DataError(
+                    f"{path}: its header is the one column {one_line(repr(header[0]), 60)}: columns are separated by "
+                    f"{delimiter!r}, not {other!r}: write it so"
+                )
             for cells in reader:
                 if not cells:
                     continue
@@ -257,8 +298,7 @@ def _media_folder(path: Path, job: Job, limit: int | None) -> Iterator[Row]:
     images, sounds = ([p for p in files if p.suffix.lower() in s] for s in (IMAGE_SUFFIXES, AUDIO_SUFFIXES))
     found, field = (images, "image") if images else (sounds, "audio")
     if not found:
-        known = ", ".join((*IMAGE_SUFFIXES, *AUDIO_SUFFIXES))
-        raise DataError(f"{path}: no images or sounds ({known}) in this folder or below it")
+        raise _nothing_in(path, files)
     if limit is not None and limit < len(found):
         chosen = np.random.default_rng(job.seed).permutation(len(found))[:limit]
         found = [found[i] for i in sorted(chosen)]  # the first ones would all be of one label
@@ -267,6 +307,19 @@ def _media_folder(path: Path, job: Job, limit: int | None) -> Iterator[Row]:
         parts = file.relative_to(path).parts
         label = {"label": parts[0]} if len(parts) > 1 else {}
         yield Row(str(file), {field: str(file.resolve()), **label}, path)
+
+
+def _nothing_in(path: Path, files: Sequence[Path]) -> DataError:
+    """What to do about a folder without pictures and sounds: what it holds may be rows of another kind."""
+    known = ", ".join((*IMAGE_SUFFIXES, *AUDIO_SUFFIXES))
+    told = f"{path}: no images or sounds ({known}) in this folder or below it"
+    if any(f.suffix == ".arrow" for f in files):
+        return DataError(f"{told}: {_REWRITE}")
+    tables = [f for f in files if f.suffix.lower() in READERS and f.name not in COMPANIONS]
+    if tables:
+        more = f" (or one of {len(tables) - 1} others)" if len(tables) > 1 else ""
+        return DataError(f"{told}: a file of rows is named itself, as in {tables[0]}{more}")
+    return DataError(told)
 
 
 def _python(source: Any, graph: Graph) -> Iterator[Row]:
@@ -319,6 +372,7 @@ READERS: dict[str, Callable[[Path, Graph], Iterator[Row]]] = {
     ".json": _json_list,
     ".csv": _csv,
     ".tsv": _tsv,
+    ".txt": _texts,
     ".parquet": _parquet,
     ".npz": _npz,
 }

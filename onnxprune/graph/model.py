@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir
 import onnx_ir as ir
 
-from onnxprune.errors import ModelError, UnsupportedError, near_file, reading
+from onnxprune.errors import ModelError, UnsupportedError, reading
 from onnxprune.graph import companions, input_values, intake, memory, prepare
 from onnxprune.graph.model_files import stamp_of
 from onnxprune.graph.prepare import caches, older_opsets, optional_inputs, shared_biases
@@ -201,7 +201,7 @@ def find(path: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         files = sorted(path.glob("*.onnx"))
         if not files:
-            raise ModelError(f"{path}: the folder holds no .onnx file")
+            raise ModelError(f"{path}: the folder holds no .onnx file{intake.foreign.no_graph(path)}")
         if len(files) > 1 and not (path / "model.onnx").exists():
             listed = "".join(f"\n  {f.name} ({f.stat().st_size / 1e6:.1f} MB)" for f in files)
             raise UnsupportedError(
@@ -210,7 +210,7 @@ def find(path: str | os.PathLike[str]) -> Path:
             )
         return path / "model.onnx" if (path / "model.onnx").exists() else files[0]
     if not path.exists():
-        raise ModelError(f"{path}: no such file{near_file(path)}")
+        raise ModelError(f"{path}: no such file{intake.foreign.absent(path)}")
     if path.suffix == ".ort":
         raise UnsupportedError(f"{path}: an ORT-format file cannot be rewritten; give the .onnx it was made from")
     return path

@@ -387,6 +387,11 @@ class Plan:
 _UNITS = {"GMAC": ("flops", 1e9), "MMAC": ("flops", 1e6), "GFLOP": ("flops", 0.5e9), "MFLOP": ("flops", 0.5e6),
           "M": ("params", 1e6), "K": ("params", 1e3), "B": ("params", 1e9),
           "KB": ("size", 1e3), "MB": ("size", 1e6), "GB": ("size", 1e9), "MS": ("latency", 1.0)}  # fmt: skip
+_SPELT = {
+    "flops": ("GMAC", "MMAC", "GFLOP", "MFLOP"), "params": ("M", "K", "B"), "size": ("MB", "KB", "GB"),
+    "latency": ("ms",),
+}  # fmt: skip
+"""The units of each kind of budget, as they are written."""
 
 
 @dataclass(frozen=True)
@@ -418,11 +423,15 @@ class Budget:
         if unit in ("", "%"):
             value = number / 100 if unit else number
             if not 0 < value < 1:
-                raise UsageError(f"--{kind} {text}: the fraction to keep lies between 0 and 1")
+                shown = f"; {number:g}% is {number / 100:g}" if not unit and 1 < number < 100 else ""
+                amount = f"; an amount has its unit: {number:g}{_SPELT[kind][0]}" if not unit and number > 1 else ""
+                raise UsageError(f"--{kind} {text}: the fraction to keep lies between 0 and 1{shown}{amount}")
             return cls(kind, value)
         known = _UNITS.get(unit.upper().removesuffix("S") if unit.upper() not in ("MS",) else "MS")
         if known is None or known[0] != kind:
-            raise UsageError(f"--{kind} {text}: {unit} is not a unit of {kind}")
+            units = ", ".join(_SPELT[kind])
+            other = f": --{known[0]} {text} asks for that" if known is not None else ""
+            raise UsageError(f"--{kind} {text}: {unit} is not a unit of {kind} ({units}){other}")
         if number <= 0:
             raise UsageError(f"--{kind} {text}: nothing would be left")
         if not isfinite(number * known[1]):

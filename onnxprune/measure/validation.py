@@ -131,17 +131,20 @@ class Teacher:
         return self._given or measures.choose_for(self.dataset, self.samples)
 
     @cached_property
-    def causal(self) -> bool:
-        """Whether the graph predicts next tokens: another last token leaves the scores before it as they are."""
+    def causal(self) -> str | None:
+        """The input of tokens of which the graph predicts the next ones; None where it does not.
+
+        Where it does, another last token leaves the scores before it as they are.
+        """
         output = self.divergence.outputs[0]
         for batch in self._batches():
             feeds = dict(batch.feeds)
             name = token_input(feeds)
             if name is None:
-                return False
+                return None
             if feeds[name].shape[1] > 1:
-                return self._causal(feeds, name, output)
-        return False
+                return name if self._causal(feeds, name, output) else None
+        return None
 
     def _causal(self, feeds: dict[str, Array], name: str, output: str) -> bool:
         before = runtime.run(self._session, feeds, [output])[output]
@@ -312,7 +315,7 @@ def _metrics(teacher: Teacher, names: str | Sequence[str] | None) -> list[Metric
             samples,
             None if unlabelled else labels,
             pairs=bool(pairs),
-            causal=unlabelled and not pairs and teacher.causal,
+            causal=teacher.causal if unlabelled and not pairs else None,
             together=dataset.together > 1,
             name=name,
         )

@@ -32,15 +32,11 @@ def takes_models(
     """
 
     def call(source: Source, *args: P.args, **kwargs: P.kwargs) -> T:
-        if not isinstance(source, onnx.ModelProto | ir.Model | str | os.PathLike):
-            raise TypeError(
-                f"a model is a path, an onnx.ModelProto or an onnx_ir.Model, not of type {type(source).__name__}"
-                + ("; onnx.load_model_from_string reads bytes" if isinstance(source, bytes) else "")
-            )
-        if not isinstance(source, onnx.ModelProto | ir.Model):
-            return function(source, *args, **kwargs)
-        scratch = Lasting()
-        made: Any = function(written(source, scratch.path), *args, **kwargs)
+        file, scratch = in_file(source)
+        made: Any = function(file, *args, **kwargs)
+        if scratch is None:
+            unchanged: T = made
+            return unchanged
         if isinstance(made, Result):
             made = replace(made, scratch=scratch)
         elif isinstance(made, list):
@@ -50,6 +46,24 @@ def takes_models(
 
     functools.update_wrapper(call, function)
     return cast("Callable[Concatenate[Source, P], T]", call)  # by keyword it works too, which types cannot say
+
+
+def in_file(source: Source) -> tuple[str | os.PathLike[str], Lasting | None]:
+    """(the path that stands for a model, what holds the file if it was written for that).
+
+    Raises:
+        TypeError: it is no model.
+        ModelError: it cannot be written.
+    """
+    if isinstance(source, str | os.PathLike):
+        return source, None
+    if not isinstance(source, onnx.ModelProto | ir.Model):
+        raise TypeError(
+            f"a model is a path, an onnx.ModelProto or an onnx_ir.Model, not of type {type(source).__name__}"
+            + ("; onnx.load_model_from_string reads bytes" if isinstance(source, bytes) else "")
+        )
+    scratch = Lasting()
+    return written(source, scratch.path), scratch
 
 
 def written(model: onnx.ModelProto | ir.Model, folder: Path) -> Path:

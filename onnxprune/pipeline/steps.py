@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,15 +10,20 @@ import onnx_ir as ir
 
 from onnxprune import rewrite
 from onnxprune.data import READING
+from onnxprune.errors import UsageError
 from onnxprune.graph import outputs
 from onnxprune.graph.model import Model
+from onnxprune.graph.outputs import Lasting
 from onnxprune.graph.plan import Budget, Plan, Ranking, Structure
 from onnxprune.measure.validation import Evidence
+from onnxprune.pipeline.in_memory import Source, in_file
 from onnxprune.pipeline.job import Job
 from onnxprune.pipeline.written import handed_out, write
 from onnxprune.refit.solvers.linalg import numpy_on_one_thread
 from onnxprune.search.options import Options
 from onnxprune.search.planner import Planner
+
+_BUDGETS = ("flops", "params", "size")
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,36 +41,46 @@ class Steps:
 
     job: Job
     budget: Budget
+    scratch: Lasting | None = None  # what holds the file of a model that was handed over in memory
 
     @classmethod
     def open(
-        cls, source: str | os.PathLike[str], *, calibration: Any = None, evaluation: Any = None,
+        cls, source: Source, *, calibration: Any = None, evaluation: Any = None,
         providers: tuple[str, ...] = ("cpu",), progress: Any = None, **options: Any,
     ) -> Steps:  # fmt: skip
         """Load, analyse, and read the rows.
 
         Args:
-            source: a file or a folder.
+            source: a file, a folder, or a model in memory.
             calibration, evaluation: rows, as for `prune`.
             progress: called with (stage, done, of).
             options: one budget (`flops`, `params`, `size`), how rows are read (`columns`, `tokenizer`, `preset`, …),
-                `metric`, and fields of `search.options.Options`.
+                `metric`, and fields of `search.options.Options`. Without a budget everything may stay until `search` is
+                given one, of FLOPs.
+
+        Raises:
+            UsageError: two budgets, or one that is met by measuring the written file.
         """
-        limits = {kind: options.pop(kind) for kind in ("flops", "params", "size") if kind in options}
-        budget = Budget("flops", 1.0)
-        for kind, value in limits.items():
-            budget = Budget.parse(kind, value)
+        for kind in ("latency", "max_drop"):
+            if kind in options:
+                raise UsageError(f"steps go to a budget of {', '.join(_BUDGETS)}; onnxprune.prune takes {kind}")
+        limits = {kind: value for kind in _BUDGETS if (value := options.pop(kind, None)) is not None}
+        if len(limits) > 1:
+            raise UsageError(f"give one budget, not {' and '.join(limits)}")
+        ((kind, value),) = limits.items() or (("flops", None),)
+        budget = Budget(kind, 1.0) if value is None else Budget.parse(kind, value)
         asked = {name: options.pop(name) for name in (*READING, "metric") if name in options}
+        file, scratch = in_file(source)
         job = Job.open(
-            source,
-            Options.of(budget, options),
+            file,
+            Options.of(budget, options, (*_BUDGETS, *READING, "metric", "calibration", "evaluation")),
             calibration,
             evaluation,
             providers=providers,
             progress=progress,
             **asked,
         )
-        return cls(job, budget)
+        return cls(job, budget, scratch)
 
     def __repr__(self) -> str:
         return f"<Steps of {self.job.dense.path}: {len(self._planner.sites)} groups of units>"

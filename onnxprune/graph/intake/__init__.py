@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxprune.documents import regular
 from onnxprune.errors import ModelError, OnnxPruneError, one_line, said
-from onnxprune.graph.intake import bounds, external_data, maps, tensors
+from onnxprune.graph.intake import bounds, external_data, foreign, maps, tensors
 
 
 def read(file: Path) -> ir.Model:
@@ -33,12 +33,14 @@ def read(file: Path) -> ir.Model:
     except OnnxPruneError:
         raise
     except Exception as error:  # protobuf, onnx and the OS each raise their own; all mean the file cannot be read
-        raise ModelError(f"{file}: not an ONNX file, or a damaged one ({one_line(said(error), 200)})") from error
+        why = foreign.told(file) or f"or a damaged one ({one_line(said(error), 200)})"
+        raise ModelError(f"{file}: not an ONNX file, {why}") from error
     if "ai.onnx" in model.opset_imports:  # the default domain by its other name
         model.opset_imports.setdefault("", model.opset_imports.pop("ai.onnx"))
     external_data.place(model, file, places)
     if not model.opset_imports or not model.graph.outputs or not model.graph.num_nodes():
-        raise ModelError(f"{file}: not an ONNX file, or a damaged one (no operators, opset or outputs in it)")
+        why = foreign.told(file) or "or a damaged one (no operators, opset or outputs in it)"
+        raise ModelError(f"{file}: not an ONNX file, {why}")
     bounds.check(model, file)
     return model
 

@@ -134,6 +134,10 @@ _BUILDERS: dict[str, Callable[[_Fit], Metric]] = {
 }
 NAMES = tuple(_BUILDERS)
 _LABEL_FREE = ("agreement", "cosine", "teacher_spearman", "perplexity", "explained_variance")
+_NEXT = {
+    "decoder_input_ids": "a decoder behind an encoder: the next tokens of its targets are the labels, of the dense "
+    "model's own answers where rows have no target",
+}
 _NEEDS_CLASSES = ("top5", "token_f1", "token_accuracy", "perplexity", "miou", "agreement")
 
 
@@ -154,7 +158,7 @@ def choose_metric(
     labels: Sequence[Any] | None,
     *,
     pairs: bool = False,
-    causal: bool = False,
+    causal: str | None = None,
     together: bool = False,
     name: str | None = None,
 ) -> Metric:
@@ -165,7 +169,7 @@ def choose_metric(
         samples: the dense model's outputs for one batch, by name, [rows, …].
         labels: one per row (of pairs: one per pair), None where a row has none.
         pairs: whether rows come in pairs whose embeddings are compared.
-        causal: whether the graph predicts each next token.
+        causal: the input of tokens of which the graph predicts each next one; None where it does no such thing.
         together: whether a row is a batch that the graph fixes, with a label for each that it holds.
         name: the user's choice, one of `NAMES`; None to guess.
 
@@ -189,7 +193,7 @@ def choose_metric(
     return replace(_BUILDERS[chosen](fit), reason=reason)
 
 
-def _guess(fit: _Fit, pairs: bool, causal: bool, together: bool) -> tuple[str, str]:
+def _guess(fit: _Fit, pairs: bool, causal: str | None, together: bool) -> tuple[str, str]:
     if pairs and fit.labels:
         return "spearman", f"cosine similarity of pairs ({fit.first.output}) against their scores"
     if together and fit.scores and fit.rank == 3 and fit.label_rank == 1:
@@ -198,7 +202,7 @@ def _guess(fit: _Fit, pairs: bool, causal: bool, together: bool) -> tuple[str, s
         return found
     said = "the rows have no labels" if not fit.labels else "the labels fit none of the outputs"
     if fit.scores and causal and fit.rank == 3 and not fit.labels:
-        return "perplexity", "a causal language model: each row's next tokens are its labels"
+        return "perplexity", _NEXT.get(causal, "a causal language model: each row's next tokens are its labels")
     if fit.scores:
         return "agreement", f"{said}: decisions are compared with the dense model's"
     if fit.regressed:

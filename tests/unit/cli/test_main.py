@@ -404,6 +404,7 @@ def test_variables_that_are_not_set(run: Callable[..., Outcome], arguments: list
     [
         (["inspect", "m.onnx", "--shape", "batch=1,batch=2"], "batch is 1 and 2: give it once"),
         (["bench", "m.onnx", "m.onnx", "--table", "t.json"], "--table is written with --import"),
+        (["bench", "m.onnx", "m.onnx", "--runs", "6"], "6 pairs of runs are too few: a speed-up is the median over"),
     ],
 )
 def test_what_cannot_be_meant(run: Callable[..., Outcome], arguments: list[str], told: str) -> None:

@@ -193,7 +193,7 @@ def test_archives_hold_what_a_graph_takes_once(folder: Path) -> None:
         read(path, [X])
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "tsv"])
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "tsv", "txt"])
 @pytest.mark.parametrize(
     "content",
     [b'{"x":' + b"[" * 100_000, b"[" * 100_000, b'x\n"' + b"[" * 100_000 + b'"\n', b"\xff\xfe\0", b"\0" * 1000, b"",
@@ -208,10 +208,11 @@ def test_text_files_of_any_content_are_rows_or_one_error(folder: Path, suffix: s
 
 def test_a_line_without_end_is_not_read_to_its_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxprune.data.sources.LONGEST", 1000)
-    path = folder / "rows.jsonl"
-    path.write_text('{"x": [' + "0.5, " * 1000)
-    with pytest.raises(DataError, match="a line of more than"):
-        read(path, [X])
+    for name in ("rows.jsonl", "rows.txt"):
+        path = folder / name
+        path.write_text('{"x": [' + "0.5, " * 1000)
+        with pytest.raises(DataError, match="a line of more than"):
+            read(path, [X])
 
 
 @pytest.mark.parametrize("label", [{"a": 1}, [{"a": 1}], 10**60, float("inf"), 1e300, [[1], [2, 3]], "a"])

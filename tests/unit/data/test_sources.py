@@ -135,7 +135,13 @@ BROKEN = {
     "j.json": ("", "holds no rows"),
     "k.csv": ("input_ids,label\n", "holds no rows"),
     "l.npz": ("no archive", "cannot be read as .npz"),
-    "m.txt": ("a line", "rows are read from .jsonl"),
+    "m.rtf": ("a line", ".rtf suffix; rows are read from .jsonl"),
+    "m.jsonl.gz": ("\x1f", "m.jsonl.gz: holds other files, packed: take them out (gunzip -k m.jsonl.gz)"),
+    "m.zip": ("PK", "(unzip m.zip)"),
+    "m.arrow": ("ARROW", 'to_parquet("rows.parquet")'),
+    "m.wav": ("RIFF", "one file is one row: give the folder"),
+    "m.csv": ("input_ids;label\n[1];0\n", "columns are separated by ',', not ';'"),
+    "m.tsv": ("input_ids,label\n[1],0\n", "columns are separated by '\\t', not ','"),
     "n": ("a line", "no suffix"),
     "o.jsonl": ('{"input_ids": [1]}\n{"ids": [1]}\n', "o.jsonl:2: no field 'input_ids'; the row has 'ids'"),
 }
@@ -162,6 +168,20 @@ def test_missing_file_foreign_encoding_and_empty_folder(tmp_path: Path) -> None:
         read(tmp_path / "folder", [IDS])
     with pytest.raises(DataError, match="list: holds no rows"):
         read([], [IDS])
+
+
+def test_folders_of_what_is_rows_themselves(tmp_path: Path) -> None:
+    """A data set as repositories keep it, one as the datasets library saves it, and the folder of a model."""
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(DataError, match=r"in this folder or below it$"):
+        read(tmp_path, [IDS])
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"a file of rows is named itself, as in .*data.train\.parquet$"):
+        read(tmp_path, [IDS])
+    (tmp_path / "data/train.arrow").write_bytes(b"ARROW")
+    with pytest.raises(DataError, match=r"load_from_disk.*to_parquet"):
+        read(tmp_path, [IDS])
 
 
 def test_npz_arrays_must_agree(tmp_path: Path) -> None:
@@ -197,6 +217,8 @@ def test_columns_are_renamed(tmp_path: Path) -> None:
 def test_fields_that_are_not_read_are_said() -> None:
     data = read([{"input_ids": [1], "idx": 3, "label": 0}], [IDS])
     assert "fields not used: idx" in data.description
+    data = read([{"input_ids": [1], "gold": 3}], [IDS])
+    assert "fields not used: gold; --columns label=NAME reads labels from one" in data.description
 
 
 def labelled(labels: list[Any], folder: Path | None = None) -> Dataset:

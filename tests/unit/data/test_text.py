@@ -58,6 +58,16 @@ def text_rows(rows: Any, folder: Path, **options: Any) -> Dataset:
     return read(rows, options.pop("inputs", text_inputs()), folder=folder, **options)
 
 
+def test_plain_text_is_a_row_a_line(model: Path) -> None:
+    (model / "rows.txt").write_text("\ufeffthe cat sat\n\n  on a mat \n", encoding="utf-8")
+    data = text_rows(model / "rows.txt", model)
+    assert [e.feeds["input_ids"].tolist()[0][1:-1] for e in data.examples] == [
+        ids_of("the cat sat"),
+        ids_of("on a mat"),
+    ]
+    assert [e.source for e in data.examples] == [f"{model / 'rows.txt'}:{line}" for line in (1, 3)]
+
+
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=30), min_size=1, max_size=8))
 def test_rows_are_the_tokenizers_ids_and_never_padded(model: Path, texts: list[list[str]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -153,6 +154,20 @@ def test_budgets(kind: str, text: str, value: float, relative: bool) -> None:
 )
 def test_what_is_no_budget(kind: str, text: str) -> None:
     with pytest.raises(UsageError, match=f"--{kind}"):
+        Budget.parse(kind, text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "says"),
+    [
+        ("flops", "60", "60% is 0.6; an amount has its unit: 60GMAC"),
+        ("latency", "250", "between 0 and 1; an amount has its unit: 250ms"),
+        ("flops", "5ms", "ms is not a unit of flops (GMAC, MMAC, GFLOP, MFLOP): --latency 5ms asks for that"),
+        ("size", "3KIB", "KIB is not a unit of size (MB, KB, GB)"),
+    ],
+)
+def test_what_may_have_been_meant_by_a_budget(kind: str, text: str, says: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(says)):
         Budget.parse(kind, text)
 
 

@@ -193,7 +193,7 @@ TOKENS = RNG.normal(size=(4, 6, 9)).astype(np.float32)
         ({"logits": LOGITS}, None, {}, "agreement"),
         ({"logits": LOGITS}, [0.5, 1, 2, 0], {}, "agreement"),
         ({"logits": LOGITS[:, :1]}, None, {}, "teacher_spearman"),
-        ({"logits": TOKENS}, None, {"causal": True}, "perplexity"),
+        ({"logits": TOKENS}, None, {"causal": "input_ids"}, "perplexity"),
         ({"logits": LOGITS}, [0, 1, 2, 0], {"name": "matthews"}, "matthews"),
     ],
 )
@@ -237,8 +237,10 @@ def test_the_vector_of_a_row_is_preferred_to_those_of_its_tokens() -> None:
 def test_drop_is_positive_where_it_is_worse() -> None:
     better = choose_metric(choose({"logits": LOGITS}), {"logits": LOGITS}, [0, 1, 2, 0])
     assert better.drop(0.9, 0.8) == pytest.approx(0.1)
-    perplexity = choose_metric(choose({"logits": TOKENS}), {"logits": TOKENS}, None, causal=True)
-    assert perplexity.drop(20, 25) == 5
+    perplexity = choose_metric(choose({"logits": TOKENS}), {"logits": TOKENS}, None, causal="input_ids")
+    assert perplexity.drop(20, 25) == 5 and "causal language model" in perplexity.reason
+    behind = choose_metric(choose({"logits": TOKENS}), {"logits": TOKENS}, None, causal="decoder_input_ids")
+    assert "behind an encoder" in behind.reason
 
 
 # ---- intervals

@@ -167,6 +167,35 @@ def test_step_by_step_is_the_job(tmp_path: Path, rows: Path) -> None:
     assert steps.rewrite(own).graph.initializers
 
 
+def test_steps_take_models_in_memory_and_one_budget(rows: Path) -> None:
+    steps = onnxprune.Steps.open(perceptron.perceptron(), calibration=rows, threads=1, method="magnitude")
+    assert steps.search(0.7).keep and steps.validate(steps.rewrite(steps.search(0.7))) is not None
+    refused: dict[str, dict[str, Any]] = {
+        "give one budget, not flops and size": {"flops": 0.7, "size": 0.6},
+        "onnxprune.prune takes latency": {"latency": 0.5},
+    }
+    for says, asked in refused.items():
+        with pytest.raises(UsageError, match=says):
+            onnxprune.Steps.open(perceptron.perceptron(), calibration=rows, **asked)
+    with pytest.raises(TypeError, match="did you mean 'flops'"):
+        onnxprune.Steps.open(perceptron.perceptron(), flop=0.7)
+
+
+def test_two_models_are_compared_by_name_or_in_memory(tmp_path: Path, rows: Path) -> None:
+    file = perceptron.write(tmp_path / "model.onnx")
+    result = onnxprune.prune(file, tmp_path / "small.onnx", flops=0.7, calibration=rows, evaluation=rows, **QUICK)
+    told: list[tuple[str, int, int]] = []
+    found = onnxprune.validate(file, tmp_path / "small.onnx", rows, progress=lambda *one: told.append(one))
+    assert found.accuracy == result.report.accuracy and told[-1] == ("validate", 60, 60)
+    lines = [json.loads(line) for line in rows.read_text(encoding="utf-8").splitlines()]
+    for dense, small in ((onnx.load(file), onnx.load(tmp_path / "small.onnx")), (str(file), result.model)):
+        assert onnxprune.validate(dense, small, iter(lines)).accuracy == found.accuracy
+    with pytest.raises(TypeError, match="'colums': did you mean 'columns'"):
+        onnxprune.validate(file, file, rows, colums={})
+    with pytest.raises(TypeError, match="not of type int"):
+        onnxprune.validate(file, 3, rows)  # type: ignore[arg-type]
+
+
 def test_progress_is_called_with_known_stages(tmp_path: Path, rows: Path) -> None:
     told: list[tuple[str, int, int]] = []
     onnxprune.prune(
