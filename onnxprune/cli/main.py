@@ -88,12 +88,10 @@ def _options(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _threads(count: int) -> None:
     if count:
-        os.environ["OMP_NUM_THREADS"] = str(count)
-        from onnxprune.probe.engine import has_torch
-
-        if has_torch():
-            import torch
-
+        os.environ["OMP_NUM_THREADS"] = str(
+            count
+        )  # read when torch is first imported, which a refusal does not wait for
+        if torch := sys.modules.get("torch"):
             torch.set_num_threads(count)
 
 

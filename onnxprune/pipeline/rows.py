@@ -114,7 +114,8 @@ def shape_of(dense: Model, shape: Mapping[str, int], rows: Dataset | None) -> di
     if missing:
         stated = ",".join(f"{name}=128" for name in missing)
         raise UsageError(
-            f"the size of {', '.join(missing)} is not known without calibration rows; state it: --shape {stated}"
+            f"the size of {', '.join(missing)} is not known without calibration rows: give some, --calib ROWS, or "
+            f"state it: --shape {stated}"
         )
     return found
 

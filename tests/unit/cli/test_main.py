@@ -265,7 +265,14 @@ def test_the_plan_command_makes_the_same_plan(run: Callable[..., Outcome], folde
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["inspect", "model.onnx"], ["--version"], ["prune", "absent.onnx", "--flops", "0.5"]]
+    "args",
+    [
+        ["--help"],
+        ["inspect", "model.onnx"],
+        ["--version"],
+        ["prune", "absent.onnx", "--flops", "0.5"],
+        ["model.onnx", "--flops", "60", "--threads", "1"],
+    ],
 )
 def test_what_needs_no_torch_does_not_wait_for_it(folder: Path, args: list[str]) -> None:
     code = (
