@@ -50,6 +50,8 @@ def ranked(
 
     if not prices.coupled and prices.kind != "latency":
         return within(budget - (prices.total(prices.whole) - most))
+    if prices.total(whole := within(most)) <= budget:
+        return whole
     low, high, best = 0.0, most, None
     for _ in range(TRIALS):
         middle = (low + high) / 2

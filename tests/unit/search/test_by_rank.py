@@ -10,11 +10,12 @@ import pytest
 
 from onnxprune.graph.plan import Ranking
 from onnxprune.graph.structure.sites import Site
-from onnxprune.search.by_rank import _spent
+from onnxprune.search.by_rank import _spent, ranked
+from onnxprune.search.prices import Prices
 
 
-def site(name: str, kind: str, *, branch: bool = True) -> Site:
-    group = SimpleNamespace(kind=kind)
+def site(name: str, kind: str, *, branch: bool = True, size: int = 0) -> Site:
+    group = SimpleNamespace(kind=kind, size=size)
     return cast(Site, SimpleNamespace(id=name, group=group, matrices=(1,), branch="b" if branch else None))
 
 
@@ -39,3 +40,20 @@ def test_within_a_kind_scores_are_compared_as_they_are() -> None:
     assert spent(scores, {"a": "heads", "b": "heads"}, 4) == {"a": 3, "b": 1}
     assert spent(scores, {"a": "heads", "b": "heads"}, 3) == {"a": 3, "b": 0}
     assert spent(scores, {"a": "heads", "b": "heads"}, 3, branch=False) == {"a": 2, "b": 1}
+
+
+@pytest.mark.parametrize(("budget", "kept"), [(100.0, 10), (81.0, 9), (49.5, 7), (25.0, 5), (4.0, 2)])
+def test_where_widths_are_multiplied_the_whole_decides(budget: float, kept: int) -> None:
+    """Between two layers of channels a unit is worth less the more has gone: sums of unit costs would overspend."""
+    scores = tuple(np.linspace(2.0, 1.0, 10).tolist())
+    sites = [site(name, "channels", branch=False, size=10) for name in "ab"]
+    prices = SimpleNamespace(
+        sites={s.id: s for s in sites},
+        kind="flops",
+        coupled=True,
+        whole={"a": 10, "b": 10},
+        total=lambda counts: float(counts["a"] * counts["b"]),
+        costs=SimpleNamespace(unit_costs=lambda kind, group: 10.0),
+    )
+    rankings = {s.id: Ranking(s.id, tuple(range(10)), scores) for s in sites}
+    assert ranked(sites, rankings, cast(Prices, prices), budget, lambda s: 1) == {"a": kept, "b": kept}

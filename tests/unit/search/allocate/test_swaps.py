@@ -13,7 +13,8 @@ from numpy.random import Generator
 
 from onnxprune.errors import BudgetError
 from onnxprune.search.allocate import Allocation, Level, Module, allocate, cost_of, damage_of, swaps
-from onnxprune.search.allocate.choices import alike, merged
+from onnxprune.search.allocate.choices import Additive, alike, merged
+from onnxprune.search.allocate.swaps import _Moves
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -119,6 +120,19 @@ def test_the_tables_favourite_is_tried_first() -> None:
     ups = [m.levels[4].damage - m.levels[3].damage for m in problem.modules]
     assert found.trials[0].accepted
     assert -found.trials[0].measured == pytest.approx(max(ups))
+
+
+@given(seeds)
+def test_moves_come_by_what_the_table_says_they_change(seed: int) -> None:
+    """Pairs by the sum of both: what one gives back counts against what the other takes."""
+    problem = Problem(seed, 5, 6)
+    budget = problem.budget(0.5)
+    start = allocate(problem.modules, budget)
+    table = [np.array([level.damage for level in module.levels]) for module in problem.modules]
+    moves = list(_Moves(problem.modules, budget, 2, Additive(problem.modules)).likeliest_first(start, table))
+    changes = [damage_of(problem.modules, move) - damage_of(problem.modules, start) for move in moves]
+    assert any(sum(move[k] != start[k] for k in start) == 2 for move in moves)
+    assert np.diff(changes).min() >= -1e-9
 
 
 def test_nothing_is_cut_further_without_need() -> None:
