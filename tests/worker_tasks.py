@@ -38,6 +38,12 @@ def late(task: int, *shared: object) -> tuple[int, float]:
     return os.getpid(), began
 
 
+def lies(task: Any) -> str | None:
+    """The file that an array lies in; None in memory."""
+    file = getattr(task, "filename", None)
+    return None if file is None else str(file)
+
+
 def killed(task: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 

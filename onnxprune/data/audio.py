@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import wave
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,15 @@ from onnxprune.data.filled_inputs import RATE, RATES, maker_of
 from onnxprune.data.model_info import Graph, Job, Part, Spec, describe
 from onnxprune.data.optional_packages import package
 from onnxprune.data.outside import within
-from onnxprune.data.preprocess import flag
+from onnxprune.data.preprocess import flag, numbers
 from onnxprune.data.sources import Row
 from onnxprune.errors import DataError, reading, said
 
 Array = NDArray[Any]
+MOST_PADDED = 1 << 24
+"""Samples that a sound is filled up to: a quarter of an hour at 16 kHz."""
+MOST_FEATURES = 1 << 16
+"""Features, and samples of a frame."""
 MOST_SAMPLES = 1 << 28
 """Of a sound: four hours and a half at 16 kHz. A few kilobytes of a lossless format can hold more."""
 
@@ -108,6 +113,7 @@ def _extractor(spec: Spec, job: Job) -> Any:
         raise DataError(
             f"the graph takes audio features, {describe(spec)}: put preprocessor_config.json beside the model"
         )
+    _require_bounded(job.files.load(path), path)
     transformers = package("transformers", f"{path}: audio features are made")
     try:
         return transformers.AutoFeatureExtractor.from_pretrained(
@@ -115,6 +121,20 @@ def _extractor(spec: Spec, job: Job) -> Any:
         )
     except Exception as error:  # whatever an extractor class makes of damaged or foreign files
         raise DataError(f"{path}: cannot be loaded: {error}: give rows of {spec.name}") from error
+
+
+def _require_bounded(config: Mapping[str, Any], path: Path) -> None:
+    """Refuse features of which one row takes gigabytes: every sound is filled up to a length that is told here.
+
+    Raises:
+        DataError: names the number.
+    """
+    for key, told in numbers(config):
+        counted = re.search("chunk_length|n_samples|max_length|max_frames", key) is not None
+        most = MOST_PADDED if counted else MOST_FEATURES if re.search("n_fft|size|bins|win|hop|frame", key) else None
+        count = told * (config.get("sampling_rate") or RATE) if key == "chunk_length" else told
+        if most is not None and count > most:
+            raise DataError(f"{path}: {key} is {told:.10g}, which no row needs: copy the file again from the model")
 
 
 def _at_rate(row: Row, rate: int, *, outside: bool) -> Array:

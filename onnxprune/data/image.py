@@ -16,7 +16,7 @@ from onnxprune.data.image_options import ImageOptions
 from onnxprune.data.model_info import Graph, Job, Part, Spec, describe
 from onnxprune.data.optional_packages import package
 from onnxprune.data.outside import within
-from onnxprune.data.preprocess import Preprocess, fitted, plain, read_preprocess
+from onnxprune.data.preprocess import MOST_PIXELS, Preprocess, fitted, plain, read_preprocess
 from onnxprune.data.sources import Row
 from onnxprune.errors import DataError, OnnxPruneError, UsageError, reading, said
 
@@ -162,8 +162,6 @@ def _fits(pixels: NDArray[Any], held: NDArray[Any]) -> bool:
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 """What is decoded: `sources.IMAGE_SUFFIXES`. Others run interpreters or have decoders that few have looked at."""
-MOST_PIXELS = 100_000_000
-"""Of an image: a few kilobytes can hold billions."""
 
 
 def open_image(row: Row, field: str, *, outside: bool = False) -> Any:

@@ -8,7 +8,7 @@ more by them than they say is run itself, from transformers.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -95,6 +95,8 @@ class Preprocess:
                 own = (image.height, image.width)
                 short = min(own)
                 height, width = (height if side == short else int(height * side / short) for side in own)
+                if height * width > MOST_PIXELS:  # of a line of pixels, a strip of gigabytes
+                    raise ValueError(f"{image.width} x {image.height} pixels become {width} x {height}")
             if (width, height) != image.size:
                 image = image.resize((width, height), resample=resample)
         array = np.asarray(image)
@@ -160,14 +162,17 @@ def read_preprocess(config: Mapping[str, Any], path: Path, channels: int) -> Pre
         or config.get("do_pad")
         or (config.get("crop_pct") and family != "ConvNext")
     ):
-        return Preprocess(channels, processor=_own_processor(path, name or ", ".join(odd)))
+        return Preprocess(channels, processor=_own_processor(config, path, name or ", ".join(odd)))
     try:
         return _steps(config, family, channels)
     except (TypeError, ValueError, LookupError, OverflowError) as error:
         raise DataError(f"{path}: cannot be understood ({said(error)}): copy it again from the model") from error
 
 
-def _own_processor(path: Path, name: str) -> Any:
+def _own_processor(config: Mapping[str, Any], path: Path, name: str) -> Any:
+    for key, edge in numbers(config):
+        if re.search("size|edge|height|width", key) and edge > LARGEST:
+            raise DataError(f"{path}: {key} is {edge:.10g}; edges of up to {LARGEST} pixels are possible")
     transformers = package("transformers", f"{path}: the image processor {name} is run")
     try:
         return transformers.AutoImageProcessor.from_pretrained(
@@ -175,6 +180,15 @@ def _own_processor(path: Path, name: str) -> Any:
         )
     except Exception as error:  # whatever a processor class makes of damaged or foreign files
         raise DataError(f"{path}: {name} cannot be loaded: {error}: give rows of pixel values") from error
+
+
+def numbers(told: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The numbers of a configuration, by the names that lead to them: "size.height"."""
+    for key, value in told.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{key}.{name}", number) for name, number in numbers(value))
+        else:
+            yield from ((key, v) for v in (value if isinstance(value, list) else [value]) if isinstance(v, int | float))
 
 
 def flag(config: Mapping[str, Any], step: str, default: bool) -> bool:
@@ -224,6 +238,8 @@ def _steps(config: Mapping[str, Any], family: str, channels: int) -> Preprocess:
 
 LARGEST = 16384
 """Of a prepared image's edges."""
+MOST_PIXELS = 100_000_000
+"""Of an image, as it is or resized: a few kilobytes can hold billions."""
 
 
 def _by_channel(config: Mapping[str, Any], key: str, channels: int) -> Array:

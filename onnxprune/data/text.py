@@ -15,7 +15,7 @@ from onnxprune.data.model_info import Job, Pairs, Part
 from onnxprune.data.optional_packages import package
 from onnxprune.data.sources import Row, parsed
 from onnxprune.data.tokenizer import Tokenizer, load_tokenizer
-from onnxprune.errors import DataError
+from onnxprune.errors import DataError, OnnxPruneError
 
 ENCODER_OUTPUTS = (
     *("sentence_embedding", "sentence_embeddings", "token_embeddings", "text_embeds"),
@@ -116,6 +116,8 @@ def _tokenizer(job: Job, only_fast: str = "") -> Tokenizer:
 def _encoded(tokenizer: Tokenizer, texts: list[Any], rows: Sequence[Row], job: Job, **options: Any) -> list[Any]:
     try:
         encoded = tokenizer.encode(texts, **options)
+    except OnnxPruneError:
+        raise
     except Exception as error:  # the library raises bare Exception and does not say for which text
         for text, row in zip(texts, rows, strict=True):
             try:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onnxprune.data import tokenizer_limits
 from onnxprune.data.model_info import Files, Job
 from onnxprune.data.optional_packages import package
 from onnxprune.documents import regular
-from onnxprune.errors import DataError, UsageError, panicked, said
+from onnxprune.errors import DataError, OnnxPruneError, UsageError, panicked, said
 
 SLOW_FILES = (
     *("vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
@@ -61,6 +62,11 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[Any], *, words: bool = False, strategy: str = "longest_first") -> list[Any]:
         """Encodings (ids, type_ids, overflowing) of texts, of (text, text) pairs, or of lists of words."""
+        most = None if self.max_length is None else 2 * LONG * self.max_length
+        pace = tokenizer_limits.PACE if self.fast else tokenizer_limits.SLOW_PACE
+        return tokenizer_limits.encoded(lambda: self._encode(texts, words, strategy), texts, most, pace)
+
+    def _encode(self, texts: Sequence[Any], words: bool, strategy: str) -> list[Any]:
         if not self.fast:
             return [self._slow(text) for text in texts]
         self.backend.no_padding()
@@ -84,10 +90,8 @@ class Tokenizer:
         size = LONG * self.max_length
         while len(text) > size:
             part = text[:size]
-            if (
-                len(self.backend.encode(part, is_pretokenized=words, add_special_tokens=False).ids)
-                >= 2 * self.max_length
-            ):
+            (found,) = self.backend.encode_batch([part], is_pretokenized=words, add_special_tokens=False)
+            if len(found.ids) >= 2 * self.max_length:
                 return part
             size *= 2
         return text
@@ -166,8 +170,15 @@ def opened(file: Path, purpose: str) -> Any:
     regular(file, DataError)
     try:
         tokenizer = library.from_file(str(file))
+        tokenizer_limits.require_bounded(tokenizer, file)
+        padding = tokenizer.padding
+        tokenizer.no_padding()  # to as many tokens as the file likes
         with contextlib.suppress(Exception):  # of this text alone, which is none of the rows
             tokenizer.encode("")
+        if padding is not None:
+            tokenizer.enable_padding(**padding)
+    except OnnxPruneError:
+        raise
     except BaseException as error:  # the library raises bare Exception, and where it gives up none at all
         if not isinstance(error, Exception) and not panicked(error):
             raise

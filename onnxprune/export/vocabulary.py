@@ -22,6 +22,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.data.tokenizer import opened
+from onnxprune.data.tokenizer_limits import encoded
 from onnxprune.documents import read_object, read_text, utf8
 from onnxprune.errors import DataError, UnsupportedError, reading
 from onnxprune.graph.companions import copy_companions
@@ -92,7 +93,7 @@ def _counts(file: Path, lines: list[str]) -> list[Counter[int]]:
     tokenizer = opened(file, "the vocabulary is trimmed")
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return [Counter(encoding.ids) for encoding in tokenizer.encode_batch(lines)]
+    return [Counter(encoding.ids) for encoding in encoded(lambda: tokenizer.encode_batch(lines), lines)]
 
 
 def _share(counts: Mapping[int, int], kept: Collection[int]) -> float:

@@ -78,6 +78,8 @@ class Solver:
 
     def resolve(self, layout: Layout) -> Layout:
         """The layout in today's atoms; sums are spread over the products they lead."""
+        if (alone := _alone(layout)) is not None:
+            return self._resolve_factor(alone)
         terms: list[Term] = []
         for term in layout:
             factors: list[Factor] = []
@@ -95,7 +97,14 @@ class Solver:
 
     def same(self, a: Layout, b: Layout, why: str = "dimensions of different structure meet") -> bool:
         """Tie two dimensions index by index. False (and both pinned, with the reason) where that has no expression."""
-        left, right = list(reversed(self.resolve(a))), list(reversed(self.resolve(b)))
+        ours, theirs = self.resolve(a), self.resolve(b)
+        if ours == theirs:
+            return True
+        # Most dimensions that meet are whole: of what follows, they take one step.
+        if (f := _alone(ours)) is not None and (g := _alone(theirs)) is not None and self.sizes[f] == self.sizes[g]:
+            self._bind(f, theirs)
+            return True
+        left, right = list(reversed(ours)), list(reversed(theirs))
         checked = False
         # Terms that agree go on agreeing, whatever is bound behind them: each is looked at when it comes first.
         while left and right:
@@ -248,6 +257,14 @@ class Solver:
         head = first // inner
         self._bind(term[0], ((self._atom(head),), (self._atom(self.sizes[term[0]] - head),)))
         return True
+
+
+def _alone(layout: Layout) -> int | None:
+    """The atom that a layout is; None of any other."""
+    if len(layout) != 1 or len(layout[0]) != 1:
+        return None
+    factor = layout[0][0]
+    return factor if isinstance(factor, int) else None
 
 
 def atoms_of(layout: Layout) -> set[int]:

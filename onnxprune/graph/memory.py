@@ -22,7 +22,7 @@ USUAL = 8_000_000_000
 """Bytes that a run plans with where none are stated and the machine does not tell: what a laptop has left."""
 WHOLE = 3_000_000_000
 """Bytes of weights up to which a model is held whole, where no limit is stated and the machine has enough."""
-LIBRARIES = 300_000_000
+LIBRARIES = 360_000_000
 """Bytes that the libraries themselves take, torch loaded and a graph being read: of a small limit, a good part."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _stated: ContextVar[int | None] = ContextVar("stated", default=None)

@@ -336,6 +336,8 @@ def _internalise(model: ir.Model) -> None:
 def files_of(file: Path) -> tuple[Path, ...]:
     """A model's file and those that its weights lie in, as far as can be told before it is loaded."""
     try:
+        if not intake.data_apart(file):
+            return (file,)
         model = read(file)
     except Exception:  # `load` says what is wrong with it
         return (file,)

@@ -119,11 +119,18 @@ def require(model: Model, sizes: Mapping[str, int], where: str, *, weights: bool
     most = memory.available()
     found = footprint(model, sizes)
     held = min(found.weights, max(memory.share(), found.largest)) if weights else 0
-    total = found.activations + held
+    # What is free is beside the libraries, which are loaded by now; what was stated is for them, too.
+    libraries = memory.LIBRARIES if memory.stated() else 0
+    total = libraries + held + found.activations
     if most is not None and total > most:
         shape = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        parts = [f"{shown(held)} for weights"] * bool(held) + [f"{shown(found.activations)} for values"]
+        parts = [f"{shown(libraries)} of it for the libraries"] * bool(libraries) + parts
         may = f"{shown(most)} may be used (--max-memory)" if memory.stated() else f"{shown(most)} are free"
+        way = "shorten it with --max-length or --shape, or leave it out"
+        if libraries + held >= most:
+            way = "give --max-memory more"
         raise LimitError(
-            f"{where}{f' ({shape})' if shape else ''} takes {shown(total)} of memory, {shown(found.activations)} of it "
-            f"for values, most at {found.node}; {may}: shorten it with --max-length or --shape, or leave it out"
+            f"{where}{f' ({shape})' if shape else ''} takes {shown(total)} of memory, {', '.join(parts)}, "
+            f"most at {found.node}; {may}: {way}"
         )

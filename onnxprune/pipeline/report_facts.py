@@ -48,7 +48,7 @@ def report_of(
         found, timed: about them, and by the clock.
     """
     evidence = found.evidence
-    costs = job.planner.costs
+    costs, most = job.planner.costs, memory.peak()
     assert job.dense.path is not None
     landing = job.planner.landing and verified(job.planner.landing, timed)
     before, after = costs.total(budget.kind), costs.total(budget.kind, plan)
@@ -110,10 +110,20 @@ def report_of(
             *(evidence.warnings if evidence else ()),
             *warnings_of(job.learn, job.judge, job.drop_search, evidence.accuracy.metric if evidence else None),
             *([landing.said] if landing and landing.said else ()),
+            *above(most),
         ),
         broken=broken,
         seconds=dict(job.clock.seconds),
-        peak_memory_bytes=memory.peak(),
+        peak_memory_bytes=most,
+    )
+
+
+def above(peak: int) -> tuple[str, ...]:
+    """That the process has held more memory than was stated, if it has."""
+    if not memory.stated() or peak <= memory.limit():
+        return ()
+    return (
+        f"the process has held {memory.shown(peak)}, more than --max-memory allows ({memory.shown(memory.limit())})",
     )
 
 

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import LimitError, OnnxPruneError, UnsupportedError, out_of_memory, reading, said
 from onnxprune.graph import memory
-from onnxprune.graph.flow import Flow, enter_of, is_flow
+from onnxprune.graph.flow import Flow, enter_of
 from onnxprune.graph.values import numeric_outputs
 from onnxprune.probe.engine import cast, engine_for
 from onnxprune.probe.last_read import LastRead
@@ -108,15 +108,15 @@ class Interpreter:
         bound = frozenset(name for name in batches[0] if not self.schedule.repeats(name))
         override = weights or {}
         known = [{name: self.place(feeds[name]) for name in bound} for feeds in batches]
+        hooked = [{}] * len(batches) if edits is None else edits
         answers: list[dict[str, bool]] = [{} for _ in batches]
         for step, initializers in self.schedule.between(bound, wanted):
             constants = {name: override[name] if name in override else self.weight(name) for name in initializers}
-            for i, values in enumerate(known):
-                self._take(step, values, constants, edits[i] if edits is not None else {}, answers[i])
+            for values, hooks, answered in zip(known, hooked, answers, strict=True):
+                self._take(step, values, constants, hooks, answered)
         found = []
-        for i, values in enumerate(known):
+        for values, hooks in zip(known, hooked, strict=True):
             own = {n: self._found(n, values, override) for n in wanted}
-            hooks = edits[i] if edits is not None else {}
             for j, value in enumerate(self.graph.outputs):
                 if ("", j) in hooks and value.name in own:
                     own[value.name] = hooks["", j](own[value.name])
@@ -142,10 +142,12 @@ class Interpreter:
         if step.inside:
             self._repeat(step, values, constants, hooks)
             return
-        arguments = self._arguments(step.node, step.inputs, values, constants, hooks)
+        arguments = _read(step.inputs, values, constants)
+        if hooks and not hooks.keys().isdisjoint(step.usages):
+            arguments = _edited(step.usages, arguments, hooks)
         if self.device != "cpu":
             arguments = _on_one_device(arguments)
-        if is_flow(step.node):
+        if step.chooses:
             arguments[0] = self._holds(step.inputs[0] or "", values, constants, answers)
         try:
             result = step.call(*arguments)
@@ -154,9 +156,12 @@ class Interpreter:
         except Exception as error:  # whatever operands that no operator takes make of torch
             kind = LimitError if out_of_memory(error) else UnsupportedError
             raise kind(f"{describe(step.node)} cannot be computed: {said(error)}") from error
-        for name, tensor in zip(step.outputs, result if isinstance(result, (tuple, list)) else (result,), strict=False):
-            values[name] = tensor
-        self._let_go(step, values)
+        if isinstance(result, (tuple, list)):
+            values.update(zip(step.outputs, result, strict=False))
+        else:
+            values[step.outputs[0]] = result
+        for name in step.done:
+            values.pop(name, None)
 
     @staticmethod
     def _taken(step: Step, values: Mapping[str, Any], constants: Mapping[str, Any], answers: dict[str, bool]) -> bool:
@@ -176,18 +181,6 @@ class Interpreter:
         return answers[name]
 
     @staticmethod
-    def _arguments(
-        node: ir.Node, names: Iterable[str | None], values: Mapping[str, Any], constants: Mapping[str, Any], hooks: Edit
-    ) -> list[Any]:
-        found = [None if name is None else constants[name] if name in constants else values[name] for name in names]
-        if not hooks:
-            return found
-        return [
-            hooks[usage](x) if (usage := (node.name or "", i)) in hooks and x is not None else x
-            for i, x in enumerate(found)
-        ]
-
-    @staticmethod
     def _let_go(step: Step, values: dict[str, Any]) -> None:
         for name in step.done:
             values.pop(name, None)
@@ -201,7 +194,8 @@ class Interpreter:
                 self._take(inner, scope, constants, hooks, answers)
 
         def arguments(node: ir.Node, scope: dict[str, Any]) -> list[Any]:
-            return self._arguments(node, [None if v is None else v.name for v in node.inputs], scope, constants, hooks)
+            read = _read((None if v is None else v.name for v in node.inputs), scope, constants)
+            return _edited([(node.name or "", i) for i in range(len(read))], read, hooks)
 
         loop = Turns(enter_of(step.node), step.node)
         results, kept, self.turns[step.node.name or ""] = loop.run(values, arguments, turn, step.kept)
@@ -267,6 +261,16 @@ class Interpreter:
         if self.device == "cpu" or (tensor.ndim <= 1 and not tensor.is_floating_point()):
             return tensor
         return self.engine.array(tensor)
+
+
+def _read(names: Iterable[str | None], values: Mapping[str, Any], constants: Mapping[str, Any]) -> list[Any]:
+    """What a node reads by these names."""
+    return [None if name is None else constants[name] if name in constants else values[name] for name in names]
+
+
+def _edited(usages: Sequence[Usage], arguments: list[Any], hooks: Edit) -> list[Any]:
+    """What a node reads, after the hooks."""
+    return [hooks[u](x) if u in hooks and x is not None else x for u, x in zip(usages, arguments, strict=True)]
 
 
 def _on_one_device(arguments: list[Any]) -> list[Any]:

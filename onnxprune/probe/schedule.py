@@ -14,11 +14,13 @@ from onnxprune.graph.flow import CHOICE, LEAVE, Flow, condition, is_flow
 from onnxprune.graph.nested import reads
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Step:
     """A node, and all that doing it on a batch takes to know.
 
     Attributes:
+        chooses: whether its first operand is a condition.
+        usages: where its operands are read (`interpreter.Usage`).
         done: values that nobody reads after this step.
         sides: conditions, and how they come out where the node is done at all.
         inside: of a loop's Leave, what is done each turn.
@@ -29,6 +31,8 @@ class Step:
     call: Callable[..., Any]
     inputs: tuple[str | None, ...]
     outputs: tuple[str, ...]
+    chooses: bool
+    usages: tuple[tuple[str, int], ...]
     done: tuple[str, ...]
     sides: tuple[tuple[str, bool], ...] = ()
     inside: tuple[Step, ...] = ()
@@ -159,8 +163,10 @@ class Schedule:
             own = {v.name for n in inside for v in n.outputs}
             turn = tuple(self._steps(inside, wanted, depth + 1))
             kept = tuple(name for name in wanted if name in own)
-            return Step(node, _none, tuple(n for n in read if n not in own), outputs, tuple(done), sides, turn, kept)
-        return Step(node, self._call(node), inputs, outputs, tuple(done), sides)
+            inputs = tuple(n for n in read if n not in own)
+            return Step(node, _none, inputs, outputs, False, (), tuple(done), sides, turn, kept)
+        usages = tuple((node.name or "", i) for i in range(len(inputs)))
+        return Step(node, self._call(node), inputs, outputs, is_flow(node), usages, tuple(done), sides)
 
 
 def _none() -> None:

@@ -228,7 +228,10 @@ class _Local:
         left = dict(enumerate(tasks))
         deaths = 0
         while left:
-            with parallel_config(backend="loky", n_jobs=self.count, inner_max_num_threads=self.threads):
+            with parallel_config(
+                backend="loky", n_jobs=self.count, inner_max_num_threads=self.threads,
+                temp_folder=str(self._scratch.path),  # where it goes with a killed run, too
+            ):  # fmt: skip
                 pool = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch=2 * self.count)
             made = pool(delayed(_numbered)(i, function, task, *shared) for i, task in list(left.items()))
             try:

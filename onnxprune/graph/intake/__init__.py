@@ -45,6 +45,17 @@ def read(file: Path) -> ir.Model:
     return model
 
 
+def data_apart(file: Path) -> bool:
+    """Whether a model file has weights that lie in another; nothing else of it is looked at.
+
+    Raises:
+        ModelError: it is no file.
+        Exception: of protobuf, where it cannot be parsed.
+    """
+    regular(file, ModelError)
+    return any(tensor.data_location == tensor.EXTERNAL for tensor in _parsed(file).graph.initializer)
+
+
 def _parsed(file: Path) -> Any:
     import onnx
 

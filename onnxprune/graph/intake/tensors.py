@@ -24,6 +24,9 @@ _FIELDS = {
 """Where a tensor keeps its values if not as raw bytes; of all other types in int32_data."""
 
 
+_TYPES = frozenset(ir.DataType) - {ir.DataType.UNDEFINED}
+
+
 def check(proto: Any, file: Path) -> dict[str, Place]:
     """Where the external initializers of a ModelProto lie, by name.
 
@@ -77,7 +80,7 @@ def _check_ends(file: Path, graph: Any) -> None:
     for value in graph.input:
         if value.name not in held and value.type.WhichOneof("value") in (None, "tensor_type"):
             kind = value.type.tensor_type.elem_type
-            if kind == ir.DataType.UNDEFINED or kind not in set(ir.DataType):
+            if kind not in _TYPES:
                 raise ModelError(f"{file}: input {one_line(value.name, 80)} has no known element type: export it again")
 
 
@@ -86,19 +89,27 @@ def _check_arity(file: Path, node: Any, version: int) -> None:
     known = _schema(node.op_type, version) if node.domain in ("", "ai.onnx") else None
     if known is None:
         return
-    where = f"{file}: node {one_line(node.name or next(iter(node.output), ''), 80)} ({one_line(node.op_type, 40)}, "
-    where += f"opset {version})"
     counts = (len(node.input), len(node.output))
     for what, count, (low, high) in zip(("inputs", "outputs"), counts, (known.inputs, known.outputs), strict=True):
         if not low <= count <= high:
             told = str(low) if low == high else f"{low} or more" if high > MOST_DIMENSIONS else f"{low} to {high}"
-            raise ModelError(f"{where} has {count} {what}, and the operator {told}: the file is damaged")
+            raise ModelError(
+                f"{_named(file, node, version)} has {count} {what}, and the operator {told}: the file is damaged"
+            )
     for attribute in node.attribute:
         kind = known.kinds.get(attribute.name)
         if kind is not None and attribute.type not in (0, kind):  # old exporters state none
-            raise ModelError(f"{where}: {one_line(attribute.name, 40)} is of another type: the file is damaged")
+            told = one_line(attribute.name, 40)
+            raise ModelError(f"{_named(file, node, version)}: {told} is of another type: the file is damaged")
     if missing := sorted(known.required - {a.name for a in node.attribute}):
-        raise ModelError(f"{where} lacks {', '.join(missing)}: the file is damaged")
+        raise ModelError(f"{_named(file, node, version)} lacks {', '.join(missing)}: the file is damaged")
+
+
+def _named(file: Path, node: Any, version: int | None = None) -> str:
+    """A node, as messages name it."""
+    opset = "" if version is None else f", opset {version}"
+    name = one_line(node.name or next(iter(node.output), ""), 80)
+    return f"{file}: node {name} ({one_line(node.op_type, 40)}{opset})"
 
 
 @dataclass(frozen=True)
@@ -129,21 +140,22 @@ def _schema(operator: str, version: int) -> _Schema | None:
 
 
 def _check_node(file: Path, node: Any, in_function: bool) -> None:
-    where = f"{file}: node {one_line(node.name or next(iter(node.output), ''), 80)} ({one_line(node.op_type, 40)})"
     if not node.op_type:
-        raise ModelError(f"{where}: no operator is named: the file is damaged")
+        raise ModelError(f"{_named(file, node)}: no operator is named: the file is damaged")
     for text in (node.name, node.op_type, node.domain, *node.input, *node.output):
         if not _written(text):
-            raise ModelError(f"{where}: a name is not UTF-8: the file is damaged")
+            raise ModelError(f"{_named(file, node)}: a name is not UTF-8: the file is damaged")
     names = [a.name for a in node.attribute]
     if len(set(names)) < len(names):
-        raise ModelError(f"{where}: an attribute is given twice: the file is damaged")
+        raise ModelError(f"{_named(file, node)}: an attribute is given twice: the file is damaged")
     for attribute in node.attribute:
         if attribute.ref_attr_name and not in_function:
-            raise ModelError(f"{where}: attribute {one_line(attribute.name, 40)} is a reference, outside of a function")
+            raise ModelError(
+                f"{_named(file, node)}: attribute {one_line(attribute.name, 40)} is a reference, outside of a function"
+            )
         for tensor in (*([attribute.t] if attribute.HasField("t") else ()), *attribute.tensors):
             if _checked(file, tensor) is not None:
-                raise UnsupportedError(f"{where}: external data in an attribute: make it an initializer")
+                raise UnsupportedError(f"{_named(file, node)}: external data in an attribute: make it an initializer")
     attributes.check(node, file)
 
 
@@ -164,7 +176,7 @@ def _checked(file: Path, tensor: Any) -> Place | None:
     where = f"{file}: tensor {one_line(tensor.name, 80)}"
     if not _written(tensor.name):
         raise ModelError(f"{where}: its name is not UTF-8: the file is damaged")
-    if tensor.data_type not in set(ir.DataType) or tensor.data_type == ir.DataType.UNDEFINED:
+    if tensor.data_type not in _TYPES:
         raise ModelError(f"{where}: element type {tensor.data_type} is not known: the file is damaged")
     if len(tensor.dims) > MOST_DIMENSIONS or any(d < 0 for d in tensor.dims):
         shape = one_line(str(list(tensor.dims)), 60)

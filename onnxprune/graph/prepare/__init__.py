@@ -281,12 +281,12 @@ def _unique_names(model: ir.Model) -> None:
     for value in absent:
         value.name = ""
     seen: set[str] = set()
+    counts: dict[str, int] = {}
     for node in model.graph.all_nodes():
-        name = node.name or node.op_type
-        count = 0
-        unique = name
-        while unique in seen:
-            count += 1
-            unique = f"{name}_{count}"
+        name = unique = node.name or node.op_type
+        while unique in seen:  # the count goes on where it was: thousands of nodes may have one name
+            counts[name] = counts.get(name, 0) + 1
+            unique = f"{name}_{counts[name]}"
         seen.add(unique)
-        node.name = unique
+        if node.name != unique:
+            node.name = unique

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import warnings
 import zipfile
@@ -123,6 +124,42 @@ def test_a_preprocessor_that_makes_no_sense_is_said(folder: Path, changed: dict[
     (folder / "preprocessor_config.json").write_text(json.dumps(STEPS | changed))
     with pytest.raises(DataError):
         read(rows, [PIXELS], folder=folder)
+
+
+def test_a_line_of_pixels_is_no_strip_of_gigabytes(folder: Path) -> None:
+    painted(folder / "line.png", (20_000, 1))
+    rows = rows_of(folder / "rows.jsonl", {"image": "line.png"})
+    steps = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 224}, "crop_size": 16}
+    (folder / "preprocessor_config.json").write_text(json.dumps(steps))
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: .*20000 x 1 pixels become 4480000 x 224"):
+        read(rows, [PIXELS], folder=folder)
+
+
+@pytest.mark.parametrize(
+    ("steps", "says"),
+    [
+        ({"image_processor_type": "DonutImageProcessor", "size": {"height": 10**6, "width": 8}}, "size.height"),
+        ({"image_processor_type": "DetrImageProcessor", "do_pad": True, "pad_size": [8, 10**5]}, "pad_size"),
+    ],
+)  # fmt: skip
+def test_processors_of_others_make_no_pictures_of_gigabytes(folder: Path, steps: dict[str, Any], says: str) -> None:
+    painted(folder / "in.png")
+    rows = rows_of(folder / "rows.jsonl", {"image": "in.png"})
+    (folder / "preprocessor_config.json").write_text(json.dumps(steps))
+    with pytest.raises(DataError, match=re.escape(says) + r" is \d+; edges of up to 16384 pixels"):
+        read(rows, [PIXELS], folder=folder)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"chunk_length": 100_000}, {"n_samples": 10**9}, {"n_fft": 10**6}, {"feature_size": 10**9}]
+)
+def test_sounds_are_not_filled_up_to_gigabytes(folder: Path, changed: dict[str, int]) -> None:
+    features = Input("input_features", np.dtype(np.float32), ("batch", 80, "time"))
+    rows = rows_of(folder / "rows.jsonl", {"audio": [0.1] * 2000})
+    steps = {"feature_extractor_type": "WhisperFeatureExtractor", "sampling_rate": 16_000, "chunk_length": 1, **changed}
+    (folder / "preprocessor_config.json").write_text(json.dumps(steps))
+    with pytest.raises(DataError, match=f"{next(iter(changed))} is {next(iter(changed.values()))}, which no row needs"):
+        read(rows, [features], folder=folder)
 
 
 class Evil:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from onnxprune.data import Dataset, read, tokenizer
-from onnxprune.errors import DataError, UsageError
+from onnxprune.data import Dataset, read, tokenizer, tokenizer_limits
+from onnxprune.errors import DataError, LimitError, UsageError
+from onnxprune.graph import memory
 from onnxprune.graph.model import InputSpec
 
 I64 = np.dtype(np.int64)
@@ -282,6 +284,68 @@ def test_a_tokenizer_that_gives_up_on_any_text(model: Path, capfd: pytest.Captur
     with pytest.raises(DataError, match=r"tokenizer\.json: not a tokenizer\.json: no entry found"):
         text_rows([{"text": "the cat"}] * 8, model)
     assert capfd.readouterr().err.count("panicked at") == 1
+
+
+def changed(folder: Path, **parts: Any) -> None:
+    """Other parts in a tokenizer.json."""
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | parts), encoding="utf-8")
+
+
+TENFOLD = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
+PADDED = {"direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"}
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ({"normalizer": {"type": "Sequence", "normalizers": [TENFOLD] * 12}}, "makes up to 1e\\+12 characters of one"),
+        ({"normalizer": {"type": "Replace", "pattern": {"Regex": "a*"}, "content": "b" * 20_000}}, "2e\\+04 "),
+        ({"post_processor": {
+            "type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 5000,
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {},
+        }}, "puts 5,002 parts around a row"),
+        ({"post_processor": {
+            "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "x", "type_id": 0}}] * 100,
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {"x": {"id": "x", "ids": [2] * 1000, "tokens": ["x"] * 1000}},
+        }}, "puts 100,000 parts around a row"),
+    ],
+)  # fmt: skip
+def test_a_tokenizer_that_makes_far_more_of_a_text_than_it_is(model: Path, parts: dict[str, Any], says: str) -> None:
+    changed(model, **parts)
+    with pytest.raises(DataError, match=rf"tokenizer\.json: its .*{says}.*the model's own file"):
+        text_rows([{"text": "the cat sat"}], model)
+
+
+def test_how_far_a_tokenizer_pads_is_its_own_affair(model: Path) -> None:
+    changed(model, padding={"strategy": {"Fixed": 10**12}, **PADDED})
+    assert text_rows([{"text": "the cat"}], model).examples[0].feeds["input_ids"].tolist() == [
+        [CLS, *ids_of("the cat"), SEP]
+    ]
+
+
+def test_a_text_that_takes_for_ever_is_not_waited_for(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """WordPiece looks at every part of a word, from every place that a token ends at."""
+    monkeypatch.setattr(tokenizer_limits, "SECONDS", 0.1)
+    vocabulary = {word: i for i, word in enumerate([*VOCABULARY, "##a"])}
+    changed(model, model={
+        "type": "WordPiece", "vocab": vocabulary, "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 10**9,
+    })  # fmt: skip
+    assert text_rows([{"text": "aaa the"}], model).examples[0].feeds["input_ids"].shape == (1, 6)
+    with pytest.raises(LimitError, match=r"the tokenizer takes more than \d s for 2 texts: is it the model's own"):
+        text_rows([{"text": "a" * 2500}] * 2, model)
+
+
+def test_what_a_tokenizer_takes_of_memory_is_bounded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = iter([0, 10**15])
+    monkeypatch.setattr(memory, "resident", lambda: next(held))
+    with pytest.raises(LimitError, match=r"the tokenizer takes more than .* of memory for 3 texts"):
+        tokenizer_limits.encoded(lambda: time.sleep(0.5), ["a", "b", ("c", "d")])
+    held = iter([0])
+    assert tokenizer_limits.encoded(lambda: 7, ["a"]) == 7
 
 
 def test_slow_tokenizer_files(tmp_path: Path) -> None:

@@ -39,9 +39,10 @@ def test_the_most_that_values_take_at_one_time(folder: Path) -> None:
     assert found.largest == 4 * 8 * 16
 
 
-def test_of_weights_that_are_read_in_parts_a_part_counts(folder: Path) -> None:
+def test_of_weights_that_are_read_in_parts_a_part_counts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = models.load(folder / "model.onnx")
     values, part = 4 * (8 + 16 + 16), 4 * 8 * 16
+    monkeypatch.setattr(memory, "LIBRARIES", 0)
     with memory.limited(values + part):
         footprint.require(model, {"batch": 1}, "a row", weights=True)
     with memory.limited(values + part - 1), pytest.raises(LimitError, match=r"a row \(batch=1\) takes 0\.7 KB"):
@@ -52,8 +53,10 @@ def test_rows_that_cannot_fit_are_refused_with_the_figure(
     folder: Path, run: Callable[..., tuple[int, str, str]]
 ) -> None:
     args = ["--flops", "0.6", "--calib", folder / "rows.jsonl", "--no-latency", "--threads", 1]
-    code, _, err = run(folder / "model.onnx", "-o", folder / "o.onnx", *args, "--max-memory", "500")
-    assert code == 4 and "KB of memory" in err and "--max-memory" in err and "rows.jsonl:1" in err
+    for least in ("500", "1KB", "200MB"):
+        code, _, err = run(folder / "model.onnx", "-o", folder / "o.onnx", *args, "--max-memory", least)
+        assert code == 4 and f"takes {memory.shown(memory.LIBRARIES)} of memory" in err and "rows.jsonl:1" in err
+        assert "for the libraries" in err and "give --max-memory more" in err and "--max-length" not in err
     assert not list(folder.glob("o.*")) and not memory.stated()
     code, _, err = run(folder / "model.onnx", "-o", folder / "o.onnx", *args, "--max-memory", "1GB", "-q")
     assert code == 0, err

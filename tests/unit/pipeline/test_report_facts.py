@@ -9,10 +9,11 @@ from typing import Any
 from zoo import ZooModel
 
 from onnxprune.data import Dataset, Example
+from onnxprune.graph import memory
 from onnxprune.graph import model as models
 from onnxprune.graph.plan import Plan
 from onnxprune.graph.structure.analyze import analyze
-from onnxprune.pipeline.report_facts import units_of, warnings_of
+from onnxprune.pipeline.report_facts import above, units_of, warnings_of
 
 
 def test_dimensions_of_heads_stand_in_the_row_of_their_heads(zoo: Callable[..., ZooModel]) -> None:
@@ -31,3 +32,10 @@ def test_rows_that_are_their_own_labels_have_no_teacher() -> None:
     said = "the dense model is the teacher"
     assert any(said in line for line in warnings_of(None, judge, None, "agreement"))
     assert not any(said in line for line in warnings_of(None, judge, None, "perplexity"))
+
+
+def test_that_more_memory_was_taken_than_was_stated_is_said() -> None:
+    assert above(10**12) == ()
+    with memory.limited(10**9):
+        assert above(10**9) == ()
+        assert above(2 * 10**9) == ("the process has held 2.0 GB, more than --max-memory allows (1.0 GB)",)

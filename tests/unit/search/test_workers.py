@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import worker_tasks
 
 from onnxprune.errors import BudgetError, OnnxPruneError, UsageError
+from onnxprune.graph.outputs import temporary
 from onnxprune.search import workers as engines
 from onnxprune.search.workers import Workers, begin, opened
 
@@ -132,6 +134,14 @@ def test_workers_are_called_while_others_go_on() -> None:
     wait()
     assert called == [7, 7]
     begin(Slow(), lambda _: 1 / 0, 7)()
+
+
+def test_arrays_on_their_way_lie_in_the_runs_own_folder() -> None:
+    """The next run takes that away, should this one be killed."""
+    with local() as workers:
+        ((_, file),) = workers.run(worker_tasks.lies, [np.zeros(1 << 18)])
+        assert f"/{temporary.PREFIX}" in file
+    assert not Path(file).exists()
 
 
 def test_a_process_may_remember_much(tmp_path: Path) -> None:

@@ -57,7 +57,9 @@ def test_rows_times_weight_is_what_a_convolution_writes(
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         [helper.make_tensor(name, 1, w.shape, w.ravel()) for name, w in zip(("first", "second"), weights, strict=True)],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "model.onnx")
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "model.onnx"
+    )
     model = models.load(tmp_path / "model.onnx")
     structure = analyze(model)
     (group,) = structure.groups
@@ -85,7 +87,7 @@ def test_a_gemm_s_outputs_are_the_last_axis_of_the_stream_too() -> None:
             [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4, 3])],
             [onnx.numpy_helper.from_array(np.ones(shape, dtype=np.float32), "w")],
         )
-        model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+        model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
         model.graph[0].outputs[0].shape = ir.Shape([4, 5])
         product = product_of(model.graph[1], Reader("reader", 0, 1, "w", 1 if trans else 0))
         assert product is not None
@@ -164,5 +166,5 @@ def test_a_constant_under_kernels_that_the_graph_computes_is_no_weight() -> None
             [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
             [onnx.numpy_helper.from_array(np.ones((1, 16, 4, 4), dtype=np.float32), "picture")],
         )
-        model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+        model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
         assert product_of(model.graph[0], Reader("first", 1, 0, "picture", 1)) is None
