@@ -101,7 +101,7 @@ def tune(
         if share >= 1:
             break
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(share / WARM, 1.0, (1 - share) / (1 - WARM))
+            group["lr"] = rate * pace(share)
         optimizer.zero_grad()
         for i in batches:
             (loss.of(i) / len(batches)).backward()
@@ -120,6 +120,11 @@ def tune(
     if worse:
         found, after = plan, before
     return Tuned(found, steps, float(before.mean()), float(after.mean()))
+
+
+def pace(share: float) -> float:
+    """Of the highest rate, what is left at a share of the time: a short rise, and a fall to nothing. [0, 1]"""
+    return min(share / WARM, (1 - share) / (1 - WARM))
 
 
 class _Student:

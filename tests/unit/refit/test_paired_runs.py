@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,18 @@ def test_what_closes_a_branch_makes_up_for_the_drift_of_the_stream(subject: Subj
     np.testing.assert_allclose(found.y_mean, wanted.mean(0), atol=1e-4)
     np.testing.assert_allclose(found.syy, np.square(wanted - wanted.mean(0)).sum(0), rtol=1e-3)
     np.testing.assert_allclose(found.x_mean, left["t"].mean(0), atol=1e-4)
+
+
+def test_what_is_fitted_together(subject: Subject) -> None:
+    """Products of the same value, but none that closes a branch: it also makes up for what it does not read."""
+    linears = {x.weight: x for x in find_linears(subject.model.graph, subject.structure)}
+    side = SideBySide(rows_of(subject, 8), ["y"])
+    gate, rise, closing = linears["gate"], linears["rise"], linears["fall"]
+    beside = replace(gate, branch=closing.branch)
+    assert side.alike(gate, rise)
+    assert not side.alike(gate, linears["up"])
+    assert not side.alike(gate, beside)
+    assert not side.alike(beside, gate)
 
 
 def test_what_a_dropped_branch_leaves_is_all_that_it_gave_on_average(subject: Subject) -> None:

@@ -15,7 +15,7 @@ from onnxprune import data
 from onnxprune.errors import UsageError
 from onnxprune.graph.plan import Budget, Plan
 from onnxprune.probe.forward import Evaluator, Rows
-from onnxprune.refit.tune import RATE, Tuned, tune
+from onnxprune.refit.tune import RATE, WARM, Tuned, pace, tune
 from onnxprune.search.options import Options
 
 Build = Callable[..., ZooModel]
@@ -83,3 +83,11 @@ def test_what_cannot_be_tuned_is_refused() -> None:
         Options(Budget("flops", 0.5), tune=-1.0)
     with pytest.raises(UsageError, match="--finetune"):
         replace(Options(Budget("flops", 0.5), sparsity="2:4"), tune=1.0)
+
+
+def test_the_rate_rises_and_falls_to_nothing() -> None:
+    assert pace(0.0) == pace(1.0) == 0.0
+    assert pace(WARM) == pytest.approx(1.0)
+    assert pace(WARM / 2) == pytest.approx(0.5)
+    assert pace((1 + WARM) / 2) == pytest.approx(0.5)
+    assert max(pace(share) for share in np.linspace(0, 1, 101)) <= 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -149,6 +150,16 @@ def test_swaps_from_greedy_reach_the_best_set_more_often_than_greedy() -> None:
         greedy_hits += path.error_at(3) <= best * (1 + 1e-6)
         refined_hits += refined.error <= best * (1 + 1e-6)
     assert greedy_hits < refined_hits
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_swaps_do_not_depend_on_the_unit_of_weights(scale: float) -> None:
+    """What is too little to swap for is told beside the error of removing everything."""
+    r = reader(9, 12, outputs=4)
+    worst = obs_path([r], damping=DAMPING).order[:6]
+    swaps = refine([r], worst, damping=DAMPING).swaps
+    assert swaps
+    assert refine([replace(r, weight=scale * r.weight)], worst, damping=DAMPING).swaps == swaps
 
 
 def test_many_swaps_lose_no_precision() -> None:
