@@ -257,7 +257,12 @@ planning = together(
         help="Where scoring runs: auto, cpu, cuda.",
     ),
     click.option("--seed", default=0, type=click.IntRange(0, MOST), show_default=True, help="Of every draw."),
-    click.option("--threads", default=0, type=click.IntRange(0, MOST_THREADS), help="Of scoring; 0 for all cores."),
+    click.option(
+        "--threads",
+        default=0,
+        type=click.IntRange(0, MOST_THREADS),
+        help="Of scoring and comparing; 0 for all cores.",
+    ),
     click.option(
         "--max-memory",
         metavar="SIZE",

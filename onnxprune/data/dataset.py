@@ -15,6 +15,10 @@ from onnxprune.data.model_info import Spec
 from onnxprune.errors import DataError
 
 Array = NDArray[Any]
+ENOUGH = 256
+"""Tokens from which on a larger batch computes a token no faster."""
+FILLED = (0.25, 0.0625)
+"""How much of a batch may be filling: of one that has fewer tokens, and of others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +173,63 @@ class Dataset:
                 rows = max(1, min(rows, max_tokens // self.examples[positions[0]].tokens))
             for start in range(0, len(positions), rows):
                 yield self._stack(positions[start : start + rows])
+
+    @property
+    def fillable(self) -> Mapping[str, int] | None:
+        """Graph input -> what rows are filled up with behind their last token; None where that cannot be told.
+
+        It can where all inputs are integers for each token, one of them a mask of ones.
+        """
+        first = self.examples[0].feeds
+        if self.shared or self.inside or self.max_batch is not None or self.together > 1:
+            return None
+        if not any("mask" in name for name in first):
+            return None
+        for example in self.examples:
+            for name, array in example.feeds.items():
+                if array.dtype.kind not in "iu" or array.shape != (1, example.tokens):
+                    return None
+                if "mask" in name and (array != 1).any():
+                    return None
+            if example.real is not None or example.feeds.keys() != first.keys():
+                return None
+        return dict.fromkeys(first, 0)
+
+    def filled_batches(
+        self, fill: Mapping[str, int], max_rows: int = 32, max_tokens: int | None = None
+    ) -> Iterator[Batch]:
+        """As `batches`, of nearly equal lengths: rows are filled up to the longest of theirs, and `Batch.real` tells.
+
+        Args:
+            fill: as `fillable`.
+        """
+        lengths = [example.tokens for example in self.examples]
+        group: list[int] = []
+        for position in sorted(range(len(lengths)), key=lambda p: (lengths[p], p)):
+            longest = lengths[position]
+            area = (len(group) + 1) * longest
+            spare = area - sum(lengths[p] for p in group) - longest
+            allowed = FILLED[0] if group and len(group) * lengths[group[-1]] < ENOUGH else FILLED[1]
+            over = max_tokens is not None and area > max_tokens
+            if group and (len(group) == max_rows or over or spare > allowed * area):
+                yield self.filled(group, fill)
+                group = []
+            group.append(position)
+        if group:
+            yield self.filled(group, fill)
+
+    def filled(self, positions: Sequence[int], fill: Mapping[str, int]) -> Batch:
+        """Some rows as one batch, filled up to the longest of them."""
+        rows = [self.examples[p] for p in positions]
+        lengths = np.array([row.tokens for row in rows])
+        longest = int(lengths.max())
+        feeds = {}
+        for name, value in fill.items():
+            feeds[name] = np.full((len(rows), longest), value, rows[0].feeds[name].dtype)
+            for i, row in enumerate(rows):
+                feeds[name][i, : lengths[i]] = row.feeds[name][0]
+        real = np.arange(longest) < lengths[:, None]
+        return Batch(feeds, np.asarray(positions, np.int64), None if real.all() else real)
 
     def split(self, shares: Mapping[str, float], seed: int) -> dict[str, Dataset]:
         """Parts drawn at random, each row in exactly one of them; a pair's two sides stay together.

@@ -1,4 +1,4 @@
-"""Weights that stay in their file: mapped each time they are read, and let go with the array.
+"""Weights in one place: in their file, mapped each time they are read and let go with the array, or in memory.
 
 `onnx_ir.ExternalTensor` keeps its mapping, so that every weight that was ever looked at counts as the process's memory.
 """
@@ -58,6 +58,27 @@ class Stored(ir.ExternalTensor):
         self._array = None
         self.raw = None
         return array
+
+
+class Held(ir.Tensor[Any]):
+    """A tensor whose array is in memory already, and is lent to who computes with it: read-only, but for torch, which
+    takes no such arrays.
+
+    Args:
+        array: is copied; the other arguments are those of `ir.Tensor`.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, array: np.ndarray, *args: Any, **named: Any) -> None:
+        own = np.array(array, order="C").view()
+        own.flags.writeable = False
+        super().__init__(own, *args, **named)
+
+    def private(self) -> np.ndarray:
+        """The array; nobody writes to it."""
+        array = self.numpy()
+        return array if array.base is None else np.asarray(array.base)
 
 
 class Taken(ir.LazyTensor):

@@ -29,6 +29,7 @@ from onnxprune.measure.metric_tally import Accuracy, MetricTally, token_input
 from onnxprune.measure.metrics import Metric, choose_metric
 from onnxprune.measure.slices import Slice
 from onnxprune.probe import divergence as measures
+from onnxprune.probe.engine import cores
 
 if TYPE_CHECKING:
     from onnxprune.data import Batch, Dataset
@@ -84,6 +85,9 @@ class Teacher:
     """The dense model's outputs on a dataset, computed once for any number of pruned models.
 
     Outputs are kept in memory up to a limit and computed again beyond it.
+
+    Args:
+        threads: inside one operator; 0 for as many as scoring takes.
     """
 
     def __init__(
@@ -92,7 +96,7 @@ class Teacher:
         dataset: Dataset,
         *,
         providers: Sequence[str] = ("cpu",),
-        threads: int = 1,
+        threads: int = 0,
         max_rows: int = 32,
         max_tokens: int = 4096,
         keep_bytes: int = 1 << 29,
@@ -100,8 +104,8 @@ class Teacher:
     ) -> None:
         if not len(dataset):
             raise DataError("there are no rows to evaluate on")
-        self.dataset, self.providers, self.threads = dataset, tuple(providers), threads
-        self._session = scoring_sessions.opened(model, providers, threads=threads)
+        self.dataset, self.providers, self.threads = dataset, tuple(providers), threads or cores()
+        self._session = scoring_sessions.opened(model, providers, threads=self.threads)
         runtime.placed(self._session, "the dense model")
         self._limits = max_rows, max_tokens
         self._kept: dict[int, Outputs] = {}
@@ -181,7 +185,7 @@ def validate(
     providers: Sequence[str] = ("cpu",),
     metric: str | Sequence[str] | None = None,
     seed: int = 0,
-    threads: int = 1,
+    threads: int = 0,
     rows: Dataset | None = None,
     flips: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -194,7 +198,7 @@ def validate(
         providers: execution providers by priority.
         metric: one of `metrics.NAMES`, several, or None to guess (the reason is in the result).
         seed: of the intervals' draws.
-        threads: threads inside one operator.
+        threads: threads inside one operator; 0 for as many as scoring takes.
         rows: the same rows as the pruned file takes them, where it takes them otherwise: padded to a fixed shape, or
             with a vocabulary of its own.
         flips: how many of the rows that are answered otherwise are given, with the beginning of their text or a small

@@ -43,7 +43,7 @@ class Copies:
         heads = [self._run(values, self.live, state) for state in states]
         if not self.join:
             return np.stack([distance(i, head) for head in heads])
-        own = sum(self.rows.dataset.examples[row].tokens for row in batch.index)
+        own = len(batch) * max(self.rows.dataset.examples[row].tokens for row in batch.index)
         size = max(1, (self.rows.side_by_side or self.rows.max_tokens) // max(own, 1))
         if self.rows.dataset.max_batch is not None or self.structure.batch is None:
             size = 1

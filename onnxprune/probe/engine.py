@@ -7,6 +7,8 @@ and cutting by weights need values alone: those come from ONNX Runtime as well, 
 from __future__ import annotations
 
 import importlib.util
+import os
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -15,11 +17,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import UnsupportedError, UsageError
-from onnxprune.graph import ops
+from onnxprune.graph import memory, ops
 from onnxprune.graph.ops.quantize import rounded_dynamically
 from onnxprune.graph.quantised_operators import noted
 from onnxprune.graph.single_nodes import Foreign
-from onnxprune.graph.stored import Stored
+from onnxprune.graph.stored import Held, Stored
 
 EXTRA = "pip install 'onnxprune[torch]'"
 """What brings torch."""
@@ -31,6 +33,18 @@ def has_torch() -> bool:
         return importlib.util.find_spec("torch") is not None
     except (ImportError, ValueError):
         return False
+
+
+def cores() -> int:
+    """How many cores scoring takes, so that what compares models may take as many: torch's threads, or what it would
+    have."""
+    if "torch" in sys.modules and has_torch():
+        import torch
+
+        return int(torch.get_num_threads())
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(told) if told.isdecimal() and 0 < int(told) <= there else there
 
 
 def require_torch(what: str) -> None:
@@ -85,6 +99,7 @@ class Torch:
 
     def __init__(self, device: str) -> None:
         self.device = device
+        memory.keep_freed()
 
     def array(self, given: Any, *, place: bool = True) -> Any:
         import torch
@@ -188,7 +203,7 @@ def computable(tensor: ir.TensorProtocol) -> np.ndarray:
     Raises:
         UnsupportedError: there are none that an interpreter computes with.
     """
-    array = tensor.private() if isinstance(tensor, Stored) else tensor.numpy()
+    array = tensor.private() if isinstance(tensor, Held | Stored) else tensor.numpy()
     if array.dtype.kind not in "biufc":
         raise UnsupportedError(f"tensor {tensor.name}: elements of type {tensor.dtype.name} are not computed with")
     return np.asarray(array)

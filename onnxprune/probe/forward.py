@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from onnxprune.graph.put_away import Store
 from onnxprune.graph.scores_behind import scores_behind
 from onnxprune.graph.structure.reading_matrices import Matrix
 from onnxprune.graph.values import dims, numeric_outputs
+from onnxprune.probe import threads
 from onnxprune.probe.divergence import Divergence, choose_for
 from onnxprune.probe.engine import to_numpy
 from onnxprune.probe.gates import Gated
@@ -63,10 +64,12 @@ def forward_all(
     interpreter: Interpreter, batches: Sequence[Mapping[str, Any]], outputs: Sequence[str] | None = None
 ) -> list[dict[str, Any]]:
     """`forward` of the graph as it is on several batches, each weight read as seldom as can be."""
-    found: list[dict[str, Any]] = []
-    for group in side_by_side(interpreter, len(batches)):
-        found += forward_together(interpreter, [batches[i] for i in group], outputs)
-    return found
+    groups = side_by_side(interpreter, len(batches))
+
+    def run(k: int) -> list[dict[str, Any]]:
+        return forward_together(interpreter, [batches[i] for i in groups[k]], outputs)
+
+    return [found for group in threads.each(interpreter, len(groups), run) for found in group]
 
 
 def fetch(
@@ -89,6 +92,7 @@ class Rows:
         given: the divergence to measure by, where other rows have chosen it.
         max_rows: the most rows in a batch.
         side_by_side: the most tokens of gated copies of a batch that run as one; as many as in a batch by default.
+        fill: what shorter rows of a batch are filled up with (filling.py); None where rows of one length go together.
     """
 
     interpreter: Interpreter
@@ -97,9 +101,12 @@ class Rows:
     given: Divergence | None = None
     max_rows: int = 64
     side_by_side: int | None = None
+    fill: Mapping[str, int] | None = None
 
     @cached_property
     def batches(self) -> list[Batch]:
+        if self.fill is not None:
+            return list(self.dataset.filled_batches(self.fill, self.max_rows, self.max_tokens))
         return list(self.dataset.batches(max_rows=self.max_rows, max_tokens=self.max_tokens))
 
     @cached_property
@@ -155,7 +162,12 @@ class Evaluator:
 
     def per_row(self, gated: Gated) -> np.ndarray:
         """Divergence of every row, in batch order."""
-        return np.concatenate([self.from_here(i, batch.feeds, gated) for i, batch in enumerate(self.rows.batches)])
+        batches, _ = self.rows.batches, self.rows.outputs
+
+        def run(i: int) -> np.ndarray:
+            return self.from_here(i, batches[i].feeds, gated)
+
+        return np.concatenate(threads.each(self.rows.interpreter, len(batches), run))
 
     def from_here(self, batch: int, values: Mapping[str, Any], gated: Gated) -> np.ndarray:
         """Divergence of a batch's rows when it runs gated from cached values."""
@@ -189,8 +201,11 @@ class Walk:
         """Run on to just before a node; `extra` values are kept too, if they are behind it."""
         interpreter = self.rows.interpreter
         names = list(dict.fromkeys([*interpreter.schedule.live_before(stop, self.wanted), *extra]))
-        for i, values in enumerate(self.values):
-            self.values[i] = fetch(interpreter, values, names, state)
+
+        def run(i: int) -> None:
+            self.values[i] = fetch(interpreter, self.values[i], names, state)
+
+        threads.each(interpreter, len(self.values), run)
 
     def peek(self, batch: int, name: str, state: Gated = NOTHING) -> Any:
         """A value a little further on, without moving there."""
@@ -216,6 +231,8 @@ def record(
 ) -> None:
     """One forward pass, node by node over all batches where weights are not held; functions get the tensor read there.
 
+    They are called batch by batch and one at a time, also where several batches run at once.
+
     Args:
         states: the same of states of recurrences (`ops.states_of`).
     """
@@ -224,25 +241,43 @@ def record(
     nodes = {node for node, _ in usages}
     ends = [next((v.name for v in n.outputs if v.name), "") for n in rows.interpreter.graph if n.name in nodes]
     wanted = (*ends, *(states or {}))
-    for group in side_by_side(rows.interpreter, len(rows.batches)):
-        batches = [rows.batches[i] for i in group]
+    groups = side_by_side(rows.interpreter, len(rows.batches))
+    at_once = min(threads.count(rows.interpreter), len(groups)) == 1
+
+    def run(k: int) -> list[Callable[[], None]]:
+        waiting: list[Callable[[], None]] = []
+        batches = [rows.batches[i] for i in groups[k]]
         edits = []
         for batch in batches:
             real = real_tokens(batch)
-            edits.append({**state.edit, **{u: _observed(use, state.edit.get(u), real) for u, use in usages.items()}})
+            told = {u: _observed(use, state.edit.get(u), real, at_once, waiting) for u, use in usages.items()}
+            edits.append({**state.edit, **told})
         feeds = [batch.feeds for batch in batches]
         with torch.inference_mode():
             found = rows.interpreter.run_all(feeds, outputs=wanted, weights=state.weights, edits=edits)
         for values in found:
             for name, use in (states or {}).items():
                 if values[name] is not None:  # a side of a choice that was not taken
-                    use(values[name], None)
+                    waiting.append(partial(use, values[name], None))
+        return waiting
+
+    def take(waiting: list[Callable[[], None]]) -> None:
+        with torch.inference_mode():
+            while waiting:
+                waiting.pop(0)()
+
+    threads.pipelined(rows.interpreter, len(groups), run, take)
 
 
-def _observed(use: Callable[[Any, Any], None], before: Callable[[Any], Any] | None, real: Any) -> Callable[[Any], Any]:
+def _observed(
+    use: Observer, before: Callable[[Any], Any] | None, real: Any, at_once: bool, waiting: list[Callable[[], None]]
+) -> Callable[[Any], Any]:
     def edit(x: Any) -> Any:
         x = x if before is None else before(x)
-        use(x, real)
+        if at_once:
+            use(x, real)
+        else:
+            waiting.append(partial(use, x, real))
         return x
 
     return edit

@@ -12,9 +12,13 @@ from onnxprune.errors import UnsupportedError
 from onnxprune.graph.plan import Structure
 from onnxprune.graph.structure.reading_matrices import Matrix
 from onnxprune.graph.structure.sites import Site
+from onnxprune.probe import threads
 from onnxprune.probe.divergence import Kind
 from onnxprune.probe.forward import Rows, real_tokens
 from onnxprune.probe.interpreter import Usage
+
+AT_ONCE = 2
+"""The most batches whose activations are all held, for their gradients."""
 
 
 def sensitivities(
@@ -35,15 +39,17 @@ def sensitivities(
     """
     import torch
 
-    generator = torch.Generator().manual_seed(seed)
     once = rows.interpreter.schedule.once
     matrices = [m for m in matrices if m.states is None and usages.get(m.output) and once(m.node)]
-    found: dict[str, list[Any]] = {m.reader.node: [] for m in matrices}
-    for batch in rows.batches:
+    wanted = rows.divergence.outputs
+
+    def of(i: int) -> dict[str, Any] | None:
+        """[tokens] of a batch, by reader node."""
+        batch, generator = rows.batches[i], torch.Generator().manual_seed(seed + i)
         real = real_tokens(batch)
         taps: dict[str, Any] = {}
         edit = {usage: _shifted(m.output, taps) for m in matrices for usage in usages[m.output]}
-        outputs = rows.interpreter.run(batch.feeds, outputs=rows.divergence.outputs, edit=edit)
+        outputs = rows.interpreter.run(batch.feeds, outputs=wanted, edit=edit)
         total: dict[str, Any] = {}
         for _ in range(probes):
             loss = sum(
@@ -51,7 +57,7 @@ def sensitivities(
                 for m in rows.divergence.measures
             )
             if not getattr(loss, "requires_grad", False):
-                return {}  # nothing reaches the outputs but through nodes that torch does not compute
+                return None  # nothing reaches the outputs but through nodes that torch does not compute
             reached = [m for m in matrices if m.output in taps]  # others lead to outputs that do not count
             gradients = torch.autograd.grad(
                 loss, [taps[m.output] for m in reached], retain_graph=True, allow_unused=True, materialize_grads=True
@@ -61,9 +67,14 @@ def sensitivities(
                 if written is not None:
                     squared = written.square().sum(-1)
                     total[matrix.reader.node] = total.get(matrix.reader.node, 0) + squared
-        for node, value in total.items():
-            found[node].append(value)
-    found = {node: parts for node, parts in found.items() if parts}
+        return total
+
+    first = of(0)
+    if first is None:
+        return {}
+    parts_of = [first, *threads.each(rows.interpreter, len(rows.batches) - 1, lambda i: of(i + 1), AT_ONCE)]
+    by_node = {m.reader.node: [t[m.reader.node] for t in parts_of if t and m.reader.node in t] for m in matrices}
+    found = {node: parts for node, parts in by_node.items() if parts}
     for node, parts in found.items():
         mean = torch.cat(parts).mean().clamp_min(1e-30)
         found[node] = [part / mean for part in parts]

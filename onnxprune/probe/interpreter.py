@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,7 @@ class Interpreter:
         self.engine = engine_for(device)
         self.lender = lender
         self._held = LastRead(memory.share())
+        self._reading = Lock()
         self._replaced: dict[str, Any] = {}
         self._samples: dict[str, Any] = {}
         self.flow = Flow(graph)
@@ -215,12 +217,13 @@ class Interpreter:
             return self.lender.weight(name)
         if name in self._replaced:
             return self._replaced[name]
-        kept = self._held.get(name)
-        if kept is None:
-            # Kept for later runs that may need gradients, which tensors made in inference mode cannot enter.
-            with self.engine.lasting():
-                kept = self._held.put(name, self._load(name))
-        return kept
+        with self._reading:  # batches on several threads ask
+            kept = self._held.get(name)
+            if kept is None:
+                # Kept for later runs that may need gradients, which tensors made in inference mode cannot enter.
+                with self.engine.lasting():
+                    kept = self._held.put(name, self._load(name))
+            return kept
 
     def sample(self, name: str) -> Any:
         """An empty tensor of an initializer's type: large ones are not read for that more than once."""

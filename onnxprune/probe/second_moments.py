@@ -1,9 +1,10 @@
 """Second moments over tokens: what least squares knows of the data.
 
 Products are taken in single precision over some thousand tokens at a time, and summed in double: batches of rows of one
-length are often small, and a sum of large matrices after each would take longer than the products themselves. Of fewer
-tokens than what they hold is wide, nothing is summed: they are kept as they are, which takes less memory and says as
-much.
+length are often small, and a sum of large matrices after each would take longer than the products themselves. Where
+values are `SINGLE` wide or wider the sums are in single precision as well: a few dozen products of that precision lose
+nothing by it, and all layers of a large model at once hold half. Of fewer tokens than what they hold is wide, nothing
+is summed: they are kept as they are, which takes less memory and says as much.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ CHUNK = 4096
 """Tokens in one product."""
 STRIP = 256
 """Columns of a symmetric product that are multiplied at once, with themselves and those behind them."""
+SINGLE = 1024
+"""Width from which on sums of products have the products' precision, and are summed where they are multiplied."""
+ENOUGH_TO_MULTIPLY = 512
+"""Tokens of such widths that wait to be multiplied: fewer would take longer each."""
 WAITING = 2**24
 """The most bytes that wait to be multiplied: a scoring sums dozens of these at once."""
 ENOUGH = 2**16
@@ -80,6 +85,7 @@ class Gram:
         self._waiting.append((weight, values))
         tokens = sum(v[0].shape[0] for _, v in self._waiting)
         much = tokens >= CHUNK or tokens * sum(v.shape[-1] * v.element_size() for v in values) >= WAITING
+        much |= self._in_place(values) and tokens >= ENOUGH_TO_MULTIPLY
         if much and not (self._few and tokens <= values[0].shape[-1]):
             self._flush()
 
@@ -112,13 +118,28 @@ class Gram:
         with torch.inference_mode():  # what was summed first may be an inference tensor
             joined = _joined(weights, parts)
             self._count += _counted(*joined)
+            if self._in_place(joined[1]):
+                self._sums = self._added(*joined)
+                return
             found = self._multiplied(*joined)
             sums = self._sums or [f.new_zeros(f.shape, dtype=torch.float64) for f in found]
             self._sums = [a.add_(b) for a, b in zip(sums, found, strict=True)]
 
+    def _added(self, weight: Any, values: Sequence[Any]) -> list[Any]:
+        """The sums with some more tokens; what is below the matrix's diagonal is made when it is asked for."""
+        import torch
+
+        (x,) = values
+        wx = _scaled(weight, x)
+        matrix, total = self._sums or (x.new_zeros(x.shape[1], x.shape[1]), x.new_zeros(1, dtype=torch.float64))
+        return [_added(wx, x, matrix), total + wx.sum(0, dtype=torch.float64)]
+
+    def _in_place(self, values: Sequence[Any]) -> bool:
+        """Whether products are added to the sums as they are made."""
+        return bool(values[0].shape[-1] >= SINGLE)
+
     def _multiplied(self, weight: Any, values: Sequence[Any]) -> tuple[Any, ...]:
-        column = None if weight is None else weight[:, None].to(values[0].dtype)
-        return self._products(list(values), [v if column is None else v * column for v in values])
+        return self._products(list(values), [_scaled(weight, v) for v in values])
 
     def _products(self, values: list[Any], scaled: list[Any]) -> tuple[Any, ...]:
         import torch
@@ -127,13 +148,18 @@ class Gram:
         return _square(wx, x), wx.sum(0, dtype=torch.float64)
 
     def sums(self) -> list[np.ndarray]:
-        """What has been summed, in double precision."""
+        """What has been summed, in double precision but for wide matrices."""
+        import torch
+
         if self._kept:
             return [read() for read in self._kept]
         few = self._tokens()
         if few is not None:
             return [np.asarray(s.double().cpu().numpy()) for s in self._multiplied(*few)]
         self._flush()
+        if self._sums and self._sums[0].dtype != torch.float64:
+            with torch.inference_mode():
+                _mirrored(self._sums[0])
         return [np.asarray(s.cpu().numpy()) for s in self._sums]
 
     @property
@@ -174,7 +200,8 @@ class Gram:
             return found
         matrix, total = self.sums()[:2]
         found._count = self.count
-        sums = [(turn @ torch.from_numpy(np.require(matrix, requirements=("C", "W"))) @ turn.T).numpy(), basis @ total]
+        before = torch.from_numpy(np.require(matrix, requirements=("C", "W")))
+        sums = [(turn @ before.to(turn) @ turn.T).to(before.dtype).numpy(), basis @ total]
         silent = np.diagonal(sums[0]) <= DIGITS * (np.square(basis) @ np.diagonal(matrix))
         sums[0][silent] = 0.0
         sums[0][:, silent] = 0.0
@@ -215,16 +242,30 @@ class Gram:
 
 def _square(wx: Any, x: Any) -> Any:
     """wxᵀx [n, n] of x and its rows weighted, [t, n] both: what is below the diagonal is what is above it."""
+    return wx.T @ x if x.shape[1] < 2 * STRIP else _mirrored(_added(wx, x, x.new_zeros(x.shape[1], x.shape[1])))
+
+
+def _added(wx: Any, x: Any, into: Any) -> Any:
+    """The same, added to a matrix in place where that is on the diagonal's strips or above them."""
     width = x.shape[1]
-    if width < 2 * STRIP:
-        return wx.T @ x
-    found = x.new_empty(width, width)
     for start in range(0, width, STRIP):
         end = min(start + STRIP, width)
-        strip = wx[:, start:end].T @ x[:, start:]
-        found[start:end, start:] = strip
-        found[end:, start:end] = strip[:, end - start :].T
+        into[start:end, start:].addmm_(wx[:, start:end].T, x[:, start:])
+    return into
+
+
+def _mirrored(found: Any) -> Any:
+    """A matrix of which what is below the diagonal's strips is made what is above them, in place."""
+    width = found.shape[1]
+    for start in range(0, width, STRIP):
+        end = min(start + STRIP, width)
+        found[end:, start:end] = found[start:end, end:].T
     return found
+
+
+def _scaled(weight: Any, values: Any) -> Any:
+    """Each token's values times its weight."""
+    return values if weight is None else values * weight[:, None].to(values.dtype)
 
 
 def _joined(weights: Sequence[Any], parts: Sequence[tuple[Any, ...]]) -> tuple[Any, tuple[Any, ...]]:
@@ -241,7 +282,8 @@ def _counted(weight: Any, values: Sequence[Any]) -> float:
 
 
 class Pairs(Gram):
-    """The same of inputs x beside targets y: Σ w x xᵀ, Σ w x, Σ w x yᵀ, Σ w y and Σ w y²."""
+    """The same of inputs x beside targets y: Σ w x xᵀ, Σ w x, Σ w x yᵀ, Σ w y and Σ w y², all in double precision: what
+    a fit leaves is a small difference of these."""
 
     def add(self, x: Any, y: Any, weight: Any = None) -> None:  # type: ignore[override]
         """x [tokens, n], y [tokens, m], weight [tokens] or None for ones, in every call or in none."""
@@ -253,6 +295,9 @@ class Pairs(Gram):
         (x, y), (wx, wy) = values, scaled
         squares = (wy.double() * y.double()).sum(0)  # exactly: little may be left of them about the mean
         return *super()._products([x], [wx]), wx.T @ y, wy.sum(0, dtype=torch.float64), squares
+
+    def _in_place(self, values: Sequence[Any]) -> bool:
+        return False
 
     def few(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None] | None:
         """The tokens' x, y and weights, where they are fewer than x is wide."""

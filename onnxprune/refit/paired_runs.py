@@ -80,7 +80,7 @@ class SideBySide:
         if few is not None:
             return Tokens.of(*few)
         sxx, sx, sxy, sy, syy = pairs.sums()
-        return Moments.from_sums(pairs.count, sx, sy, sxx, sxy, syy)
+        return Moments.from_sums(pairs.count, sx, sy, sxx, sxy, syy, take=True)
 
     def alike(self, first: Linear, other: Linear) -> bool:
         """Whether two products are fitted on the same tokens of the same value, so that they can be fitted together."""

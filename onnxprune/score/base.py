@@ -42,7 +42,10 @@ class Statistics:
 
 
 class Method(Protocol):
-    """A way to order units. `needs` names fields of Statistics; data-free methods need none."""
+    """A way to order units. `needs` names fields of Statistics; data-free methods need none.
+
+    One with `alone = True` orders each site by itself and may be asked on several threads at once.
+    """
 
     @property
     def needs(self) -> frozenset[str]: ...

@@ -16,6 +16,7 @@ from onnxprune.score.base import Statistics
 
 class _Obs:
     needs = frozenset({"gram"})
+    alone = True
 
     def __call__(self, site: Site, statistics: Statistics) -> Ranking:
         readers = [

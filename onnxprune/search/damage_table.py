@@ -13,6 +13,7 @@ from onnxprune.graph.plan import Plan, Ranking
 from onnxprune.graph.put_away import over
 from onnxprune.graph.structure.reading_matrices import Matrix
 from onnxprune.graph.structure.sites import Site, kept_by
+from onnxprune.probe import threads
 from onnxprune.probe.batched_states import Copies
 from onnxprune.probe.forward import Evaluator, Walk
 from onnxprune.probe.gates import Gated, Gates
@@ -20,7 +21,7 @@ from onnxprune.probe.interpreter import Usage
 from onnxprune.probe.second_moments import Gram
 from onnxprune.refit.solvers import NestedRefit, RefitOnTokens
 
-FACTORS = 2**29
+FACTORS = 2**28
 """Bytes of factorisations, and what goes with them, from which on old ones are made again when they are needed."""
 DEAD = 1e-7
 """Of the best score: what is no score."""
@@ -171,7 +172,12 @@ class TableWalk:
             if not some:  # an earlier stage left a site what it needs, and no more
                 return np.full(len(counts), self._whole)
             states = [_state(self.gates, self.base, site, count, self.rankings, self.refitter) for count in some]
-            found = [copies.distances(i, held, states, evaluator.distance) for i, held in enumerate(self._walk.values)]
+            _ = evaluator.rows.outputs
+
+            def run(i: int) -> np.ndarray:
+                return copies.distances(i, self._walk.values[i], states, evaluator.distance)
+
+            found = threads.each(evaluator.rows.interpreter, len(self._walk.values), run)
             known = dict(zip(some, np.concatenate(found, axis=1).mean(axis=1).tolist(), strict=True))
             return np.array([known.get(count, self._whole) for count in counts])
 

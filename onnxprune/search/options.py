@@ -49,7 +49,7 @@ class Options:
         rows: the most calibration rows read.
         device: where scoring runs, "auto", "cpu" or "cuda".
         seed: of every draw.
-        threads: of scoring; 0 for all cores.
+        threads: of scoring and comparing; 0 for all cores.
         token_weight: share of a token's weight, in refits after a cut, that its influence on the outputs decides.
         variants: rows to learn from made of the given texts (parts, and texts joined), as a share of them; 0 for none.
         temperature: of class scores, where a plan's divergence from the dense model is measured to choose by.

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from onnxprune.graph import memory
+
 Progress = Callable[[str, int, int], None]
 """progress(stage, done, of): of the stages of `STAGES`. A stage begins with (stage, 0, 0); `of` may be more than it
 takes. A progress that has a method `say(line)` is also told what was guessed: the metric, the shape, how rows are read.
@@ -56,6 +58,7 @@ class Clock:
         try:
             yield
         finally:
+            memory.give_back()
             self.seconds[name] += time.perf_counter() - start
 
     def say(self, line: str) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from onnxprune.data import Dataset, variants
 from onnxprune.errors import UsageError
 from onnxprune.probe.divergence import softened
+from onnxprune.probe.filling import filling
 from onnxprune.probe.forward import Evaluator, Rows
 from onnxprune.probe.interpreter import Interpreter
 from onnxprune.search.options import Options
@@ -71,14 +72,15 @@ class Split:
         lacking = max(TEACHING - _tokens(fit), 0) // max(_tokens(fit) // len(fit), 1)
         learnt = fit + variants(fit, min(round(options.variants * len(fit)), lacking), options.seed)
         measure = softened(Rows(interpreter, select).divergence, options.temperature)
-
-        def rows(dataset: Dataset) -> Rows:
-            return Rows(interpreter, dataset, max_tokens, measure)
+        fill = filling(interpreter, calibration, measure)
 
         def judging(dataset: Dataset) -> Evaluator:
-            return Evaluator(Rows(short or interpreter, dataset, max_tokens, measure, side_by_side=side_by_side))
+            ran = short or interpreter
+            return Evaluator(Rows(ran, dataset, max_tokens, measure, side_by_side=side_by_side, fill=fill))
 
-        return cls(rows(learnt), rows(search), judging(_within(search, measured, options.seed)), judging(select))
+        teaching = Rows(interpreter, learnt, max_tokens, measure)
+        choosing = Rows(interpreter, search, max_tokens, measure, fill=fill)
+        return cls(teaching, choosing, judging(_within(search, measured, options.seed)), judging(select))
 
 
 def _within(dataset: Dataset, tokens: int, seed: int) -> Dataset:

@@ -12,6 +12,7 @@ from onnxprune.errors import ModelError
 from onnxprune.graph.plan import Plan, Ranking
 from onnxprune.graph.put_away import Store, over
 from onnxprune.graph.structure.sites import Site, even, kept_by
+from onnxprune.probe import threads
 from onnxprune.probe.engine import to_numpy
 from onnxprune.probe.forward import NOTHING
 from onnxprune.refit.linear_stand_ins import StandIn, with_stand_ins
@@ -140,6 +141,10 @@ def scored(problem: Problem, plan: Plan, scores: Scores) -> Stage:
         if untouched:
             problem.moments.update(statistics.gram)
         rankings = dict(known) or bases | (pair_rankings(problem.fit, met, problem.structure, gated) if met else {})
+        lacking = [] if known else [s for s in problem.sites if s.id not in rankings]
+        if getattr(method, "alone", False):
+            found = threads.each(problem.interpreter, len(lacking), lambda i: method(lacking[i], statistics))
+            rankings |= {site.id: ranking for site, ranking in zip(lacking, found, strict=True)}
         for i, site in enumerate(() if known else problem.sites):
             ranking = rankings[site.id] if site.id in rankings else method(site, statistics)
             rankings[site.id] = even(site, behind(ranking, plan.keep.get(site.id)))

@@ -74,6 +74,7 @@ def run(folder: Path, asked: argparse.Namespace) -> None:
             if job is None or not asked.together:
                 options = Options(Budget("flops", budget), rows=asked.texts, seed=asked.seed)
                 job = Job.open(folder / "onnx", options, learn, data / f"{asked.split}.jsonl", measure=False)
+                job.planner.last = not asked.together  # as `onnxprune.prune` has it: what only further ones need goes
             report = job.run(Budget("flops", budget), None).report
             accuracy = report.accuracy
             assert accuracy is not None

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxprune.documents import regular
 from onnxprune.errors import ModelError, OnnxPruneError, one_line, said
-from onnxprune.graph.intake import bounds, external_data, foreign, maps, tensors
+from onnxprune.graph.intake import bounds, external_data, foreign, maps, tensors, weights
 
 
 def read(file: Path) -> ir.Model:
@@ -28,7 +28,9 @@ def read(file: Path) -> ir.Model:
         proto = _parsed(file)
         places = tensors.check(proto, file)
         types = maps.put_aside(proto)
+        proto, held = weights.take_out(proto)
         model: ir.Model = ir.from_proto(proto)
+        weights.put_in(model, held)
         maps.note(model, types)
     except OnnxPruneError:
         raise

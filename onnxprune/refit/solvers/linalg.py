@@ -124,8 +124,9 @@ def inverse(matrix: Array) -> Array:
     import torch
 
     factor = _factor(matrix)
-    found = torch.linalg.inv(torch.from_numpy(matrix)) if factor is None else torch.cholesky_inverse(factor)
-    result = np.asarray(found.numpy(), dtype=np.float64)
+    if factor is not None:
+        return np.asarray(torch.cholesky_inverse(factor).numpy())
+    result = np.asarray(torch.linalg.inv(torch.from_numpy(matrix)).numpy(), dtype=np.float64)
     result += result.T.copy()
     result *= 0.5
     return result

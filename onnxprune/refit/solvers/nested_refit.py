@@ -44,11 +44,12 @@ class NestedRefit:
     def __init__(
         self, weight: npt.ArrayLike, gram: npt.ArrayLike, order: npt.ArrayLike, *, damping: float = DAMPING
     ) -> None:
-        self.weight = np.asarray(weight, dtype=np.float64)
+        self.weight = np.asarray(weight)
         self.order = np.asarray(order, dtype=np.int64)
         safe = damped(gram, damping)
         h = safe.matrix[np.ix_(self.order, self.order)].astype(precision(len(self.order)))
         self.dead = safe.dead[self.order]
+        del safe
         self.factor = cholesky(h)
         given = np.where(self.dead[:, None], 0.0, self.weight[self.order]).astype(h.dtype)
         self.image = substitute(self.factor, product(h, given))
@@ -61,8 +62,8 @@ class NestedRefit:
     def at(self, count: int) -> Array:
         """The weights [n, m] with the first `count` rows of the order, the others zero."""
         if count == len(self.order):
-            return self.weight.copy()
-        found = np.zeros_like(self.weight)
+            return self.weight.astype(np.float64)
+        found = np.zeros(self.weight.shape)
         solved = substitute(self.factor[:count, :count], self.image[:count], transposed=True)
         # A dead input's weights read nothing: they stay as they are.
         rows = self.order[:count]

@@ -46,12 +46,19 @@ class Moments:
         xtx: npt.ArrayLike,
         xty: npt.ArrayLike,
         yty: npt.ArrayLike,
+        *,
+        take: bool = False,
     ) -> Moments:
-        """From plain weighted sums: Σw, Σwx [n], Σwy [m], Σwxxᵀ [n, n], Σwxyᵀ [n, m], Σwy² [m]."""
+        """From plain weighted sums: Σw, Σwx [n], Σwy [m], Σwxxᵀ [n, n], Σwxyᵀ [n, m], Σwy² [m].
+
+        Args:
+            take: the matrices are given away: what comes of them may be written over them.
+        """
         xm, ym = np.asarray(x_sum, dtype=np.float64), np.asarray(y_sum, dtype=np.float64)
         if count > 0:
             xm, ym = xm / count, ym / count
-        sxx, sxy = np.array(xtx, dtype=np.float64), np.array(xty, dtype=np.float64)
+        made = np.asarray if take else np.array
+        sxx, sxy = made(xtx, dtype=np.float64), made(xty, dtype=np.float64)
         subtract_product(sxx, count * xm[None], xm[None])
         subtract_product(sxy, count * xm[None], ym[None])
         syy = np.maximum(np.asarray(yty, dtype=np.float64) - count * ym**2, 0.0)

@@ -57,3 +57,17 @@ def test_amounts(text: str, size: int) -> None:
     for wrong in ("", "x", "-1GB", "0", "8PB", "1e9", "9" * 40):
         with pytest.raises(UsageError):
             memory.parse(wrong)
+
+
+@pytest.mark.skipif(memory._glibc() is None or not memory.resident(), reason="no glibc, or the system does not tell")
+def test_what_was_let_go_is_given_back() -> None:
+    """Blocks that lie between others which are still in use are kept by glibc, for as long as nobody asks."""
+    blocks = [bytearray(100_000) for _ in range(2000)]
+    for block in blocks:
+        block[:: 1 << 12] = b"1" * len(block[:: 1 << 12])
+    full = memory.resident()
+    kept = blocks[::50]
+    del block, blocks
+    memory.give_back()
+    assert full - memory.resident() > 0.8 * 200e6
+    assert len(kept) == 40

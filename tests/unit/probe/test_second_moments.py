@@ -44,6 +44,34 @@ def test_parts_sum_to_the_whole(case: tuple[int, list[int], bool], chunk: int, s
         np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_wide_sums_have_the_precision_of_their_products(monkeypatch: pytest.MonkeyPatch, weighted: bool) -> None:
+    """They take half the memory, and are symmetric whenever they are asked for."""
+    for name, value in {"SINGLE": 6, "ENOUGH_TO_MULTIPLY": 3, "STRIP": 2}.items():
+        monkeypatch.setattr(second_moments, name, value)
+    random = np.random.default_rng(0)
+    x, w = random.standard_normal((40, 7)).astype(np.float32), random.uniform(0.5, 2, 40).astype(np.float32)
+    gram, pairs, narrow = Gram(), Pairs(), Gram()
+    for at in np.split(np.arange(40), [1, 4, 9, 11, 30]):
+        weight = torch.from_numpy(w[at]) if weighted else None
+        with torch.inference_mode():
+            gram.add(torch.from_numpy(x[at]) * 1, weight)
+            pairs.add(torch.from_numpy(x[at]) * 1, torch.from_numpy(x[at, :2]) * 1, weight)
+            narrow.add(torch.from_numpy(x[at, :5]) * 1, weight)
+        if len(at) > 7:
+            np.testing.assert_allclose(gram.matrix, gram.matrix.T, rtol=1e-5)
+    wx = x * w[:, None] if weighted else x
+    assert gram.matrix.dtype == np.float32 and gram.nbytes == 7 * 7 * 4 + 7 * 8
+    assert {s.dtype for s in (*pairs.sums(), *narrow.sums(), gram.mean)} == {np.dtype(np.float64)}
+    np.testing.assert_allclose(gram.matrix, wx.T @ x, atol=1e-4)
+    np.testing.assert_allclose(gram.mean * gram.count, wx.sum(0), atol=1e-4)
+    np.testing.assert_allclose(pairs.sums()[0], wx.T @ x, atol=1e-4)
+    gram.put_away(Store(2**20))
+    assert gram.matrix.dtype == np.float32
+    turned = gram.turned(np.linalg.qr(random.normal(size=(7, 7)))[0])
+    assert turned.matrix.dtype == np.float32 and turned.matrix.trace() == pytest.approx(gram.matrix.trace(), rel=1e-5)
+
+
 def test_sums_that_memory_does_not_hold_are_read_back_from_files() -> None:
     x = torch.from_numpy(np.random.default_rng(0).standard_normal((20, 6)).astype(np.float32))
     store = Store(6 * 6 * 8 + 6 * 8)
