@@ -88,9 +88,7 @@ def _options(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _threads(count: int) -> None:
     if count:
-        os.environ["OMP_NUM_THREADS"] = str(
-            count
-        )  # read when torch is first imported, which a refusal does not wait for
+        os.environ["OMP_NUM_THREADS"] = str(count)  # torch reads it when it is imported, which no refusal waits for
         if torch := sys.modules.get("torch"):
             torch.set_num_threads(count)
 

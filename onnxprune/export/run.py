@@ -197,6 +197,8 @@ class _Job:
 
     def _shop(self, model: Model, file: Path, companions: Path, dense: Path | None) -> Workshop:
         common = {"folder": companions, "outputs": model.outputs, **self.reading}
+        if self._rows_source is None and not model.parts:
+            common["sizes"] = samples.sizes_of(model, companions, self.asked.shape)
 
         def compared(inputs: Sequence[InputSpec]) -> Dataset:
             return samples.rows_for(self._rows_source, inputs, **common)

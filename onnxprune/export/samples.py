@@ -19,9 +19,13 @@ from onnxprune.export.base import Artefact
 from onnxprune.export.fixed_shapes import image_sizes
 from onnxprune.graph import runtime
 from onnxprune.graph.example_feeds import synthesize
-from onnxprune.graph.model import InputSpec
+from onnxprune.graph.model import InputSpec, Model
+from onnxprune.measure.cost import symbols
+from onnxprune.measure.runnable_sizes import runnable
 
 COUNT = 4
+LENGTH = 16
+"""Of what is made up, where nothing says it."""
 EXACT, QUANTISED = 1e-3, 0.15
 """How far a device may be off, relative to the output's scale. Kernels for few bits round differently from processor to
 processor, and one step early in a network grows on its way: 0.10 was seen between two runtimes on the same machine."""
@@ -29,15 +33,31 @@ processor, and one step early in a network grows on its way: 0.10 was seen betwe
 _SHOWN = ("text", "text_pair", "question", "context", "tokens")
 
 
+def sizes_of(model: Model, folder: Path, stated: Mapping[str, int]) -> dict[str, int]:
+    """Sizes that a graph runs with, for what is made up: as stated, as its configuration has them, else found."""
+    known = {**image_sizes(Files(folder)), **stated}
+    return runnable(model, {name: known[name] for name in symbols(model) if name in known}, LENGTH)
+
+
 def rows_for(
-    source: Any, inputs: Sequence[InputSpec], folder: Path, outputs: Sequence[InputSpec], **asked: Any
+    source: Any,
+    inputs: Sequence[InputSpec],
+    folder: Path,
+    outputs: Sequence[InputSpec],
+    sizes: Mapping[str, int] | None = None,
+    **asked: Any,
 ) -> Dataset:
-    """A few rows as feeds: the source's first ones; else made-up ids, or feeds of plausible values."""
+    """A few rows as feeds: the source's first ones; else made-up ids, or feeds of plausible values.
+
+    Args:
+        sizes: of dimensions, for values that are made up: what the graph runs with.
+    """
     if source is not None:
         return data.read(source, inputs, outputs=outputs, folder=folder, limit=COUNT, **asked)
-    sizes = {d: 1 if axis == 0 else 16 for s in inputs for axis, d in enumerate(s.shape) if isinstance(d, str)}
-    sizes |= {name: size for name, size in image_sizes(Files(folder)).items() if name in sizes}
-    made = [synthesize(inputs, dims=sizes, seed=seed) for seed in range(COUNT)]
+    found = {d: 1 if axis == 0 else LENGTH for s in inputs for axis, d in enumerate(s.shape) if isinstance(d, str)}
+    told = {**image_sizes(Files(folder)), **(sizes or {})}
+    found |= {name: size for name, size in told.items() if name in found}
+    made = [synthesize(inputs, dims=found, seed=seed) for seed in range(COUNT)]
     return data.read(made, inputs, outputs=outputs, folder=folder)
 
 

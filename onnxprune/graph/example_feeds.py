@@ -55,6 +55,25 @@ def synthesize(
     }
 
 
+def unsized(
+    inputs: Iterable[InputSpec],
+    *,
+    batch: int | None = None,
+    sequence: int | None = None,
+    dims: Mapping[str, int] | None = None,
+) -> list[str]:
+    """Symbolic dimensions that `synthesize` would ask for."""
+    there = list(inputs)
+    sizes = _Sizes(batch, sequence, dims or {}, (), free=True)
+    open_ = (
+        dim
+        for spec in there
+        for axis, dim in enumerate(spec.shape)
+        if isinstance(dim, str) and axis and sizes.found(spec, axis, dim) is None
+    )
+    return list(dict.fromkeys(open_))
+
+
 def require_dimensions(inputs: Iterable[InputSpec], shape: Mapping[str, int], whose: str = "the graph's") -> set[str]:
     """The symbolic dimensions of some inputs, all that a shape may state.
 
@@ -86,6 +105,16 @@ class _Sizes:
             if axis == 0 and not self.free and len(spec.shape) > 1 and self.batch not in (None, dim):
                 raise UsageError(f"the graph fixes the batch of {spec.name} at {dim}; {self.batch} cannot be timed")
             return dim
+        found = self.found(spec, axis, dim)
+        if found is None:
+            raise UsageError(
+                f"dimension {axis} of input {spec.name} ({dim or 'unnamed'}) has no size; name it with --shape "
+                f"{dim or 'NAME'}=SIZE, or give --batch and --seq"
+            )
+        return found
+
+    def found(self, spec: InputSpec, axis: int, dim: str | None) -> int | None:
+        """Size of a dimension that the graph does not fix; None where nothing says it."""
         found = self._named(dim, axis) if dim else None
         if found is None and axis == 0:
             found = self.batch or 1
@@ -94,11 +123,6 @@ class _Sizes:
         seen = [feeds[spec.name].shape[axis] for feeds in self.examples if spec.name in feeds]
         if found is None and seen:
             found = round(sum(seen) / len(seen))
-        if found is None:
-            raise UsageError(
-                f"dimension {axis} of input {spec.name} ({dim or 'unnamed'}) has no size; name it with --shape "
-                f"{dim or 'NAME'}=SIZE, or give --batch and --seq"
-            )
         return found
 
     def _named(self, dim: str, axis: int) -> int | None:

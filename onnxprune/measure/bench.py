@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from onnxprune.errors import UsageError
-from onnxprune.graph import runtime
+from onnxprune.errors import OnnxPruneError, UsageError
+from onnxprune.graph import example_feeds, runtime
+from onnxprune.graph import model as models
 from onnxprune.graph.providers import CPU, resolve_providers, simulated
 from onnxprune.graph.runtime import Coverage
 from onnxprune.measure import latency, node, operator_profile
 from onnxprune.measure.latency import LatencyRow
+from onnxprune.measure.runnable_sizes import runnable
 
+logger = logging.getLogger(__name__)
+
+_LENGTH = 128
+"""What is tried first of dimensions without a size: a length of text."""
 PROFILED = 15
 """Passes that times by operator are medians of."""
 
@@ -85,6 +93,7 @@ def measure(
     Raises:
         OnnxPruneError: as `latency.bench` and `javascript.time`.
     """
+    dims = _stated_or_found(dense, batch, sequence, dims or {})
     scripted = [p for p in providers if p in node.PACKAGES]
     named = resolve_providers([p for p in providers if p not in scripted]) if len(scripted) < len(providers) else ()
     if profile and CPU not in named:
@@ -105,6 +114,22 @@ def measure(
     if profile:
         operators = [row for feeds in cases for row in _operators(dense, pruned, feeds, threads[0])]
     return Benchmark(tuple(timed), tuple(placed), tuple(operators))
+
+
+def _stated_or_found(
+    dense: Path, batch: Sequence[int], sequence: Sequence[int], dims: Mapping[str, int]
+) -> Mapping[str, int]:
+    """Sizes of the dense model's dimensions: as stated, and of those that nothing says some that it runs with; said."""
+    first = {"batch": next(iter(batch), None), "sequence": next(iter(sequence), None)}
+    names = example_feeds.unsized(latency.graph_inputs(dense), **first, dims=dims)
+    found: dict[str, int] = {}
+    with suppress(OnnxPruneError):  # what cannot be analysed may still be timed, at stated sizes
+        sizes = runnable(models.load(dense), dims, _LENGTH) if names else {}
+        found = {name: sizes[name] for name in names if name in sizes}
+    if found:
+        told = ",".join(f"{name}={size}" for name, size in found.items())
+        logger.warning("timed at %s, which nobody stated: --shape says otherwise", told)
+    return {**found, **dims}
 
 
 def _scripted(

@@ -56,6 +56,7 @@ tr:last-child > td { border-bottom: 0; }
 tfoot td { color: var(--muted); border-top: 1px solid var(--rule); }
 th.n, td.n { text-align: right; white-space: nowrap; }
 td.wide { width: 38%; }
+td .file { overflow-wrap: anywhere; }
 .map td { padding-top: .36rem; padding-bottom: .36rem; border-bottom-color: transparent; }
 .map .layer { color: var(--muted); white-space: nowrap; } .map .layer small { color: var(--faint); }
 .unit { display: flex; align-items: center; gap: .9rem; min-width: 11rem; }

@@ -44,7 +44,10 @@ def render(reports: Sequence[Report]) -> str:
 
 def _models(reports: Sequence[Report]) -> Markup | None:
     files = [(r, r.model.pruned_path) for r in reports if r.model.pruned_path]
-    rows = [[text.percent(r.flops.ratio), text.size(r.size_bytes.pruned), path] for r, path in files]
+    rows = [
+        [text.percent(r.flops.ratio), text.size(r.size_bytes.pruned), tag("span", path, class_="file")]
+        for r, path in files
+    ]
     return section("Files", None, table(["FLOPs kept", "Size", "File"], rows, ["", "n", ""]) if rows else None)
 
 

@@ -35,14 +35,12 @@ def read(file: Path) -> ir.Model:
     except OnnxPruneError:
         raise
     except Exception as error:  # protobuf, onnx and the OS each raise their own; all mean the file cannot be read
-        why = foreign.told(file) or f"or a damaged one ({one_line(said(error), 200)})"
-        raise ModelError(f"{file}: not an ONNX file, {why}") from error
+        raise _refusal(file, one_line(said(error), 200)) from error
     if "ai.onnx" in model.opset_imports:  # the default domain by its other name
         model.opset_imports.setdefault("", model.opset_imports.pop("ai.onnx"))
     external_data.place(model, file, places)
     if not model.opset_imports or not model.graph.outputs or not model.graph.num_nodes():
-        why = foreign.told(file) or "or a damaged one (no operators, opset or outputs in it)"
-        raise ModelError(f"{file}: not an ONNX file, {why}")
+        raise _refusal(file, "no operators, opset or outputs in it")
     bounds.check(model, file)
     return model
 
@@ -56,6 +54,12 @@ def data_apart(file: Path) -> bool:
     """
     regular(file, ModelError)
     return any(tensor.data_location == tensor.EXTERNAL for tensor in _parsed(file).graph.initializer)
+
+
+def _refusal(file: Path, why: str) -> ModelError:
+    """Of a file that is none of ours: what it is, where that is known, else why it cannot be read."""
+    kind = foreign.told(file)
+    return ModelError(f"{file}: not an ONNX file{f' but {kind}' if kind else f', or a damaged one ({why})'}")
 
 
 def _parsed(file: Path) -> Any:

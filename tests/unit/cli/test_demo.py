@@ -85,3 +85,16 @@ def test_what_is_not_its_own_stays(run: Run, tmp_path: Path) -> None:
         assert code == 2 and name in err, err
         assert [file.name for file in tmp_path.iterdir()] == [name] and (tmp_path / name).read_bytes() == b"mine"
         (tmp_path / name).unlink()
+
+
+def test_what_is_not_stated_is_found_where_the_demo_is_timed_and_shipped(
+    tmp_path: Path, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its graph leaves the picture's sizes open, and no configuration says them: the weights and a try do."""
+    files = demo.unpack(tmp_path)
+    code, out, err = run("bench", files.model, files.model, "--runs", "35")
+    assert code == 0, err
+    assert "1 x 1 x 8 x 8" in out and "timed at num_channels=1,height=8,width=8, which nobody stated" in caplog.text
+    code, _, err = run("export", files.model, "--target", "server", "-o", tmp_path / "server")
+    assert code == 0, err
+    assert (tmp_path / "server/samples.json").is_file()

@@ -45,7 +45,7 @@ FOREIGN = {
 def test_files_of_other_kinds(kind: str, tmp_path: Path) -> None:
     content, says = FOREIGN[kind]
     (tmp_path / "a model.onnx").write_bytes(content)
-    with pytest.raises(ModelError, match=rf"a model\.onnx: not an ONNX file, .*{says}"):
+    with pytest.raises(ModelError, match=rf"a model\.onnx: not an ONNX file.* {says}"):
         models.load(tmp_path / "a model.onnx")
 
 
