@@ -49,6 +49,8 @@ class _Default(click.Group):
     command_class = Command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args[:1] == ["help"] and not Path("help").exists():
+            args = [*args[1:2], "--help"]
         if args and args[0] not in self.commands and args[0] not in ("--help", "-h", "--version"):
             meant = closest(args[0], self.commands)
             if meant and not ctx.resilient_parsing and not Path(args[0]).exists():

@@ -87,7 +87,7 @@ def print_survey(found: dict[str, Any], *, everything: bool = False) -> None:
     if found["groups"]:
         table = _table(console, "Units that can be cut")
         for name in ("kind", "layers", "units a layer", "share of the FLOPs", "first read by"):
-            table.add_column(name)
+            table.add_column(name, overflow="fold")
         by_kind: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for group in found["groups"]:
             by_kind[group["kind"]].append(group)

@@ -68,7 +68,7 @@ def absent(path: Path) -> str:
         return near
     if re.match(r"\w+:/", str(path)):
         return "; nothing is downloaded: fetch it first, and give the file"
-    if path.suffix == "" and len(path.parts) <= 2 and not path.is_absolute():
+    if path.suffix == "" and len(path.parts) <= 2 and not path.is_absolute() and set(str(path)) & {"/", "-"}:
         return f"; a model of a hub is exported first: optimum-cli export onnx --model {shlex.quote(str(path))} FOLDER"
     return ""
 

@@ -391,6 +391,14 @@ def test_typos_in_paths_get_suggestions(run: Callable[..., Outcome], folder: Pat
         assert "did you mean" not in near_file(nowhere)
 
 
+def test_help_by_its_name_and_the_module(run: Callable[..., Outcome]) -> None:
+    for asked, told in ((["help"], "Commands:"), (["help", "bench"], "Pairs of runs at a shape")):
+        code, out, _ = run(*asked)
+        assert code == 0 and told in out
+    done = subprocess.run([sys.executable, "-m", "onnxprune", "--version"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "onnxprune, version" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -55,6 +55,7 @@ def test_files_of_other_kinds(kind: str, tmp_path: Path) -> None:
         ("https://host/model.onnx", "nothing is downloaded: fetch it first"),
         ("user/model", "optimum-cli export onnx --model user/model FOLDER"),
         ("encoder-base", "optimum-cli export onnx --model encoder-base FOLDER"),
+        ("word", r"no such file$"),
         ("modle.onnx", r"did you mean model\.onnx\?"),
         ("vision.onnx", r"no such file$"),
     ],
