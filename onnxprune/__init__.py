@@ -17,6 +17,10 @@ __version__ = "0.1.0"
 if "torch" not in sys.modules:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# ONNX Runtime from 1.29 on sends its makers, over the network, what models it opens. It reads this once, when the first
+# session is made; `graph.runtime` asks it again where it was loaded before.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 if TYPE_CHECKING:
     from onnxprune.graph.model import load
     from onnxprune.graph.plan import Budget, Plan, Structure

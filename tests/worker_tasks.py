@@ -44,6 +44,10 @@ def lies(task: Any) -> str | None:
     return None if file is None else str(file)
 
 
+def asleep(seconds: float) -> None:
+    time.sleep(seconds)
+
+
 def killed(task: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 

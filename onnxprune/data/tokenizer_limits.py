@@ -30,6 +30,8 @@ SLOW_PACE = 20_000
 """those written in Python a tenth of that."""
 GROWTH = 4
 """Of what may be used, the part by which encoding may grow."""
+BIRTH = 5.0
+"""Seconds in which a thread that was started begins."""
 _Result = TypeVar("_Result")
 
 
@@ -67,10 +69,11 @@ def encoded(
     """
     found: list[_Result] = []
     failed: list[BaseException] = []
-    began, done = threading.Event(), threading.Event()
+    claim, done = threading.Lock(), threading.Event()
 
     def run() -> None:
-        began.set()
+        if not claim.acquire(blocking=False):
+            return
         try:
             found.append(work())
         except BaseException as error:  # a panic of the library is no Exception
@@ -80,11 +83,14 @@ def encoded(
 
     allowed, most = SECONDS + _characters(texts, most_of_one) / pace, memory.limit() / GROWTH
     until, before = time.process_time() + allowed, memory.resident()
+    born = time.monotonic() + BIRTH
     try:
         _thread.start_new_thread(run, ())
     except (RuntimeError, MemoryError):  # the system has no room for another
         return work()
     while not done.wait(0.1):
+        if time.monotonic() > born and claim.acquire(blocking=False):  # one without memory at birth never says so
+            return work()
         large = memory.resident() - before > most
         if large or time.process_time() > until:
             told = f"more than {memory.shown(most)} of memory" if large else f"more than {allowed:.0f} s"

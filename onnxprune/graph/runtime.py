@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -92,6 +93,15 @@ def optimization_levels() -> tuple[str, ...]:
     return tuple(name for name, level in _LEVELS.items() if hasattr(ort.GraphOptimizationLevel, level))
 
 
+@cache
+def _untold() -> None:
+    """Have ONNX Runtime tell nobody what it opens, also where it was loaded before this package."""
+    import onnxruntime as ort
+
+    if os.environ.get("ORT_DISABLE_TELEMETRY") == "1" and hasattr(ort, "disable_telemetry_events"):
+        ort.disable_telemetry_events()
+
+
 def session(
     model: str | os.PathLike[str] | bytes,
     providers: Sequence[str] = (CPU,),
@@ -124,6 +134,7 @@ def session(
     """
     import onnxruntime as ort
 
+    _untold()
     names = resolve_providers(providers)
     if optimization not in _LEVELS:
         raise UsageError(f"optimization {optimization!r} is unknown; choose from {', '.join(_LEVELS)}")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import onnx_ir as ir
 
@@ -14,8 +13,7 @@ from onnxprune.graph.flow import CHOICE, LEAVE, Flow, condition, is_flow
 from onnxprune.graph.nested import reads
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """A node, and all that doing it on a batch takes to know.
 
     Attributes:
@@ -39,6 +37,12 @@ class Step:
     kept: tuple[str, ...] = ()
 
 
+_Names: TypeAlias = tuple[
+    tuple[str | None, ...], tuple[str, ...], tuple[tuple[str, bool], ...], tuple[tuple[str, int], ...]
+]
+"""A node's inputs, outputs, sides and usages, as of `Step`."""
+
+
 class Schedule:
     """The order of one graph's nodes, whatever is bound and wanted; what was asked once is remembered.
 
@@ -54,6 +58,7 @@ class Schedule:
         self._live: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         self._reads: dict[ir.Node, tuple[ir.Value, ...]] = {}
         self._calls: dict[ir.Node, Callable[..., Any]] = {}
+        self._named: dict[ir.Node, _Names] = {}
         self._producers = {v.name: n for n in graph for v in n.outputs if v.name}
         self._producers |= {ops.states_of(n): n for n in graph if _has_states(n)}
 
@@ -129,8 +134,7 @@ class Schedule:
         for i, (unit, inside) in enumerate(units):
             if is_flow(unit) and unit.op_type not in (CHOICE, LEAVE):
                 continue  # an Enter is its Leave's
-            with reading(f"{describe(unit)} cannot be computed", UnsupportedError):
-                steps.append(self._step(unit, done.get(i, []), inside, wanted, depth))
+            steps.append(self._step(unit, done.get(i, []), inside, wanted, depth))
         return steps
 
     def _ends(self, node: ir.Node, depth: int) -> Iterable[ir.Value]:
@@ -148,16 +152,14 @@ class Schedule:
     def _call(self, node: ir.Node) -> Callable[..., Any]:
         """What computes a node, likewise for all schedules."""
         if node not in self._calls:
-            chosen = is_flow(node)
-            self._calls[node] = _chosen(len(node.outputs)) if chosen else self._computes(node)
+            with reading(f"{describe(node)} cannot be computed", UnsupportedError):
+                self._calls[node] = _chosen(len(node.outputs)) if is_flow(node) else self._computes(node)
         return self._calls[node]
 
     def _step(
         self, node: ir.Node, done: list[str], inside: Sequence[ir.Node], wanted: Sequence[str], depth: int
     ) -> Step:
-        inputs = tuple(None if v is None else v.name for v in reads(node))
-        outputs = ((ops.states_of(node),) if _has_states(node) else ()) + tuple(v.name or "" for v in node.outputs)
-        sides = tuple((condition(choice).name or "", side) for choice, side in self.flow.sides.get(node, ()))
+        inputs, outputs, sides, usages = self._names(node)
         if inside:
             read = dict.fromkeys(v.name for n in (*inside, node) for v in self._asked(n) if v.name)
             own = {v.name for n in inside for v in n.outputs}
@@ -165,8 +167,16 @@ class Schedule:
             kept = tuple(name for name in wanted if name in own)
             inputs = tuple(n for n in read if n not in own)
             return Step(node, _none, inputs, outputs, False, (), tuple(done), sides, turn, kept)
-        usages = tuple((node.name or "", i) for i in range(len(inputs)))
         return Step(node, self._call(node), inputs, outputs, is_flow(node), usages, tuple(done), sides)
+
+    def _names(self, node: ir.Node) -> _Names:
+        """What a step says of its node in every schedule."""
+        if node not in self._named:
+            inputs = tuple(None if v is None else v.name for v in reads(node))
+            outputs = ((ops.states_of(node),) if _has_states(node) else ()) + tuple(v.name or "" for v in node.outputs)
+            sides = tuple((condition(choice).name or "", side) for choice, side in self.flow.sides.get(node, ()))
+            self._named[node] = inputs, outputs, sides, tuple((node.name or "", i) for i in range(len(inputs)))
+        return self._named[node]
 
 
 def _none() -> None:

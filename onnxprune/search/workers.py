@@ -91,8 +91,10 @@ def opened(count: int | None, cluster: str | None = None, threads: int = 0) -> I
         raise UsageError(f"--cluster {cluster}: give dask://HOST:PORT, ray://HOST:PORT, or ray://auto on its head node")
     try:
         yield made
-    finally:
-        made.close()
+    except BaseException:
+        made.close(at_once=True)
+        raise
+    made.close()
 
 
 def begin(workers: Workers, function: Function, task: Any) -> Callable[[], None]:
@@ -208,6 +210,7 @@ class _Local:
         self.count, self.threads = count, threads
         self._scratch = outputs.Scratch()
         self._shared = 0
+        self._over = False
 
     def share(self, value: Any) -> _File:
         import joblib
@@ -227,7 +230,7 @@ class _Local:
             raise UsageError(f"--on {tag}: only a cluster's workers have tags; give its address with --cluster")
         left = dict(enumerate(tasks))
         deaths = 0
-        while left:
+        while left and not self._over:
             with parallel_config(
                 backend="loky", n_jobs=self.count, inner_max_num_threads=self.threads,
                 temp_folder=str(self._scratch.path),  # where it goes with a killed run, too
@@ -245,10 +248,11 @@ class _Local:
             finally:
                 made.close()
 
-    def close(self) -> None:
+    def close(self, at_once: bool = False) -> None:
         from joblib.externals.loky import get_reusable_executor
 
-        get_reusable_executor(reuse=True).shutdown(wait=True)
+        self._over = True
+        get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=at_once)
         self._scratch.close()
 
 
@@ -323,7 +327,7 @@ class _Dask:
 
         return self._dask.KilledWorker, self._dask.client.FutureCancelledError, CancelledError
 
-    def close(self) -> None:
+    def close(self, at_once: bool = False) -> None:
         self._client.close()
 
 
@@ -388,7 +392,7 @@ class _Ray:
             held.handle = self._ray.put(held.value)
         return held.handle
 
-    def close(self) -> None:
+    def close(self, at_once: bool = False) -> None:
         if self._ours:
             self._ray.shutdown()
 

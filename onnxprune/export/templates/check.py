@@ -8,11 +8,15 @@ Needs onnxruntime and numpy. Ends with 1 where an output is further off than sam
 import argparse
 import base64
 import json
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else ONNX Runtime tells its makers what it opens
+
+import onnxruntime as ort  # noqa: E402
 
 
 def array(told):

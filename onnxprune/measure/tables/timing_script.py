@@ -154,6 +154,7 @@ def machine() -> str:
 
 def main() -> None:
     """Time every shape of setup.json on one provider, and write the table."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else ONNX Runtime tells its makers what it opens
     import onnxruntime as ort
 
     here = Path(__file__).resolve().parent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import time
 from pathlib import Path
@@ -345,6 +346,18 @@ def test_what_a_tokenizer_takes_of_memory_is_bounded(model: Path, monkeypatch: p
     with pytest.raises(LimitError, match=r"the tokenizer takes more than .* of memory for 3 texts"):
         tokenizer_limits.encoded(lambda: time.sleep(0.5), ["a", "b", ("c", "d")])
     held = iter([0])
+    assert tokenizer_limits.encoded(lambda: 7, ["a"]) == 7
+
+
+def test_where_no_other_thread_begins_this_one_encodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_limits, "BIRTH", 0.0)
+    monkeypatch.setattr(_thread, "start_new_thread", lambda *_: 1)
+    assert tokenizer_limits.encoded(lambda: 7, ["a"]) == 7
+
+    def none(*_: Any) -> int:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(_thread, "start_new_thread", none)
     assert tokenizer_limits.encoded(lambda: 7, ["a"]) == 7
 
 

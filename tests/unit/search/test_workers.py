@@ -6,6 +6,7 @@ import itertools
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,6 +135,16 @@ def test_workers_are_called_while_others_go_on() -> None:
     wait()
     assert called == [7, 7]
     begin(Slow(), lambda _: 1 / 0, 7)()
+
+
+def test_what_workers_are_at_is_not_waited_for_where_a_run_fails() -> None:
+    began = time.monotonic()
+    with pytest.raises(ZeroDivisionError), local() as workers:
+        wait = begin(workers, worker_tasks.asleep, 300)
+        time.sleep(4)
+        raise ZeroDivisionError
+    wait()
+    assert time.monotonic() - began < 100
 
 
 def test_arrays_on_their_way_lie_in_the_runs_own_folder() -> None:
