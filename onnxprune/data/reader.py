@@ -202,7 +202,9 @@ def _nothing_fits(row: Row, job: Job) -> DataError:
     wanted = [
         repr(m.fields[-1] if m.kind != "qa" else "question") for m in MODALITIES if m.feeds(job.graph) is not None
     ]
-    text = next((name for name, value in row.fields.items() if isinstance(value, str) and " " in value), None)
+    media = ("image", "mask", "audio")  # paths, which may hold spaces as texts do
+    texts = (name for name, value in row.fields.items() if isinstance(value, str) and " " in value)
+    text = next((name for name in texts if name not in media), None)
     hint = (
         f"; or name the column, as in --columns text={text}" if text is not None and _ids(job.graph) is not None else ""
     )

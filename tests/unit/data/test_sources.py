@@ -214,6 +214,14 @@ def test_columns_are_renamed(tmp_path: Path) -> None:
         read(rows, [IDS], columns={"input_ids": "tokens"})
 
 
+def test_columns_of_text_are_suggested_and_paths_are_none() -> None:
+    with pytest.raises(DataError, match="as in --columns text=sentence"):
+        read([{"sentence": "a film"}], [IDS])
+    with pytest.raises(DataError) as caught:
+        read([{"image": "my pictures/a.png"}], [IDS])
+    assert "--columns" not in str(caught.value)
+
+
 def test_fields_that_are_not_read_are_said() -> None:
     data = read([{"input_ids": [1], "idx": 3, "label": 0}], [IDS])
     assert "fields not used: idx" in data.description
