@@ -79,7 +79,7 @@ def image_options(
     if all(value is None for value in given.values()):
         return None
     if preset is not None and preset not in PRESETS:
-        raise UsageError(f"--preset {preset}: there are {', '.join(PRESETS)}")
+        raise UsageError(f"--preset {preset}: there are {', '.join(PRESETS)} (YOLO's is ultralytics)")
     found = PRESETS[preset] if preset is not None else ImageOptions()
     if mean is not None:
         found = replace(found, mean=_numbers("mean", mean))

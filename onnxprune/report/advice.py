@@ -120,9 +120,7 @@ def _accuracy(report: Report) -> Iterator[Step]:
         )
         return
     if held.metric in text.TEACHER:
-        yield Step(
-            "The rows have no labels, so the dense model was the reference. Labelled rows would tell the true loss."
-        )
+        yield Step("No labels were used: the dense model was the reference. Labels that fit would tell the true loss.")
     if held.confidence_interval is None or not held.higher_is_better:
         return
     low, high = held.confidence_interval
