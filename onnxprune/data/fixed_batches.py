@@ -14,7 +14,11 @@ import numpy as np
 from onnxprune.data.dataset import Example
 from onnxprune.data.labels import IGNORED
 from onnxprune.data.model_info import Job
-from onnxprune.errors import DataError
+from onnxprune.errors import DataError, LimitError
+from onnxprune.graph import memory
+
+MOST_ROWS = 1 << 16
+"""Of a batch: more than exporters fix; a damaged file may ask for a million millions."""
 
 
 def gathered(examples: Sequence[Example], job: Job) -> list[Example]:
@@ -22,6 +26,7 @@ def gathered(examples: Sequence[Example], job: Job) -> list[Example]:
 
     Raises:
         DataError: rows are pairs of two inputs, which would be in one batch.
+        LimitError: a batch is of more rows, or takes more memory, than there can be.
     """
     rows = job.graph.together
     single = [e for e in examples if _single(e, job)] if rows > 1 else []
@@ -32,6 +37,13 @@ def gathered(examples: Sequence[Example], job: Job) -> list[Example]:
             f"{single[0].source}: the graph takes {rows} rows at once, and two texts are two of them: export the model "
             "with a dynamic batch axis, or with a batch of 1"
         )
+    if rows > MOST_ROWS:
+        raise LimitError(
+            f"{single[0].source}: the graph takes {rows:,} rows at once; {MOST_ROWS:,} are the most that are put "
+            "together: export the model with a dynamic batch axis, or give rows as large as its input"
+        )
+    taken = rows * sum(array.nbytes for array in single[0].feeds.values())
+    memory.require(taken, f"{single[0].source}: what the graph takes at once, {rows:,} rows,")
     alike: dict[tuple[Any, ...], list[Example]] = {}
     for example in single:
         alike.setdefault(tuple(array.shape for array in example.feeds.values()), []).append(example)

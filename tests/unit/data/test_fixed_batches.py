@@ -11,7 +11,8 @@ from graphs import written
 
 import onnxprune
 from onnxprune.data import read
-from onnxprune.errors import DataError
+from onnxprune.errors import DataError, LimitError
+from onnxprune.graph import memory
 from onnxprune.graph.model import InputSpec
 from onnxprune.graph.runtime import run
 from onnxprune.graph.segments import opened
@@ -32,6 +33,15 @@ def test_rows_are_fed_as_many_at_once_and_the_last_batch_is_filled() -> None:
     assert (data.max_batch, data.together) == (1, 4)
     assert any("4 at once" in said and "2 of them once more" in said for said in data.description)
     assert all(batch.feeds["x"].shape == (4, 3) for batch in data.batches())
+
+
+@pytest.mark.parametrize("rows", [2**40, 2**17])
+def test_a_batch_that_no_machine_holds_is_not_put_together(rows: int) -> None:
+    given = {"x": RNG.standard_normal((8, 3)).astype(np.float32)}
+    with pytest.raises(LimitError, match=f"takes {rows:,} rows at once; 65,536 are the most"):
+        read(given, [InputSpec("x", F32, (rows, 3))])
+    with memory.limited(10**5), pytest.raises(LimitError, match=r"takes at once, 65,536 rows, takes about 0\.8 MB"):
+        read({"x": given["x"]}, [InputSpec("x", F32, (2**16, 3))])
 
 
 @pytest.mark.parametrize("form", ["columns", "leading", "npz", "batches"])
