@@ -274,7 +274,7 @@ class Dataset:
                 if not isinstance(dim, str) or dim in sizes or spec.name not in self.examples[0].feeds:
                     continue
                 total = sum(example.feeds[spec.name].shape[axis] for example in self.examples)
-                counts_rows = axis == self._row_axis(spec.name) and spec.name not in self.shared
+                counts_rows = axis == self.row_axis(spec.name) and spec.name not in self.shared
                 sizes[dim] = 1 if counts_rows else -(-total // len(self.examples))
         return sizes
 
@@ -295,11 +295,12 @@ class Dataset:
     def subset(self, positions: Sequence[int]) -> Dataset:
         return replace(self, examples=tuple(self.examples[p] for p in positions))
 
-    def _row_axis(self, name: str) -> int:
+    def row_axis(self, name: str) -> int:
+        """The axis of a graph input on which rows follow one another, where it has rows."""
         return self.inside.get(name, 0)
 
     def _without_rows(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        axis = self._row_axis(name)
+        axis = self.row_axis(name)
         return (*shape[:axis], *shape[axis + 1 :])
 
     def _shapes(self, example: Example) -> tuple[Any, ...]:
@@ -316,7 +317,7 @@ class Dataset:
         feeds = {
             name: array
             if name in self.shared
-            else np.concatenate([row.feeds[name] for row in rows], self._row_axis(name))
+            else np.concatenate([row.feeds[name] for row in rows], self.row_axis(name))
             for name, array in rows[0].feeds.items()
         }
         real = None

@@ -67,6 +67,8 @@ class Copies:
 
         found: dict[str, Any] = {}
         counted: list[str] = []
+        # Rows of inputs that are only looked up in (a mask laid flat) follow one another on an axis of their own.
+        stray = any(self._axis(name) is None for name in batch.feeds if name not in self.rows.dataset.shared)
         for name in self.live:
             axis = self._axis(name)
             tensors = [head[name] for head in heads]
@@ -76,9 +78,13 @@ class Copies:
                 found[name] = None
             elif axis is not None:
                 found[name] = torch.cat(tensors, axis)
-            elif not tensors[0].is_floating_point() and name not in batch.feeds:
+            elif not all(t is tensors[0] or torch.equal(t, tensors[0]) for t in tensors):
+                return None  # such as places that each copy chooses on its own
+            elif name in batch.feeds:
+                found[name] = self._repeated(name, tensors[0], len(heads))
+            elif not tensors[0].is_floating_point() or (stray and not self._mixes_batch(name)):
                 counted.append(name)  # sizes, and what is made from them: they know how many rows there are
-            elif not self._mixes_batch(name) and all(t is tensors[0] or torch.equal(t, tensors[0]) for t in tensors):
+            elif not self._mixes_batch(name):
                 found[name] = tensors[0]
             else:
                 return None
@@ -88,10 +94,16 @@ class Copies:
             place = self.rows.interpreter.place
             feeds = {}
             for name, array in batch.feeds.items():
-                axis = self._axis(name)
-                feeds[name] = place(array if axis is None else np.concatenate([array] * len(heads), axis))
+                feeds[name] = self._repeated(name, place(array), len(heads))
             found |= self._run(feeds, counted, self.base)
         return found
+
+    def _repeated(self, name: str, feed: Any, times: int) -> Any:
+        """An input's rows as often as there are copies; what all rows share, once."""
+        import torch
+
+        dataset = self.rows.dataset
+        return feed if name in dataset.shared else torch.cat([feed] * times, dataset.row_axis(name))
 
     def _axis(self, name: str) -> int | None:
         """Where rows follow one another: the axis on which the batch is the outermost factor."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from onnxprune.graph.structure.chosen import chosen_values
 from onnxprune.graph.structure.linear_layers import Linear
 from onnxprune.probe.forward import Rows, Walk, Weights, real_tokens
 from onnxprune.probe.gates import Gated
@@ -25,10 +26,12 @@ class SideBySide:
     def __init__(self, rows: Rows, wanted: Sequence[str], weights: Weights | None = None) -> None:
         self.rows, self.weights = rows, weights or {}
         self.teacher, self.student = Walk(rows, wanted), Walk(rows, wanted)
+        self._chosen = chosen_values(rows.interpreter.graph)
 
     def moments(self, linear: Linear, state: Gated, inputs: Any = ALL, outputs: Any = ALL) -> Statistics:
         """Of (the student's inputs, the teacher's outputs) of a product over the tokens.
 
+        Where what the models compute decides which tokens it gets (`chosen_values`), of the teacher's inputs.
         Where it closes a residual branch, the target also makes up for how far the stream has drifted.
 
         Args:
@@ -50,22 +53,24 @@ class SideBySide:
 
         first = linears[0]
         skip = [first.branch.skip] if first.branch is not None else []
-        self.teacher.to(first.node, [*skip, *(linear.matrix.output for linear in linears)])
+        chosen = first.source in self._chosen  # the student may have chosen others: nothing of its own belongs beside
+        self.teacher.to(first.node, [*skip, first.source, *(linear.matrix.output for linear in linears)])
         self.student.to(first.node, [*skip, first.source], state)
         pairs = Pairs()
         weights = self.weights.get(first.node)
         for i, batch in enumerate(self.rows.batches):
             real = real_tokens(batch)
             teacher, student = self.teacher.values[i], self.student.values[i]
-            fed = [student[first.source], *(teacher[linear.matrix.output] for linear in linears)]
+            source = (teacher if chosen else student)[first.source]
+            fed = [source, *(teacher[linear.matrix.output] for linear in linears)]
             if any(value is None for value in fed):
                 continue  # on the side of a choice that is not taken
             with torch.inference_mode():
-                x = first.matrix.rows(student[first.source], real).float()
+                x = first.matrix.rows(source, real).float()
                 parts = []
                 for linear, some in zip(linears, outputs, strict=True):
                     y = linear.matrix.written(teacher[linear.matrix.output], real).float()
-                    for name in skip:
+                    for name in [] if chosen else skip:
                         y = y + linear.matrix.written(teacher[name] - student[name], real).float()
                     parts.append(y[:, some])
                 y = torch.cat(parts, 1) if len(parts) > 1 else parts[0]

@@ -14,6 +14,7 @@ from plans import Subject
 
 from onnxprune.data import Dataset, Example
 from onnxprune.graph.plan import Plan
+from onnxprune.graph.structure.chosen import chosen_values
 from onnxprune.graph.structure.linear_layers import find_linears
 from onnxprune.probe.forward import Rows, forward
 from onnxprune.refit.compensate import compensate
@@ -119,3 +120,51 @@ def test_products_whose_tokens_weigh_differently_are_fitted_apart(subject: Subje
     assert not SideBySide(rows, ["y"]).alike(up, gate)
     weights = {rise.node: [torch.ones(16) for _ in rows.batches]}
     assert not SideBySide(rows, ["y"], weights).alike(gate, rise)
+
+
+ROUTED = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[N,T,6] x, float[6,12] up, float[12,6] down, float[6,1] router, float[6,8] first, float[8,6] second,
+   float[6,3] out) => (float[N,T,3] y) {
+  none = Constant<value_float = 0.0>()
+  all = Constant<value_ints = [-1]>()
+  tokens = Constant<value_ints = [-1, 6]>()
+  zero = Constant<value_ints = [0]>()
+  h = MatMul(x, up)
+  a = Relu(h)
+  o = MatMul(a, down)
+  m = Add(x, o)
+  s = MatMul(m, router)
+  score = Reshape(s, all)
+  taken = Greater(score, none)
+  found = NonZero(taken)
+  at = Squeeze(found, zero)
+  flat = Reshape(m, tokens)
+  some = Gather(flat, at)
+  e = MatMul(some, first)
+  f = Relu(e)
+  g = MatMul(f, second)
+  place = Unsqueeze(at, all)
+  put = ScatterND(flat, place, g)
+  size = Shape(m)
+  back = Reshape(put, size)
+  y = MatMul(back, out)
+}
+"""
+
+
+def test_experts_are_fitted_on_the_tokens_that_the_teacher_gave_them(tmp_path: Path) -> None:
+    """The student routes others to them: as many more or less, and none beside its own counterpart."""
+    shapes = {"up": (6, 12), "down": (12, 6), "router": (6, 1), "first": (6, 8), "second": (8, 6), "out": (6, 3)}
+    subject = Subject.load(written(tmp_path, ROUTED, shapes))
+    assert {"some", "e", "f", "g"} <= chosen_values(subject.model.graph)
+    assert chosen_values(subject.model.graph).isdisjoint({"m", "score", "at", "put", "size", "back", "y"})
+    rows = rows_of(subject)
+    (site,) = (g.id for g in subject.structure.groups if g.size == UNITS)
+    plan = subject.complete(Plan(subject.structure.digest, {site: (0, 1)}), rows.batches[0].feeds)
+    second = next(x for x in find_linears(subject.model.graph, subject.structure) if x.weight == "second")
+    found = SideBySide(rows, ["y"]).moments(second, subject.gates.gated(plan)).moments
+    dense, left = values(subject, rows, "f", "g"), values(subject, rows, "f", "g", plan=plan)
+    assert len(dense["f"]) != len(left["f"])
+    np.testing.assert_allclose(found.x_mean, dense["f"].mean(0), atol=1e-4)
+    np.testing.assert_allclose(found.y_mean, dense["g"].mean(0), atol=1e-4)

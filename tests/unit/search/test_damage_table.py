@@ -12,9 +12,10 @@ import pytest
 import random_graphs
 import torch
 import zoo as exports
+from graphs import written
 
 from onnxprune.data import Dataset, Example, read
-from onnxprune.graph.model import load
+from onnxprune.graph.model import Model, load
 from onnxprune.graph.plan import Plan, Ranking
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.graph.structure.sites import Site, find_sites
@@ -49,11 +50,54 @@ def test_stacked_levels_are_the_levels(
     name: str, zoo: Callable[..., exports.ZooModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built = zoo(*name.split("-"))
-    model = load(built.path)
+    examples = [Example({k: v[:1] for k, v in built.sample(seed=i).items()}) for i in range(6)]
+    stacked_is_alone(load(built.path), examples, monkeypatch)
+
+
+LOOKED_UP = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[N,T,6] x, int64[N,T] mask, float[6,12] up, float[12,6] down, float[6,3] out) => (float[N,T,3] y) {
+  zero = Constant<value_int = 0>()
+  one = Constant<value_int = 1>()
+  all = Constant<value_ints = [-1]>()
+  last = Constant<value_ints = [-1]>()
+  s = Shape(x)
+  n = Gather(s, zero)
+  t = Gather(s, one)
+  h = MatMul(x, up)
+  a = Relu(h)
+  o = MatMul(a, down)
+  r = Range(zero, n, one)
+  c = Range(zero, t, one)
+  column = Unsqueeze(r, last)
+  start = Mul(column, t)
+  at = Add(start, c)
+  flat = Reshape(mask, all)
+  got = Gather(flat, at)
+  weight = Cast<to = 1>(got)
+  w = Unsqueeze(weight, last)
+  p = Mul(o, w)
+  m = Tanh(p)
+  y = MatMul(m, out)
+}
+"""
+
+
+def test_rows_of_a_mask_that_is_looked_up_go_with_the_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exporters write mask[row, position] as a place in a mask laid flat: nothing ties its rows to the others."""
+    random = np.random.default_rng(0)
+    model = load(written(tmp_path, LOOKED_UP, {"up": (6, 12), "down": (12, 6), "out": (6, 3)}))
+    made = [
+        Example({"x": random.standard_normal((1, 5, 6)).astype(np.float32), "mask": random.integers(0, 2, (1, 5))})
+        for _ in range(6)
+    ]
+    stacked_is_alone(model, made, monkeypatch)
+
+
+def stacked_is_alone(model: Model, examples: Sequence[Example], monkeypatch: pytest.MonkeyPatch) -> None:
     structure = analyze(model)
     interpreter = Interpreter(model.graph)
     gates = Gates(structure, interpreter)
-    examples = [Example({k: v[:1] for k, v in built.sample(seed=i).items()}) for i in range(6)]
     rows = Rows(interpreter, Dataset(tuple(examples), "tensors"))
     sites = find_sites(model.graph, structure)
     random = np.random.default_rng(0)
