@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.graph.plan import Reader, Structure
-from onnxprune.graph.structure.bases import positions
+from onnxprune.graph.structure.bases import Held, positions
 from onnxprune.graph.structure.sites import Site
 from onnxprune.probe.forward import Rows
 from onnxprune.probe.interpreter import Usage
@@ -47,14 +47,25 @@ def meeting_of(site: Site, rows: Rows, structure: Structure) -> Meeting:
 
 
 class _Apart:
-    """Queries and keys whose heads and dimensions are axes of their own."""
+    """Queries and keys whose heads and dimensions are axes of their own.
+
+    Beside a group's dimensions others may stand on the axis, such as those that positions turn: they are left out.
+    """
 
     def __init__(self, site: Site, reader: Reader, rows: Rows, structure: Structure) -> None:
         self.queries, self.keys = (Side(site, reader, side, rows, structure) for side in (0, 1))
         self.used = {(reader.node, 0): self.queries.add, (reader.node, 1): self.keys.add}
 
     def moments(self, weight: Weight) -> Moments:
-        return self.queries.second_moments(), self.keys.covariances()
+        return _own(self.queries, self.queries.second_moments()), _own(self.keys, self.keys.covariances())
+
+
+def _own(side: Side, moments: np.ndarray) -> np.ndarray:
+    """[outer units, n, n] of a group's own dimensions, out of those of all positions on the axis."""
+    if (side.member.sum(0) != 1).any():
+        raise Held("a dimension stands at several places of what queries and keys meet in")
+    places = side.member.argmax(0)
+    return moments[:, places][:, :, places]
 
 
 class _Flat:

@@ -24,13 +24,14 @@ Variant = tuple[str, exports.Exporter, exports.Attention]
 WAYS = (("torchscript", "eager"), ("dynamo", "sdpa"))
 MECHANISMS: tuple[Variant, ...] = (
     ("bart", "torchscript", "sdpa"),  # cross attention
+    ("gpt-neox", "torchscript", "eager"),  # rotary positions turn a part of each head, the rest is free
     ("deberta-v2", "torchscript", "eager"),  # positions have keys and queries of their own: values alone
     ("mpnet", "torchscript", "eager"),  # a bias on the scores
     ("packed-einsum", "torchscript", "eager"),  # projections of rank 3: one basis for all heads
     ("t5-encoder", "dynamo", "eager"),  # no scale, no biases
 )
 EVERYDAY = [v for v in exports.variants(("bert", "vit", "gpt2", "llama")) if v[1:] in WAYS]
-HELD = {"llama": 2, "deberta-v2": 2}
+HELD = {"llama": 2, "deberta-v2": 2, "gpt-neox": 2}
 """Groups that keep their basis: rotary positions turn pairs, in each layer; products that share queries."""
 
 load = cache(Subject.load)
