@@ -15,6 +15,7 @@ from onnxprune.graph.joined.wiring import NEXT
 from onnxprune.graph.model import Model
 from onnxprune.graph.runtime import run
 from onnxprune.measure.cost import default_bindings, symbols
+from onnxprune.measure.footprint import footprint
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ LARGEST = 400_000_000
 
 MOST = 1 << 25
 """Numbers that are made up for all inputs to find out: a length of 16,000 is one of samples, not of pixels' edges."""
+HELD = 2_000_000_000
+"""Bytes of values at one time up to which a size is tried: a graph may fix a batch of a million rows."""
 
 
 def runnable(dense: Model, stated: Mapping[str, int], first: int) -> dict[str, int]:
@@ -45,7 +48,7 @@ def runnable(dense: Model, stated: Mapping[str, int], first: int) -> dict[str, i
         opened = segments.opened(dense.path)
         for size in (first, *TRIED):
             found = _filled(dense, stated, size)
-            if size != first and _values(dense, found) > MOST:
+            if (size != first and _values(dense, found) > MOST) or footprint(dense, found).activations > HELD:
                 continue
             with suppress(OnnxPruneError):
                 run(opened, synthesize(dense.inputs, dims=found))

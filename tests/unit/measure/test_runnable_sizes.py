@@ -8,6 +8,8 @@ import pytest
 from graphs import written
 
 from onnxprune.graph import model as models
+from onnxprune.measure import runnable_sizes
+from onnxprune.measure.footprint import footprint
 from onnxprune.measure.runnable_sizes import runnable
 
 TEXT = """
@@ -41,3 +43,12 @@ def test_where_none_runs_the_first_is_taken_and_said(tmp_path: Path, caplog: pyt
     dense = models.load(written(tmp_path, TEXT, {"w": (8, 2, 200)}))
     assert runnable(dense, {"L": 9}, 128)["M"] == 128
     assert "at none of the sizes" in caplog.text
+
+
+def test_sizes_that_take_gigabytes_are_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = models.load(written(tmp_path, TEXT, {"w": (8, 2, 200)}))
+    tried: list[int] = []
+    monkeypatch.setattr(runnable_sizes, "run", lambda _, feeds: tried.append(feeds["x"].shape[2]))
+    sizes = {"N": 1, "L": 64, "past_length": 64, "M": 64}
+    monkeypatch.setattr(runnable_sizes, "HELD", footprint(dense, sizes).activations)
+    assert runnable(dense, {}, 128)["L"] == 64 and tried == [64]
