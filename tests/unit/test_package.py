@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import onnxprune
+from onnxprune import pipeline
 
 PROGRAM = """
 import importlib, pkgutil, types
@@ -36,6 +37,13 @@ def test_every_public_name_is_there_once_and_described() -> None:
     scope: dict[str, object] = {}
     exec("from onnxprune import *", scope)
     assert set(onnxprune.__all__) == set(scope) - {"__builtins__"}
+
+
+def test_the_verbs_go_by_the_name_of_their_room() -> None:
+    for name in pipeline.VERBS:
+        assert getattr(pipeline, name) is getattr(onnxprune, name)
+    with pytest.raises(AttributeError, match="no attribute inspekt"):
+        pipeline.inspekt  # noqa: B018
 
 
 def test_the_rooms_are_those_that_the_readme_names() -> None:
