@@ -2,4 +2,5 @@
 
 from onnxprune.cli import main
 
-main()
+if __name__ == "__main__":  # a tool that imports every module runs nothing
+    main()
