@@ -19,6 +19,11 @@ from typing import Any
 
 from onnxprune.errors import InputError, OnnxPruneError, one_line, reading, said
 
+UNPACKED_BY = {
+    ".gz": "gunzip -k", ".bz2": "bunzip2 -k", ".xz": "unxz -k", ".zst": "unzstd", ".zip": "unzip", ".tar": "tar -xf",
+    ".tgz": "tar -xf", ".7z": "7z x",
+}  # fmt: skip
+"""Suffixes of files that hold others, and what takes these out."""
 MOST = 1 << 30
 """Bytes of a document; the largest are tokenizers and reports, of some ten megabytes."""
 

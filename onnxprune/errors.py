@@ -188,6 +188,14 @@ def near(word: str, names: Iterable[str]) -> str:
     return f"; did you mean {found}?" if found else ""
 
 
+def unexpected(name: str, known: Iterable[str]) -> TypeError:
+    """Of a keyword that a function does not take: what was meant, or what there is."""
+    there = list(known)
+    meant = closest(name, there, 0.6)
+    hint = f"did you mean {meant!r}?" if meant else f"there are {', '.join(sorted(there))}"
+    return TypeError(f"unexpected option {name!r}: {hint}")
+
+
 def near_file(path: str | os.PathLike[str]) -> str:
     """The same of a file that is not there: by the names that lie where its path ends to be one."""
     missing = Path(path)

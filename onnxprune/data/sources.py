@@ -16,7 +16,7 @@ import numpy as np
 from onnxprune.data.model_info import Graph, Job
 from onnxprune.data.optional_packages import package
 from onnxprune.data.outside import read_arrays
-from onnxprune.documents import read_text
+from onnxprune.documents import UNPACKED_BY, read_text
 from onnxprune.errors import DataError, OnnxPruneError, UsageError, listed, near_file, one_line, repeated, said
 from onnxprune.graph.companions import COMPANIONS
 
@@ -24,11 +24,6 @@ LONGEST = 64_000_000
 """Characters of a row in a file of lines."""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
-PACKED = {
-    ".gz": "gunzip -k", ".bz2": "bunzip2 -k", ".xz": "unxz -k", ".zst": "unzstd", ".zip": "unzip", ".tar": "tar -xf",
-    ".tgz": "tar -xf", ".7z": "7z x",
-}  # fmt: skip
-"""Suffixes of files that hold others, and what takes these out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +80,8 @@ def open_rows(source: Any, job: Job, columns: Mapping[str, str] | None, limit: i
 def _unread(path: Path) -> DataError:
     """What to do about a file of no kind that is read."""
     suffix = path.suffix.lower()
-    if suffix in PACKED:
-        how = f"{PACKED[suffix]} {shlex.quote(path.name)}"
+    if suffix in UNPACKED_BY:
+        how = f"{UNPACKED_BY[suffix]} {shlex.quote(path.name)}"
         return DataError(f"{path}: holds other files, packed: take them out ({how}), and give those")
     if suffix in (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES):
         return DataError(f"{path}: one file is one row: give the folder that it lies in")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune import data
-from onnxprune.errors import closest
+from onnxprune.errors import unexpected
 from onnxprune.export import shipped_files
 from onnxprune.graph import joined
 from onnxprune.measure import validation
@@ -53,9 +53,7 @@ def validate(
     """
     for name in asked:
         if name not in _ASKED:
-            meant = closest(name, _ASKED, 0.6)
-            hint = f"did you mean {meant!r}?" if meant else f"there are {', '.join(_ASKED)}"
-            raise TypeError(f"unexpected option {name!r}: {hint}")
+            raise unexpected(name, _ASKED)
     if hasattr(evaluation, "get_next"):
         evaluation = iter(evaluation.get_next, None)
     if isinstance(evaluation, Iterator):

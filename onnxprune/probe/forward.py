@@ -162,7 +162,7 @@ class Evaluator:
 
     def per_row(self, gated: Gated) -> np.ndarray:
         """Divergence of every row, in batch order."""
-        batches, _ = self.rows.batches, self.rows.outputs
+        batches, _ = self.rows.batches, self.rows.outputs  # made once, before threads would each make them
 
         def run(i: int) -> np.ndarray:
             return self.from_here(i, batches[i].feeds, gated)

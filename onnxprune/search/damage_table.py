@@ -172,7 +172,7 @@ class TableWalk:
             if not some:  # an earlier stage left a site what it needs, and no more
                 return np.full(len(counts), self._whole)
             states = [_state(self.gates, self.base, site, count, self.rankings, self.refitter) for count in some]
-            _ = evaluator.rows.outputs
+            _ = evaluator.rows.outputs  # made once, before threads would each make them
 
             def run(i: int) -> np.ndarray:
                 return copies.distances(i, self._walk.values[i], states, evaluator.distance)

@@ -11,7 +11,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from onnxprune.errors import UsageError, closest, near
+from onnxprune.errors import UsageError, near, unexpected
 from onnxprune.graph.dimensions import require_sizes
 from onnxprune.graph.plan import Budget
 from onnxprune.refit.solvers import SOLVERS
@@ -197,9 +197,7 @@ class Options:
         known = [f.name for f in fields(cls) if f.name != "budget"]
         for name in options:
             if name not in known:
-                meant = closest(name, [*known, *also], 0.6)
-                hint = f"did you mean {meant!r}?" if meant else f"there are {', '.join(sorted([*known, *also]))}"
-                raise TypeError(f"unexpected option {name!r}: {hint}")
+                raise unexpected(name, [*known, *also])
         hints = get_type_hints(cls)
         for name, value in options.items():
             if not _fits(hints[name], value):

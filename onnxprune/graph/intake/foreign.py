@@ -9,15 +9,22 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from onnxprune.documents import UNPACKED_BY
 from onnxprune.errors import near_file, one_line
 
 _EXPORT = "export it first, by torch.onnx.export(…, dynamo=True) or optimum-cli export onnx"
+
+
+def _packed(by: str, suffix: str) -> str:
+    return f"packed by {by}: {UNPACKED_BY[suffix]} {{name}}, and give what comes out"
+
+
 _BEGINNINGS: Mapping[bytes, str] = {
     b"version https://git-lfs": "Git LFS's pointer to a file, not the file: git lfs pull brings it",
-    b"\x1f\x8b": "packed by gzip: gunzip -k {name}, and give what comes out",
-    b"BZh": "packed by bzip2: bunzip2 -k {name}, and give what comes out",
-    b"\xfd7zXZ": "packed by xz: unxz -k {name}, and give what comes out",
-    b"\x28\xb5\x2f\xfd": "packed by Zstandard: unzstd {name}, and give what comes out",
+    b"\x1f\x8b": _packed("gzip", ".gz"),
+    b"BZh": _packed("bzip2", ".bz2"),
+    b"\xfd7zXZ": _packed("xz", ".xz"),
+    b"\x28\xb5\x2f\xfd": _packed("Zstandard", ".zst"),
     b"\x89HDF": "an HDF5 file, as Keras keeps its models: export it first, by tf2onnx or model.export(format='onnx')",
     b"GGUF": "a GGUF file, weights without a graph: export the model that it was made from",
     b"\x80\x02": f"a pickle, as PyTorch keeps its models: {_EXPORT}",
@@ -53,7 +60,8 @@ def _archive(file: Path) -> str:
         names = opened.namelist()
     inside = next((name for name in names if name.endswith(".onnx")), None)
     if inside is not None:
-        return f"a zip archive: unzip {{name}}, and give {one_line(inside, 80).replace('{', '{{').replace('}', '}}')}"
+        shown = one_line(inside, 80).replace("{", "{{").replace("}", "}}")
+        return f"a zip archive: {UNPACKED_BY['.zip']} {{name}}, and give {shown}"
     if any(name.endswith("data.pkl") for name in names):
         return f"a PyTorch file: {_EXPORT}"
     if any(name.endswith(".weights.h5") for name in names):
