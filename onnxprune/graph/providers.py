@@ -184,6 +184,9 @@ def unloaded(provider: str) -> UsageError:
 
 
 def message_of(error: Exception) -> str:
-    """ONNX Runtime's message on one line, without the status prefix."""
+    """ONNX Runtime's message on one line, without the status prefix and the name of the file, which callers say."""
     line = " ".join(str(error).split()) or type(error).__name__
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)[:300]
+    return _PREFIX.sub("", line)[:300]
+
+
+_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed: ?)?")

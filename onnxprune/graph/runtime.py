@@ -21,7 +21,7 @@ import numpy as np
 
 from onnxprune.documents import utf8
 from onnxprune.errors import CheckError, DataError, ModelError, OnnxPruneError, UnsupportedError, UsageError
-from onnxprune.graph import outputs, patience
+from onnxprune.graph import outputs, patience, stand_ins
 from onnxprune.graph.providers import CPU, FIXED_SHAPES, add_provider, message_of, resolve_providers, unloaded
 from onnxprune.graph.widened import widened
 
@@ -159,7 +159,7 @@ def session(
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         wide = _widened(model, options) if set(names) == {CPU} and type(error).__name__ == "NotImplemented" else None
         if wide is None:
-            raise _opening_error(label, error) from error
+            raise _refusal(label, options, error) from error
         opened = wide
     opened.disable_fallback()
     missing = [name for name in names if name not in opened.get_providers()]
@@ -347,6 +347,19 @@ def evaluate(
         for name, value in run(opened, getattr(batch, "feeds", batch), wanted).items():
             gathered[name].append(value)
     return gathered
+
+
+def _refusal(label: str, options: ort.SessionOptions, error: Exception) -> OnnxPruneError:
+    """Why a file does not open; of one that stands for several of the user's, which of those it is because of."""
+    import onnxruntime as ort
+
+    parts = stand_ins.parts_of(label)
+    for part, source in parts.items():
+        try:
+            ort.InferenceSession(utf8(os.fspath(part)), options)
+        except Exception as own:
+            return _opening_error(os.fspath(source), own)
+    return _opening_error(" and ".join(str(source) for source in dict.fromkeys(parts.values())) or label, error)
 
 
 def _opening_error(label: str, error: Exception) -> OnnxPruneError:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import UnsupportedError, UsageError
 from onnxprune.graph import model as models
-from onnxprune.graph import prepare
+from onnxprune.graph import prepare, stand_ins
 from onnxprune.graph.joined.join import join
 from onnxprune.graph.joined.merged import BEHIND, FIRST, apart, branch_of, mentions, together
 from onnxprune.graph.joined.split import split
@@ -160,7 +160,9 @@ def load(path: str | os.PathLike[str], calls: Mapping[str, int] | None = None) -
     digests = {p.source.name: p.model.digest for p in parts}
     told = "".join(f"{name}:{held}\n" for name, held in digests.items())
     digest = hashlib.sha256(told.encode()).hexdigest() if len(files) > 1 else digests[files[0].name]
-    path = open_file([p.file for p in parts], [p.wires for p in parts], scratch.path / _together(folder))
+    path = open_file(
+        [p.file for p in parts], [p.wires for p in parts], scratch.path / _together(folder), [p.source for p in parts]
+    )
     notes = tuple(f"{p.file.name}: {line}" for p in parts for line in p.model.said)
     return Model(prepare.stamp(whole), path, digest, (*said, *notes), parts, _calls(calls or {}, parts), scratch)
 
@@ -196,10 +198,11 @@ def opened(path: str | os.PathLike[str]) -> Opened:
         return Opened(models.find_sound(path))
     files, _ = members(folder)
     scratch = Lasting()
-    by_name = {name: file for name, (file, _) in alone(files, scratch).items()}
-    order, wires = _wired([Model(models.read(file), file, "") for file in by_name.values()])
-    target = scratch.path / _together(folder)
-    return Opened(open_file([by_name[n] for n in order], [wires[n] for n in order], target), scratch)
+    single = alone(files, scratch)
+    order, wires = _wired([Model(models.read(file), file, "") for file, _ in single.values()])
+    by_name = {name: (file, merged or file) for name, (file, merged) in single.items()}
+    own, sources = zip(*(by_name[name] for name in order), strict=True)
+    return Opened(open_file(own, [wires[n] for n in order], scratch.path / _together(folder), sources), scratch)
 
 
 def _together(path: Path) -> str:
@@ -256,15 +259,19 @@ def _calls(asked: Mapping[str, int], parts: Sequence[Part]) -> dict[str, int]:
     return {name.removesuffix(".onnx"): count for name, count in asked.items()}
 
 
-def open_file(files: Sequence[Path], wires: Sequence[Wires], target: Path) -> Path:
+def open_file(
+    files: Sequence[Path], wires: Sequence[Wires], target: Path, sources: Sequence[Path] | None = None
+) -> Path:
     """The graph that some files are together, as they are, in a file that sessions open.
 
     Args:
         files: each behind those whose results it takes.
+        sources: the user's files that they are from, where they are others: what is wrong with them is said of those.
     """
     whole, _ = join(
         {file.stem: models.read(file) for file in files}, {f.stem: w for f, w in zip(files, wires, strict=True)}
     )
+    stand_ins.note(target, dict(zip(files, sources or files, strict=True)))
     for value in (v for node in whole.graph.all_nodes() for v in node.outputs):
         if not value.is_graph_output():
             value.shape = None

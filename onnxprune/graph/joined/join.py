@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -65,8 +65,9 @@ def _imports(graphs: Mapping[str, ir.Model]) -> dict[str, int]:
 def _name_apart(graph: ir.Graph, wires: Wires, prefix: str) -> None:
     """Give what lies inside names of its own; the interface keeps its names for now."""
     stated = {*wires.inputs, *wires.outputs}
-    for node in graph.all_nodes():
-        node.name = f"{prefix}{node.name or node.op_type}"
+    taken = {node.name for node in graph.all_nodes()}
+    for place, node in enumerate(graph.all_nodes()):
+        node.name = f"{prefix}{node.name or _free(f'{node.op_type}_{place}', taken)}"
         for value in node.outputs:
             if value.name and not (value.name in stated and node.graph is graph):
                 value.name = f"{prefix}{value.name}"
@@ -80,6 +81,13 @@ def _name_apart(graph: ir.Graph, wires: Wires, prefix: str) -> None:
         if held is not graph:
             for value in held.inputs:
                 value.name = f"{prefix}{value.name}"
+
+
+def _free(name: str, taken: Container[str | None]) -> str:
+    """A name for a node that has none: sessions open no graph in which two nodes share one."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _rename_sizes(graph: ir.Graph, wires: Wires, known: Mapping[str, ir.Value], symbols: set[str], name: str) -> None:

@@ -13,8 +13,8 @@ from folders import BEHIND, DECODER, ENCODER, folder
 from graphs import written
 from plans import in_runtime
 
-from onnxprune.errors import UnsupportedError, UsageError
-from onnxprune.graph import joined
+from onnxprune.errors import ModelError, UnsupportedError, UsageError
+from onnxprune.graph import joined, runtime
 from onnxprune.graph import model as models
 from onnxprune.graph.joined.folder import members
 
@@ -128,3 +128,25 @@ def test_what_is_done_to_one_graph_says_so_of_a_folder(towers: Path) -> None:
         joined.load(towers / "text_model.onnx", {"text_model": 2})
     with pytest.raises(UsageError, match=r"--calls other: the folder's graphs are image_model, text_model"):
         joined.load(towers, {"other": 2})
+
+
+def test_nodes_without_names_are_no_two_of_one_name(towers: Path) -> None:
+    for file in towers.glob("*.onnx"):
+        model = onnx.load(file)
+        for node in model.graph.node:
+            node.name = ""
+        onnx.save(model, file)
+    x = np.ones((2, 8), np.float32)
+    assert len(runtime.run(runtime.session(joined.opened(towers).file), {"text": x, "image": x})) == 2
+
+
+def test_what_is_wrong_with_one_of_several_graphs_is_said_of_its_file(towers: Path) -> None:
+    model = onnx.load(towers / "text_model.onnx")
+    for node in model.graph.node:
+        node.name = "same"
+    onnx.save(model, towers / "text_model.onnx")
+    loaded = joined.load(towers)
+    for whole in (loaded.path, joined.opened(towers).file):
+        assert whole is not None
+        with pytest.raises(ModelError, match=f"^{towers}/text_model.onnx: .*two nodes with same node name"):
+            runtime.session(whole)
