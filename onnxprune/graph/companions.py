@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from onnxprune.errors import UsageError
+from onnxprune.errors import ModelError, UsageError
 from onnxprune.graph.outputs import Inputs, OutputSet, digest
 from onnxprune.graph.outputs.manifest import MANIFEST
 
@@ -25,10 +25,34 @@ def folders(place: Path) -> tuple[Path, ...]:
 
 
 def beside(folder: Path) -> list[Path]:
-    """The companions of the models in a folder; a file of it names the folder."""
+    """The companions of the models in a folder; a file of it names the folder.
+
+    Raises:
+        ModelError: one is a link to a file elsewhere. What belongs to a model is copied and shipped with it, and a
+            folder that others made could name any file of the user's.
+    """
     place = folder if folder.is_dir() else folder.parent
-    found = (_of(place, name) for name in COMPANIONS)
-    return [file for file in found if file is not None]
+    found = named(place)
+    for file in found:
+        if file.is_symlink() and not _inside(file, place):
+            raise ModelError(
+                f"{file}: is a link out of the model's folder, and is not followed, as it would be copied to where the "
+                "model goes; put the file itself there"
+            )
+    return found
+
+
+def named(place: Path) -> list[Path]:
+    """The same of a folder that the user named for them (--tokenizer), which may hold links."""
+    return [file for name in COMPANIONS if (file := _of(place, name)) is not None]
+
+
+def _inside(file: Path, place: Path) -> bool:
+    """Whether a link leads to its own folder or, as in the Hugging Face cache, to where those of the graphs lead."""
+    real = file.resolve()
+    if real.is_relative_to(file.parent.resolve()):
+        return True
+    return any(graph.is_symlink() and graph.resolve().parent == real.parent for graph in place.glob("*.onnx"))
 
 
 def _of(place: Path, name: str) -> Path | None:

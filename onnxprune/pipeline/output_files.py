@@ -43,7 +43,7 @@ def inputs_of(file: Path, *others: Any, tokenizer: Any = None) -> Inputs:
         others: paths (rows, a table, a recipe); what is no path counts nothing.
         tokenizer: a file, or a folder with several.
     """
-    own = [] if tokenizer is None else [tokenizer] if Path(tokenizer).is_file() else companions.beside(Path(tokenizer))
+    own = [] if tokenizer is None else [tokenizer] if Path(tokenizer).is_file() else companions.named(Path(tokenizer))
     graphs = sorted(file.glob("*.onnx")) if file.is_dir() else [file]
     return Inputs.of(
         [f for graph in graphs for f in models.files_of(graph)],

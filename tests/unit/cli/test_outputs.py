@@ -291,6 +291,37 @@ def test_another_models_companions_are_not_mixed_with_ones_own(
     assert caplog.text.count("there is no such file") == 1 and "vocab.txt, merges.txt in out" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "command", [["prune", "-o", "out/", *QUICK], ["export", "-o", "out", "--target", "server", "-q"]]
+)
+def test_companions_that_are_links_out_of_the_models_folder_are_not_carried_off(
+    run: Run, folder: Path, command: list[str]
+) -> None:
+    (folder / "secret").write_text("of the user")
+    given = folder / "given"
+    given.mkdir()
+    onnx.save(mlp(16), given / "model.onnx")
+    (given / "vocab.txt").symlink_to("../secret")
+    code, _, err = run(command[0], "given/model.onnx", *command[1:])
+    assert code == 3 and "given/vocab.txt: is a link out of the model's folder" in err
+    assert not (folder / "out").exists()
+
+
+def test_companions_that_are_links_into_the_folder_of_the_graphs_own_files_are_the_models(
+    run: Run, folder: Path
+) -> None:
+    blobs, snapshot = folder / "blobs", folder / "snapshots" / "abc"
+    for place in (blobs, snapshot / "onnx"):
+        place.mkdir(parents=True)
+    onnx.save(mlp(16), blobs / "one")
+    (blobs / "two").write_text('{"of": "the hub"}')
+    (snapshot / "onnx" / "model.onnx").symlink_to("../../../blobs/one")
+    (snapshot / "config.json").symlink_to("../../blobs/two")
+    code, _, err = run("snapshots/abc/onnx/model.onnx", "-o", "out/", *QUICK)
+    assert code == 0, err
+    assert (folder / "out" / "config.json").read_text() == '{"of": "the hub"}'
+
+
 def test_a_repository_keeps_its_graphs_in_a_folder_below_what_belongs_to_them(run: Run, folder: Path) -> None:
     below = folder / "repo" / "onnx"
     below.mkdir(parents=True)
