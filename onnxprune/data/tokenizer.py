@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,7 @@ def load_tokenizer(job: Job, *, fixed: int | None = None) -> Tokenizer:
 def _backend(files: Files, named: Path | None, job: Job) -> Any:
     path = named or files.find("tokenizer.json")
     if path is not None and path.suffix == ".json":
-        backend = opened(path, "text rows are read")
+        backend = opened(path, "text rows are read", job.say)
         job.say(f"tokenizer: {path}")
         return backend
     folder = next((f for f in files.folders if any((f / name).is_file() for name in SLOW_FILES)), None)
@@ -157,11 +157,12 @@ def _backend(files: Files, named: Path | None, job: Job) -> Any:
     return _converted(folder, job)
 
 
-def opened(file: Path, purpose: str) -> Any:
-    """The `tokenizers.Tokenizer` of a tokenizer.json.
+def opened(file: Path, purpose: str, say: Callable[[str], object] = lambda _: None) -> Any:
+    """The `tokenizers.Tokenizer` of a tokenizer.json, which gives the same tokens for a text each time.
 
     Args:
         purpose: what it is for, where the library is missing.
+        say: takes what the user should know of it.
 
     Raises:
         DataError: it is none, or one that gives up on any text.
@@ -171,6 +172,9 @@ def opened(file: Path, purpose: str) -> Any:
     try:
         tokenizer = library.from_file(str(file))
         tokenizer_limits.require_bounded(tokenizer, file)
+        if getattr(tokenizer.model, "dropout", None):  # BPE, which leaves out merges by chance: meant for training
+            tokenizer.model.dropout = None
+            say(f"tokenizer: {file} leaves out merges by chance (dropout), which is switched off")
         padding = tokenizer.padding
         tokenizer.no_padding()  # to as many tokens as the file likes
         with contextlib.suppress(Exception):  # of this text alone, which is none of the rows

@@ -227,7 +227,7 @@ def test_a_fixed_length_needs_a_padding_token(model: Path) -> None:
         text_rows([{"text": "the cat"}], model, inputs=text_inputs(length=6))
     (model / "config.json").write_text(json.dumps({"pad_token_id": 0}))
     data = text_rows([{"text": "the cat"}], model, inputs=text_inputs("input_ids", length=6))
-    assert any("it reads the padding" in note for note in data.description)
+    assert any("it reads the padding" in line for line in data.description)
 
 
 @pytest.mark.parametrize(
@@ -327,6 +327,18 @@ def test_how_far_a_tokenizer_pads_is_its_own_affair(model: Path) -> None:
     ]
 
 
+def test_merges_are_left_out_by_chance_in_training_alone(model: Path) -> None:
+    words = {"[PAD]": 0, "[UNK]": 1, "a": 2, "b": 3, "ab": 4, "abab": 5}
+    merges = [["a", "b"], ["ab", "ab"]]
+    changed(model, post_processor=None, model={
+        "type": "BPE", "vocab": words, "merges": merges, "dropout": 0.5, "unk_token": "[UNK]",
+        "continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+    })  # fmt: skip
+    data = text_rows([{"text": "abab"}] * 50, model)
+    assert {tuple(e.feeds["input_ids"].ravel().tolist()) for e in data.examples} == {(5,)}
+    assert any("leaves out merges by chance" in line for line in data.description)
+
+
 def test_a_text_that_takes_for_ever_is_not_waited_for(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """WordPiece looks at every part of a word, from every place that a token ends at."""
     monkeypatch.setattr(tokenizer_limits, "SECONDS", 0.1)
@@ -367,7 +379,7 @@ def test_slow_tokenizer_files(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     data = text_rows([{"text": "The cat jumps."}], tmp_path)
     assert data.examples[0].feeds["input_ids"].tolist() == [[CLS, *ids_of("the cat jump ##s ."), SEP]]
-    assert any("BertTokenizer" in note for note in data.description)
+    assert any("BertTokenizer" in line for line in data.description)
 
 
 def test_tokenizers_without_a_fast_form(tmp_path: Path) -> None:
@@ -379,7 +391,7 @@ def test_tokenizers_without_a_fast_form(tmp_path: Path) -> None:
     data = text_rows([{"text": "ab"}, {"text": "abababab"}], tmp_path)
     assert data.examples[0].feeds["input_ids"].shape == (1, 4)  # Canine's tokens are characters
     assert data.examples[1].feeds["input_ids"].shape == (1, 5)
-    assert any("1 of 2 texts were longer" in note for note in data.description)
+    assert any("1 of 2 texts were longer" in line for line in data.description)
     with pytest.raises(DataError, match="no fast form"):
         text_rows([{"tokens": ["a"]}], tmp_path)
 
@@ -403,7 +415,7 @@ def test_token_labels_by_name_and_from_csv(model: Path) -> None:
     assert data.examples[0].label.tolist() == [-100, 0, 1, -100]
     data = text_rows([{"tokens": ["the", "cat"], "labels": ["O", "B-LOC"]}], model)
     assert data.labels is None
-    assert any("does not know all of B-LOC, O" in note for note in data.description)
+    assert any("does not know all of B-LOC, O" in line for line in data.description)
 
 
 @pytest.mark.parametrize(
@@ -448,7 +460,7 @@ def test_answers_that_are_none_cut_or_wrong(model: Path) -> None:
     data = text_rows([late], model, max_length=8)
     assert data.examples[0].label.tolist() == [[0, 0]]
     assert data.examples[0].feeds["input_ids"][0, :3].tolist() == [CLS, *ids_of("where"), SEP]
-    assert any("1 of 1 rows lose theirs" in note for note in data.description)
+    assert any("1 of 1 rows lose theirs" in line for line in data.description)
     for answers in ({"text": ["dog"], "answer_start": [0]}, ["dog"]):
         with pytest.raises(DataError, match="does not stand in the context"):
             text_rows([row | {"answers": answers}], model)
