@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -258,7 +258,7 @@ def load(path: str | os.PathLike[str]) -> Model:
         raise UnsupportedError(
             f"{file}: opset {version} of the default domain; {older_opsets.OLDEST} to {OPSETS[-1]} are supported"
         )
-    digest = _digest(file, model)
+    digest = _digest(file, _external(model))
     said: tuple[str, ...] = ()
     if version < OPSETS[0]:
         model = older_opsets.converted(model, file)
@@ -346,13 +346,16 @@ def files_of(file: Path) -> tuple[Path, ...]:
 
 def digest_of(file: Path) -> str:
     """What `load` would give as the model's digest, without normalising it."""
-    return _digest(file, read(file))
+    try:
+        apart = intake.data_apart(file)
+    except Exception:  # `read` says what is wrong with it
+        apart = True
+    return _digest(file, _external(read(file)) if apart else ())
 
 
-def _digest(file: Path, model: ir.Model) -> str:
+def _digest(file: Path, weights: Iterable[ir.ExternalTensor]) -> str:
     hashed = hashlib.sha256()
-    data = sorted({Path(t.path) for t in _external(model)})
-    for part in (file, *data):
+    for part in (file, *sorted({Path(t.path) for t in weights})):
         with part.open("rb") as stream:
             while block := stream.read(1 << 22):
                 hashed.update(block)

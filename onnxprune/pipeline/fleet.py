@@ -12,13 +12,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from onnxprune.errors import UsageError
+from onnxprune.graph import outputs
 from onnxprune.graph.plan import Budget, Plan
 from onnxprune.pipeline import remote
 from onnxprune.pipeline.job import Job
 from onnxprune.pipeline.remote import Brief, Early, Known, Lacking, Task
+from onnxprune.pipeline.written import Product
 from onnxprune.search import by_table, plan_store
 from onnxprune.search import workers as engines
 from onnxprune.search.options import Options
@@ -70,9 +73,12 @@ class Fleet:
             )
         self.workers = workers
         self._dense, self._home = job.dense, job.home.resolve()
+        self._desk = outputs.Lasting()
+        key = uuid.uuid4().hex
+        (self._desk.path / key).touch()
         self._brief = workers.share(
             Brief(
-                uuid.uuid4().hex, self._home, job.dense.digest, replace(job.planner.options), job.learn,
+                key, self._home, job.dense.digest, self._desk.path, replace(job.planner.options), job.learn,
                 dict(job.planner.costs.bindings), job.judge, job.providers, job.metric, job.level,
                 job.flips, _seen(job),
             )
@@ -101,18 +107,27 @@ class Fleet:
             for job in lasting:
                 job.planner.scores.save()
 
-    def plans(self, jobs: Sequence[Job], budgets: Sequence[Budget]) -> Iterator[tuple[int, int, Plan]]:
-        """(job's index, budget's index, finished plan), as they are done."""
+    def plans(
+        self,
+        jobs: Sequence[Job],
+        budgets: Sequence[Budget],
+        names: Mapping[tuple[int, int], str] = MappingProxyType({}),
+    ) -> Iterator[tuple[int, int, Plan, Product | None]]:
+        """(job's index, budget's index, finished plan, the file of it that lies here already), as they are done.
+
+        Args:
+            names: (job's index, budget's index) -> what its file is to be called, where it is wanted.
+        """
         asked = []
         for i, job in enumerate(jobs):
             for k, budget in enumerate(budgets):
                 if (plan := plan_store.kept(job.planner, budget)) is not None:
-                    yield i, k, plan
+                    yield i, k, plan, None
                 else:
                     asked.append((i, k))
         # The smallest budgets take longest: what is begun last should be short.
         asked.sort(key=lambda pair: (budgets[pair[1]].value, pair[0]))
-        tasks = [Task(jobs[i].planner.method, budget=budgets[k]) for i, k in asked]
+        tasks = [Task(jobs[i].planner.method, budget=budgets[k], name=names.get((i, k), "")) for i, k in asked]
         scores = {j.planner.method: Known(j.planner.scores.rankings, j.planner.scores.table) for j in jobs}
         for index, found in self._run(remote.plan, tasks, jobs, scores, "plan"):
             (i, k), job = asked[index], jobs[asked[index][0]]
@@ -121,7 +136,7 @@ class Fleet:
             if found.findings is not None:
                 job.found[found.written] = found.findings
             plan_store.keep(job.planner, budgets[k], found.plan)
-            yield i, k, found.plan
+            yield i, k, found.plan, found.product
 
     def _run(
         self, function: Function, tasks: Sequence[Task], jobs: Sequence[Job], known: Mapping[str, Known], stage: str

@@ -11,10 +11,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from onnxprune import report as reports
-from onnxprune import rewrite
 from onnxprune.data import Dataset
 from onnxprune.errors import BudgetError, CheckError, UsageError
 from onnxprune.export.precision import Step, measure_steps
@@ -27,7 +24,6 @@ from onnxprune.graph.example_feeds import require_dimensions
 from onnxprune.graph.model import Model
 from onnxprune.graph.outputs import Inputs, OutputSet
 from onnxprune.graph.plan import Budget, Plan, Structure
-from onnxprune.graph.prepare import optional_inputs
 from onnxprune.graph.providers import CPU, resolve_providers
 from onnxprune.graph.quantised_operators import is_quantised
 from onnxprune.graph.structure.analyze import analyze
@@ -53,7 +49,7 @@ from onnxprune.pipeline.rows import (
     require_there,
     shape_of,
 )
-from onnxprune.pipeline.written import Written, handed_out, in_fewer_bits, listed, name_of, write
+from onnxprune.pipeline.written import Product, Written, handed_out, in_fewer_bits, listed, name_of, produce
 from onnxprune.refit.sparsify import zeros_in
 from onnxprune.report import html
 from onnxprune.search import plan_store, units_then_zeros
@@ -209,22 +205,23 @@ class Job:
                 return self.run(budget, nowhere)
         return self.finish(self.plan(budget), budget, out)
 
-    def finish(self, plan: Plan, budget: Budget, out: OutputSet) -> Result:
-        """From a plan to files: written to a staging place, checked and measured there, and only then named."""
+    def finish(self, plan: Plan, budget: Budget, out: OutputSet, product: Product | None = None) -> Result:
+        """From a plan to files: written to a staging place, checked and measured there, and only then named.
+
+        Args:
+            product: what the plan gives, where a worker wrote it; its file is taken from there.
+        """
         assert self.dense.path is not None
         self.planner.interpreter.release()
         with self.clock.stage("rewrite"):
-            pruned = rewrite.apply(self.dense, self.structure, plan)
-            written = Costs(replace(self.dense, normal=pruned), self.structure, self.planner.costs.bindings)
-            spent = {"flops": float(written.macs()), "params": float(written.params())}
-            unread = self._drop_unread(pruned)
-        made = write(self.dense, pruned, out.folder, out.first)
-        self._refuse_excess({**spent, "size": made.size}, budget)
+            product = product.moved(out.folder) if product is not None else self._produced(plan, out)
+        made = product.made
+        self._refuse_excess({**product.spent, "size": made.size}, budget)
         report = self._measured(plan, budget, made, out.base or out.folder if self.dense.several else out.target)
         if out.base is None:  # what is thrown away has no place
             report = replace(report, model=replace(report.model, pruned_path=""))
-        report = replace(report, flops=replace(report.flops, unread=2 * unread))
-        lacking = [said] if (said := optional_inputs.changes(pruned)) else []
+        report = replace(report, flops=replace(report.flops, unread=2 * product.unread))
+        lacking = [product.said] if product.said else []
         with kept("no file in fewer bits", lacking):
             report = replace(report, steps=self._fewer_bits(made, out))
         replace(plan, notes={**plan.notes, "shape": dict(self.planner.costs.bindings)}).save(
@@ -239,7 +236,8 @@ class Job:
         report.save(out.folder / name_of(out, "report.json"))
         listed(out, self.dense, {}, made.files)
         models.require_unchanged(self.dense)
-        return Result(handed_out(self.dense, pruned), plan, report, tuple(out.commit()), self.dense)
+        graph = None if product.graph is None else handed_out(self.dense, product.graph)
+        return Result(graph, plan, report, tuple(out.commit()), self.dense)
 
     @property
     def home(self) -> Path:
@@ -264,16 +262,11 @@ class Job:
                 closest=kept,
             )
 
-    def _drop_unread(self, pruned: ir.Model) -> int:
-        """Leave out positions that nothing reads, in place; the multiply-accumulates that this saves."""
-        if self.options.keep_unread:
-            return 0
-
-        def macs() -> int:
-            return Costs(replace(self.dense, normal=pruned), self.structure, self.planner.costs.bindings).macs()
-
-        before = macs()
-        return before - macs() if rewrite.drop_unread(pruned) else 0
+    def _produced(self, plan: Plan, out: OutputSet) -> Product:
+        return produce(
+            self.dense, self.structure, plan, self.planner.costs.bindings, out.folder, out.first,
+            keep_unread=self.options.keep_unread,
+        )  # fmt: skip
 
     def evidence(self, file: Path) -> Evidence | None:
         """What a file costs on the rows for the report."""

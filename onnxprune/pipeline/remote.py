@@ -7,6 +7,7 @@ bytes otherwise; what is known by then, once a stage. What a task brings along i
 from __future__ import annotations
 
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import rewrite
 from onnxprune.data import Dataset
 from onnxprune.errors import ModelError, UnsupportedError
 from onnxprune.graph import joined, memory, outputs
@@ -28,7 +28,7 @@ from onnxprune.graph.structure.analyze import analyze
 from onnxprune.measure.validation import Teacher, compare
 from onnxprune.pipeline.findings import Findings, drift_by_layer, here, rows_to_check
 from onnxprune.pipeline.proof import prove
-from onnxprune.pipeline.written import Written, write
+from onnxprune.pipeline.written import Product, Written, produce
 from onnxprune.search import by_table, units_then_zeros
 from onnxprune.search.damage_table import Row, TableWalk
 from onnxprune.search.options import Options
@@ -47,6 +47,7 @@ class Brief:
         key: tells briefs apart.
         model: the file, or the folder of several, where it lies for who asks; digest: what it must hold.
         options: of the planner that was made first; others differ in the method alone.
+        desk: a folder of who asks, with a file named after the key in it: what a worker who sees it writes is there.
         calibration, bindings: of `planner.Planner`.
         judge: rows that finished plans are measured on; None for none.
         providers, metric, level, flips: how.
@@ -56,6 +57,7 @@ class Brief:
     key: str
     model: Path
     digest: str
+    desk: Path
     options: Options
     calibration: Dataset | None
     bindings: Mapping[str, int]
@@ -92,11 +94,13 @@ class Task:
         method: of the options.
         site: of `row`, whose row of the table is measured.
         budget: of `plan`.
+        name: what the file of `plan` is called; none where who asks does without it.
     """
 
     method: str
     site: str = ""
     budget: Budget | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,12 +111,14 @@ class Planned:
         written: digest of the file that it gives.
         findings: what was found out about that file; None where who asked must find out why it could not be.
         seconds: what the worker took, by stage.
+        product: the file, where it lies on the desk of who asked.
     """
 
     plan: Plan
     written: str
     findings: Findings | None
     seconds: Mapping[str, float]
+    product: Product | None = None
 
 
 @dataclass(frozen=True)
@@ -172,13 +178,17 @@ def plan(task: Task, brief: Brief, known: Scores, files: Files | None = None) ->
         before = dict(planner.clock.seconds)
         made = units_then_zeros.carry_out(planner, task.budget)
         with outputs.scratch() as scratch:
-            pruned = rewrite.apply(place.dense, place.structure, made)
-            if not planner.options.keep_unread:
-                rewrite.drop_unread(pruned)
-            written = write(place.dense, pruned, scratch, "plan.onnx")
+            desk = place.desk(task)
+            with planner.clock.stage("rewrite"):
+                product = produce(
+                    place.dense, place.structure, made, brief.bindings, desk or scratch, task.name or "plan.onnx",
+                    keep_unread=planner.options.keep_unread,
+                )  # fmt: skip
+            written = product.made
             findings = place.findings(planner, made, written)
             seconds = {k: s - before.get(k, 0.0) for k, s in planner.clock.seconds.items()}
-            return Planned(made, models.digest_of(written.whole), findings, seconds)
+            handed = replace(product, graph=None) if desk is not None else None
+            return Planned(made, models.digest_of(written.whole), findings, seconds, handed)
 
 
 class _Place:
@@ -215,6 +225,17 @@ class _Place:
         ((_, found),) = by_table.rows_of(planner, walk, [site], by_table.whole_grid(planner))
         self._walk = planner, index, walk
         return found
+
+    def desk(self, task: Task) -> Path | None:
+        """A new folder for what is written, among the files of who asked; None where they are out of sight.
+
+        Several graphs are held together by a file that would not go along.
+        """
+        if not task.name or self.dense.parts or not (self.brief.desk / self.brief.key).is_file():
+            return None
+        made = self.brief.desk / uuid.uuid4().hex
+        made.mkdir()
+        return made
 
     @cached_property
     def _teacher(self) -> Teacher | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import onnx_ir as ir
@@ -23,7 +24,7 @@ class Result:
     """What a run gives.
 
     Attributes:
-        model: the pruned graph.
+        graph: the pruned graph; None where a worker wrote it, and `model` reads its file.
         plan: what was cut, with refit weights.
         report: everything measured.
         files: what was written; empty until `save`, if `prune` was not given an output.
@@ -31,12 +32,17 @@ class Result:
         scratch: what holds the file of a model that was handed over in memory.
     """
 
-    model: ir.Model
+    graph: ir.Model | None
     plan: Plan
     report: Report
     files: tuple[Path, ...] = ()
     dense: Model | None = None
     scratch: Lasting | None = None
+
+    @cached_property
+    def model(self) -> ir.Model:
+        """The pruned graph."""
+        return models.read(self.files[0]) if self.graph is None else self.graph
 
     def __repr__(self) -> str:
         return f"<onnxprune.Result of {text.name(self.report)}: {text.sentence(self.report)}>"

@@ -22,8 +22,12 @@ from onnxprune.pipeline.fleet import Fleet
 from onnxprune.pipeline.in_memory import takes_models
 from onnxprune.pipeline.job import Job
 from onnxprune.pipeline.result import Result
+from onnxprune.pipeline.written import Product
 from onnxprune.search.options import Options, first_provider
 from onnxprune.search.store import Store
+
+_Made = tuple[int, int, Plan, Product | None]
+"""(a job's index, a budget's, the plan, the file that a worker wrote of it)."""
 
 
 @dataclass(frozen=True)
@@ -139,23 +143,25 @@ def _results(
     crew = fleet_of(jobs[0])
     crew.measure(jobs)
     found: dict[tuple[int, int], Result] = {}
-    for i, k, plan in _quiet(crew.plans(jobs, budgets), jobs[0].measure):
-        found[i, k] = jobs[i].finish(plan, budgets[k], outs[cells.index((i, k))])
+    places = dict(zip(cells, outs, strict=True))
+    names = {cell: out.first for cell, out in places.items() if out.base is not None}
+    for i, k, plan, there in _quiet(crew.plans(jobs, budgets, names), jobs[0].measure):
+        found[i, k] = jobs[i].finish(plan, budgets[k], places[i, k], there)
     return [found[cell] for cell in cells]
 
 
-def _quiet(plans: Iterator[tuple[int, int, Plan]], timed: bool) -> Iterator[tuple[int, int, Plan]]:
+def _quiet(plans: Iterator[_Made], timed: bool) -> Iterator[_Made]:
     """The plans as they come or, where files are timed, when all workers are done: nobody else is at work then."""
     if not timed:
         yield from plans
         return
     with outputs.scratch() as scratch:
         waiting = []
-        for i, k, plan in plans:
+        for i, k, plan, there in plans:
             plan.save(scratch / f"{i}.{k}.json")
-            waiting.append((i, k, plan.notes))
-        for i, k, notes in sorted(waiting, key=lambda one: one[:2]):
-            yield i, k, replace(Plan.load(scratch / f"{i}.{k}.json"), notes=notes)
+            waiting.append((i, k, plan.notes, there))
+        for i, k, notes, there in sorted(waiting, key=lambda one: one[:2]):
+            yield i, k, replace(Plan.load(scratch / f"{i}.{k}.json"), notes=notes), there
 
 
 def _target(folder: Path, file: Path, series: Series, kind: str, budget: Budget) -> Path:

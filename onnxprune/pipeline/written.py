@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from onnxprune import rewrite
 from onnxprune.export.precision import quantize
 from onnxprune.graph import joined, model_files, prepare
 from onnxprune.graph import model as models
 from onnxprune.graph.model import Model
 from onnxprune.graph.outputs import Lasting, OutputSet, manifest, scratch
+from onnxprune.graph.plan import Plan, Structure
+from onnxprune.graph.prepare import optional_inputs
+from onnxprune.measure.cost import Costs
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,63 @@ class Written:
     def size(self) -> int:
         """Bytes, weights beside the files included."""
         return sum(map(model_files.size, self.files))
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a plan makes of a model, and what that costs.
+
+    Attributes:
+        made: its files.
+        spent: "flops" (multiply-accumulates) and "params", before positions that nothing reads are left out.
+        unread: multiply-accumulates that go with those.
+        said: what a caller who overrides initializers must know; None where nobody can.
+        graph: what was written; None where another process wrote it.
+    """
+
+    made: Written
+    spent: Mapping[str, float]
+    unread: int
+    said: str | None
+    graph: ir.Model | None
+
+    def moved(self, folder: Path) -> Product:
+        """The same with its file, and what lies beside it, in another folder. Not for several graphs."""
+        (file,) = self.made.files
+        for part in file.parent.iterdir():
+            shutil.move(part, folder / part.name)
+        return replace(self, made=Written((folder / file.name,), folder / file.name))
+
+
+def produce(
+    dense: Model,
+    structure: Structure,
+    plan: Plan,
+    bindings: Mapping[str, int],
+    folder: Path,
+    name: str,
+    *,
+    keep_unread: bool = False,
+) -> Product:
+    """Carry out a plan, and write what it gives into a folder.
+
+    Args:
+        bindings: symbol -> size, at which costs are counted.
+        name: of the file; several files have the names of those they come from.
+        keep_unread: also compute positions that nothing reads.
+    """
+    pruned = rewrite.apply(dense, structure, plan)
+
+    def costs() -> Costs:
+        return Costs(replace(dense, normal=pruned), structure, bindings)
+
+    macs, params = costs().macs(), costs().params()
+    unread = 0
+    if not keep_unread and rewrite.drop_unread(pruned):
+        unread = macs - costs().macs()
+    said = optional_inputs.changes(pruned)
+    spent = {"flops": float(macs), "params": float(params)}
+    return Product(write(dense, pruned, folder, name), spent, unread, said, pruned)
 
 
 def write(dense: Model, pruned: ir.Model, folder: Path, name: str) -> Written:

@@ -69,7 +69,7 @@ def times(args: argparse.Namespace) -> dict[str, Any]:
     jobs = [job.by(method) for method in methods]
     fleet.measure(jobs)
     finish = []
-    for i, k, plan in fleet.plans(jobs, budgets):
+    for i, k, plan, _ in fleet.plans(jobs, budgets):
         start = time.process_time()
         with output_files.opened(None, jobs[i].home, Inputs()) as nowhere:
             jobs[i].finish(plan, budgets[k], nowhere)

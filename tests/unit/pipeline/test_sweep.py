@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import perceptron
 import pytest
 import worker_tasks
 
 from onnxprune.errors import UsageError
 from onnxprune.graph.plan import Plan
-from onnxprune.measure import equivalence, file_validity
-from onnxprune.pipeline import proof, remote
+from onnxprune.measure import calls, equivalence, file_validity
+from onnxprune.pipeline import job, proof, remote, written
 from onnxprune.pipeline.sweep import Series, series_of, sweep
 from onnxprune.pipeline.verbs import prune
 from onnxprune.search import workers as engines
@@ -44,8 +45,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def swept(place: Path, out: Path | None, **more: Any) -> list[Any]:
     return sweep(
-        place / "model.onnx", BUDGETS, out, calibration=place / "rows.jsonl", methods=METHODS, measure=False,
-        options=OPTIONS, **more,
+        place / "model.onnx", BUDGETS, out, calibration=place / "rows.jsonl", methods=METHODS, options=OPTIONS,
+        **{"measure": False, **more},
     )  # fmt: skip
 
 
@@ -55,6 +56,10 @@ def here(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("here")
     swept(place, folder)
     return folder
+
+
+def weights_of(model: ir.Model) -> dict[str, np.ndarray]:
+    return {k: v.const_value.numpy() for k, v in model.graph.initializers.items() if v.const_value is not None}
 
 
 class Shuffled:
@@ -163,12 +168,39 @@ def test_what_a_worker_found_out_holds_for_the_same_bytes(
     monkeypatch.setattr(engines, "opened", lambda *asked: _open(made))
     there = swept(place, tmp_path, workers=1)
     plans = len(METHODS) * len(BUDGETS)
-    assert checks.count("plan.onnx") == plans
     assert len(checks) == (plans if same_bytes else 2 * plans)
     for one, other in zip(swept(place, None), there, strict=True):
         assert one.report.equivalence == other.report.equivalence
         assert one.report.layers == other.report.layers
         assert one.report.drift == other.report.drift
+
+
+@pytest.mark.parametrize(("seen", "timed"), [(True, False), (True, True), (False, False)])
+def test_a_file_that_a_worker_wrote_is_taken_over(
+    seen: bool, timed: bool, place: Path, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it lies on the same disk; elsewhere the plan is carried out here."""
+    made: list[Path] = []
+    produce = written.produce
+
+    def counted(*given: Any, **options: Any) -> Any:
+        made.append(given[4])
+        return produce(*given, **options)
+
+    monkeypatch.setattr(job, "produce", counted)
+    monkeypatch.setattr(remote, "_place", None)
+    monkeypatch.setattr(engines, "opened", lambda *asked: _open(Shuffled(0)))
+    if not seen:
+        monkeypatch.setattr(remote._Place, "desk", lambda *_: None)
+    monkeypatch.setattr(calls, "bench", lambda *_, **__: [])
+    found = swept(place, tmp_path, workers=1, measure=timed)
+    assert len(made) == (0 if seen else len(METHODS) * len(BUDGETS))
+    same(here, tmp_path)
+    for one, other in zip(swept(place, None), found, strict=True):
+        assert weights_of(one.model).keys() == weights_of(other.model).keys()
+        assert all(np.array_equal(array, weights_of(other.model)[k]) for k, array in weights_of(one.model).items())
+        assert one.report.flops == other.report.flops
+        assert one.report.params == other.report.params
 
 
 class _open:
