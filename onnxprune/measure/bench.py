@@ -124,7 +124,7 @@ def _stated_or_found(
     names = example_feeds.unsized(latency.graph_inputs(dense), **first, dims=dims)
     found: dict[str, int] = {}
     with suppress(OnnxPruneError):  # what cannot be analysed may still be timed, at stated sizes
-        sizes = runnable(models.load(dense), dims, _LENGTH) if names else {}
+        sizes = runnable(models.load(dense), dims, _LENGTH, told=True) if names else {}
         found = {name: sizes[name] for name in names if name in sizes}
     if found:
         told = ",".join(f"{name}={size}" for name, size in found.items())

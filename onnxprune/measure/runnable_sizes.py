@@ -30,7 +30,7 @@ HELD = 2_000_000_000
 """Bytes of values at one time up to which a size is tried: a graph may fix a batch of a million rows."""
 
 
-def runnable(dense: Model, stated: Mapping[str, int], first: int) -> dict[str, int]:
+def runnable(dense: Model, stated: Mapping[str, int], first: int, *, told: bool = False) -> dict[str, int]:
     """Every symbolic dimension of the inputs with a size: as stated, the batch 1, and the others one that runs.
 
     What the graph does not take is said, with the sizes it is counted at instead; where none of those tried runs, the
@@ -38,6 +38,7 @@ def runnable(dense: Model, stated: Mapping[str, int], first: int) -> dict[str, i
 
     Args:
         first: what to try first.
+        told: nothing is counted at them, or the caller says what they are: others that were tried are not said.
     """
     whole = _filled(dense, stated, first)
     missing = [name for name in symbols(dense) if name not in default_bindings(dense, stated)]
@@ -52,7 +53,7 @@ def runnable(dense: Model, stated: Mapping[str, int], first: int) -> dict[str, i
                 continue
             with suppress(OnnxPruneError):
                 run(opened, synthesize(dense.inputs, dims=found))
-                if size != first:
+                if size != first and not told:
                     logger.warning(
                         "the graph cannot run with %s=%d: counted at %d; state others with --shape",
                         ", ".join(named), first, size,

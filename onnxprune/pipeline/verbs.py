@@ -326,7 +326,7 @@ def _apply(
     said = [*dense.said, *examine(dense)]
     # Sizes that the graph takes are those at which the plan was priced.
     known = {name: size for name, size in _sizes(plan).items() if name in symbols(dense)}
-    feeds = synthesize(dense.inputs, dims=runnable(dense, known, 8))
+    feeds = synthesize(dense.inputs, dims=runnable(dense, known, 8, told=True))
     if plan.digest == dense.digest:
         plan_fit.require(plan, dense.graph, structure)
         plan = Gates(structure, Interpreter(dense.graph)).complete(plan, feeds)

@@ -57,6 +57,10 @@ class Gates:
         )
         edit: dict[Usage, Callable[[Any], Any]] = {}
         masks = plan.masks(self.structure)
+        # First of all: what is cut of a product's output goes with its intercept.
+        for name, vector in plan.intercepts.items():
+            for usage in self.usages[name]:
+                _compose(edit, usage, _add(self._like(vector)))
         for reader in dict.fromkeys(r for name in plan.keep for r in self.structure.group(name).readers):
             if reader.weight is None:
                 norm = narrows(self._operands[reader.node])
@@ -73,9 +77,6 @@ class Gates:
                     _compose(edit, (reader.node, reader.input), self._spread(reader, masks))
                     continue
                 weights[reader.weight] = weight * along(kept, reader.weight_axis, weight)
-        for name, vector in plan.intercepts.items():
-            for usage in self.usages[name]:
-                _compose(edit, usage, _add(self._like(vector)))
         for name, matrix in plan.maps.items():
             branch = self.structure.branch(name)
             _compose(edit, (branch.add, 1 - branch.operand), _mapped(self._like(matrix)))

@@ -8,6 +8,7 @@ __all__ = ["Change", "Constraints", "Operator", "Sizes", "attribute", "lookup", 
 
 # Imported for their tables.
 for _family in (
+    "along",
     "attention",
     "conv",
     "deform",

@@ -1,13 +1,14 @@
-"""Operators that pick elements by index; the indexed axis is pinned, the others pass through."""
+"""Operators that pick or write elements by index; the indexed axis is pinned, the others pass through."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from onnxprune.graph.axes import DYNAMIC, ONE
+from onnxprune.graph.axes import DYNAMIC, ONE, Layout
 from onnxprune.graph.ops.base import Change, Constraints, Sizes, attribute, axis_of, opaque, register
 from onnxprune.graph.ops.layout import part
 
@@ -26,15 +27,50 @@ def _gather_axes(node: Any, c: Constraints) -> None:
     axis = axis_of(node, len(c.sizes(data)), 0)
     extra = len(c.sizes(indices)) - 1
     place = _single(node, c, c.sizes(data)[axis])
-    if place is None:
+    if place is None and (moved := _rearranged(node, c, c.sizes(data)[axis])) is not None:
+        c.same(c.dims(data)[axis], moved[0])
+        c.same(c.dims(result)[axis], moved[1])
+        extra, indices = 0, None
+    elif place is None:
         c.pin(data, [axis], "indexed")
     else:
         c.same(c.dims(data)[axis], part(c, place, ONE, c.sizes(data)[axis] - place - 1))
     for other, dim in enumerate(c.dims(data)):
         if other != axis:
             c.same(dim, c.dims(result)[other if other < axis else other + extra])
-    for position, dim in enumerate(c.dims(indices)):
+    for position, dim in enumerate(c.dims(indices) if indices is not None else ()):
         c.same(dim, c.dims(result)[axis + position])
+
+
+def _rearranged(node: Any, c: Constraints, size: int) -> tuple[Layout, Layout] | None:
+    """An axis and what constant indices take of it, in parts that both have: long runs, or a table read by columns.
+
+    None where indices repeat, or where what they take is no such thing.
+    """
+    indices = c.constant(node.inputs[1])
+    if indices is None or indices.ndim != 1 or node.inputs[0].const_value is not None or size >= DYNAMIC:
+        return None
+    at = np.where(indices < 0, indices + size, indices)
+    if len(at) < 2 or len(np.unique(at)) < len(at):
+        return None
+    ends = [0, *(np.flatnonzero(np.diff(at) != 1) + 1), len(at)]
+    runs = [(int(at[first]), int(last - first)) for first, last in pairwise(ends)]
+    if 2 * len(runs) <= len(at):
+        parts = {start: c.fresh(length) for start, length in runs}
+        whole: list[Any] = []
+        place = 0
+        for start, length in sorted(runs):
+            whole += [*(c.fresh(start - place) if start > place else ()), *parts[start]]
+            place = start + length
+        whole += c.fresh(size - place) if place < size else ()
+        return tuple(whole), tuple(term for start, _ in runs for term in parts[start])
+    columns = int(at[1] - at[0])
+    if len(at) == size and columns > 1 and size % columns == 0:
+        table = np.arange(size).reshape(-1, columns)
+        if (table.T.ravel() == at).all():
+            outer, inner = c.fresh(size // columns), c.fresh(columns)
+            return ((*outer[0], *inner[0]),), ((*inner[0], *outer[0]),)
+    return None
 
 
 def _single(node: Any, c: Constraints, size: int) -> int | None:
@@ -50,12 +86,15 @@ def _gather_resize(node: Any, s: Sizes) -> Change:
 
 
 def _moved(node: Any, s: Sizes, axis: int) -> Change:
-    """A single index keeps its element: units before it may have gone."""
+    """Indices keep their elements: units before them may have gone, and those that have gone are not asked for."""
     data = node.inputs[0]
     indices = s.constant(node.inputs[1])
-    if indices is None or indices.size != 1 or not s.changed(data, axis):
+    if indices is None or not s.changed(data, axis):
         return Change()
     kept = s.kept(data, axis)
+    if indices.size != 1:
+        at = np.where(indices < 0, indices + len(kept), indices)
+        return Change(inputs={1: (np.cumsum(kept) - 1)[at[kept[at]]].astype(indices.dtype)})
     place = int(indices.reshape(-1)[0]) % len(kept)
     return Change(inputs={1: np.full_like(indices, kept[:place].sum())})
 
@@ -160,59 +199,6 @@ def _scatter_nd(torch: Any, node: Any, data: Any, indices: Any, updates: Any) ->
     return result
 
 
-def _one_hot(torch: Any, node: Any, indices: Any, depth: Any, values: Any) -> Any:
-    axis, count = axis_of(node, indices.dim() + 1, -1), int(depth.reshape(()).item())
-    places = torch.arange(count, device=indices.device).reshape(
-        [-1 if i == axis else 1 for i in range(indices.dim() + 1)]
-    )
-    found = torch.where(indices < 0, indices + count, indices).unsqueeze(axis)
-    return torch.where(found == places, values[1], values[0])
-
-
-def _top_k(torch: Any, node: Any, x: Any, k: Any = None) -> Any:
-    count = int(attribute(node, "k")) if k is None else int(k.reshape(()).item())
-    axis = axis_of(node, x.dim(), -1)
-    # A stable sort keeps the lower index first among equals, as the standard asks.
-    order = torch.sort(x, dim=axis, descending=bool(attribute(node, "largest", 1)), stable=True)
-    return order.values.narrow(axis, 0, count), order.indices.narrow(axis, 0, count)
-
-
-def _arg(name: str) -> Any:
-    def run(torch: Any, node: Any, x: Any) -> Any:
-        axis = axis_of(node, x.dim(), 0)
-        if attribute(node, "select_last_index", 0):
-            found = x.shape[axis] - 1 - getattr(torch, name)(x.flip(axis), dim=axis, keepdim=True)
-        else:
-            found = getattr(torch, name)(x, dim=axis, keepdim=True)
-        return found if attribute(node, "keepdims", 1) else found.squeeze(axis)
-
-    return run
-
-
-def _cumulated(name: str, start: int) -> Any:
-    def run(torch: Any, node: Any, x: Any, axis: Any) -> Any:
-        along = int(axis.reshape(()).item()) % x.dim()
-        x = x.flip(along) if attribute(node, "reverse", 0) else x
-        if attribute(node, "exclusive", 0):
-            first = torch.full_like(x.narrow(along, 0, 1), start)
-            x = torch.cat([first, x.narrow(along, 0, x.shape[along] - 1)], along)
-        total = getattr(torch, name)(x, along).to(x.dtype)
-        return total.flip(along) if attribute(node, "reverse", 0) else total
-
-    return run
-
-
-def _compress(torch: Any, node: Any, x: Any, keep: Any) -> Any:
-    places = keep.nonzero().reshape(-1)
-    return (
-        x.reshape(-1)[places] if attribute(node, "axis") is None else x.index_select(axis_of(node, x.dim(), 0), places)
-    )
-
-
-def _trilu(torch: Any, node: Any, x: Any, k: Any = None) -> Any:
-    return (torch.triu if attribute(node, "upper", 1) else torch.tril)(x, 0 if k is None else int(k.item()))
-
-
 register({"GatherElements": _gather_elements}, axes=_gather_elements_axes)
 register({"GatherND": _gather_nd}, axes=_gather_nd_axes, resize=_gather_nd_resize)
 
@@ -244,13 +230,37 @@ def _tensor_scatter_axes(node: Any, c: Constraints) -> None:
 register({"TensorScatter": _tensor_scatter}, axes=_tensor_scatter_axes)
 
 
-register(
-    {
-        "ScatterElements": _scatter_elements,
-        "Scatter": _scatter_elements, "ScatterND": _scatter_nd, "OneHot": _one_hot, "TopK": _top_k,
-        "ArgMax": _arg("argmax"), "ArgMin": _arg("argmin"),
-        "CumSum": _cumulated("cumsum", 0), "CumProd": _cumulated("cumprod", 1), "Compress": _compress, "Trilu": _trilu,
-        "NonZero": lambda torch, node, x: torch.nonzero(x).T.contiguous(),
-    },
-    axes=opaque,
-)  # fmt: skip
+def _scatter_elements_axes(node: Any, c: Constraints) -> None:
+    """Along the axis it writes to; the others go side by side, where they are of one length."""
+    data, indices, updates = node.inputs
+    (result,) = node.outputs
+    axis = axis_of(node, len(c.sizes(data)), 0)
+    for other, dim in enumerate(c.dims(data)):
+        c.same(dim, c.dims(result)[other])
+        c.same(c.dims(indices)[other], c.dims(updates)[other])
+        if other != axis and c.sizes(data)[other] == c.sizes(indices)[other]:
+            c.same(dim, c.dims(indices)[other])
+        else:
+            for value in (data, indices):
+                c.pin(value, [other], "written to by index")
+
+
+def _scatter_nd_axes(node: Any, c: Constraints) -> None:
+    """The axes that indices name are written to; those behind them pass."""
+    (data, indices, updates), (result,) = node.inputs, node.outputs
+    depth, rank = c.sizes(indices)[-1], len(c.sizes(indices))
+    if depth >= DYNAMIC:
+        opaque(node, c)
+        return
+    c.pin(data, range(depth), "written to by index")
+    c.pin(indices, None, "written to by index")  # what is not written is what was there, and not zero
+    for axis, dim in enumerate(c.dims(data)):
+        c.same(dim, c.dims(result)[axis])
+        if axis >= depth:
+            c.same(dim, c.dims(updates)[rank - 1 + axis - depth])
+    for axis, dim in enumerate(c.dims(indices)[:-1]):
+        c.same(dim, c.dims(updates)[axis])
+
+
+register({"ScatterElements": _scatter_elements, "Scatter": _scatter_elements}, axes=_scatter_elements_axes)
+register({"ScatterND": _scatter_nd}, axes=_scatter_nd_axes)

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.graph.ops.base import Change, Constraints, Sizes, attribute, register
-from onnxprune.graph.ops.layout import integers, written
+from onnxprune.graph.axes import DYNAMIC
+from onnxprune.graph.ops.base import Change, Constraints, Sizes, attribute, operand, register
+from onnxprune.graph.ops.layout import integers, part, written
 
 
 def _pad(torch: Any, node: Any, x: Any, pads: Any = None, value: Any = None, axes: Any = None) -> Any:
@@ -48,17 +49,51 @@ def _pad_one(torch: Any, x: Any, axis: int, before: int, after: int, mode: str, 
     return x.index_select(axis, torch.as_tensor(index, device=x.device))
 
 
+def _padded(node: Any, rank: int, axes: Any) -> dict[int, tuple[int, int, int, int]]:
+    """axis -> (before, after, where they stand among the pads); of those whose numbers stand in the file."""
+    amounts = attribute(node, "pads") if "pads" in node.attributes else written(node.inputs[1])
+    listed = operand(node, 3)
+    if amounts is None or (listed is not None and axes is None):
+        return {}
+    named = [int(a) % rank for a in np.ravel(axes)] if listed is not None else range(rank)
+    found = {
+        axis: (amounts[i], amounts[i + len(amounts) // 2], i, i + len(amounts) // 2) for i, axis in enumerate(named)
+    }
+    return {axis: told for axis, told in found.items() if None not in told}
+
+
 def _pad_axes(node: Any, c: Constraints) -> None:
+    """A padded axis is a sum of what comes before it, itself, and what comes behind."""
     source, (result,) = node.inputs[0], node.outputs
-    for axis, size in enumerate(c.sizes(source)):
+    sizes = c.sizes(source)
+    told = _padded(node, len(sizes), c.constant(operand(node, 3)))
+    constant = attribute(node, "mode", "constant") == "constant"
+    for axis, size in enumerate(sizes):
+        before, after, *_ = told.get(axis, (-1, -1))
         if c.sizes(result)[axis] == size:
             c.same(c.dims(source)[axis], c.dims(result)[axis])
+        elif constant and min(before, after) >= 0 and size < DYNAMIC and size + before + after == c.sizes(result)[axis]:
+            c.same(c.dims(result)[axis], part(c, before, c.dims(source)[axis], after))
         else:
             c.pin(source, [axis], "padded")
             c.pin(result, [axis], "padded")
 
 
-register({"Pad": _pad}, axes=_pad_axes)
+def _pad_resize(node: Any, s: Sizes) -> Change:
+    source, (result,) = node.inputs[0], node.outputs
+    rank = len(s.shape(source))
+    new: dict[int, int] = {}
+    for axis, (before, after, first, last) in _padded(node, rank, s.constant(operand(node, 3))).items():
+        if (before or after) and s.changed(result, axis):
+            kept = s.kept(result, axis)
+            new |= {first: int(kept[:before].sum()), last: int(kept[len(kept) - after :].sum())}
+    if "pads" in node.attributes:
+        pads = list(attribute(node, "pads"))
+        return Change(attributes={"pads": [new.get(i, amount) for i, amount in enumerate(pads)]} if new else {})
+    return Change(elements={1: new} if new else {})
+
+
+register({"Pad": _pad}, axes=_pad_axes, resize=_pad_resize)
 
 
 def _tile_axes(node: Any, c: Constraints) -> None:

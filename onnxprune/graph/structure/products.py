@@ -71,11 +71,12 @@ def product_of(node: ir.Node, reader: Reader) -> Product | None:
         return Convolution(node, shape) if node.op_type == "Conv" else Spread(node, shape)
     if node.op_type == "DeformConv":
         return Deformed(node, shape) if reader.input == 0 else None
+    if node.op_type in ("MatMul", "Gemm") and all(size == 1 for size in shape[:-2]):
+        # From behind: the stream that a result is added to may have more axes than a Gemm has.
+        behind = () if len(shape) == 1 else (-1 if reader.input == 0 else -2,)
+        return Contraction((reader.weight_axis,), (reader.axis,), behind)
     if node.op_type == "MatMul" and len(shape) == 3 and reader.weight_axis == 1 and reader.input == 0:
         return Experts(shape)
-    if node.op_type in ("MatMul", "Gemm") and len(shape) == 2:
-        # From behind: the stream that a result is added to may have more axes than a Gemm has.
-        return Contraction((reader.weight_axis,), (reader.axis,), (-1 if reader.input == 0 else -2,))
     return _contraction(node, reader, len(source.shape), shape) if node.op_type == "Einsum" else None
 
 
@@ -120,7 +121,7 @@ class Contraction:
     Attributes:
         axes: of the weight that are read, outermost first; the others, in their order, are the outputs.
         read: the activation's axes that they meet.
-        out: the result's axes that are the outputs.
+        out: the result's axes that are the outputs; none where there is one output, which has no axis.
     """
 
     axes: tuple[int, ...]
@@ -143,7 +144,7 @@ class Contraction:
         return _last(x, self.read)
 
     def written(self, y: Any) -> Any:
-        return _last(y, self.out)
+        return _last(y, self.out) if self.out else y.reshape(-1, 1)
 
 
 def _last(x: Any, axes: Sequence[int]) -> Any:

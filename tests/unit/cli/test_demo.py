@@ -95,6 +95,7 @@ def test_what_is_not_stated_is_found_where_the_demo_is_timed_and_shipped(
     code, out, err = run("bench", files.model, files.model, "--runs", "35")
     assert code == 0, err
     assert "1 x 1 x 8 x 8" in out and "timed at num_channels=1,height=8,width=8, which nobody stated" in caplog.text
+    assert "cannot run with" not in caplog.text  # the sizes are said once
     code, _, err = run("export", files.model, "--target", "server", "-o", tmp_path / "server")
     assert code == 0, err
     assert (tmp_path / "server/samples.json").is_file()

@@ -181,3 +181,24 @@ def test_a_norm_sees_the_channels_that_stay_whatever_their_number(zoo: Build, go
     group = next(g for g in subject.structure.groups if g.kind == "hidden")
     plan = Plan(subject.structure.digest, {group.id: tuple(range(group.size - gone))})
     assert distance(subject.gated(plan, model.feeds), subject.written(plan, model.feeds)) < 1e-4
+
+
+def test_what_is_cut_of_a_product_goes_with_its_intercept(tmp_path: Path) -> None:
+    """A fused attention reads what a product gives and an intercept is added to: of both, the same dimensions stay."""
+    text = """<ir_version: 11, opset_import: ["" : 23]>
+fused (float[N, T, 8] x, float[8, 32] wq, float[8, 32] wk, float[8, 32] wv, float[32, 8] wo) => (float[N, T, 8] y) {
+    q = MatMul(x, wq)
+    k = MatMul(x, wk)
+    v = MatMul(x, wv)
+    a = Attention<q_num_heads = 4, kv_num_heads = 4>(q, k, v)
+    y = MatMul(a, wo)
+}"""
+    weights = {"wq": (8, 32), "wk": (8, 32), "wv": (8, 32), "wo": (32, 8)}
+    subject = Subject.load(written(tmp_path, text, weights))
+    group = next(g for g in subject.structure.groups if g.readers[0].weight is None)
+    assert (group.kind, group.shape) == ("head_dims", (4, 8))
+    rng = np.random.default_rng(0)
+    intercepts = {name: rng.standard_normal(32).astype(np.float32) for name in "qk"}
+    plan = Plan(subject.structure.digest, {group.id: choose(group.shape, 5, rng)}, intercepts=intercepts)
+    feeds = {"x": rng.standard_normal((2, 3, 8)).astype(np.float32)}
+    assert distance(subject.written(plan, feeds), subject.gated(plan, feeds)) < 1e-5

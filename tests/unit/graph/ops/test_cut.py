@@ -143,7 +143,12 @@ def layout() -> Iterator[Case]:
         "Slice", [normal(4, 12)], {"axes": [1], "starts": [4], "ends": [12]}, opset=9, free=(4, 4, 8), label="attribute"
     )
     yield Case("Expand", [normal(3, 1, 5), integers(2, 1, 4, 1)], fixed=one, free=(2, 3, 4, 5))
-    yield Case("Pad", [normal(3, 5), integers(0, 1, 0, 2)], fixed=one, free=(3,))
+    yield Case("Pad", [normal(3, 5), integers(0, 2, 0, 3)], fixed=one, free=(2, 3, 3, 5))
+    yield Case("Pad", [normal(3, 5), integers(0, 2, 0, 3)], {"mode": "edge"}, fixed=one, free=(3,), label="edge")
+    yield Case("Pad", [normal(3, 5), integers(0, -1, 0, 3)], fixed=one, free=(3,), label="cropped")
+    yield Case("Pad", [normal(3, 5)], {"pads": [0, 2, 0, 0]}, opset=9, free=(2, 3, 5), label="attribute")
+    listed = [normal(3, 5), integers(0, 4), None, integers(-1)]
+    yield Case("Pad", listed, fixed=frozenset({1, 3}), free=(3, 4, 5), label="listed")
     yield Case("Tile", [normal(3, 5), integers(1, 2)], fixed=one, free=(2, 3, 5))
     yield Case("Tile", [normal(3, 1, 5), integers(1, 4, 1)], fixed=one, free=(3, 4, 5), label="of one")
     yield Case("DepthToSpace", [normal(2, 12, 3, 3)], {"blocksize": 2}, free=(2, 3))
@@ -158,6 +163,28 @@ def layout() -> Iterator[Case]:
     yield Case("GatherND", [normal(6, 5), np.array([[2]])], fixed=one, free=(2, 3, 5), label="one")
     yield Case("Gather", [normal(6, 5), np.array(-3)], fixed=one, free=(2, 3, 5), label="one")
     yield Case("Gather", [normal(2, 6), integers(4)], {"axis": 1}, fixed=one, free=(2, 4), label="one kept")
+    halves = {"axis": 1}
+    yield Case("Gather", [normal(2, 8), integers(5, 6, 7, 0, 1, 2)], halves, fixed=one, free=(2, 2, 3, 3), label="runs")
+    columns = integers(0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11)
+    yield Case("Gather", [normal(2, 12), columns], halves, fixed=one, free=(2, 3, 4), label="columns")
+    yield Case("Gather", [normal(2, 6), integers(3, -3, 0)], halves, fixed=one, free=(2, 3), label="twice")
+    yield Case("Gather", [normal(2, 6), integers(4, 1, 3, 0)], halves, fixed=one, free=(2, 4), label="in no order")
+    cache, places = normal(3, 6, 5), np.array([[1], [2]])
+    yield Case("ScatterND", [cache, places, normal(2, 6, 5)], free=(5, 6))
+    yield Case(
+        "ScatterND", [cache, np.array([[0, 3], [2, 1]]), normal(2, 5)], {"reduction": "add"}, free=(5,), label="added"
+    )
+    at = np.tile(np.array([[0], [4]]), (3, 1, 5))
+    yield Case("ScatterElements", [cache, at, normal(3, 2, 5)], {"axis": 1}, free=(3, 5))
+    yield Case("ScatterElements", [cache, at[:2], normal(2, 2, 5)], {"axis": 1}, free=(5,), label="in part")
+    yield Case("TopK", [cache, integers(2)], {"axis": 1}, outputs=(1, 1), fixed=one, free=(3, 5))
+    yield Case("ArgMax", [cache], {"axis": -1, "keepdims": 0}, free=(3, 6))
+    yield Case("ArgMin", [cache], {"axis": 0}, free=(5, 6))
+    yield Case("CumSum", [cache, np.array(-2)], {"exclusive": 1}, fixed=one, free=(3, 5))
+    yield Case("Compress", [cache, np.array([True, False, True])], {"axis": 0}, free=(5, 6))
+    yield Case("Trilu", [cache, np.array(1)], {"upper": 0}, fixed=one, free=(3,))
+    spread = [np.array([[1, 0, 3]] * 2), np.array(4), np.array([0.5, 2.0], np.float32)]
+    yield Case("OneHot", spread, {"axis": 1}, fixed=frozenset({1, 2}), free=(2, 3))
     yield Case("ReduceSum", [normal(3, 5, 7), integers(1)], {"keepdims": 0}, fixed=one, free=(3, 5, 7))
     yield Case("ReduceMean", [normal(3, 5, 7), integers(-1)], fixed=one, free=(3, 5))
 

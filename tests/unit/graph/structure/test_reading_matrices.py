@@ -14,6 +14,7 @@ from graphs import agreed, written
 from onnx import TensorProto, helper
 from plans import Subject
 
+import onnxprune
 from onnxprune.graph import model as models
 from onnxprune.graph.plan import Reader
 from onnxprune.graph.structure.analyze import analyze
@@ -153,6 +154,37 @@ def test_experts_of_an_einsum_are_blocks(tmp_path: Path) -> None:
         np.testing.assert_allclose(per_expert[expert, :, :, expert], x[:, expert] @ w[expert].T, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(matrix.restore(blocks, w.shape), w)
     agreed(subject, {"x": rng.standard_normal((3, 6, 8)).astype(np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("result", "up", "down"), [("N, T, 4", (1, 8, 12), (1, 12, 4)), ("N, T", (8, 12), (12,))], ids=["lone", "vector"]
+)
+def test_weights_of_one_matrix_or_of_one_column(
+    result: str, up: tuple[int, ...], down: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Axes of length 1 in front of a weight are no experts, and a vector is a matrix of one output."""
+    first, second = (", ".join(map(str, shape)) for shape in (up, down))
+    text = f"""<ir_version: 9, opset_import: ["" : 17]>
+one (float[N, T, 8] x, float[{first}] up, float[{second}] down) => (float[{result}] y) {{
+    h = MatMul(x, up)
+    a = Relu(h)
+    y = MatMul(a, down)
+}}"""
+    subject = Subject.load(written(tmp_path, text, {"up": up, "down": down}))
+    (group,) = subject.structure.groups
+    found = matrices(subject.model.graph, subject.structure, group)
+    assert found is not None
+    (matrix,) = found
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((3, 5, 12)).astype(np.float32), rng.standard_normal(down).astype(np.float32)
+    y = torch.from_numpy(x) @ torch.from_numpy(w)
+    product = matrix.rows(torch.from_numpy(x)) @ torch.from_numpy(matrix.weight(w).copy())
+    torch.testing.assert_close(product, matrix.written(y), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(matrix.restore(matrix.weight(w), w.shape), w)
+    agreed(subject, {"x": rng.standard_normal((2, 5, 8)).astype(np.float32)})
+    rows = [{"x": rng.standard_normal((1, 5, 8)).astype(np.float32)} for _ in range(16)]
+    result_of = onnxprune.prune(tmp_path / "model.onnx", flops=0.6, calibration=rows, round_to=1, measure_latency=False)
+    assert 0.4 < result_of.report.flops.ratio <= 0.6
 
 
 def test_a_constant_under_kernels_that_the_graph_computes_is_no_weight() -> None:
