@@ -55,6 +55,18 @@ GRAPHS: dict[str, tuple[str, dict[str, tuple[int, ...]], tuple[int, ...], set[in
         (2, 4, 5, 6),
         {12},
     ),
+    "padded": (  # by channels of zeros, as PyTorch writes how many
+        "(float[n,4,h,w] x) => (float[n,4,h,w] y) { a = Conv(x, w1) b = Relu(a) "
+        "told = Constant<value_ints=[0,0,0,0,2,6]>() two = Constant<value_ints=[2]>() "
+        "none = ConstantOfShape<value = int64[1] {0}>(two) all = Concat<axis=0>(told, none) "
+        "pairs = Constant<value_ints=[-1,2]>() by = Reshape(all, pairs) back = Constant<value_ints=[-1]>() "
+        "front = Constant<value_ints=[-9223372036854775807]>() zero = Constant<value_ints=[0]>() "
+        "turned = Slice(by, back, front, zero, back) ends = Transpose<perm=[1,0]>(turned) pads = Reshape(ends, back) "
+        "c = Pad(b, pads) d = Conv(x, w2) e = Add(c, d) f = Relu(e) y = Conv(f, w3) }",
+        {"w1": (8, 4, 1, 1), "w2": (16, 4, 1, 1), "w3": (4, 16, 1, 1)},
+        (2, 4, 5, 6),
+        {2, 6, 8},
+    ),
     "deformed": (
         "(float[n,4,h,w] x) => (float[n,4,h,w] y) { a = Conv(x, w1) b = Relu(a) o = Conv<pads=[1,1,1,1]>(x, w2) "
         "c = DeformConv<pads=[1,1,1,1]>(b, w3, o) d = Relu(c) y = Conv(d, w4) }",

@@ -56,10 +56,13 @@ def _padded(node: Any, rank: int, axes: Any) -> dict[int, tuple[int, int, int, i
     if amounts is None or (listed is not None and axes is None):
         return {}
     named = [int(a) % rank for a in np.ravel(axes)] if listed is not None else range(rank)
-    found = {
-        axis: (amounts[i], amounts[i + len(amounts) // 2], i, i + len(amounts) // 2) for i, axis in enumerate(named)
-    }
-    return {axis: told for axis, told in found.items() if None not in told}
+    found: dict[int, tuple[int, int, int, int]] = {}
+    for first, axis in enumerate(named):
+        last = first + len(amounts) // 2
+        before, after = amounts[first], amounts[last]
+        if before is not None and after is not None:
+            found[axis] = before, after, first, last
+    return found
 
 
 def _pad_axes(node: Any, c: Constraints) -> None:

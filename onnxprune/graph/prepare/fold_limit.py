@@ -42,6 +42,10 @@ def small(node: ir.Node, version: int) -> bool | None:
     sizes = _sizes(node, version)
     if sizes is None or any(size > MOST_VALUES for size in sizes):
         return False
+    # Integers that count are shapes, or pads as PyTorch writes them: zeros, and what is stated behind them.
+    if node.op_type == "ConstantOfShape":
+        filled = node.attributes.get("value")
+        return True if filled is not None and filled.as_tensor().dtype == ir.DataType.INT64 else None
     # A bias in half precision is a bias, however wide it is; matrices stay as they are stored.
     held = given[0].const_value if node.op_type == "Cast" else None
     return True if held is not None and len(held.shape) <= 1 else None
