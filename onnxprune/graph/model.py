@@ -21,7 +21,7 @@ import onnx_ir
 import onnx_ir as ir
 
 from onnxprune.errors import ModelError, UnsupportedError, reading
-from onnxprune.graph import companions, input_values, intake, memory, prepare
+from onnxprune.graph import companions, input_values, intake, memory, model_files, prepare
 from onnxprune.graph.model_files import stamp_of
 from onnxprune.graph.prepare import caches, older_opsets, optional_inputs, shared_biases
 from onnxprune.graph.stored import Taken
@@ -253,6 +253,7 @@ def load(path: str | os.PathLike[str]) -> Model:
     seen = {file: stamp_of(file)}
     model = read(file)
     seen |= {data: stamp_of(data) for data in {Path(t.path) for t in _external(model)}}
+    model_files.watch(seen)
     version = model.opset_imports.get("", 0)
     if version not in OPSETS and version not in range(older_opsets.OLDEST, OPSETS[0]):
         raise UnsupportedError(

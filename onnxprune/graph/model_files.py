@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
+
+from onnxprune.errors import ModelError, UsageError, said
 
 
 def move(file: Path, target: Path) -> list[Path]:
@@ -52,3 +57,40 @@ def stamp_of(file: Path) -> tuple[int, ...]:
     except OSError:
         return ()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+_watched: ContextVar[dict[Path, tuple[int, ...]] | None] = ContextVar("watched", default=None)
+"""The files of models that were loaded since somebody watches, with what the system said of each then."""
+
+
+def watch(seen: Mapping[Path, tuple[int, ...]]) -> None:
+    """Count files, with their stamps, among those of which `watched` says whether they changed."""
+    if (known := _watched.get()) is not None:
+        known.update(seen)
+
+
+@contextmanager
+def watched() -> Iterator[None]:
+    """Of what fails inside because a model's file was changed or taken away meanwhile, say that.
+
+    Weights are read from their files again and again, and one that is written to may look like any damage.
+
+    Raises:
+        ModelError: of whatever failed, where a file is not what it was when it was loaded.
+    """
+    seen: dict[Path, tuple[int, ...]] = {}
+    token = _watched.set(seen)
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        for file, stamp in seen.items():
+            if stamp_of(file) != stamp:
+                raise ModelError(
+                    f"{file}: was changed or taken away while the run read it ({said(error)}); nothing was written: "
+                    "run it again on a file that stays"
+                ) from error
+        raise
+    finally:
+        _watched.reset(token)

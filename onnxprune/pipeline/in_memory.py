@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import ModelError
 from onnxprune.graph import model as models
+from onnxprune.graph import model_files
 from onnxprune.graph.outputs import Lasting
 from onnxprune.pipeline.result import Result
 
@@ -33,7 +34,8 @@ def takes_models(
 
     def call(source: Source, *args: P.args, **kwargs: P.kwargs) -> T:
         file, scratch = in_file(source)
-        made: Any = function(file, *args, **kwargs)
+        with model_files.watched():
+            made: Any = function(file, *args, **kwargs)
         if scratch is None:
             unchanged: T = made
             return unchanged

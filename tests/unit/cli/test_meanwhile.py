@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from kills import mlp
 from small_jobs import QUICK, ROWS, Run, contents
@@ -112,5 +113,24 @@ def test_a_model_that_is_exchanged_meanwhile_is_told(
         assert code == 0, error
     else:
         assert code == 3 and set(contents(folder)) <= before, error
-    if how == "another" and verb != "apply":
+    if how != "copied anew":
         assert "was changed or taken away" in error
+
+
+@pytest.mark.parametrize("how", ["cut off", "written over", "gone"])
+def test_weights_that_are_exchanged_meanwhile_are_told(
+    how: str, run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx.save(mlp(4096), "wide.onnx", save_as_external_data=True, location="wide.bin", size_threshold=0)
+
+    def exchanged(model: Any, **asked: Any) -> Any:
+        if how == "gone":
+            Path("wide.bin").unlink()
+        else:
+            Path("wide.bin").write_bytes(b"\xff" * (1000 if how == "cut off" else Path("wide.bin").stat().st_size))
+        return analyze(model, **asked)
+
+    monkeypatch.setattr("onnxprune.pipeline.job.analyze", exchanged)
+    code, _, error = run("wide.onnx", "-o", "o.onnx", *QUICK)
+    assert code == 3 and error.startswith("onnxprune: wide.bin: was changed or taken away"), error
+    assert not (folder / "o.onnx").exists()
