@@ -105,12 +105,15 @@ class Solver:
             self._bind(f, theirs)
             return True
         left, right = list(reversed(ours)), list(reversed(theirs))
-        checked = False
+        checked, most = False, 64 + 4 * (len(left) + len(right))
         # Terms that agree go on agreeing, whatever is bound behind them: each is looked at when it comes first.
         while left and right:
             s, t = self._first(left), self._first(right)
+            most -= 1
             if s == t:
                 left.pop(), right.pop()
+            elif not most:
+                break  # windows of one axis, tied to each other: every period of it is the next one
             elif (not checked and self.size(a) != self.size(b)) or not (
                 self._spread(s, right) or self._spread(t, left) or self._step(s, t)
             ):

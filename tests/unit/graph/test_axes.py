@@ -264,6 +264,18 @@ def test_what_cannot_be_expressed_is_pinned_on_both_sides() -> None:
     assert all("because" in solver.pins[atom] for atom in atoms_of(solver.resolve(product)))
 
 
+@pytest.mark.parametrize("size", [symbol_size(0), 10**6])
+def test_windows_of_one_axis_that_are_tied_to_each_other_are_pinned(size: int) -> None:
+    """x[:-2] joined with x[2:], as convolutions are written by hand: every second index would be the next one."""
+    solver = Solver()
+    whole, window = solver.new(size + 2), solver.new(size)
+    solver.same(whole, (*window, *solver.new(2)))
+    late = solver.new(size)
+    solver.same(whole, (*solver.new(2), *late))
+    assert not solver.same(window, late)
+    assert atoms_of(solver.resolve(whole)) <= solver.pins.keys() and len(solver.sizes) < 200
+
+
 def test_a_pin_follows_what_its_atom_becomes() -> None:
     solver = Solver()
     whole = solver.new(12)
