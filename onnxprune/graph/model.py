@@ -253,7 +253,7 @@ def load(path: str | os.PathLike[str]) -> Model:
     seen = {file: stamp_of(file)}
     model = read(file)
     seen |= {data: stamp_of(data) for data in {Path(t.path) for t in _external(model)}}
-    model_files.watch(seen)
+    model_files.watch(file, seen)
     version = model.opset_imports.get("", 0)
     if version not in OPSETS and version not in range(older_opsets.OLDEST, OPSETS[0]):
         raise UnsupportedError(

@@ -59,27 +59,35 @@ def stamp_of(file: Path) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-_watched: ContextVar[dict[Path, tuple[int, ...]] | None] = ContextVar("watched", default=None)
-"""The files of models that were loaded since somebody watches, with what the system said of each then."""
+_watched: ContextVar[tuple[Path, dict[Path, tuple[int, ...]]] | None] = ContextVar("watched", default=None)
+"""The model that somebody watches, and what the system said of each of its files when it was loaded."""
 
 
-def watch(seen: Mapping[Path, tuple[int, ...]]) -> None:
-    """Count files, with their stamps, among those of which `watched` says whether they changed."""
-    if (known := _watched.get()) is not None:
+def watch(file: Path, seen: Mapping[Path, tuple[int, ...]]) -> None:
+    """Count the files of a model, with their stamps, among those of which `watched` says whether they changed.
+
+    Args:
+        file: the graph's; others than the one that is watched, or a graph in that folder, count nothing.
+    """
+    source, known = _watched.get() or (None, {})
+    if source is not None and source in (file, file.parent, file.parent.parent):
         known.update(seen)
 
 
 @contextmanager
-def watched() -> Iterator[None]:
-    """Of what fails inside because a model's file was changed or taken away meanwhile, say that.
+def watched(source: Path) -> Iterator[None]:
+    """Of what fails inside because a model's files were changed or taken away meanwhile, say that.
 
     Weights are read from their files again and again, and one that is written to may look like any damage.
+
+    Args:
+        source: the model's file, or the folder that it is in.
 
     Raises:
         ModelError: of whatever failed, where a file is not what it was when it was loaded.
     """
     seen: dict[Path, tuple[int, ...]] = {}
-    token = _watched.set(seen)
+    token = _watched.set((source, seen))
     try:
         yield
     except UsageError:

@@ -98,6 +98,18 @@ def _finite(dense: Model, feeds: runtime.Feeds, outputs: Mapping[str, np.ndarray
         raise ModelError(f"{error}{where}") from error
 
 
+def require_finite(dense: Model, several: Sequence[runtime.Feeds]) -> None:
+    """Refuse a model that has nothing to compare with on some feeds: without rows, nothing ran it before.
+
+    Raises:
+        ModelError: names output and node.
+    """
+    assert dense.path is not None
+    opened = segments.opened(dense.path)
+    for feeds in several:
+        _finite(dense, feeds, runtime.run_all(opened, [feeds])[0], ())
+
+
 def _company(dense: Model, opened: runtime.Session, batch: Batch, outputs: Mapping[str, np.ndarray]) -> tuple[str, ...]:
     """A row alone against the same row among others."""
     rows = len(batch)

@@ -34,7 +34,7 @@ def takes_models(
 
     def call(source: Source, *args: P.args, **kwargs: P.kwargs) -> T:
         file, scratch = in_file(source)
-        with model_files.watched():
+        with model_files.watched(Path(file)):
             made: Any = function(file, *args, **kwargs)
         if scratch is None:
             unchanged: T = made

@@ -15,7 +15,7 @@ from onnxprune.graph.model import Model, Part
 from onnxprune.graph.plan import Plan, Structure
 from onnxprune.measure.calls import taken
 from onnxprune.measure.continuations import disagreement, going_on
-from onnxprune.measure.dense_file import shapes_to_check
+from onnxprune.measure.dense_file import require_finite, shapes_to_check
 from onnxprune.measure.equivalence import Equivalence, alone, check
 from onnxprune.measure.file_validity import check_file
 from onnxprune.pipeline.debug_bundle import Case, Place, blamed
@@ -87,10 +87,12 @@ def _valid(dense: Model, made: Written) -> list[str]:
 
 @contextmanager
 def _blaming(case: Case, bundle: Place | None) -> Iterator[None]:
-    """A check that fails is this program's fault, and is told with what reproduces it."""
+    """A check that fails is this program's fault, and is told with what reproduces it, unless the model has no outputs
+    to compare with."""
     try:
         yield
     except CheckError as error:
+        require_finite(case.dense, case.rows)
         raise blamed(error, case, bundle) from error
 
 

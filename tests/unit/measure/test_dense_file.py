@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import perceptron
 import pytest
 from onnx import numpy_helper, parser
 
@@ -87,6 +88,17 @@ def test_outputs_that_are_no_numbers_are_refused_with_their_row_and_node(tmp_pat
     dense = _dense(tmp_path, tail)
     with pytest.raises(ModelError, match=how):
         examine(dense, _rows(dense))
+
+
+def test_without_rows_it_is_still_the_model_that_gives_no_numbers(tmp_path: Path) -> None:
+    """Infinity in a bias may be a mask; what it comes to shows where the written file is held to the dense one."""
+    model = perceptron.perceptron()
+    bias = next(t for t in model.graph.initializer if t.name == "bias_0")
+    bias.CopyFrom(numpy_helper.from_array(np.full(16, np.inf, np.float32), "bias_0"))
+    file = perceptron.write(tmp_path / "m.onnx", model)
+    with pytest.raises(ModelError, match=r"m\.onnx: the dense model gives NaN .* in output logits.*begins at node"):
+        onnxprune.prune(file, tmp_path / "o.onnx", flops=0.6, method="magnitude", measure_latency=False)
+    assert not (tmp_path / "o.onnx").exists()
 
 
 def test_an_output_that_depends_on_the_batch_is_said(tmp_path: Path) -> None:

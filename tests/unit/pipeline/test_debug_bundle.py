@@ -51,7 +51,7 @@ ASKED = ("--flops", "0.6", "--units", "neurons", "--no-latency")
 
 def test_a_failed_check_says_whose_fault_it_is(model: Path, spoiled: None, run: Callable[..., Any]) -> None:
     code, _, err = run(model, *ASKED, "--calib", model.with_name("rows.jsonl"))
-    assert code == 6
+    assert code == 6, err
     assert "a fault of onnxprune, not of your model: run again with --debug-bundle" in err
     assert not model.with_name("model.pruned.onnx").exists()
 
