@@ -293,14 +293,22 @@ def grams(
     state: Gated = NOTHING,
     weights: Weights | None = None,
     also: Mapping[Usage, Observer] | None = None,
+    known: Mapping[Usage, Gram] | None = None,
+    keep: Callable[[Usage, Gram], None] | None = None,
 ) -> dict[Usage, Gram]:
     """Gram matrices of what every reader reads, in one forward pass; tokens weighted where weights are given.
 
     Args:
         also: who else is told of what is read, in the same pass.
+        known: those that need not be taken; there is no pass where nothing is left to take.
+        keep: is handed each of the others as soon as it is complete.
     """
-    matrices = list({m.usage: m for m in matrices}.values())
+    known = known or {}
+    every = {m.usage: m for m in matrices}
+    matrices = [m for usage, m in every.items() if usage not in known]
     found = {m.usage: Gram() for m in matrices}
+    if not matrices and not also:
+        return {usage: known[usage] for usage in every}
     store = Store(memory.small_share())
 
     def adder(matrix: Matrix) -> Callable[[Any, Any], None]:
@@ -320,6 +328,8 @@ def grams(
             gram.add(flat if some is None else flat[some], weight if some is None or weight is None else weight[some])
             left -= 1
             if not left and once:
+                if keep is not None:
+                    keep(matrix.usage, gram)
                 gram.put_away(store)
 
         return add
@@ -332,7 +342,9 @@ def grams(
     for matrix in matrices:
         if not rows.interpreter.schedule.once(matrix.node):
             found[matrix.usage].settle(len(matrix.units))
-    return found
+            if keep is not None:
+                keep(matrix.usage, found[matrix.usage])
+    return {usage: known[usage] if usage in known else found[usage] for usage in every}
 
 
 def _both(first: Observer, second: Observer) -> Observer:

@@ -58,17 +58,25 @@ class Gram:
         self._waiting: list[tuple[Any, tuple[Any, ...]]] = []
         self._kept: list[Callable[[], np.ndarray]] = []
 
-    def __getstate__(self) -> dict[str, Any]:
-        """To be sent elsewhere: what has been summed, or the tokens where they are kept."""
-        if self._tokens() is None:
-            sums, waiting = self.sums(), []
-        else:
-            sums, waiting = [], self._waiting
-        return {"_count": self._count, "_waiting": waiting, "sums": sums}
+    def __getstate__(self) -> dict[str, np.ndarray]:
+        """To be sent elsewhere, or kept: what has been summed, or the tokens where they are."""
+        if (few := self._tokens()) is None:
+            sums = self.sums()
+            return {"count": np.asarray(self._count), **{f"sum.{i}": array for i, array in enumerate(sums)}}
+        weight, values = few
+        told = {} if weight is None else {"weight": weight.cpu().numpy()}
+        return {**told, **{f"value.{i}": value.cpu().numpy() for i, value in enumerate(values)}}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._count, self._waiting, self._sums = state["_count"], state["_waiting"], []
-        self._kept = [partial(np.asarray, array) for array in state["sums"]]
+    def __setstate__(self, state: dict[str, np.ndarray]) -> None:
+        import torch
+
+        self.__init__()  # type: ignore[misc]
+        values = tuple(torch.from_numpy(state[name]) for name in sorted(state) if name.startswith("value."))
+        if values:
+            self._waiting = [(torch.from_numpy(state["weight"]) if "weight" in state else None, values)]
+        else:
+            self._count = float(state["count"])
+            self._kept = [partial(np.asarray, state[name]) for name in sorted(state) if name.startswith("sum.")]
 
     @property
     def nbytes(self) -> int:

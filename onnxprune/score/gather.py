@@ -31,6 +31,7 @@ def collect(
     state: Gated = NOTHING,
     token_weights: Weights | None = None,
     known: Mapping[Usage, Gram] | None = None,
+    keep: Callable[[Usage, Gram], None] | None = None,
     order: Callable[[Mapping[Usage, Gram]], Mapping[str, Ranking]] | None = None,
     seed: int = 0,
 ) -> Statistics:
@@ -42,7 +43,7 @@ def collect(
         also: further fields of Statistics, for the steps after scoring ("gram").
         state: the gates and weights of the model that is scored; the dense one by default.
         token_weights: of the Gram matrices.
-        known: the Gram matrices, if they have been collected.
+        known: the Gram matrices that have been collected; keep: is handed each of the others.
         order: makes Statistics.order from the Gram matrices that were collected.
     """
     needs = {*method.needs, *also}
@@ -51,7 +52,8 @@ def collect(
     seen = rows if state is NOTHING else seen_through(rows, state)
     found: dict[str, Any] = {}
     if "gram" in needs:
-        found["gram"] = known or grams(rows, [m for s in sites for m in s.matrices], state, token_weights)
+        read = [m for s in sites for m in s.matrices]
+        found["gram"] = grams(rows, read, state, token_weights, known=known, keep=keep)
     if "gate_grad" in needs:
         found["gate_grad"] = gate_gradients(seen, sites, structure, seed)
     if "trajectory" in needs:

@@ -65,7 +65,7 @@ class Planner(Problem):
         store: Store | None = None,
         seen: Seen | None = None,
     ) -> None:
-        super().__init__(model, structure, options, calibration, bindings, clock, progress, seen)
+        super().__init__(model, structure, options, calibration, bindings, clock, progress, seen, store)
         self.landing: Landing | None = None
         self.last = False
         self.scores = Scores.open(scores, self._key(), store)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -33,12 +35,15 @@ from onnxprune.score import METHODS
 from onnxprune.score.mixture import parse
 from onnxprune.score.rotation import Rotated, rotated
 from onnxprune.search.defaults import device_of, method_of, settled, why_nothing
+from onnxprune.search.first_look import FirstLook, lying
 from onnxprune.search.latency_budget import costs_for, provider_of
 from onnxprune.search.options import Options
 from onnxprune.search.prices import Prices
 from onnxprune.search.progress import Clock, Progress, quiet
 from onnxprune.search.reach import reached
 from onnxprune.search.row_split import Split
+from onnxprune.search.score_cache import key_of
+from onnxprune.search.store import Store as LastingStore
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +81,7 @@ class Problem:
         method: what orders the units ("auto" is decided).
         fit, held, table, select: the parts of the rows (`row_split.Split`), where there are any.
         first: what every plan begins with.
+        look: what of all this a store keeps.
         rotated: the bases in which dimensions within heads are counted.
         moments: of what the matrices of the dense model read, once they have been collected; no method changes them.
         refits: where refit weights are, in files as far as memory does not hold them.
@@ -91,6 +97,7 @@ class Problem:
         clock: Clock | None = None,
         progress: Progress | None = None,
         seen: Seen | None = None,
+        store: LastingStore | None = None,
     ) -> None:
         self.whole = model, structure
         model, self.led = leading(model, structure)
@@ -128,10 +135,20 @@ class Problem:
             )
             split = Split.of(self.interpreter, calibration, options, *sizes, short)
             self.fit, self.held, self.table, self.select = split.fit, split.held, split.table, split.select
+        self.look = self._look(store)
         if seen is not None:
             self._weighed.update(seen.weighed)
             self.moments.update(seen.moments)
         self._rotate(None if seen is None else seen.rotated)
+        self.moments.update(self.look.moments([m.usage for s in self.sites for m in s.matrices]))
+
+    def _look(self, store: LastingStore | None) -> FirstLook:
+        """Where what is seen of the rows is kept; nowhere what is on a GPU, and nothing of no rows."""
+        if store is None or self.calibration is None or self.interpreter.device != "cpu":
+            return FirstLook(None, "")
+        options = replace(self.options, method="magnitude")  # whichever: none changes what is seen
+        key = key_of(self.model.digest, "", options, self.calibration, version("onnxprune"))
+        return FirstLook(store, hashlib.sha256(f"{key}{lying(self.fit, self.held)}".encode()).hexdigest())
 
     @property
     def prices(self) -> Prices:
@@ -154,7 +171,10 @@ class Problem:
 
     def _token_weights(self, name: str, rows: Rows) -> Weights | None:
         if name not in self._weighed:
-            self._weighed[name] = self._weights_of_tokens(rows)
+            known = self.look.weighed(name)
+            self._weighed[name] = known[0] if known is not None else self._weights_of_tokens(rows)
+            if known is None:
+                self.look.keep_weighed(name, self._weighed[name])
         return self._weighed[name]
 
     def _weights_of_tokens(self, rows: Rows) -> Weights | None:
@@ -189,6 +209,7 @@ class Problem:
         if inner and self.interpreter.streams:
             logger.info("heads keep their bases: rotating them takes all weights in memory at once")
         elif inner and self.calibration is not None:
+            known = known or self.look.rotated()
             if known is not None:
                 self.rotated = known
             else:
@@ -197,6 +218,7 @@ class Problem:
                     found = rotated(self.fit, inner, self.structure, self.weight, self.token_weights, read)
                 for name, array in found.weights.items():  # what is stored in half precision holds these
                     found.weights[name] = nearest(self.model.graph.initializers[name].const_value, array)
+                self.look.keep_rotated(found)
                 self.moments.update(found.moments)
                 self.rotated = replace(found, moments={})  # they are let go here when they are done with
             self.interpreter.replace(self.rotated.weights)

@@ -127,6 +127,7 @@ def scored(problem: Problem, plan: Plan, scores: Scores) -> Stage:
             state=NOTHING if untouched else gated,
             token_weights=problem.token_weights,
             known=problem.moments if untouched else {},
+            keep=problem.look.keep if untouched else None,
             order=lambda gram: stepwise(
                 method,
                 problem.fit,
