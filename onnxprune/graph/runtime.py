@@ -363,6 +363,10 @@ def _refusal(label: str, options: ort.SessionOptions, error: Exception) -> OnnxP
 
 
 def _opening_error(label: str, error: Exception) -> OnnxPruneError:
+    if type(error).__name__ == "NoSuchFile" and "\ufffd" in label:  # bytes that are no text (`utf8`)
+        return ModelError(
+            f"{label}: the name is not UTF-8, which ONNX Runtime takes names for: rename the file, or its folder"
+        )
     if type(error).__name__ == "NotImplemented":
         return UnsupportedError(f"{label}: no provider of this session implements it: {message_of(error)}")
     if (found := _UNREGISTERED.search(str(error))) is not None:

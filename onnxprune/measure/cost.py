@@ -25,8 +25,8 @@ from onnxprune.graph.model_files import size as size_of_file
 from onnxprune.graph.nested import reads
 from onnxprune.graph.plan import Branch, Group, Plan, Structure
 from onnxprune.graph.quantised import Quantised
+from onnxprune.graph.sizes_told import sizes_told
 from onnxprune.measure.shapes import CutShapes, DenseShapes
-from onnxprune.measure.sizes_told import sizes_told
 
 logger = logging.getLogger(__name__)
 
@@ -374,7 +374,7 @@ def _bytes(weights: Sequence[tuple[int, int]]) -> int:
 
 def default_bindings(model: Model, shape: Mapping[str, int]) -> dict[str, int]:
     """Every symbol of the inputs bound: as stated, as the weights tell, the batch to 1; the rest must be stated."""
-    bindings = {**sizes_told(model), **shape}
+    bindings = {**sizes_told(model.graph), **shape}
     inputs = model.inputs
     for spec in () if hold_graphs(inputs) else inputs:
         if spec.shape and isinstance(spec.shape[0], str):

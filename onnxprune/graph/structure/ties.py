@@ -16,6 +16,7 @@ from onnxprune.graph.nested import bodies, reads
 from onnxprune.graph.ops.base import operand
 from onnxprune.graph.ops.normalize import narrow_axes, narrows
 from onnxprune.graph.quantised import GIVE_FLOATS, ORDERED, Quantised
+from onnxprune.graph.sizes_told import sizes_told
 from onnxprune.graph.values import dims
 
 IN_BODY = "{} {} holds graphs of its own, which run or not as data decide, and is not cut"
@@ -30,7 +31,7 @@ class Ties:
         self.solver = Solver()
         self.read: list[tuple[ir.Node, int, int]] = []
         self.met: list[tuple[ir.Node, int, int, Layout]] = []
-        self._symbols: dict[str, int] = {}
+        self._symbols = sizes_told(graph)  # what a weight meets has its size, whatever it is called
         self._sizes: dict[ir.Value, tuple[int, ...] | None] = {}
         self._dims: dict[ir.Value, tuple[Layout, ...]] = {}
 

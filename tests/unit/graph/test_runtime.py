@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
+import perceptron
 import pytest
 from onnx import parser
 
@@ -210,3 +212,12 @@ def test_operators_that_the_runtime_does_not_have_are_named_with_a_way_out(tmp_p
     onnx.save(parser.parse_model(text), path)
     with pytest.raises(UnsupportedError, match=r"no operator trt\.plugins:EfficientNMS.*extract_model"):
         runtime.session(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes there, whatever they say")
+def test_a_name_that_is_no_text_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "\udcff"
+    folder.mkdir()
+    file = perceptron.write(folder / "m.onnx")
+    with pytest.raises(ModelError, match=r"the name is not UTF-8, .* rename the file, or its folder"):
+        runtime.session(file)

@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import perceptron
 import pytest
 from graphs import written
 
+import onnxprune
 from onnxprune.graph import model as models
+from onnxprune.graph.sizes_told import sizes_told
+from onnxprune.graph.structure.analyze import analyze
 from onnxprune.measure.cost import default_bindings
 from onnxprune.measure.runnable_sizes import MOST, runnable
-from onnxprune.measure.sizes_told import sizes_told
 
 HEAD = '<ir_version: 9, opset_import: ["" : 17]> net '
 
@@ -45,7 +49,7 @@ def test_the_weights_tell(
     tmp_path: Path, text: str, weights: dict[str, tuple[int, ...]], sizes: dict[str, int]
 ) -> None:
     dense = models.load(written(tmp_path, HEAD + text, weights))
-    assert sizes_told(dense) == sizes
+    assert sizes_told(dense.graph) == sizes
     assert default_bindings(dense, {}) == {"N": 1, **sizes}
     assert default_bindings(dense, {"N": 2, **dict.fromkeys(sizes, 5)}) == {"N": 2, **dict.fromkeys(sizes, 5)}
 
@@ -63,3 +67,17 @@ def test_no_more_is_made_up_than_there_is_time_for(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("onnxprune.measure.runnable_sizes.synthesize", recorded)
     assert runnable(dense, {}, 128)["A"] == 128
     assert tried and max(tried) <= MOST
+
+
+@pytest.mark.parametrize("method", ["obs", "magnitude"])
+def test_a_width_that_the_exporter_left_open_is_the_weights(tmp_path: Path, method: str) -> None:
+    """Residual blocks on an input whose features have a name, as an export with all axes dynamic writes them."""
+    model = perceptron.perceptron()
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "features"
+    file, rows = perceptron.write(tmp_path / "m.onnx", model), perceptron.write_rows(tmp_path / "rows.jsonl")
+    kept = {g.kind: g.shape for g in analyze(models.load(file)).groups}
+    assert kept == {"neurons": (16,)}
+    made = onnxprune.prune(file, tmp_path / "o.onnx", flops=0.6, method=method, calibration=rows, measure_latency=False)
+    assert made.report.flops.ratio <= 0.6
+    (given,) = onnx.load(tmp_path / "o.onnx").graph.input
+    assert given.type.tensor_type.shape.dim[1].dim_param == "features"

@@ -9,17 +9,16 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from onnxprune.graph import ops
-from onnxprune.graph.model import Model
 
 _ALONG = ("Cast", "Add", "Sub", "Mul", "Div", "Identity", "Clip", "Pad", "Transpose", "Resize")
 """What may stand between an input and the first product: each axis stays itself, or is moved."""
 _STEPS = 8
 
 
-def sizes_told(model: Model) -> dict[str, int]:
+def sizes_told(graph: ir.Graph) -> dict[str, int]:
     """Symbol -> size, of the inputs' dimensions that are contracted with a weight's."""
     found: dict[str, int] = {}
-    for value in model.graph.inputs:
+    for value in graph.inputs:
         if value.shape is None:
             continue
         for axis, dim in enumerate(value.shape):
