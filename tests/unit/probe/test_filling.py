@@ -111,3 +111,24 @@ def test_a_graph_that_does_not_keep_to_its_mask_is_not_filled(tmp_path: Path, ma
     rows = data.read(feeds, subject.model.inputs, outputs=subject.model.outputs)
     found = filling(subject.interpreter, rows, Rows(subject.interpreter, rows).divergence)
     assert (found is not None) is masked
+
+
+@pytest.mark.parametrize("tokens_first", [True, False])
+def test_outputs_are_filled_where_what_is_behind_the_last_token_is_told(tmp_path: Path, tokens_first: bool) -> None:
+    """Whose tokens are on another axis than the mask's are all compared, those that fill up, too."""
+    text = f"""
+    <ir_version: 9, opset_import: ["" : 17]>
+    net (int64[N, T] input_ids, int64[N, T] attention_mask) => (float[N, A, B] y) {{
+        two = Constant <value_ints = [2]> ()
+        e = Gather(table, input_ids)
+        m = Cast <to = 1> (attention_mask)
+        w = Unsqueeze(m, two)
+        r = Mul(e, w)
+        y = {"Identity (r)" if tokens_first else "Transpose <perm = [0, 2, 1]> (r)"}
+    }}
+    """
+    subject = Subject.load(written(tmp_path, text, {"table": (9, 6)}))
+    feeds = [{"input_ids": np.arange(n)[None] % 9, "attention_mask": np.ones((1, n), np.int64)} for n in (4, 7, 5)]
+    rows = data.read(feeds, subject.model.inputs, outputs=subject.model.outputs)
+    found = filling(subject.interpreter, rows, Rows(subject.interpreter, rows).divergence)
+    assert (found is not None) is tokens_first

@@ -51,6 +51,7 @@ def test_what_is_taken_is_taken_in_order_and_few_wait(two: None) -> None:
     taken: list[int] = []
 
     def run(i: int) -> int:
+        assert threading.current_thread() is not threading.main_thread()
         begun.append(i)
         return i
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+import quantised_graphs
 from graphs import written
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from onnxprune.errors import CheckError, UsageError
 from onnxprune.graph import model as models
 from onnxprune.graph.plan import Plan, Tile
 from onnxprune.refit.solvers import Tiled
-from onnxprune.rewrite.tile import read_back
+from onnxprune.rewrite.tile import divisible, read_back
 
 Build = Callable[..., ZooModel]
 
@@ -133,3 +134,11 @@ def test_orders_change_nothing_but_positions(zoo: Build) -> None:
         subject.rewritten(missing)
     with pytest.raises(UsageError, match="can be put in order"):
         subject.rewritten(replace(plan, order={"no such value": (0,)}))
+
+
+@pytest.mark.parametrize(("form", "parted"), [("blocks-of-inputs", False), ("output", True)])
+def test_what_shares_a_scale_in_blocks_stays_together(tmp_path: Path, form: str, parted: bool) -> None:
+    subject = Subject.load(quantised_graphs.mlp(tmp_path / "model.onnx", quantised_graphs.FORMS[form]))
+    products = [n for n in subject.model.graph if n.op_type == "MatMul"]
+    assert products
+    assert all(divisible(node) is parted for node in products)
