@@ -104,7 +104,9 @@ def _report(file: Path, prune: click.Command) -> dict[str, Any]:
         raise DataError(f"{file}: the report names no model")
     given = {_key(prune, n): v for n, v in options.items() if n in known and v not in (None, [], {}, known[n].default)}
     there: dict[str, Any] = {
-        name: str(_located(file, given[name])) for name in ("calib", "eval", "tokenizer") if name in given
+        name: str(_located(file, built(str, given[name], f"{file}: recipe.sources: {name}", DataError)))
+        for name in ("calib", "eval", "tokenizer")
+        if name in given
     }
     return {"model": str(_located(file, report.model.path)), "output": report.model.pruned_path, **given, **there}
 

@@ -146,6 +146,10 @@ def test_a_report_means_the_same_from_anywhere(run: Run, tmp_path: Path, monkeyp
         (work / name).rename(moved / Path(name).name)
     code, _, error = run("run", moved / "small.report.json", "-o", tmp_path / "third.onnx", "--dry-run")
     assert code == 0, error
+    told["recipe"]["sources"]["calibration"] = [["rows.jsonl"]]
+    (moved / "small.report.json").write_text(json.dumps(told), encoding="utf-8")
+    code, _, error = run("run", moved / "small.report.json", "-o", tmp_path / "fourth.onnx", "--dry-run")
+    assert code == 3 and "small.report.json: recipe.sources: calib: a list is not what belongs there (text)" in error
 
 
 @pytest.mark.parametrize(

