@@ -110,7 +110,8 @@ def shape_of(dense: Model, shape: Mapping[str, int], rows: Dataset | None) -> di
     found = _summed(found, shape, known)
     empty = {name: 0 for name, size in found.items() if not size and name not in shape}  # as rows have it
     found = {**default_bindings(dense, {n: s for n, s in found.items() if n not in empty}), **empty}
-    missing = sorted(known - found.keys())
+    unknown = sorted(known - found.keys())
+    missing = [name for name in unknown if name.isidentifier()] or unknown  # sums of names follow them
     if missing:
         stated = ",".join(f"{name}=128" for name in missing)
         raise UsageError(
