@@ -47,6 +47,6 @@ cached (float[batch, past, 4] cache, float[batch, new, 4] x) => (float[batch, al
     mask = onnx.helper.make_tensor_value_info("mask", onnx.TensorProto.FLOAT, ["batch", "past + new"])
     proto.graph.input.append(mask)
     onnx.save(proto, path)
-    with pytest.raises(UsageError, match="--shape new=128,past=128$"):
+    with pytest.raises(UsageError, match=r"--shape new=128,past=128$"):
         shape_of(models.load(path), {}, None)
     assert shape_of(models.load(path), {"new": 3, "past": 4}, None)["past + new"] == 7
