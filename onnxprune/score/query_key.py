@@ -1,8 +1,9 @@
-"""Dimensions that queries and keys share within a head: they meet each other, and no weight that could be scored.
+"""Units that no weight reads: what queries and keys share within a head, and what sums add up.
 
-Without the dimensions R, the product of a query with a key changes by q_R · k_R. Over queries and keys of any tokens
-its mean square is 1ᵀ F 1 over R, with F = E[q qᵀ] ∘ E[k kᵀ]: dimensions go one after another, each the one that adds
-least. The scale of the scores stays what it was.
+Queries and keys meet each other. Without the dimensions R, the product of a query with a key changes by q_R · k_R. Over
+queries and keys of any tokens its mean square is 1ᵀ F 1 over R, with F = E[q qᵀ] ∘ E[k kᵀ]: dimensions go one after
+another, each the one that adds least. The scale of the scores stays what it was. A sum without the terms R changes by
+what they add up to, whose mean square is 1ᵀ F 1, too, with F = E[x xᵀ].
 """
 
 from __future__ import annotations
@@ -15,22 +16,27 @@ import numpy as np
 
 from onnxprune.graph.axes import index_of
 from onnxprune.graph.plan import Ranking, Reader, Structure
-from onnxprune.graph.structure.sites import Site
+from onnxprune.graph.structure.sites import Site, summed
 from onnxprune.probe.forward import NOTHING, Rows, record
 from onnxprune.probe.gates import Gated, places
 from onnxprune.probe.interpreter import Usage
 from onnxprune.score.base import ranking
+
+TERMS = {"ReduceL1": "abs", "ReduceL2": "square", "ReduceSumSquare": "square"}
+"""What a reduction makes of its operand before it adds up."""
 
 
 def pair_rankings(
     rows: Rows, sites: Sequence[Site], structure: Structure, state: Gated = NOTHING
 ) -> dict[str, Ranking]:
     """Orders of the sites without matrices: group id -> Ranking; one pass over the rows for all."""
-    sides = sides_of(sites, rows, structure)
+    added = [site for site in sites if summed(rows.interpreter.graph, site.group)]
+    met = [site for site in sites if site not in added]
+    sides = sides_of(met, rows, structure) | terms_of(added, rows, structure)
     used: dict[Usage, Callable[[Any, Any], None]] = {usage: side.add for usage, side in sides.items()}
     if used:
         record(rows, used, state)
-    return {site.id: _ranking(site, sides) for site in sites}
+    return {site.id: _ranking(site, sides) for site in met} | {site.id: _sum_ranking(site, sides) for site in added}
 
 
 def sides_of(sites: Sequence[Site], rows: Rows, structure: Structure) -> dict[Usage, Side]:
@@ -40,6 +46,15 @@ def sides_of(sites: Sequence[Site], rows: Rows, structure: Structure) -> dict[Us
         for site in sites
         for reader in site.group.readers
         for side in (0, 1)
+    }
+
+
+def terms_of(sites: Sequence[Site], rows: Rows, structure: Structure) -> dict[Usage, Side]:
+    """What every sum adds up."""
+    return {
+        (reader.node, reader.input): Side(site, reader, reader.input, rows, structure)
+        for site in sites
+        for reader in site.group.readers
     }
 
 
@@ -53,6 +68,7 @@ class Side:
 
     def __init__(self, site: Site, reader: Reader, side: int, rows: Rows, structure: Structure) -> None:
         node = next(n for n in rows.interpreter.graph if n.name == reader.node)
+        self.term = TERMS.get(node.op_type)
         value = node.inputs[side]
         assert value is not None
         self.layouts = structure.layouts[value.name or ""]
@@ -69,10 +85,13 @@ class Side:
 
     def add(self, x: Any, real: Any) -> None:
         moved = x.movedim(self.axis, -1)
+        moved = moved if self.term is None else getattr(moved, self.term)()
         around = [layout for axis, layout in enumerate(self.layouts) if axis != self.axis]
         chosen = places(around, self.group.context, self.structure.sizes, moved.shape[:-1])
         if real is not None and moved.dim() == 4 and (moved.shape[0], moved.shape[2]) == tuple(real.shape):
             chosen = np.where(real.numpy()[:, None, :], chosen, -1)  # no padding
+        elif real is not None and tuple(moved.shape[:-1]) == tuple(real.shape):
+            chosen = np.where(real.numpy(), chosen, -1)
         flat = moved.reshape(-1, moved.shape[-1]).float()
         chosen = np.broadcast_to(chosen, moved.shape[:-1]).reshape(-1)
         order = np.argsort(chosen, kind="stable")
@@ -111,6 +130,16 @@ def _ranking(site: Site, sides: Mapping[Usage, Side]) -> Ranking:
         forms += np.einsum("pu,rpq,qv->ruv", query.member, together, key.member)
     for row, form in enumerate(forms):
         order, added = _greedy((form + form.T) / 2)
+        scores[row, order] = np.maximum.accumulate(added)
+    return ranking(site, scores.reshape(-1))
+
+
+def _sum_ranking(site: Site, sides: Mapping[Usage, Side]) -> Ranking:
+    width = site.group.shape[-1]
+    scores = np.zeros((site.rows, width))
+    for row in range(site.rows):
+        terms = (sides[reader.node, reader.input] for reader in site.group.readers)
+        order, added = _greedy(sum(t.member.T @ t.second_moments()[row] @ t.member for t in terms))
         scores[row, order] = np.maximum.accumulate(added)
     return ranking(site, scores.reshape(-1))
 

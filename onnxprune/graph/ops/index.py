@@ -45,13 +45,18 @@ def _gather_axes(node: Any, c: Constraints) -> None:
 def _rearranged(node: Any, c: Constraints, size: int) -> tuple[Layout, Layout] | None:
     """An axis and what constant indices take of it, in parts that both have: long runs, or a table read by columns.
 
-    None where indices repeat, or where what they take is no such thing.
+    None where indices repeat, or where what they take is no such thing; nor of a table of which each reader has indices
+    of its own, so that it may keep others (`prepare.shared_biases`).
     """
     indices = c.constant(node.inputs[1])
     if indices is None or indices.ndim != 1 or node.inputs[0].const_value is not None or size >= DYNAMIC:
         return None
     at = np.where(indices < 0, indices + size, indices)
-    if len(at) < 2 or len(np.unique(at)) < len(at):
+    if len(at) < 2 or len(np.unique(at)) < len(at) or np.array_equal(at, np.arange(size)):
+        return None
+    beside = [n for n, i in node.inputs[0].uses() if n.op_type == "Gather" and not i and n is not node]
+    others = [found % size for n in beside if (found := c.constant(n.inputs[1])) is not None]
+    if any(np.isin(at, found).any() for found in others):
         return None
     ends = [0, *(np.flatnonzero(np.diff(at) != 1) + 1), len(at)]
     runs = [(int(at[first]), int(last - first)) for first, last in pairwise(ends)]

@@ -11,7 +11,7 @@ import numpy as np
 from onnxprune.graph.ops.base import Constraints, attribute, register
 from onnxprune.graph.ops.layout import integers
 
-_SUMS = ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum")
+SUMS = ("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum")
 
 
 def _listed(node: Any, rank: int, operand: Any) -> list[int] | None:
@@ -75,7 +75,7 @@ def _axes(node: Any, c: Constraints) -> None:
     target = 0
     for axis in range(rank):
         if axis in listed:
-            if node.op_type in _SUMS:
+            if node.op_type in SUMS:
                 c.reads(node, 0, axis)
             else:
                 c.pin(source, [axis], f"reduced by {node.op_type}")

@@ -75,7 +75,6 @@ def _groups(graph: ir.Graph, ties: Ties, layouts: dict[str, tuple[Layout, ...]])
     """One group per free atom that something reads."""
     readers: dict[int, list[tuple[int, Reader]]] = defaultdict(list)
     position = {node: i for i, node in enumerate(graph)}
-    sums = {node.name for node in graph if node.op_type.startswith("Reduce")}
     dynamic = {a for a, size in enumerate(ties.solver.sizes) if size >= DYNAMIC}
     pairs: set[int] = set()  # atoms contracted between two activations
     for node, index, axis in ties.read:
@@ -107,9 +106,6 @@ def _groups(graph: ir.Graph, ties: Ties, layouts: dict[str, tuple[Layout, ...]])
         for atom in atoms_of(ties.solver.resolve(layout)) - dynamic:
             readers[atom].append((position[node], Reader(node.name or "", index, axis)))
             pairs.add(atom)
-    for atom, uses_of in readers.items():
-        if atom not in pairs and all(reader.node in sums for _, reader in uses_of):
-            ties.solver.pins.setdefault(atom, {})["read by sums alone: no weight tells what it is worth"] = None
     free = {a for a in readers if a not in ties.solver.pins and ties.solver.sizes[a] > 1}
     by_weights = {a for a, uses_of in readers.items() if any(reader.weight is not None for _, reader in uses_of)}
     kinds = _kinds(graph, layouts, free, pairs, by_weights)

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.graph.axes import atoms_of
+from onnxprune.graph.ops.reduce import SUMS
 from onnxprune.graph.plan import Branch, Group, Ranking, Structure
 from onnxprune.graph.structure.bases import rotatable
 from onnxprune.graph.structure.reading_matrices import Matrix, matrices
@@ -20,8 +21,8 @@ KINDS = {kind: (kind,) for kind in ("heads", "neurons", "channels", "query_heads
 """What `--units` may name, and the groups it means; "blocks" are the branches of whatever is chosen.
 
 Of the dimensions within a head those of values and outputs are read by a weight; those of queries and keys meet each
-other, and are ordered by that (score/query_key.py). Where their basis is free, both are rotated first
-(score/rotation.py); "head_ranks" are these alone.
+other, and are ordered by that (score/query_key.py), as units that sums alone read are. Where their basis is free, both
+are rotated first (score/rotation.py); "head_ranks" are these alone.
 """
 
 
@@ -30,7 +31,7 @@ class Site:
     """A group that can be thinned.
 
     Attributes:
-        matrices: what reads the units; none where queries and keys meet.
+        matrices: what reads the units; none where queries and keys meet, or where only sums read.
         branch: the residual branch that vanishes when no unit is left; None where one unit must stay.
     """
 
@@ -76,7 +77,7 @@ def find_sites(
         if group.kind not in wanted or (include and not _matches(names, include)) or _matches(names, exclude):
             continue
         read = matrices(graph, structure, group)
-        fused = read is None and not meet(graph, structure, group)
+        fused = read is None and not (meet(graph, structure, group) or summed(graph, group))
         if (fused or (ranks and group.kind == "head_dims")) and not rotatable(graph, structure, group):
             continue
         branch = structure.branch(group.branch) if group.branch else None
@@ -101,6 +102,12 @@ def meet(graph: ir.Graph, structure: Structure, group: Group) -> bool:
             if not around.issuperset(group.context):
                 return False
     return True
+
+
+def summed(graph: ir.Graph, group: Group) -> bool:
+    """Whether sums alone read the units: no weight tells what one is worth, and what it adds does."""
+    nodes = {n.name: n for n in graph}
+    return all(nodes[reader.node].op_type in SUMS for reader in group.readers)
 
 
 def _matches(names: Iterable[str], globs: Sequence[str]) -> bool:

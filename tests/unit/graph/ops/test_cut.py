@@ -165,6 +165,7 @@ def layout() -> Iterator[Case]:
     yield Case("Gather", [normal(2, 6), integers(4)], {"axis": 1}, fixed=one, free=(2, 4), label="one kept")
     halves = {"axis": 1}
     yield Case("Gather", [normal(2, 8), integers(5, 6, 7, 0, 1, 2)], halves, fixed=one, free=(2, 2, 3, 3), label="runs")
+    yield Case("Gather", [normal(2, 4), integers(0, 1, 2, 3)], halves, fixed=one, free=(2, 4), label="all of a table")
     columns = integers(0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11)
     yield Case("Gather", [normal(2, 12), columns], halves, fixed=one, free=(2, 3, 4), label="columns")
     yield Case("Gather", [normal(2, 6), integers(3, -3, 0)], halves, fixed=one, free=(2, 3), label="twice")
