@@ -268,6 +268,7 @@ def load(path: str | os.PathLike[str]) -> Model:
         prepare.normalise(model)
         shared_biases.index_sides(model)
         caches.index_caches(model)
+        prepare.unique_names(model)  # a file that was pruned has nodes of the names that these were given
     return Model(model, file, digest, said, seen=seen)
 
 

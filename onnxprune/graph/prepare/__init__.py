@@ -48,7 +48,7 @@ def normalise(model: ir.Model) -> ir.Model:
     ):
         step(model)
     drop_identities(model)
-    _unique_names(model)
+    unique_names(model)
     _drop_stated_names(model)
     name_unknown(model)
     flow.stack_lists(model)
@@ -75,7 +75,7 @@ def normalise(model: ir.Model) -> ir.Model:
     infer(model)
     refuse_large(model)
     split_shared_vectors(model)
-    _unique_names(model)
+    unique_names(model)
     return stamp(model)
 
 
@@ -270,7 +270,7 @@ def forgotten(model: ir.Model) -> Iterator[None]:
             value.shape = shape
 
 
-def _unique_names(model: ir.Model) -> None:
+def unique_names(model: ir.Model) -> None:
     """Name what has no name, and rename nodes that share one; values of the graph's interface keep theirs.
 
     An output that nothing reads and that has no name is absent (a recurrence's states of every step), and stays so.

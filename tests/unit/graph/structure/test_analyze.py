@@ -201,6 +201,20 @@ def test_a_side_tensor_does_not_tie_the_heads_of_all_layers(zoo: Build, family: 
     assert not added & {n.name for n in whole}, "what was made for each reader stays in the graph"
 
 
+def test_a_pruned_file_is_read_like_any_other(zoo: Build, tmp_path: Path) -> None:
+    """Its indices into one position bias are there already, under the names that new ones would get."""
+    model = zoo("t5-encoder", "torchscript", "eager")
+    subject, feeds = Subject.load(model.path), model.feeds
+    heads = [g.id for g in subject.structure.groups if g.kind == "heads"]
+    plan = Plan(subject.structure.digest, {heads[0]: (0, 2), heads[1]: (0, 2)})
+    again = Subject.load(models.save(subject.rewritten(plan), tmp_path / "cut.onnx")[0])
+    names = [v.name for n in again.model.graph for v in n.outputs]
+    assert len(set(names)) == len(names)
+    assert distance(again.dense(feeds), subject.written(plan, feeds)) < 1e-5
+    second = Plan(again.structure.digest, {g.id: (1,) for g in again.structure.groups if g.kind == "heads"})
+    assert distance(again.written(second, feeds), again.gated(second, feeds)) < 1e-4
+
+
 def test_matrices_inside_control_flow_that_stays_closed_are_named_with_why(tmp_path: Path) -> None:
     """Sequences are not followed."""
     text = """<ir_version: 8, opset_import: ["" : 15]>
