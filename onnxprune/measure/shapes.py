@@ -88,7 +88,7 @@ class DenseShapes:
                     raise
         return found
 
-    @cached_property
+    @property
     def _seen(self) -> Mapping[str, tuple[int, ...]]:
         """Shapes that inference does not name, around the nodes that cost: seen in a run on made-up inputs.
 
@@ -96,6 +96,20 @@ class DenseShapes:
             UsageError: an input has a dimension that the bindings do not name.
             UnsupportedError: the graph does not run on made-up inputs.
         """
+        found = self._run_once
+        if isinstance(found, OnnxPruneError):
+            raise found.with_traceback(None)
+        return found
+
+    @cached_property
+    def _run_once(self) -> Mapping[str, tuple[int, ...]] | OnnxPruneError:
+        """What the run showed, or why there is none: every value asks, and a run takes as long each time it fails."""
+        try:
+            return self._shown()
+        except OnnxPruneError as error:
+            return error
+
+    def _shown(self) -> Mapping[str, tuple[int, ...]]:
         counted = [n for n in self.model.graph if (found := ops.lookup(n)) is not None and found.macs is not None]
         around = {v.name: v for n in counted for v in (*n.inputs, *n.outputs) if v is not None and v.name}
         wanted = [name for name, value in around.items() if None in self._known(value)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,12 +13,13 @@ from graphs import written
 from plans import Subject, choose, random_plan
 from zoo import ZooModel
 
-from onnxprune.errors import UsageError
+from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.graph.model import save
 from onnxprune.graph.plan import Plan, Tile
 from onnxprune.graph.structure.linear_layers import find_linears
 from onnxprune.measure.batch_sizes import LEVEL_ROWS, LEVEL_TOKENS, MAP_ROWS, tokens_to_measure
 from onnxprune.measure.cost import Costs, default_bindings
+from onnxprune.measure.shapes import DenseShapes
 from onnxprune.pipeline.verbs import prune
 
 Build = Callable[..., ZooModel]
@@ -166,3 +168,37 @@ def test_what_is_kept_is_a_share_of_the_file(tmp_path: Path) -> None:
     dense, kept = (sum(int(np.prod(t.dims)) for t in onnx.load(f).graph.initializer) for f in (file, small))
     assert kept <= 0.9 * dense
     assert (result.report.params.dense, result.report.params.pruned) == (dense, kept)
+
+
+def test_a_graph_that_does_not_run_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes that depend on data are seen in a run; exports may fix a batch of two in numbers that no input shows."""
+    text = """<ir_version: 9, opset_import: ["" : 17]>
+found (float[batch, 4] x, float[4, 8] up, float[8, 4] down) => (float[k, 4] y) {
+    second = Constant<value_ints = [1]>()
+    row = Gather(x, second)
+    positive = Greater(row, x)
+    where = NonZero(positive)
+    one = Constant<value_ints = [1]>()
+    places, rest = Split<axis = 0>(where)
+    flat = Squeeze(places, zero)
+    picked = Gather(x, flat)
+    h = MatMul(picked, up)
+    a = Relu(h)
+    y = MatMul(a, down)
+}"""
+    text = text.replace("flat = Squeeze", "zero = Constant<value_ints = [0]>()\n    flat = Squeeze")
+    subject = Subject.load(written(tmp_path, text, {"up": (4, 8), "down": (8, 4)}))
+    runs: list[int] = []
+    real = DenseShapes._runs
+
+    def counted(self: DenseShapes, *asked: Any) -> Any:
+        runs.append(1)
+        return real(self, *asked)
+
+    monkeypatch.setattr(DenseShapes, "_runs", counted)
+    costs = Costs(subject.model, subject.structure, {"batch": 1})
+    for _ in range(3):
+        with pytest.raises(OnnxPruneError):
+            costs.macs()
+    assert len(runs) == 1
+    assert Costs(subject.model, subject.structure, {"batch": 5}).macs() >= 0
