@@ -26,6 +26,9 @@ INSIDE = f".folder{SUFFIX}"
 _LOCK = "lock"
 _OURS = {_LOCK, "new", "old", "current", "current.next", "link", "links", "journal.json", "journal.json.part"}
 """What such a folder may hold."""
+_LINKS = {"current", "current.next", "link"}
+"""What of it is a link."""
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
 
 _HELD_FILES_GO = os.name == "posix"
@@ -97,7 +100,7 @@ def acquire(folder: Path, names: Sequence[str]) -> Lock:
             if not is_ours(folder):
                 raise UsageError(f"{folder}: is in the way of what is written here; move it elsewhere") from None
         try:
-            descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o644)
         except FileNotFoundError:  # the run that held it has just removed it
             continue
         except OSError:
@@ -128,7 +131,7 @@ def left_behind(base: Path, name: str = "*") -> Iterator[Lock]:
     for folder in sorted(base.glob(f".*{SUFFIX}")):
         if name in ("*", _about(folder)) and is_ours(folder):
             try:
-                descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT)
+                descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | _NO_LINK)
             except OSError:
                 continue
             if locked(descriptor) and is_at(descriptor, folder / _LOCK):
@@ -147,7 +150,7 @@ def refuse_shared(base: Path, own: Path, names: Sequence[str]) -> None:
         if folder == own or not is_ours(folder):
             continue
         try:
-            descriptor = os.open(folder / _LOCK, os.O_RDONLY)
+            descriptor = os.open(folder / _LOCK, os.O_RDONLY | _NO_LINK)
         except OSError:
             continue
         holder = _holder(descriptor)
@@ -157,8 +160,14 @@ def refuse_shared(base: Path, own: Path, names: Sequence[str]) -> None:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether a folder is one of these, or what is left of one."""
-    return folder.is_dir() and not folder.is_symlink() and {entry.name for entry in folder.iterdir()} <= _OURS
+    """Whether a folder is one of these, or what is left of one.
+
+    It may have come with a model that others made: one in which links lead elsewhere is none of ours.
+    """
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    entries = list(folder.iterdir())
+    return all(entry.name in _OURS and (entry.name in _LINKS or not entry.is_symlink()) for entry in entries)
 
 
 def _told(folder: Path, holder: dict[str, Any]) -> str:

@@ -53,12 +53,15 @@ def swap(folder: Path, names: Iterable[str]) -> None:
     """Give the files of `folder/new` their names beside `folder`, and take away those of `names` that are not there.
 
     Raises:
+        UsageError: a link on the way to a name leads elsewhere; nothing is begun.
         OSError: the old set stands as it was, or, without links, the next run finishes what was begun.
     """
     base, new = folder.parent, folder / "new"
     made = {f.relative_to(new).as_posix() for f in new.rglob("*") if not f.is_dir()}
     changes = [Change.of(base, name, name in made) for name in sorted(made | set(names))]
     changes = [c for c in changes if c.new or c.old is not None]
+    for change in changes:
+        _refuse_links(base, change.name)
     sync_tree(new)
     if len(changes) == 1 and changes[0].new:
         (only,) = changes
@@ -79,24 +82,36 @@ def recover(folder: Path) -> bool | None:
     """Bring what a run began to an end: the new set if it counted already, else the old one.
 
     Returns:
-        Whether the new set stands; None where nothing was begun.
+        Whether the new set stands; None where nothing was begun, or the journal is none that `swap` wrote.
     """
     try:
         told = json.loads((folder / "journal.json").read_text(encoding="utf-8"))
         changes = [_change(c) for c in told["changes"]]
-        linked = bool(told["linked"])
+        linked, folders = bool(told["linked"]), [str(name) for name in told["folders"]]
     except (OSError, ValueError, LookupError, TypeError):
+        return None
+    if not all(_stays(folder, name) for name in (*(c.name for c in changes), *folders)):
         return None
     if not linked:
         _redo(folder, changes)
     elif _counts(folder):
         _finish(folder, changes)
     else:
-        _undo(folder, changes, told["folders"])
+        _undo(folder, changes, folders)
         sync(folder.parent)
         return False
     sync(folder.parent)
     return True
+
+
+def _stays(folder: Path, name: str) -> bool:
+    """Whether a name of a journal, which may have come with a model that others made, is one below the set's folder,
+    and what it stands for one below `new` and `old`."""
+    path = Path(name)
+    if not path.parts or path.is_absolute() or path.drive or ".." in path.parts:
+        return False
+    within = [place / above for place in (folder.parent, folder / "new", folder / "old") for above in path.parents]
+    return not any(place.is_symlink() for place in within if place != folder.parent)
 
 
 def sync(path: Path) -> None:
@@ -245,15 +260,25 @@ def _is_ours(folder: Path, name: str) -> bool:
     return place.is_symlink() and os.fspath(place.readlink()) == _text(folder, name)
 
 
-def _folder_for(base: Path, name: str) -> None:
-    """Make the folder that a name is in.
+def _refuse_links(base: Path, name: str) -> None:
+    """Refuse a name on the way to which a link would lead out of the set's folder.
 
     Raises:
-        UsageError: a link on the way would lead out of the set's folder.
+        UsageError: names the link.
     """
     for parent in reversed(Path(name).parents[:-1]):
         if (base / parent).is_symlink():
             raise UsageError(f"{base / parent}: is a link, which would lead what is written elsewhere; remove it")
+
+
+def _folder_for(base: Path, name: str) -> None:
+    """Make the folder that a name is in.
+
+    Raises:
+        UsageError: see `_refuse_links`.
+    """
+    _refuse_links(base, name)
+    for parent in reversed(Path(name).parents[:-1]):
         (base / parent).mkdir(exist_ok=True)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import signal
 import sys
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unit.graph.outputs.test_output_set import fill, held, put
+from unit.graph.outputs.test_output_set import fill, held, put, write
 
+from onnxprune.errors import UsageError
 from onnxprune.graph import outputs
-from onnxprune.graph.outputs import interrupts, lock, single_file, swap
+from onnxprune.graph.outputs import interrupts, lock, output_set, single_file, swap
 
 EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
 
@@ -282,6 +284,54 @@ def test_nothing_begun_is_nothing_to_recover(tmp_path: Path) -> None:
     assert swap.recover(tmp_path) is None
     put(tmp_path, **{"journal.json": "{"})
     assert swap.recover(tmp_path) is None
+
+
+def planted(model: Path, name: str, **told: object) -> Path:
+    """A hidden folder that came with a model that others made, with a journal in it."""
+    folder = model / f".{name}{lock.SUFFIX}"
+    folder.mkdir(parents=True)
+    (folder / "journal.json").write_text(json.dumps({"format": 1, "linked": False, "folders": [], **told}))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["../../payload", "absolute", "sub/../../../payload"])
+def test_a_journal_that_others_made_names_nothing_outside(tmp_path: Path, name: str) -> None:
+    model = tmp_path / "home" / "model"
+    name = str(tmp_path / "payload") if name == "absolute" else name
+    (planted(model, "x", changes=[{"name": name, "new": True, "old": None}]) / "new" / "sub").mkdir(parents=True)
+    (model / "sub").mkdir()
+    put(model, payload="evil")
+    output_set.tidy(model)
+    assert not (tmp_path / "payload").exists() and not (model / ".x.onnxprune").exists()
+
+
+@pytest.mark.parametrize("which", ["new", "new/sub", "old", "lock", "links"])
+def test_links_that_others_planted_lead_nowhere(tmp_path: Path, which: str) -> None:
+    home, model = tmp_path / "home", tmp_path / "model"
+    home.mkdir()
+    put(home, key="of the user")
+    name = "sub/key" if "sub" in which else "key"
+    folder = planted(model, "x", changes=[{"name": name, "new": True, "old": None}])
+    (folder / which).parent.mkdir(exist_ok=True)
+    (folder / which).symlink_to(home / "none" if which == "lock" else home, target_is_directory=which != "lock")
+    output_set.tidy(model)
+    assert held(home) == {"key": "of the user"} and not (model / name).exists()
+    assert write(model / "y", y="1") == [model / "y"]
+
+
+def test_a_link_on_the_way_to_a_name_is_refused_before_anything_is_begun(tmp_path: Path) -> None:
+    elsewhere, place = tmp_path / "elsewhere", tmp_path / "set"
+    elsewhere.mkdir()
+    place.mkdir()
+    put(place, a="old")
+    (place / "sub").symlink_to(elsewhere, target_is_directory=True)
+    hidden = place / ".x.onnxprune"
+    (hidden / "new" / "sub").mkdir(parents=True)
+    put(hidden / "new", a="new")
+    put(hidden / "new" / "sub", b="new")
+    with pytest.raises(UsageError, match="sub: is a link, which would lead"):
+        swap.swap(hidden, ["a"])
+    assert (place / "a").read_text() == "old" and not list(elsewhere.iterdir())
 
 
 @pytest.mark.parametrize("case", ["first set", "same names", "first folder", "folder"])
