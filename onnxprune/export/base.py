@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -213,3 +214,8 @@ def scheme_for(target: Target, shop: Workshop) -> str:
     if asked is None:
         return ""
     return scheme_of(asked, target.int8[0 if shop.read(shop.model.inputs) is not None else 1])
+
+
+def literal(text: str) -> str:
+    """A text as a string of the languages that guides are in: names of a graph may hold anything."""
+    return json.dumps(text, ensure_ascii=False)

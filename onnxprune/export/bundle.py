@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from onnxprune.errors import one_line
 from onnxprune.export.base import Artefact, Exported, Target, Workshop
 from onnxprune.graph.outputs import manifest
 
@@ -80,7 +81,7 @@ def _hang_together(graphs: Mapping[str, Mapping[str, Any]]) -> str:
     lines: dict[str, None] = {}
     for name, fed in graphs.items():
         for own, source in fed.items():
-            cells = (_LAYER.sub("*", own), source["graph"], _LAYER.sub("*", source["output"]))
+            cells = [_cell(c) for c in (_LAYER.sub("*", own), source["graph"], _LAYER.sub("*", source["output"]))]
             lines[f"| `{name}` | `{cells[0]}` | `{cells[2]}` of `{cells[1]}` |"] = None
     rows = "\n".join(lines)
     return f"""
@@ -91,6 +92,11 @@ on behind a cache is called a token at a time, and its own `present` is its next
 | --- | --- | --- |
 {rows}
 """
+
+
+def _cell(name: str) -> str:
+    """A name of a graph within a table."""
+    return one_line(name, 80).replace("`", "'").replace("|", "\\|")
 
 
 def write_manifest(exported: Exported) -> Path:

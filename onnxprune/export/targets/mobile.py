@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from onnxprune.export import ort_format, usability
-from onnxprune.export.base import Artefact, Workshop
+from onnxprune.export.base import Artefact, Workshop, literal
 from onnxprune.export.lower import finite_masks, lower, narrow_integers
 from onnxprune.graph import model as models
 from onnxprune.graph.model import InputSpec
@@ -84,7 +85,8 @@ def kotlin_feeds(inputs: Sequence[InputSpec]) -> str:
     lines = []
     for s in inputs:
         buffer, name = buffers.get(s.dtype.name, "ByteBuffer"), _camel(s.name)
-        lines.append(f'    "{s.name}" to OnnxTensor.createTensor(environment, {buffer}.wrap({name}), {name}Shape),')
+        key = literal(s.name).replace("$", "\\$")
+        lines.append(f"    {key} to OnnxTensor.createTensor(environment, {buffer}.wrap({name}), {name}Shape),")
     return "\n".join(["val feeds = mapOf(", *lines, ")"])
 
 
@@ -92,13 +94,14 @@ def swift_feeds(inputs: Sequence[InputSpec]) -> str:
     """The dictionary of tensors in Swift; the data are NSMutableData of the numbers."""
     types = {"int64": ".int64", "int32": ".int32", "float32": ".float"}
     lines = [
-        f'    "{s.name}": try ORTValue(tensorData: {_camel(s.name)}, elementType: {types.get(s.dtype.name, ".uInt8")}, '
-        f"shape: {_camel(s.name)}Shape),"
+        f"    {literal(s.name)}: try ORTValue(tensorData: {_camel(s.name)}, "
+        f"elementType: {types.get(s.dtype.name, '.uInt8')}, shape: {_camel(s.name)}Shape),"
         for s in inputs
     ]
     return "\n".join(["let feeds: [String: ORTValue] = [", *lines, "]"])
 
 
 def _camel(name: str) -> str:
-    first, *rest = name.replace(".", "_").split("_")
-    return first + "".join(part.capitalize() for part in rest)
+    first, *rest = re.sub(r"\W+", "_", name).strip("_").split("_")
+    made = first + "".join(part.capitalize() for part in rest)
+    return made if made.isidentifier() else f"input{made}"

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from importlib.resources import files
 
-from onnxprune.export.base import Artefact, Workshop, scheme_for
+from onnxprune.export.base import Artefact, Workshop, literal, scheme_for
 
 
 class Server:
@@ -32,7 +32,7 @@ class Server:
         return [Artefact(target.name, "CPU, OpenVINO, CUDA, TensorRT", scheme)]
 
     def guide(self, shop: Workshop, artefacts: Sequence[Artefact]) -> str:
-        inputs = ", ".join(f'"{s.name}": …' for s in shop.model.inputs)
+        inputs = ", ".join(f"{literal(s.name)}: …" for s in shop.model.inputs)
         return f"""## Load it
 
 ```python

@@ -24,9 +24,12 @@ from tokenizers import Tokenizer
 from onnxprune import data
 from onnxprune.errors import CheckError, DataError, UsageError
 from onnxprune.export import TARGETS, Exported, export, shipped_files, usability
+from onnxprune.export.base import literal
 from onnxprune.export.samples import array
+from onnxprune.export.targets import mobile
 from onnxprune.graph import model as models
 from onnxprune.graph import model_files, runtime
+from onnxprune.graph.model import InputSpec
 from onnxprune.measure import latency
 from onnxprune.measure.validation import validate
 
@@ -316,3 +319,15 @@ def test_the_sides_of_a_pair_keep_their_own_texts(letters_bert: Path, tmp_path: 
     tokenizer = Tokenizer.from_file(str(letters_bert / "tokenizer.json"))
     for sample, text in zip(samples, texts, strict=True):
         assert array(sample["feeds"]["input_ids"])[0].tolist() == tokenizer.encode(str(text)).ids
+
+
+def test_names_of_a_graph_are_no_code_of_the_guides() -> None:
+    """People copy what guides show into their programs."""
+    name = 'x"); evil()\n```\n${evil()} \\(evil())'
+    spec = InputSpec(name, np.dtype(np.float32), ("batch", 8))
+    for made in (mobile.kotlin_feeds([spec]), mobile.swift_feeds([spec]), literal(name)):
+        assert "\n```" not in made and '"x"' not in made and '\\"); evil()\\n' in made
+    kotlin = mobile.kotlin_feeds([spec])
+    assert "\\${evil()}" in kotlin and "FloatBuffer.wrap(xEvilEvilEvil)" in kotlin
+    assert "\\\\(evil())" in mobile.swift_feeds([spec])
+    assert "tensorData: input1," in mobile.swift_feeds([InputSpec("1", np.dtype(np.float32), ())])
