@@ -7,6 +7,7 @@ it was at, which run again elsewhere: joblib's processes are started anew here, 
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections import deque
@@ -15,7 +16,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from importlib import import_module
-from os import cpu_count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +27,8 @@ DEATHS = 3
 PATIENCE = 30
 """Seconds in which a cluster must answer."""
 
+_SAFE = "PYTHONSAFEPATH"
+"""Keeps the folder that a process is in out of where it looks for modules."""
 AHEAD = 2
 """Tasks that a cluster is handed at a time, for each that it runs at once."""
 
@@ -82,7 +84,7 @@ def opened(count: int | None, cluster: str | None = None, threads: int = 0) -> I
     if count is not None:
         if count < 1:
             raise UsageError(f"--workers {count}: give a number from 1 on")
-        made: _Local | _Dask | _Ray = _Local(count, threads or max((cpu_count() or 1) // count, 1))
+        made: _Local | _Dask | _Ray = _Local(count, threads or max((os.cpu_count() or 1) // count, 1))
     elif scheme == "dask" and address:
         made = _Dask(address)
     elif scheme == "ray" and address:
@@ -211,6 +213,10 @@ class _Local:
         self._scratch = outputs.Scratch()
         self._shared = 0
         self._over = False
+        # A process that is started with -m or -c looks for modules where it is first, and that may be the folder of a
+        # model that others made, with a numpy.py in it.
+        self._before = os.environ.get(_SAFE)
+        os.environ[_SAFE] = "1"
 
     def share(self, value: Any) -> _File:
         import joblib
@@ -253,6 +259,10 @@ class _Local:
 
         self._over = True
         get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=at_once)
+        if self._before is None:
+            os.environ.pop(_SAFE, None)
+        else:
+            os.environ[_SAFE] = self._before
         self._scratch.close()
 
 

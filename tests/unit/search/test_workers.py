@@ -191,3 +191,18 @@ def test_what_cannot_be_opened(count: int | None, cluster: str | None, says: str
 def test_nobody_is_asked_for() -> None:
     with opened(None) as workers:
         assert workers is None
+
+
+def test_the_folder_that_a_run_is_in_is_no_place_for_modules_of_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder with a model that others made may hold a numpy.py, which processes started with -m would find first."""
+    planted = tmp_path / "ran"
+    for name in ("numpy", "onnx", "signal"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(planted)!r}, 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    with local() as workers:
+        assert len({pid for _, pid in workers.run(worker_tasks.process, [1, 2, 3])}) >= 1
+    assert not planted.exists() and "PYTHONSAFEPATH" not in os.environ
