@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +22,7 @@ from onnxprune.pipeline import remote
 from onnxprune.pipeline.job import Job
 from onnxprune.pipeline.remote import Brief, Early, Known, Lacking, Task
 from onnxprune.pipeline.written import Product
+from onnxprune.probe import threads
 from onnxprune.search import by_table, plan_store
 from onnxprune.search import workers as engines
 from onnxprune.search.options import Options
@@ -41,6 +42,8 @@ def opened(
 ) -> Iterator[Callable[[Job], Fleet] | None]:
     """What makes a fleet of the workers that were asked for; they read the model while who asks does. None without any.
 
+    Until it is made their cores look at the rows for who asks.
+
     Args:
         file: the model's, or its folder.
         workers, cluster: of `search.workers.opened`.
@@ -50,12 +53,16 @@ def opened(
             yield None
             return
         wait = engines.begin(hands, remote.ready, Early.of(file, options))
+        with ExitStack() as waiting:
+            waiting.enter_context(threads.lent(hands.cores))
 
-        def of(job: Job) -> Fleet:
-            wait()
-            return Fleet(hands, job)
+            def of(job: Job) -> Fleet:
+                wait()
+                made = Fleet(hands, job)
+                waiting.close()
+                return made
 
-        yield of
+            yield of
 
 
 class Fleet:

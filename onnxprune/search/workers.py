@@ -41,9 +41,11 @@ class Workers(Protocol):
 
     Attributes:
         count: tasks that run at once.
+        cores: of this machine, on which they do; 0 where others have them.
     """
 
     count: int
+    cores: int
 
     def share(self, value: Any) -> Any:
         """A handle of what many tasks read; a worker is handed the value itself."""
@@ -209,7 +211,7 @@ class _Local:
     """Processes of this machine (joblib's loky), each with its share of the cores."""
 
     def __init__(self, count: int, threads: int) -> None:
-        self.count, self.threads = count, threads
+        self.count, self.threads, self.cores = count, threads, count * threads
         self._scratch = outputs.Scratch()
         self._shared = 0
         self._over = False
@@ -281,6 +283,8 @@ class _Held:
 class _Dask:
     """A Dask cluster: its scheduler runs the tasks of a dead worker again."""
 
+    cores = 0
+
     def __init__(self, address: str) -> None:
         self._dask = _engine("distributed", "dask")
         try:
@@ -343,6 +347,8 @@ class _Dask:
 
 class _Ray:
     """A Ray cluster: it runs the tasks of a dead worker again."""
+
+    cores = 0
 
     def __init__(self, address: str) -> None:
         self._ray = _engine("ray", "ray")

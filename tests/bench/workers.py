@@ -38,7 +38,7 @@ from onnxprune.search.options import Options
 class Timed:
     """Workers that are this process, and know what every task took."""
 
-    count = 1
+    count, cores = 1, 0
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}

@@ -18,7 +18,7 @@ from onnxprune.search import workers as engines
 class Owner:
     """A cluster of one worker, which is this process and has a phone."""
 
-    count = 1
+    count, cores = 1, 0
 
     def share(self, value: Any) -> Any:
         return value

@@ -65,7 +65,7 @@ def weights_of(model: ir.Model) -> dict[str, np.ndarray]:
 class Shuffled:
     """Workers that are this process, and do their tasks in an order of their own."""
 
-    count = 3
+    count, cores = 3, 0
 
     def __init__(self, seed: int) -> None:
         self.random = np.random.default_rng(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -62,6 +63,26 @@ def test_what_is_taken_is_taken_in_order_and_few_wait(two: None) -> None:
 
     threads.pipelined(ANY, 20, run, take)
     assert taken == list(range(20)) and torch.get_num_threads() == 2
+
+
+def test_cores_of_those_who_wait_run_batches_and_change_no_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    together = threading.Barrier(2, timeout=30)
+
+    def run(i: int) -> int:
+        together.wait()  # nobody gets past it alone
+        return torch.get_num_threads()
+
+    try:
+        with threads.lent(8):
+            assert threads.count(ANY) == 2
+            assert threads.each(ANY, 4, run) == [1] * 4
+            assert torch.get_num_threads() == 1
+        assert threads.count(ANY) == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_stated_limit_holds_there_too(two: None) -> None:

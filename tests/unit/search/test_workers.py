@@ -119,7 +119,7 @@ def test_workers_are_called_while_others_go_on() -> None:
     go = threading.Event()
 
     class Slow:
-        count = 2
+        count, cores = 2, 0
 
         def share(self, value: object) -> object:
             return value
