@@ -72,6 +72,11 @@ def _wrong_shape(array: Array, spec: Spec, where: str, graph: Graph) -> DataErro
         axis = graph.row_axis(spec.name)
         where_1 = "a leading 1" if axis == 0 else f"a 1 on axis {axis}"
         expected = f"{shape_text(_one(spec, graph))} (one example of {expected}), or the same with {where_1}"
+    elif not spec.shape:
+        expected += (
+            ", a single number; should the graph state no shape for it at all, give it one, such as ['batch', 8] "
+            "(onnx.tools.update_model_dims)"
+        )
     return DataError(f"{where}: field {spec.name!r} has shape {shape_text(array.shape)}; expected is {expected}")
 
 

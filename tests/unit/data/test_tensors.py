@@ -293,3 +293,8 @@ def test_names_that_mean_something_are_kept_apart() -> None:
     inputs = [InputSpec("attention_mask", I64, ("batch", "sequence")), InputSpec("other_ids", I64, ("batch", "words"))]
     feeds = read([{"attention_mask": [[1, 1, 0]], "other_ids": [[7, 8, 9]]}], inputs).examples[0].feeds
     assert (feeds["attention_mask"].shape, feeds["other_ids"].shape) == ((1, 2), (1, 3))
+
+
+def test_an_input_of_which_the_graph_states_no_shape_is_told() -> None:
+    said = refused([{"x": [1.0, 2.0]}], InputSpec("x", F32, ()))
+    assert "has shape [2]; expected is [], a single number; should the graph state no shape for it at all" in said
