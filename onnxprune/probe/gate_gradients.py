@@ -34,8 +34,8 @@ def sensitivities(
         probes: random directions per row.
 
     Returns:
-        reader node -> per batch, [tokens], mean 1 over all tokens; only of matrices whose rows are told by what they
-        write, and that the outputs depend on in a way that can be differentiated.
+        reader node -> per batch, [tokens], mean 1 over all tokens, 1 where a gradient is not finite; only of matrices
+        whose rows are told by what they write, and that the outputs depend on in a way that can be differentiated.
     """
     import torch
 
@@ -75,9 +75,14 @@ def sensitivities(
     parts_of = [first, *threads.each(rows.interpreter, len(rows.batches) - 1, lambda i: of(i + 1), AT_ONCE)]
     by_node = {m.reader.node: [t[m.reader.node] for t in parts_of if t and m.reader.node in t] for m in matrices}
     found = {node: parts for node, parts in by_node.items() if parts}
-    for node, parts in found.items():
-        mean = torch.cat(parts).mean().clamp_min(1e-30)
-        found[node] = [part / mean for part in parts]
+    for node, parts in list(found.items()):
+        every = torch.cat(parts)
+        finite = every[every.isfinite()]
+        if not len(finite):  # the slope of a root at zero, say: nothing can be told of any token
+            del found[node]
+            continue
+        mean = finite.mean().clamp_min(1e-30)
+        found[node] = [torch.where(part.isfinite(), part / mean, 1.0) for part in parts]
     return found
 
 

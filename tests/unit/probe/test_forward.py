@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from graphs import written
 from plans import Subject
 from zoo import ZooModel
 
+import onnxprune
 from onnxprune import data
 from onnxprune.data import read
 from onnxprune.graph.structure.reading_matrices import matrices
@@ -61,3 +63,37 @@ def test_what_leads_to_outputs_that_do_not_count_weighs_nothing(tmp_path: Path) 
     assert found is not None
     weights = sensitivities(rows, found, subject.gates.usages)
     assert list(weights) == [m.reader.node for m in found if m.output == "y"]
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_tokens_whose_gradient_is_not_finite_count_as_any_other(tmp_path: Path, every: bool) -> None:
+    """A root of zero has no slope: that of a row of zeros, or of a unit that is zero in every row."""
+    text = """
+    <ir_version: 9, opset_import: ["" : 17]>
+    rooted (float[N, 4] x, float[4, 16] up, float[16, 8] mid, float[8, 3] down) => (float[N, 3] y) {
+        h = MatMul(x, up)
+        a = Relu(h)
+        m = MatMul(a, mid)
+        q = Mul(m, m)
+        s = Sqrt(q)
+        y = MatMul(s, down)
+    }
+    """
+    path = written(tmp_path, text, {"up": (4, 16), "mid": (16, 8), "down": (8, 3)})
+    if every:
+        proto = onnx.load(path)
+        weight = next(w for w in proto.graph.initializer if w.name == "mid")
+        array = onnx.numpy_helper.to_array(weight).copy()
+        array[:, 3] = 0
+        weight.CopyFrom(onnx.numpy_helper.from_array(array, "mid"))
+        onnx.save(proto, path)
+    subject = Subject.load(path)
+    rng = np.random.default_rng(0)
+    examples = [{"x": rng.standard_normal(4).astype(np.float32) * (every or i % 8 > 0)} for i in range(24)]
+    rows = Rows(subject.interpreter, read(examples, subject.model.inputs))
+    found = [m for s in find_sites(subject.model.graph, subject.structure) for m in s.matrices]
+    weights = sensitivities(rows, found, subject.gates.usages)
+    assert all(bool(part.isfinite().all()) for parts in weights.values() for part in parts)
+    assert weights.keys() == {m.reader.node for m in found if m.output == "y" or not every}
+    result = onnxprune.prune(path, flops=0.7, calibration=examples, round_to=1, measure_latency=False)
+    assert result.report.flops.ratio <= 0.7
