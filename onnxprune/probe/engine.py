@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from onnxprune.graph.ops.quantize import rounded_dynamically
 from onnxprune.graph.quantised_operators import noted
 from onnxprune.graph.single_nodes import Foreign
 from onnxprune.graph.stored import Held, Stored
+from onnxprune.probe.chains import Chain, chains
 
 EXTRA = "pip install 'onnxprune[torch]'"
 """What brings torch."""
@@ -82,6 +83,9 @@ class Engine(Protocol):
     def call(self, node: ir.Node, opsets: Mapping[str, int]) -> Callable[..., Any]:
         """What computes a node from its operands: one array, or a tuple with states in front (`ops.states_of`)."""
 
+    def chains(self, graph: ir.Graph) -> Iterable[Chain]:
+        """The chains of nodes that are one call."""
+
     def forward(self) -> AbstractContextManager[Any]:
         """A context in which nothing is kept for gradients."""
 
@@ -126,6 +130,9 @@ class Torch:
         import torch
 
         return _of_rounded(node, self._call(node, opsets), torch)
+
+    def chains(self, graph: ir.Graph) -> Iterable[Chain]:
+        return chains(graph)
 
     def _call(self, node: ir.Node, opsets: Mapping[str, int]) -> Callable[..., Any]:
         import torch
@@ -181,6 +188,9 @@ class NodeByNode:
         if operator is None or not operator.states:
             return _of_rounded(node, run)
         return lambda *xs: (None, *run(*xs))
+
+    def chains(self, graph: ir.Graph) -> Iterable[Chain]:
+        return ()
 
     def forward(self) -> AbstractContextManager[Any]:
         return nullcontext()

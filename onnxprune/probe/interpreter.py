@@ -58,7 +58,12 @@ class Interpreter:
         self._replaced: dict[str, Any] = {}
         self._samples: dict[str, Any] = {}
         self.flow = Flow(graph)
-        self.schedule = Schedule(graph, self.flow, lambda node: self.engine.call(node, graph.opset_imports))
+        self.schedule = Schedule(
+            graph,
+            self.flow,
+            lambda node: self.engine.call(node, graph.opset_imports),
+            lambda: self.engine.chains(graph),
+        )
         self.turns: dict[str, int] = {}
         self._regardless = False
 
@@ -115,7 +120,9 @@ class Interpreter:
         for step, initializers in self.schedule.between(bound, wanted):
             constants = {name: override[name] if name in override else self.weight(name) for name in initializers}
             for values, hooks, answered in zip(known, hooked, answers, strict=True):
-                self._take(step, values, constants, hooks, answered)
+                apart = step.parts and not all(keys.isdisjoint(step.within) for keys in (hooks.keys(), override.keys()))
+                for part in step.parts if apart else (step,):
+                    self._take(part, values, constants, hooks, answered)
         found = []
         for values, hooks in zip(known, hooked, strict=True):
             own = {n: self._found(n, values, override) for n in wanted}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 import onnx_ir as ir
@@ -11,6 +12,7 @@ from onnxprune.errors import UnsupportedError, reading
 from onnxprune.graph import ops
 from onnxprune.graph.flow import CHOICE, LEAVE, Flow, condition, is_flow
 from onnxprune.graph.nested import reads
+from onnxprune.probe.chains import Chain
 
 
 class Step(NamedTuple):
@@ -23,6 +25,8 @@ class Step(NamedTuple):
         sides: conditions, and how they come out where the node is done at all.
         inside: of a loop's Leave, what is done each turn.
         kept: of a loop, what is wanted of its last turn.
+        parts: of a chain of nodes that is one call, its nodes (chains.py).
+        within: of such a chain, where hooks want its nodes one by one, and the initializers whose numbers it rests on.
     """
 
     node: ir.Node
@@ -35,6 +39,8 @@ class Step(NamedTuple):
     sides: tuple[tuple[str, bool], ...] = ()
     inside: tuple[Step, ...] = ()
     kept: tuple[str, ...] = ()
+    parts: tuple[Step, ...] = ()
+    within: frozenset[tuple[str, int] | str] = frozenset()
 
 
 _Names: TypeAlias = tuple[
@@ -49,11 +55,18 @@ class Schedule:
     Args:
         flow: of the graph.
         computes: node -> what computes it.
+        chained: gives the chains of nodes that are done in one call, where they can be; asked when first they matter.
     """
 
-    def __init__(self, graph: ir.Graph, flow: Flow, computes: Callable[[ir.Node], Callable[..., Any]]) -> None:
+    def __init__(
+        self,
+        graph: ir.Graph,
+        flow: Flow,
+        computes: Callable[[ir.Node], Callable[..., Any]],
+        chained: Callable[[], Iterable[Chain]] = tuple,
+    ) -> None:
         self.graph, self.flow = graph, flow
-        self._computes = computes
+        self._computes, self._chained = computes, chained
         self._between: dict[tuple[frozenset[str], tuple[str, ...]], list[tuple[Step, tuple[str, ...]]]] = {}
         self._live: dict[tuple[str, tuple[str, ...]], list[str]] = {}
         self._reads: dict[ir.Node, tuple[ir.Value, ...]] = {}
@@ -61,6 +74,10 @@ class Schedule:
         self._named: dict[ir.Node, _Names] = {}
         self._producers = {v.name: n for n in graph for v in n.outputs if v.name}
         self._producers |= {ops.states_of(n): n for n in graph if _has_states(n)}
+
+    @cached_property
+    def _chains(self) -> list[Chain]:
+        return [chain for chain in self._chained() if all(self.once(node) for node in chain.nodes)]
 
     def needed(self, feeds: Iterable[str], outputs: Iterable[str]) -> list[ir.Node]:
         """The nodes between bound values and wanted ones, in order."""
@@ -105,14 +122,14 @@ class Schedule:
         if key not in self._between:
             steps = self._steps(self.needed(feeds, wanted), wanted, 0)
             held = self.graph.initializers.keys() - feeds
-            read = ([*step.inputs, *(name for name, _ in step.sides)] for step in steps)
+            read = ([*_read(step), *(name for name, _ in step.sides)] for step in steps)
             known = (tuple(dict.fromkeys(n for n in names if n is not None and n in held)) for names in read)
             self._between[key] = list(zip(steps, known, strict=True))
         return self._between[key]
 
     def _steps(self, nodes: Iterable[ir.Node], wanted: Sequence[str], depth: int) -> list[Step]:
         """Nodes as steps, those of a loop within `depth` others as one."""
-        units = self.flow.units(nodes, depth)
+        units, chains = self._gathered(self.flow.units(nodes, depth), wanted if not depth else None)
         last: dict[str, int] = {}
         for i, (unit, inside) in enumerate(units):
             for node in (unit, *inside):
@@ -135,7 +152,34 @@ class Schedule:
             if is_flow(unit) and unit.op_type not in (CHOICE, LEAVE):
                 continue  # an Enter is its Leave's
             steps.append(self._step(unit, done.get(i, []), inside, wanted, depth))
+            chain = chains.get(unit)
+            if chain is not None:
+                count = len(chain.nodes)
+                steps[-count:] = [_in_one(chain, tuple(steps[-count:]))]
         return steps
+
+    def _gathered(
+        self, units: list[tuple[ir.Node, list[ir.Node]]], wanted: Sequence[str] | None
+    ) -> tuple[list[tuple[ir.Node, list[ir.Node]]], dict[ir.Node, Chain]]:
+        """Units with the nodes of each chain one after another, and the chains that are whole, by their last nodes.
+
+        Nobody else reads what is inside of a chain, so that its nodes can wait for the last of them.
+        """
+        there = {unit for unit, _ in units} if wanted is not None else set()
+        asked = wanted or ()
+        whole = {
+            chain.nodes[-1]: chain
+            for chain in self._chains
+            if there.issuperset(chain.nodes) and not any(n.outputs[0].name in asked for n in chain.nodes[:-1])
+        }
+        waiting = {node for chain in whole.values() for node in chain.nodes[:-1]}
+        found: list[tuple[ir.Node, list[ir.Node]]] = []
+        for unit, inside in units:
+            if unit in whole:
+                found += [(node, []) for node in whole[unit].nodes]
+            elif unit not in waiting:
+                found.append((unit, inside))
+        return found, whole
 
     def _ends(self, node: ir.Node, depth: int) -> Iterable[ir.Value]:
         """What the loop that a node is done in, within `depth` others, ends a turn with."""
@@ -177,6 +221,29 @@ class Schedule:
             sides = tuple((condition(choice).name or "", side) for choice, side in self.flow.sides.get(node, ()))
             self._named[node] = inputs, outputs, sides, tuple((node.name or "", i) for i in range(len(inputs)))
         return self._named[node]
+
+
+def _read(step: Step) -> list[str | None]:
+    """What a step reads, done in one call or not."""
+    return [*step.inputs, *(name for part in step.parts for name in part.inputs)]
+
+
+def _in_one(chain: Chain, parts: tuple[Step, ...]) -> Step:
+    """The step of a whole chain. Hooks at its first operand act as ever: that is what a product reads."""
+    usages = tuple((node.name or "", i) for node, i in chain.operands)
+    first = usages[:1] if len(usages) > 1 else ()
+    within = {usage for part in parts for usage in part.usages}.difference(first)
+    inputs = tuple(value.name if (value := node.inputs[i]) is not None else None for node, i in chain.operands)
+    done = tuple(name for part in parts for name in part.done)
+    last = parts[-1]
+    return last._replace(
+        call=chain.call,
+        inputs=inputs,
+        usages=usages,
+        done=done,
+        parts=parts,
+        within=frozenset({*within, *chain.numbers}),
+    )
 
 
 def _none() -> None:

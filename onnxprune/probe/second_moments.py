@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune.graph import products
 from onnxprune.graph.put_away import Store
 
 CHUNK = 4096
@@ -27,6 +28,8 @@ ENOUGH_TO_MULTIPLY = 512
 """Tokens of such widths that wait to be multiplied: fewer would take longer each."""
 WAITING = 2**24
 """The most bytes that wait to be multiplied: a scoring sums dozens of these at once."""
+ADDED = 32
+"""Tokens whose values are added up in single precision, before that is added to the rest in double."""
 ENOUGH = 2**16
 """Positions of pictures and signals, over all rows, that are summed over: neighbours are alike, and there are thousands
 in a row."""
@@ -140,20 +143,18 @@ class Gram:
         (x,) = values
         wx = _scaled(weight, x)
         matrix, total = self._sums or (x.new_zeros(x.shape[1], x.shape[1]), x.new_zeros(1, dtype=torch.float64))
-        return [_added(wx, x, matrix), total + wx.sum(0, dtype=torch.float64)]
+        return [_added(wx, x, matrix), total + _summed(wx)]
 
     def _in_place(self, values: Sequence[Any]) -> bool:
         """Whether products are added to the sums as they are made."""
         return bool(values[0].shape[-1] >= SINGLE)
 
     def _multiplied(self, weight: Any, values: Sequence[Any]) -> tuple[Any, ...]:
-        return self._products(list(values), [_scaled(weight, v) for v in values])
+        return self._products(weight, list(values), [_scaled(weight, v) for v in values])
 
-    def _products(self, values: list[Any], scaled: list[Any]) -> tuple[Any, ...]:
-        import torch
-
+    def _products(self, weight: Any, values: list[Any], scaled: list[Any]) -> tuple[Any, ...]:
         (x,), (wx,) = values, scaled
-        return _square(wx, x), wx.sum(0, dtype=torch.float64)
+        return _square(wx, x), _summed(wx)
 
     def sums(self) -> list[np.ndarray]:
         """What has been summed, in double precision but for wide matrices."""
@@ -250,7 +251,11 @@ class Gram:
 
 def _square(wx: Any, x: Any) -> Any:
     """wxᵀx [n, n] of x and its rows weighted, [t, n] both: what is below the diagonal is what is above it."""
-    return wx.T @ x if x.shape[1] < 2 * STRIP else _mirrored(_added(wx, x, x.new_zeros(x.shape[1], x.shape[1])))
+    return (
+        products.matmul(wx.T, x)
+        if x.shape[1] < 2 * STRIP
+        else _mirrored(_added(wx, x, x.new_zeros(x.shape[1], x.shape[1])))
+    )
 
 
 def _added(wx: Any, x: Any, into: Any) -> Any:
@@ -258,7 +263,7 @@ def _added(wx: Any, x: Any, into: Any) -> Any:
     width = x.shape[1]
     for start in range(0, width, STRIP):
         end = min(start + STRIP, width)
-        into[start:end, start:].addmm_(wx[:, start:end].T, x[:, start:])
+        products.add_product(into[start:end, start:], wx[:, start:end].T, x[:, start:])
     return into
 
 
@@ -269,6 +274,13 @@ def _mirrored(found: Any) -> Any:
         end = min(start + STRIP, width)
         found[end:, start:end] = found[start:end, end:].T
     return found
+
+
+def _summed(values: Any) -> Any:
+    """[n] in double precision, of values [tokens, n]: `ADDED` at a time in single, which takes a tenth of the time."""
+    whole = len(values) - len(values) % ADDED
+    found = values[whole:].sum(0).double()
+    return found + values[:whole].reshape(-1, ADDED, values.shape[1]).sum(1).double().sum(0) if whole else found
 
 
 def _scaled(weight: Any, values: Any) -> Any:
@@ -297,12 +309,15 @@ class Pairs(Gram):
         """x [tokens, n], y [tokens, m], weight [tokens] or None for ones, in every call or in none."""
         self._take(weight, x.float(), y.float())
 
-    def _products(self, values: list[Any], scaled: list[Any]) -> tuple[Any, ...]:
-        import torch
-
+    def _products(self, weight: Any, values: list[Any], scaled: list[Any]) -> tuple[Any, ...]:
         (x, y), (wx, wy) = values, scaled
-        squares = (wy.double() * y.double()).sum(0)  # exactly: little may be left of them about the mean
-        return *super()._products([x], [wx]), wx.T @ y, wy.sum(0, dtype=torch.float64), squares
+        total, count = _summed(wy), _counted(weight, (y,))
+        # About the mean of these tokens: little may be left of squares about it, which are many times larger.
+        middle = (total / max(count, 1e-30)).float()
+        apart = y - middle
+        centre = middle.double()
+        squares = _summed(_scaled(weight, apart * apart)) + 2.0 * centre * total - count * centre * centre
+        return *super()._products(weight, [x], [wx]), products.matmul(wx.T, y), total, squares
 
     def _in_place(self, values: Sequence[Any]) -> bool:
         return False

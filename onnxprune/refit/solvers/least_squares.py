@@ -269,11 +269,12 @@ def fit_each_held_out(
     equations = _Equations(train, rows, prior)
     trial = _Trial(equations, held_out, bias)
     chosen = [trial.chosen(np.arange(len(bias))[part], strengths) for part in parts]
+    del trial  # its factors go before others are made
     final = _Equations(train.merge(held_out), rows, equations.start) if both else equations
     found = []
     for part, (strength, change) in zip(parts, chosen, strict=True):
         if strength is None:
-            found.append((Fit(equations.start[:, part], trial.bias[part], None), 1.0))
+            found.append((Fit(equations.start[:, part], bias[part], None), 1.0))
         else:
             found.append((final.fit(strength, part), change))
     return found

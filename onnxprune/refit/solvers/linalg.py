@@ -18,6 +18,7 @@ import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
 from onnxprune.errors import DataError
+from onnxprune.graph import products
 
 Array = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -141,14 +142,15 @@ class Factored:
     """A symmetric positive definite matrix [n, n], in either precision, factored once for many right sides."""
 
     def __init__(self, matrix: npt.NDArray[Any]) -> None:
-        self.matrix, self.factor = matrix, _factor(matrix)
+        self.factor = _factor(matrix)
+        self.matrix = matrix if self.factor is None else None  # as large as the factor, and not needed beside it
 
     def solve(self, right: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """`matrix`⁻¹B for B [n, m], in the matrix's precision."""
         import torch
 
         b = torch.from_numpy(right)
-        if self.factor is None:
+        if self.matrix is not None:
             return np.asarray(torch.linalg.solve(torch.from_numpy(self.matrix), b).numpy())
         return np.asarray(torch.cholesky_solve(b, self.factor).numpy())
 
@@ -164,7 +166,7 @@ def product(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.NDArray[Any]
     """AB for large A [n, k] and B [k, m] of one precision."""
     import torch
 
-    return np.asarray((torch.from_numpy(left) @ torch.from_numpy(right)).numpy())
+    return np.asarray(products.matmul(torch.from_numpy(left), torch.from_numpy(right)).numpy())
 
 
 def single_product(left: npt.NDArray[np.floating], right: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
@@ -172,7 +174,7 @@ def single_product(left: npt.NDArray[np.floating], right: npt.NDArray[np.floatin
     import torch
 
     one, other = (torch.from_numpy(np.asarray(a, dtype=np.float32)) for a in (left, right))
-    return np.asarray((one @ other).numpy())
+    return np.asarray(products.matmul(one, other).numpy())
 
 
 def _factor(matrix: npt.NDArray[Any]) -> Any:
@@ -196,7 +198,7 @@ def subtract_product(matrix: npt.NDArray[Any], left: npt.NDArray[Any], right: np
     """`matrix` −= LᵀR in place, without a copy of it. matrix [n, m], left [k, n], right [k, m]."""
     import torch
 
-    torch.from_numpy(matrix).addmm_(torch.from_numpy(left).mT, torch.from_numpy(right), alpha=-1.0)
+    products.add_product(torch.from_numpy(matrix), torch.from_numpy(left).mT, torch.from_numpy(right), by=-1.0)
 
 
 def as_rows(kept: npt.ArrayLike, size: int) -> Ints:

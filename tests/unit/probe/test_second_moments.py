@@ -140,3 +140,22 @@ def test_what_is_turned_into_nothing_is_nothing(seed: int) -> None:
     np.testing.assert_allclose(found.matrix[:5, :5], (exact := rotation.first[:5] @ x.T) @ exact.T, rtol=0, atol=0.5)
     assert np.linalg.eigvalsh(found.matrix).min() > -1e-3 * size.max()
     assert np.linalg.eigvalsh(found.centred).min() > -1e-3 * size.max()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_what_is_left_about_a_large_mean_is_no_rounding(weighted: bool) -> None:
+    random = np.random.default_rng(0)
+    x, y = random.standard_normal((1000, 4)).astype(np.float32), 30 + 1e-3 * random.standard_normal((1000, 3))
+    w = random.uniform(0.1, 2.0, len(x)).astype(np.float32)
+    y = y.astype(np.float32)
+    pairs = Pairs()
+    for i in range(0, len(x), 90):
+        some = slice(i, i + 90)
+        pairs.add(torch.from_numpy(x[some]), torch.from_numpy(y[some]), torch.from_numpy(w[some]) if weighted else None)
+    used = w.astype(np.float64) if weighted else np.ones(len(x))
+    mean = used @ y / used.sum()
+    spread = used @ (y.astype(np.float64) - mean) ** 2
+    _, sx, _, sy, squares = pairs.sums()
+    np.testing.assert_allclose(squares - sy**2 / pairs.count, spread, rtol=1e-4)
+    np.testing.assert_allclose(sx, used @ x, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(sy, used @ y, rtol=1e-7)

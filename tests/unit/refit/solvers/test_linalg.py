@@ -43,6 +43,7 @@ def test_positive_definite_matrices(case: tuple[int, int, int]) -> None:
     np.testing.assert_allclose(inverse(h) @ h, np.eye(len(h)), atol=1e-9)
     np.testing.assert_array_equal(inverse(h), inverse(h).T)
     np.testing.assert_allclose(h @ Factored(h).solve(b), b, atol=1e-9)
+    assert Factored(h).matrix is None  # what is factored is not held beside its factor
     np.testing.assert_allclose(factor @ substitute(factor, b), b, atol=1e-9)
     np.testing.assert_allclose(factor.T @ substitute(factor, b, transposed=True), b, atol=1e-9)
     np.testing.assert_array_equal(h, before[0])
