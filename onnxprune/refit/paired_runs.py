@@ -72,13 +72,13 @@ class SideBySide:
                     y = linear.matrix.written(teacher[linear.matrix.output], real).float()
                     for name in [] if chosen else skip:
                         y = y + linear.matrix.written(teacher[name] - student[name], real).float()
-                    parts.append(y[:, some])
+                    parts.append(_chosen(y, some))
                 y = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
                 weight = None if weights is None else weights[i]
                 some = drawn(len(x), len(batch), len(self.rows.dataset)) if first.matrix.spatial else None
                 if some is not None:
                     x, y, weight = x[some], y[some], None if weight is None else weight[some]
-                pairs.add(x[:, inputs], y, weight)
+                pairs.add(_chosen(x, inputs), y, weight)
         if not pairs.count:
             return None
         few = pairs.few()
@@ -93,3 +93,12 @@ class SideBySide:
         closes = first.branch is not None or other.branch is not None
         same = first.source == other.source and first.matrix.reader.axis == other.matrix.reader.axis
         return same and not weighed and not closes and not (first.matrix.spatial or other.matrix.spatial)
+
+
+def _chosen(values: Any, places: Any) -> Any:
+    """Columns of some values [tokens, n], at ascending places: those that are all are not copied."""
+    import torch
+
+    if isinstance(places, slice) or len(places) == values.shape[1]:
+        return values if not isinstance(places, slice) else values[:, places]
+    return values.index_select(1, torch.as_tensor(places, device=values.device))

@@ -92,20 +92,24 @@ class _Asked:
 
     def __init__(self, problem: Problem, shared: Mapping[str, Sequence[Module]]) -> None:
         self.problem, self.shared, self.prices = problem, shared, problem.prices
+        # A search asks thousands of times: what each module keeps at each of its levels is written down once.
+        self._kept = {
+            m.id: (name, tuple(x.kept for x in m.levels)) for name, members in shared.items() for m in members
+        }
+        # A site of a branch that left before is gone with it, whoever may drop it now.
+        self._gone = {s.id: 0 if s.branch else s.group.size for s in problem.sites if s.id not in self._kept}
 
     def counts(self, allocation: Allocation) -> dict[str, int]:
         """Units of every site."""
-        there = {m.id: m.levels[allocation[name]].kept for name, members in self.shared.items() for m in members}
-        # A site of a branch that left before is gone with it, whoever may drop it now.
-        return {s.id: there.get(s.id, 0 if s.branch else s.group.size) for s in self.problem.sites}
+        there = {site: kept[allocation[name]] for site, (name, kept) in self._kept.items()}
+        return {s.id: there[s.id] if s.id in there else self._gone[s.id] for s in self.problem.sites}
 
     def total(self, allocation: Allocation) -> float:
         return self.prices.total(self.counts(allocation))
 
     def levels(self, module: str, allocation: Allocation) -> Array:
-        members = self.shared[module]
-        kept = [level.kept for level in members[0].levels]
-        return self.prices.levels([m.id for m in members], self.counts(allocation), kept)
+        members = [m.id for m in self.shared[module]]
+        return self.prices.levels(members, self.counts(allocation), self._kept[members[0]][1])
 
 
 def _modules(problem: Problem, stage: Stage, scores: Scores, near: Near) -> tuple[Module, ...]:

@@ -45,6 +45,7 @@ class Prices:
         self._totals: dict[tuple[int, ...], float] = {}
         self._clusters_at: dict[tuple[int, ...], float] = {}
         self._parts: dict[tuple[object, ...], Array] = {}
+        self._counted: dict[tuple[object, ...], float] = {}
         self._kept: dict[tuple[str, int], tuple[int, ...]] = {}
         self._neighbours: dict[tuple[str, ...], tuple[tuple[str, ...], tuple[str, ...]]] = {}
 
@@ -126,8 +127,12 @@ class Prices:
 
     def _part(self, members: Sequence[str], counts: Counts) -> float:
         """What is counted around some sites; no site of another cluster is seen there."""
-        near = members if self.kind == "latency" else self._clusters_of(members)
-        return self.costs.part(self.kind, [self.sites[m].group for m in members], self.plan(counts, near))
+        near = tuple(members) if self.kind == "latency" else self._clusters_of(members)
+        key = tuple(members), *(counts[name] for name in near)
+        if key not in self._counted:
+            groups = [self.sites[m].group for m in members]
+            self._counted[key] = self.costs.part(self.kind, groups, self.plan(counts, near))
+        return self._counted[key]
 
     @cached_property
     def _fixed(self) -> float:

@@ -74,7 +74,9 @@ class Matrix:
 
 
 def _real(flat: Any, real: Any) -> Any:
-    return flat[real.reshape(-1)] if real is not None and real.numel() == flat.shape[0] else flat
+    if real is None or real.numel() != flat.shape[0] or bool(real.all()):  # rows of one length have none: no copy
+        return flat
+    return flat[real.reshape(-1)]
 
 
 def matrices(graph: ir.Graph, structure: Structure, group: Group) -> list[Matrix] | None:

@@ -102,15 +102,14 @@ def _on_the_way(
 def _descended(modules: Sequence[Module], prices: Prices, start: Mapping[str, int], price: float) -> dict[str, int]:
     """Where no change of one module lowers damage + price · cost; of equal ones the wider."""
     state = dict(start)
+    damages = [np.array([level.damage for level in m.levels]) for m in modules]
+    widths = [np.array([level.kept for level in m.levels], dtype=np.float64) for m in modules]
     for _ in range(SWEEPS):
         before = dict(state)
-        for module in modules:
+        for module, damage, width in zip(modules, damages, widths, strict=True):
             cost = prices.levels(module.id, state)
-            damage = np.array([level.damage for level in module.levels])
-            allowed = np.isfinite(damage)
-            value = np.where(allowed, cost if math.isinf(price) else damage + price * cost, np.inf)
-            best = np.flatnonzero(value <= value.min())
-            state[module.id] = max(best.tolist(), key=lambda k, m=module: m.levels[k].kept)  # type: ignore[misc]
+            value = np.where(np.isfinite(damage), cost if math.isinf(price) else damage + price * cost, np.inf)
+            state[module.id] = int(np.argmax(np.where(value <= value.min(), width, -np.inf)))
         if state == before:
             break
     return state

@@ -124,6 +124,24 @@ def test_levels_of_a_residual_graph_are_totals(zoo: Build, family: str, kind: st
     exact(prices(zoo(family, "torchscript", "eager").path, kind))
 
 
+def test_nothing_is_counted_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grids of levels differ from one allocation to the next, where more has been measured; what they cost does not."""
+    found = prices(written(tmp_path, PERCEPTRON, PERCEPTRON_WEIGHTS), "flops")
+    counts, counted = dict(found.whole), found.costs.part
+    (name, *_) = found.sites
+    before = found.levels([name], counts, [2, 4, 8])
+    asked: list[Plan] = []
+
+    def part(kind: str, groups: Sequence[Group], plan: Plan) -> float:
+        asked.append(plan)
+        return counted(kind, groups, plan)
+
+    monkeypatch.setattr(found.costs, "part", part)
+    after = found.levels([name], counts, [2, 4, 6, 8])
+    np.testing.assert_array_equal(after[[0, 1, 3]], before)
+    assert len(asked) == 1
+
+
 def test_what_stands_in_for_a_branch_has_the_width_of_the_stream(zoo: Build) -> None:
     """Its map is the square of a width that no product inside the branch may show."""
     found = prices(zoo("resnet", "torchscript", "eager").path, "flops")

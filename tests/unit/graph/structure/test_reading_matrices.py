@@ -19,7 +19,7 @@ from onnxprune.graph import model as models
 from onnxprune.graph.plan import Reader
 from onnxprune.graph.structure.analyze import analyze
 from onnxprune.graph.structure.products import product_of
-from onnxprune.graph.structure.reading_matrices import matrices
+from onnxprune.graph.structure.reading_matrices import _real, matrices
 from onnxprune.probe.interpreter import Interpreter
 
 PADDINGS = [
@@ -200,3 +200,10 @@ def test_a_constant_under_kernels_that_the_graph_computes_is_no_weight() -> None
         )
         model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
         assert product_of(model.graph[0], Reader("first", 1, 0, "picture", 1)) is None
+
+
+def test_what_has_no_padding_is_not_copied() -> None:
+    flat, real = torch.arange(60.0).reshape(12, 5), torch.ones(2, 6, dtype=torch.bool)
+    assert _real(flat, real) is flat and _real(flat, None) is flat and _real(flat, real[:1]) is flat
+    real[1, 3:] = False
+    assert torch.equal(_real(flat, real), flat[real.reshape(-1)])
