@@ -284,7 +284,7 @@ def test_workers_make_the_same_plans(store: Path, tmp_path: Path, monkeypatch: p
     class Hands:
         """Workers that are this process."""
 
-        count = 1
+        count, cores = 1, 0
 
         def share(self, value: Any) -> Any:
             return value
