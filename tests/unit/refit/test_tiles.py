@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from plans import Subject, distance
 from unit.cli.test_main import Outcome, folder, listing, refused  # noqa: F401 -- fixtures
@@ -41,17 +41,20 @@ def problem(seed: int, inputs: int, outputs: int) -> tuple[np.ndarray, np.ndarra
 
 
 @given(seeds, st.integers(4, 12))
+@example(16331, 4)
 @settings(max_examples=20)
 def test_range_errors_are_those_of_exact_least_squares(seed: int, inputs: int) -> None:
     weight, gram = problem(seed, inputs, 3)
     ranges = candidates(inputs, inputs // 2)
     assert ranges[0][0] == 0 and ranges[-1][1] == inputs
     found = range_errors(weight, gram, ranges, damping=1e-9)
+    whole = np.einsum("nm,nm->m", weight, gram @ weight)  # a matrix that is nearly singular leaves digits of this
     for (start, stop), errors in zip(ranges, found, strict=True):
         mask = np.zeros(weight.shape, dtype=bool)
         mask[start:stop] = True
         change = weight - on_support(weight, gram, mask, damping=1e-9)
-        np.testing.assert_allclose(errors, np.einsum("nm,nm->m", change, gram @ change), rtol=1e-4, atol=1e-6)
+        expected = np.einsum("nm,nm->m", change, gram @ change)
+        assert (np.abs(errors - expected) <= 1e-4 * expected + 1e-7 * whole).all()
 
 
 def test_two_tiles_get_exactly_what_they_need() -> None:
