@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from onnxprune.graph.structure.chosen import chosen_values
 from onnxprune.graph.structure.linear_layers import Linear
 from onnxprune.probe.forward import Rows, Walk, Weights, real_tokens
@@ -96,9 +98,11 @@ class SideBySide:
 
 
 def _chosen(values: Any, places: Any) -> Any:
-    """Columns of some values [tokens, n], at ascending places: those that are all are not copied."""
+    """Columns of some values [tokens, n]: all of them in their order are not copied."""
     import torch
 
-    if isinstance(places, slice) or len(places) == values.shape[1]:
-        return values if not isinstance(places, slice) else values[:, places]
+    if isinstance(places, slice):
+        return values[:, places]
+    if len(places) == values.shape[1] and np.array_equal(places, np.arange(len(places))):
+        return values
     return values.index_select(1, torch.as_tensor(places, device=values.device))
