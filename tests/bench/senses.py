@@ -255,7 +255,7 @@ MODELS = {
     "resnet": Trained("ResNet, 3 stages, a digit on a background", "pixel_values", resnet, named(24), 1500),
     "segformer": Trained("SegFormer, 2 stages, digits in scenes", "pixel_values", segformer, found(24), 1400),
     "whisper": Trained("Whisper encoder, 4 × 128, words", "input_features", whisper, heard(True), 800),
-    "wav2vec2": Trained("wav2vec2, 4 × 128, words", "input_values", wav2vec2, heard(False), 600),
+    "wav2vec2": Trained("wav2vec2, 4 × 128, words", "input_values", wav2vec2, heard(False), 1200, 5e-4),
 }
 
 
