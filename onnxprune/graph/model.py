@@ -285,10 +285,7 @@ def require_unchanged(model: Model) -> None:
         with contextlib.suppress(OSError, ModelError):
             if digest_of(one.path) == one.digest:  # it was but touched, or copied anew
                 continue
-        raise ModelError(
-            f"{changed[0]}: was changed or taken away while the run read it, so that what was measured is not all of "
-            "one model; nothing was written: run it again on a file that stays"
-        )
+        raise model_files.changed(changed[0], "so that what was measured is not all of one model")
 
 
 def save(model: ir.Model, path: str | os.PathLike[str]) -> list[Path]:

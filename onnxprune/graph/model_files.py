@@ -74,6 +74,18 @@ def watch(file: Path, seen: Mapping[Path, tuple[int, ...]]) -> None:
         known.update(seen)
 
 
+def changed(file: Path, told: str) -> ModelError:
+    """Of a file that is not what it was.
+
+    Args:
+        told: what came of it.
+    """
+    return ModelError(
+        f"{file}: was changed or taken away while the run read it, {told}; nothing was written: run it again on a file "
+        "that stays"
+    )
+
+
 @contextmanager
 def watched(source: Path) -> Iterator[None]:
     """Of what fails inside because a model's files were changed or taken away meanwhile, say that.
@@ -95,10 +107,7 @@ def watched(source: Path) -> Iterator[None]:
     except Exception as error:
         for file, stamp in seen.items():
             if stamp_of(file) != stamp:
-                raise ModelError(
-                    f"{file}: was changed or taken away while the run read it ({said(error)}); nothing was written: "
-                    "run it again on a file that stays"
-                ) from error
+                raise changed(file, f"and so it failed: {said(error)}") from error
         raise
     finally:
         _watched.reset(token)

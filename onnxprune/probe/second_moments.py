@@ -9,9 +9,9 @@ is summed: they are kept as they are, which takes less memory and says as much.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -61,7 +61,7 @@ class Gram:
         self._waiting: list[tuple[Any, tuple[Any, ...]]] = []
         self._kept: list[Callable[[], np.ndarray]] = []
 
-    def __getstate__(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> dict[str, np.ndarray]:
         """To be sent elsewhere, or kept: what has been summed, or the tokens where they are."""
         if (few := self._tokens()) is None:
             sums = self.sums()
@@ -70,16 +70,22 @@ class Gram:
         told = {} if weight is None else {"weight": weight.cpu().numpy()}
         return {**told, **{f"value.{i}": value.cpu().numpy() for i, value in enumerate(values)}}
 
-    def __setstate__(self, state: dict[str, np.ndarray]) -> None:
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> Self:
+        """What `arrays` were of."""
         import torch
 
-        self.__init__()  # type: ignore[misc]
-        values = tuple(torch.from_numpy(state[name]) for name in sorted(state) if name.startswith("value."))
+        found = cls()
+        values = tuple(torch.from_numpy(arrays[name]) for name in sorted(arrays) if name.startswith("value."))
         if values:
-            self._waiting = [(torch.from_numpy(state["weight"]) if "weight" in state else None, values)]
+            found._waiting = [(torch.from_numpy(arrays["weight"]) if "weight" in arrays else None, values)]
         else:
-            self._count = float(state["count"])
-            self._kept = [partial(np.asarray, state[name]) for name in sorted(state) if name.startswith("sum.")]
+            found._count = float(arrays["count"])
+            found._kept = [partial(np.asarray, arrays[name]) for name in sorted(arrays) if name.startswith("sum.")]
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).of, (self.arrays(),)
 
     @property
     def nbytes(self) -> int:

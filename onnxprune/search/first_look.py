@@ -75,8 +75,7 @@ class FirstLook:
         place = put_away.Store(memory.small_share())
         for usage in usages if self.store is not None else ():
             if (held := self._get(self._place(usage))) is not None:
-                found[usage] = Gram()
-                found[usage].__setstate__(held[0])
+                found[usage] = Gram.of(held[0])
                 found[usage].put_away(place)
         if found:
             logger.info("second moments of %d inputs from the store", len(found))
@@ -85,7 +84,7 @@ class FirstLook:
     def keep(self, usage: Usage, gram: Gram) -> None:
         """Moments of an input, as soon as they are complete."""
         if self.store is not None:
-            self._put(self._place(usage), gram.__getstate__(), {})
+            self._put(self._place(usage), gram.arrays(), {})
 
     def weighed(self, rows: str) -> tuple[Weights | None] | None:
         """How much tokens matter, of "fit" or "held" rows, where it is known: nothing may be what is known."""

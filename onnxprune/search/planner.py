@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ from onnxprune.search.latency_budget import land, timing
 from onnxprune.search.options import Options
 from onnxprune.search.problem import Problem, Seen
 from onnxprune.search.progress import Clock, Progress
-from onnxprune.search.score_cache import Scores, key_of
+from onnxprune.search.score_cache import Scores
 from onnxprune.search.scored_model import Stage, scored
 from onnxprune.search.store import Store
 
@@ -68,10 +67,7 @@ class Planner(Problem):
         super().__init__(model, structure, options, calibration, bindings, clock, progress, seen, store)
         self.landing: Landing | None = None
         self.last = False
-        self.scores = Scores.open(scores, self._key(), store)
-
-    def _key(self) -> str:
-        return key_of(self.model.digest, self.method, self.options, self.calibration, version("onnxprune"))
+        self.scores = Scores.open(scores, self.key(self.method), store)
 
     def again(self, options: Options, scores: Path | None = None) -> Planner:
         """A planner on the same rows by other options: what is measured with them is its own, all else is shared.
@@ -83,7 +79,7 @@ class Planner(Problem):
         other = copy.copy(self)
         other.forget()
         other.options, other.method = options, method_of(options, self.calibration)
-        other.scores = Scores.open(scores, other._key(), self.scores.store)
+        other.scores = Scores.open(scores, other.key(other.method), self.scores.store)
         return other
 
     def release(self) -> None:

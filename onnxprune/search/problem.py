@@ -146,9 +146,12 @@ class Problem:
         """Where what is seen of the rows is kept; nowhere what is on a GPU, and nothing of no rows."""
         if store is None or self.calibration is None or self.interpreter.device != "cpu":
             return FirstLook(None, "")
-        options = replace(self.options, method="magnitude")  # whichever: none changes what is seen
-        key = key_of(self.model.digest, "", options, self.calibration, version("onnxprune"))
-        return FirstLook(store, hashlib.sha256(f"{key}{lying(self.fit, self.held)}".encode()).hexdigest())
+        told = f"{self.key('')}{lying(self.fit, self.held)}"  # no method changes what is seen
+        return FirstLook(store, hashlib.sha256(told.encode()).hexdigest())
+
+    def key(self, method: str) -> str:
+        """The digest of all that what is measured by a method depends on."""
+        return key_of(self.model.digest, method, self.options, self.calibration, version("onnxprune"))
 
     @property
     def prices(self) -> Prices:
