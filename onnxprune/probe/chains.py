@@ -13,7 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxprune.graph import products
+from onnxprune.graph import large_products
 from onnxprune.graph.quantised_operators import noted
 
 NEAR = 1e-6
@@ -58,7 +58,7 @@ def _linear(node: ir.Node) -> Chain | None:
         return None
     if tuple(bias.const_value.shape) != (weight.const_value.shape[1],):
         return None
-    return Chain((node, add), ((node, 0), (node, 1), (add, place)), products.linear)
+    return Chain((node, add), ((node, 0), (node, 1), (add, place)), large_products.linear)
 
 
 def _gelu(erf: ir.Node) -> Chain | None:

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from onnxprune.graph import products
+from onnxprune.graph import large_products
 from onnxprune.graph.put_away import Store
 
 CHUNK = 4096
@@ -258,7 +258,7 @@ class Gram:
 def _square(wx: Any, x: Any) -> Any:
     """wxᵀx [n, n] of x and its rows weighted, [t, n] both: what is below the diagonal is what is above it."""
     return (
-        products.matmul(wx.T, x)
+        large_products.matmul(wx.T, x)
         if x.shape[1] < 2 * STRIP
         else _mirrored(_added(wx, x, x.new_zeros(x.shape[1], x.shape[1])))
     )
@@ -269,7 +269,7 @@ def _added(wx: Any, x: Any, into: Any) -> Any:
     width = x.shape[1]
     for start in range(0, width, STRIP):
         end = min(start + STRIP, width)
-        products.add_product(into[start:end, start:], wx[:, start:end].T, x[:, start:])
+        large_products.add_product(into[start:end, start:], wx[:, start:end].T, x[:, start:])
     return into
 
 
@@ -323,7 +323,7 @@ class Pairs(Gram):
         apart = y - middle
         centre = middle.double()
         squares = _summed(_scaled(weight, apart * apart)) + 2.0 * centre * total - count * centre * centre
-        return *super()._products(weight, [x], [wx]), products.matmul(wx.T, y), total, squares
+        return *super()._products(weight, [x], [wx]), large_products.matmul(wx.T, y), total, squares
 
     def _in_place(self, values: Sequence[Any]) -> bool:
         return False

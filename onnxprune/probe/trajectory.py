@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from onnxprune.data import Batch
 from onnxprune.errors import UnsupportedError
-from onnxprune.graph import products
+from onnxprune.graph import large_products
 from onnxprune.graph.plan import Structure
 from onnxprune.graph.structure.sites import Site
 from onnxprune.probe.divergence import Kind
@@ -300,7 +300,7 @@ def _copies(run: Callable[[Any], Any], gates: Any, tokens: int) -> Any:
     size = max(1, COPIES_TOKENS // max(tokens, 1))
     if size > 1:
         try:
-            with products.by_torch():
+            with large_products.by_torch():
                 return torch.func.vmap(run, chunk_size=size)(gates)
         except (UnsupportedError, RuntimeError):  # an operator that cannot be vectorised over copies
             pass

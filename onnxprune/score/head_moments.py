@@ -14,7 +14,7 @@ from onnxprune.graph.structure.sites import Site
 from onnxprune.probe.forward import Rows
 from onnxprune.probe.interpreter import Usage
 from onnxprune.probe.second_moments import Gram
-from onnxprune.score.query_key import Side
+from onnxprune.score.unweighted import Side
 
 Weight = Callable[[str], np.ndarray]
 Moments = tuple[np.ndarray, np.ndarray]

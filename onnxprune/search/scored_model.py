@@ -19,7 +19,7 @@ from onnxprune.refit.linear_stand_ins import StandIn, with_stand_ins
 from onnxprune.score import METHODS, collect, configured, lasting, stepwise
 from onnxprune.score.magnitude import magnitude
 from onnxprune.score.mixture import parse
-from onnxprune.score.query_key import pair_rankings
+from onnxprune.score.unweighted import unweighted_rankings
 from onnxprune.search.damage_table import DEAD, Refitter, Row
 from onnxprune.search.prices import MAPPED
 from onnxprune.search.problem import Problem
@@ -141,7 +141,9 @@ def scored(problem: Problem, plan: Plan, scores: Scores) -> Stage:
         )
         if untouched:
             problem.moments.update(statistics.gram)
-        rankings = dict(known) or bases | (pair_rankings(problem.fit, met, problem.structure, gated) if met else {})
+        rankings = dict(known) or bases | (
+            unweighted_rankings(problem.fit, met, problem.structure, gated) if met else {}
+        )
         lacking = [] if known else [s for s in problem.sites if s.id not in rankings]
         if getattr(method, "alone", False):
             found = threads.each(problem.interpreter, len(lacking), lambda i: method(lacking[i], statistics))

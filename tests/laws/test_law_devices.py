@@ -15,7 +15,7 @@ import pytest
 import random_graphs
 
 import onnxprune
-from onnxprune.graph import products
+from onnxprune.graph import large_products
 from onnxprune.score import METHODS
 from onnxprune.search import problem
 
@@ -36,7 +36,7 @@ def planned(device: str, monkeypatch: pytest.MonkeyPatch, dense: Path, **asked: 
     name = pretended.NAME if device == "pretended" else device
     monkeypatch.setattr(problem, "device_of", lambda wanted: name)
     # No device has oneDNN's products: without one they are not taken either, so that the arithmetic is the same.
-    with products.by_torch(), pretended.device() if device == "pretended" else nullcontext():
+    with large_products.by_torch(), pretended.device() if device == "pretended" else nullcontext():
         return onnxprune.prune(dense, calibration=rows, round_to=1, measure_latency=False, **asked).plan
 
 

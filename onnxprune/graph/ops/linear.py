@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from onnxprune.graph import products
+from onnxprune.graph import large_products
 from onnxprune.graph.ops.base import Constraints, Sizes, attribute, opaque, register, tie_broadcast
 
 
@@ -37,7 +37,7 @@ def _matmul_macs(node: Any, s: Sizes) -> int:
 
 
 def _matmul(torch: Any, node: Any, a: Any, b: Any) -> Any:
-    return products.matmul(a, b)
+    return large_products.matmul(a, b)
 
 
 register({"MatMul": _matmul}, axes=_matmul_axes, macs=_matmul_macs)
@@ -48,7 +48,7 @@ def gemm(torch: Any, node: Any, a: Any, b: Any, c: Any = None) -> Any:
     a = a.transpose(-1, -2) if attribute(node, "transA", 0) else a
     b = b.transpose(-1, -2) if attribute(node, "transB", 0) else b
     alpha, beta = attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)
-    result = products.matmul(a, b)
+    result = large_products.matmul(a, b)
     result = result if alpha == 1.0 else result * alpha
     return result if c is None else result + (c if beta == 1.0 else c * beta)
 

@@ -21,7 +21,7 @@ KINDS = {kind: (kind,) for kind in ("heads", "neurons", "channels", "query_heads
 """What `--units` may name, and the groups it means; "blocks" are the branches of whatever is chosen.
 
 Of the dimensions within a head those of values and outputs are read by a weight; those of queries and keys meet each
-other, and are ordered by that (score/query_key.py), as units that sums alone read are. Where their basis is free, both
+other, and are ordered by that (score/unweighted.py), as units that sums alone read are. Where their basis is free, both
 are rotated first (score/rotation.py); "head_ranks" are these alone.
 """
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
 from onnxprune.errors import DataError
-from onnxprune.graph import products
+from onnxprune.graph import large_products
 
 Array = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -166,7 +166,7 @@ def product(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.NDArray[Any]
     """AB for large A [n, k] and B [k, m] of one precision."""
     import torch
 
-    return np.asarray(products.matmul(torch.from_numpy(left), torch.from_numpy(right)).numpy())
+    return np.asarray(large_products.matmul(torch.from_numpy(left), torch.from_numpy(right)).numpy())
 
 
 def single_product(left: npt.NDArray[np.floating], right: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
@@ -174,7 +174,7 @@ def single_product(left: npt.NDArray[np.floating], right: npt.NDArray[np.floatin
     import torch
 
     one, other = (torch.from_numpy(np.asarray(a, dtype=np.float32)) for a in (left, right))
-    return np.asarray(products.matmul(one, other).numpy())
+    return np.asarray(large_products.matmul(one, other).numpy())
 
 
 def _factor(matrix: npt.NDArray[Any]) -> Any:
@@ -198,7 +198,7 @@ def subtract_product(matrix: npt.NDArray[Any], left: npt.NDArray[Any], right: np
     """`matrix` −= LᵀR in place, without a copy of it. matrix [n, m], left [k, n], right [k, m]."""
     import torch
 
-    products.add_product(torch.from_numpy(matrix), torch.from_numpy(left).mT, torch.from_numpy(right), by=-1.0)
+    large_products.add_product(torch.from_numpy(matrix), torch.from_numpy(left).mT, torch.from_numpy(right), by=-1.0)
 
 
 def as_rows(kept: npt.ArrayLike, size: int) -> Ints:

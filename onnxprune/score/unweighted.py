@@ -26,7 +26,7 @@ TERMS = {"ReduceL1": "abs", "ReduceL2": "square", "ReduceSumSquare": "square"}
 """What a reduction makes of its operand before it adds up."""
 
 
-def pair_rankings(
+def unweighted_rankings(
     rows: Rows, sites: Sequence[Site], structure: Structure, state: Gated = NOTHING
 ) -> dict[str, Ranking]:
     """Orders of the sites without matrices: group id -> Ranking; one pass over the rows for all."""

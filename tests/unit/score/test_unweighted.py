@@ -17,7 +17,7 @@ from onnxprune.graph.plan import Plan
 from onnxprune.graph.structure.sites import even, find_sites
 from onnxprune.probe.forward import Rows, record
 from onnxprune.score.head_moments import meeting_of
-from onnxprune.score.query_key import Side, _greedy, _ranking, pair_rankings
+from onnxprune.score.unweighted import Side, _greedy, _ranking, unweighted_rankings
 
 RNG = np.random.default_rng(5)
 TEXT = """
@@ -72,7 +72,7 @@ def test_dead_dimensions_are_the_first_to_go_of_every_head(path: Path) -> None:
     group = next(g for g in subject.structure.groups if g.readers[0].weight is None)
     assert (group.kind, group.shape) == ("head_dims", (2, 8))
     sites = [s for s in find_sites(subject.model.graph, subject.structure, ("head_dims",)) if s.group is group]
-    ranking = pair_rankings(rows, sites, subject.structure)[group.id]
+    ranking = unweighted_rankings(rows, sites, subject.structure)[group.id]
     kept = even(sites[0], ranking).keep(10)
     assert set(range(16)) - set(kept) == set(DEAD)
     plan = Plan(subject.structure.digest, {group.id: kept})

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from onnxprune.graph import products
+from onnxprune.graph import large_products
 
 SHAPES = [(40, 96, 300), (301, 96, 64), (513, 130, 33), (1000, 40, 40), (96, 1000, 40), (9, 384, 384)]
 
@@ -16,7 +16,7 @@ SHAPES = [(40, 96, 300), (301, 96, 64), (513, 130, 33), (1000, 40, 40), (96, 100
 @pytest.fixture(params=["here", "pretended"], autouse=True)
 def call(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
     """The shapes that were handed on: to what there is on this machine, or to what stands in for it."""
-    real, seen = products._call(), []
+    real, seen = large_products._call(), []
     if request.param == "here" and real is None:
         pytest.skip("torch's own products are as fast here, or there are no others")
 
@@ -27,8 +27,8 @@ def call(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
             return real(a, b, bias)
         return a @ b if bias is None else a @ b + bias
 
-    monkeypatch.setattr(products, "_call", lambda: handed)
-    monkeypatch.setattr(products, "LEAST", 2**15)
+    monkeypatch.setattr(large_products, "_call", lambda: handed)
+    monkeypatch.setattr(large_products, "LEAST", 2**15)
     yield seen
 
 
@@ -53,11 +53,11 @@ def test_products_are_those_of_torch(shape: tuple[int, int, int], call: list[tup
     bias = torch.linspace(-1, 1, columns)
     for a in _ways(rows, terms):
         for b in _ways(terms, columns):
-            assert _near(products.matmul(a, b), a @ b)
-            assert _near(products.matmul(a[None], b), a[None] @ b)
-            assert _near(products.linear(a, b, bias), a @ b + bias)
+            assert _near(large_products.matmul(a, b), a @ b)
+            assert _near(large_products.matmul(a[None], b), a[None] @ b)
+            assert _near(large_products.linear(a, b, bias), a @ b + bias)
             into, should = torch.ones(rows, columns + 2), torch.ones(rows, columns + 2)
-            products.add_product(into[:, 1:-1], a, b, by=-0.5)
+            large_products.add_product(into[:, 1:-1], a, b, by=-0.5)
             should[:, 1:-1] -= 0.5 * (a @ b)
             assert _near(into, should)
     assert call == [shape] * len(call) and len(call) == 64
@@ -67,9 +67,9 @@ def test_gradients_are_those_of_torch(call: list[tuple[int, ...]]) -> None:
     a, b = (next(_ways(*shape)).requires_grad_() for shape in ((301, 96), (96, 64)))
     slope = torch.linspace(-1, 1, 301 * 64).reshape(1, 301, 64)
     own = torch.autograd.grad(a[None] @ b, [a, b], slope)
-    found = torch.autograd.grad(products.matmul(a[None], b), [a, b], slope)
+    found = torch.autograd.grad(large_products.matmul(a[None], b), [a, b], slope)
     assert all(_near(f, o) for f, o in zip(found, own, strict=True)) and len(call) == 3
-    (alone,) = torch.autograd.grad(products.linear(a.detach(), b, torch.zeros(64)), [b], slope[0])
+    (alone,) = torch.autograd.grad(large_products.linear(a.detach(), b, torch.zeros(64)), [b], slope[0])
     assert _near(alone, own[1]) and len(call) == 5
 
 
@@ -83,15 +83,15 @@ def test_what_is_small_or_no_matrix_stays_with_torch(call: list[tuple[int, ...]]
         (torch.ones(0, 64), torch.ones(64, 64)),
     ]
     for a, b in cases:
-        assert torch.equal(products.matmul(a, b), a @ b)
-    with products.by_torch():
-        turned: Callable[..., torch.Tensor] = torch.func.vmap(products.matmul)
+        assert torch.equal(large_products.matmul(a, b), a @ b)
+    with large_products.by_torch():
+        turned: Callable[..., torch.Tensor] = torch.func.vmap(large_products.matmul)
         assert turned(torch.ones(2, 64, 64), torch.ones(2, 64, 64)).shape == (2, 64, 64)
     assert not call
 
 
 def test_rows_come_in_few_numbers() -> None:
     for parts in (4, 8):
-        numbers = {products._up(count, parts) for count in range(1, 4097)}
+        numbers = {large_products._up(count, parts) for count in range(1, 4097)}
         assert len(numbers) <= 6 * parts + 4 and max(numbers) == 4096
-        assert all(count <= products._up(count, parts) < count * (1 + 1 / parts) + 16 for count in range(1, 4097))
+        assert all(count <= large_products._up(count, parts) < count * (1 + 1 / parts) + 16 for count in range(1, 4097))
