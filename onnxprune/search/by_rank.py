@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxprune.errors import BudgetError
 from onnxprune.graph.plan import Ranking
-from onnxprune.graph.structure.sites import Site
+from onnxprune.graph.structure.sites import Site, even
 from onnxprune.search.allocate.rank import Kind, rank, rank_pair
 from onnxprune.search.prices import Prices
 
@@ -80,18 +81,28 @@ def _spent(
     room: float,
 ) -> dict[str, int]:
     """How many units stay. A kind's scores are shares of their sum, and comparable within it alone."""
-    by_kind: dict[tuple[str, bool], list[Site]] = defaultdict(list)
+    by_kind: dict[tuple[str, bool, int], list[Site]] = defaultdict(list)
+    totals: dict[tuple[str, bool], float] = defaultdict(float)
     for site in sites:
-        by_kind[site.group.kind, bool(site.matrices)].append(site)
+        by_kind[site.group.kind, bool(site.matrices), site.rows].append(site)
+        totals[site.group.kind, bool(site.matrices)] += float(np.sum(rankings[site.id].scores))
     kinds = []
-    for members in by_kind.values():
-        total = sum(float(np.sum(rankings[s.id].scores)) for s in members) or 1.0
-        scores = {s.id: np.array(rankings[s.id].scores) / total for s in members}
+    for (kind, read, _), members in by_kind.items():
+        scores = {s.id: _together(s, rankings[s.id]) / (totals[kind, read] or 1.0) for s in members}
         least = 0 if all(s.branch for s in members) else 1
         costs = {s.id: unit[s.id] for s in members}
         kinds.append(Kind(scores, costs, round_to=min(step(s) for s in members), at_least=least))
     kept = rank_pair(kinds[0], kinds[1], room) if len(kinds) == 2 else rank(kinds, room)
     return {name: len(units) for name, units in kept.items()}
+
+
+def _together(site: Site, ranking: Ranking) -> npt.NDArray[np.float64]:
+    """Scores by unit, those that go together (one of every row) with their mean: a dead one does not go for nothing."""
+    scores = np.array(ranking.scores, np.float64)
+    if site.rows > 1:
+        step = np.array(even(site, ranking).order).reshape(-1, site.rows)
+        scores[step] = scores[step].mean(1, keepdims=True)
+    return scores
 
 
 def _offered(counts: dict[str, int], prices: Prices, sites: Sequence[Site]) -> dict[str, int]:

@@ -14,9 +14,10 @@ from onnxprune.search.by_rank import _spent, ranked
 from onnxprune.search.prices import Prices
 
 
-def site(name: str, kind: str, *, branch: bool = True, size: int = 0) -> Site:
-    group = SimpleNamespace(kind=kind, size=size)
-    return cast(Site, SimpleNamespace(id=name, group=group, matrices=(1,), branch="b" if branch else None))
+def site(name: str, kind: str, *, branch: bool = True, size: int = 0, rows: int = 1) -> Site:
+    group = SimpleNamespace(kind=kind, size=size, shape=(rows, size // rows))
+    there = SimpleNamespace(id=name, group=group, matrices=(1,), branch="b" if branch else None, rows=rows)
+    return cast(Site, there)
 
 
 def spent(scores: dict[str, np.ndarray], kinds: dict[str, str], room: float, **options: bool) -> dict[str, int]:
@@ -40,6 +41,18 @@ def test_within_a_kind_scores_are_compared_as_they_are() -> None:
     assert spent(scores, {"a": "heads", "b": "heads"}, 4) == {"a": 3, "b": 1}
     assert spent(scores, {"a": "heads", "b": "heads"}, 3) == {"a": 3, "b": 0}
     assert spent(scores, {"a": "heads", "b": "heads"}, 3, branch=False) == {"a": 2, "b": 1}
+
+
+def test_a_dead_head_goes_at_the_price_of_the_live_one_that_goes_with_it() -> None:
+    """Groups of query heads keep equally many: of two groups, one of them dead, half can only go with a live head."""
+    sites = [site("h", "heads", size=4, rows=2), site("n", "neurons", size=4), site("k", "heads", size=2)]
+    scores = {"h": (3.0, 2.0, 0.0, 0.0), "n": (1.0, 1.0, 0.0, 0.0), "k": (4.0, 4.0)}
+    rankings = {n: Ranking(n, tuple(range(len(s))), s) for n, s in scores.items()}
+    unit = dict.fromkeys(scores, 1.0)
+    steps = {"h": 2, "n": 1, "k": 1}
+    assert _spent(sites, rankings, unit, lambda s: steps[s.id], 8) == {"h": 4, "n": 2, "k": 2}
+    assert _spent(sites[:2], rankings, unit, lambda s: steps[s.id], 6) == {"h": 4, "n": 2}
+    assert _spent(sites, rankings, unit, lambda s: steps[s.id], 7)["h"] in (2, 4)
 
 
 @pytest.mark.parametrize(("budget", "kept"), [(100.0, 10), (81.0, 9), (49.5, 7), (25.0, 5), (4.0, 2)])
