@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import product
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.graph import model_files, segments
@@ -26,6 +27,8 @@ LARGEST = 400_000_000
 
 MOST = 1 << 25
 """Numbers that are made up for all inputs to find out: a length of 16,000 is one of samples, not of pixels' edges."""
+MOST_SUMMED = 4
+"""Open dimensions of which one is tried as the sum of the others."""
 HELD = 2_000_000_000
 """Bytes of values at one time up to which a size is tried: a graph may fix a batch of a million rows."""
 
@@ -47,13 +50,19 @@ def runnable(dense: Model, stated: Mapping[str, int], first: int, *, told: bool 
     named = [name for name in missing if name.isidentifier()] or missing  # sums of names follow them
     with suppress(OnnxPruneError):
         opened = segments.opened(dense.path)
-        for size in (first, *TRIED):
-            found = _filled(dense, stated, size)
+        for whole_of, size in _candidates(named, first):
+            sizes = {} if whole_of is None else {whole_of: (len(named) - 1) * size}
+            found = _filled(dense, {**stated, **sizes}, size)
             if (size != first and _values(dense, found) > MOST) or footprint(dense, found).activations > HELD:
                 continue
             with suppress(OnnxPruneError):
                 run(opened, synthesize(dense.inputs, dims=found))
-                if size != first and not told:
+                if whole_of is not None and not told:
+                    logger.warning(
+                        "the graph cannot run with %s=%d: counted with %s=%d, the sum of the others, at %d each; state "
+                        "others with --shape", ", ".join(named), first, whole_of, sizes[whole_of], size,
+                    )  # fmt: skip
+                elif size != first and not told:
                     logger.warning(
                         "the graph cannot run with %s=%d: counted at %d; state others with --shape",
                         ", ".join(named), first, size,
@@ -64,6 +73,18 @@ def runnable(dense: Model, stated: Mapping[str, int], first: int, *, told: bool 
         ", ".join(named), ",".join(f"{name}={first}" for name in named),
     )  # fmt: skip
     return whole
+
+
+def _candidates(names: Sequence[str], first: int) -> Iterator[tuple[str | None, int]]:
+    """(the name that is the sum of all the others, or None, the size of the others); 1 last, as it fits beside any.
+
+    A mask over a cache and what is new may have a length of its own name.
+    """
+    several = (first, *(size for size in TRIED if size > 1))
+    yield from ((None, size) for size in several)
+    if 3 <= len(names) <= MOST_SUMMED:
+        yield from product(names, several[:2])
+    yield None, 1
 
 
 def _values(dense: Model, sizes: Mapping[str, int]) -> int:

@@ -20,6 +20,7 @@ from onnxprune.graph.model import Model
 from onnxprune.measure import footprint
 from onnxprune.measure.cost import default_bindings
 from onnxprune.measure.own_targets import with_targets
+from onnxprune.measure.runnable_sizes import runnable
 from onnxprune.search.options import Options
 
 
@@ -113,7 +114,8 @@ def shape_of(dense: Model, shape: Mapping[str, int], rows: Dataset | None) -> di
     unknown = sorted(known - found.keys())
     missing = [name for name in unknown if name.isidentifier()] or unknown  # sums of names follow them
     if missing:
-        stated = ",".join(f"{name}=128" for name in missing)
+        sizes = runnable(dense, found, 128, told=True)
+        stated = ",".join(f"{name}={sizes[name]}" for name in missing)
         raise UsageError(
             f"the size of {', '.join(missing)} is not known without calibration rows: give some, --calib ROWS, or "
             f"state it: --shape {stated}"
