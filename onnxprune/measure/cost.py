@@ -216,6 +216,11 @@ class Costs:
     def _sizes(self, masks: Mapping[int, Mask]) -> CutShapes:
         return CutShapes(self.shapes, self.structure, masks)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Symbol -> size, where what is left is counted: as bound, and as data decided here."""
+        return {**self.shapes.observed, **self.bindings}
+
     def dense_shape(self, value: ir.Value) -> tuple[int, ...]:
         """A value's shape under the bindings, before any cut."""
         return self.shapes.of(value)

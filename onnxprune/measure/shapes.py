@@ -110,8 +110,7 @@ class DenseShapes:
             return error
 
     def _shown(self) -> Mapping[str, tuple[int, ...]]:
-        counted = [n for n in self.model.graph if (found := ops.lookup(n)) is not None and found.macs is not None]
-        around = {v.name: v for n in counted for v in (*n.inputs, *n.outputs) if v is not None and v.name}
+        around = {v.name: v for n in self._costly for v in (*n.inputs, *n.outputs) if v is not None and v.name}
         wanted = [name for name, value in around.items() if None in self._known(value)]
         # What a condition left out did not cost anything; values of all turns lie one after another.
         sizes: dict[str, tuple[int, ...]] = {name: (0,) * len(dims(around[name]) or ()) for name in wanted}
@@ -123,6 +122,28 @@ class DenseShapes:
                     turns = math.prod(machine.turns[leave.name or ""] for leave in loops)
                     sizes[name] = (x.shape[0] // max(turns, 1), *x.shape[1:]) if x.ndim else ()
         return sizes
+
+    @cached_property
+    def observed(self) -> Mapping[str, int]:
+        """Dimensions whose sizes data decide (tokens that a router sends to an expert), as the run of `_seen` had them.
+
+        What is left of a graph has them under the same names: another router would send others elsewhere.
+        """
+        values = (v for n in self._costly for v in (*n.inputs, *n.outputs) if v is not None)
+        unknown = {v.name or "": v for v in values if None in self._known(v)}
+        if not unknown or isinstance(self._run_once, OnnxPruneError):
+            return {}
+        return {
+            dim: size
+            for name, value in unknown.items()
+            for dim, size in zip(dims(value) or (), self._seen.get(name, ()), strict=False)
+            if isinstance(dim, str) and self._size(dim) is None
+        }
+
+    @cached_property
+    def _costly(self) -> Sequence[ir.Node]:
+        """The nodes that have multiply-accumulates."""
+        return [n for n in self.model.graph if (found := ops.lookup(n)) is not None and found.macs is not None]
 
     @cached_property
     def _flow(self) -> Flow:

@@ -264,7 +264,7 @@ class Job:
 
     def _produced(self, plan: Plan, out: OutputSet) -> Product:
         return produce(
-            self.dense, self.structure, plan, self.planner.costs.bindings, out.folder, out.first,
+            self.dense, self.structure, plan, self.planner.costs.sizes, out.folder, out.first,
             keep_unread=self.options.keep_unread,
         )  # fmt: skip
 

@@ -181,7 +181,7 @@ def plan(task: Task, brief: Brief, known: Scores, files: Files | None = None) ->
             desk = place.desk(task)
             with planner.clock.stage("rewrite"):
                 product = produce(
-                    place.dense, place.structure, made, brief.bindings, desk or scratch, task.name or "plan.onnx",
+                    place.dense, place.structure, made, planner.costs.sizes, desk or scratch, task.name or "plan.onnx",
                     keep_unread=planner.options.keep_unread,
                 )  # fmt: skip
             written = product.made
