@@ -11,7 +11,7 @@ from collections.abc import Callable
 import click
 
 from onnxprune.cli import streams
-from onnxprune.errors import OnnxPruneError, explained, panicked, said
+from onnxprune.errors import OnnxPruneError, UsageError, explained, panicked, said
 from onnxprune.graph.outputs import interrupts
 
 TRACEBACK = "--traceback"
@@ -28,6 +28,7 @@ def _ended(call: Callable[[], object]) -> int:
     try:
         if TRACEBACK not in sys.argv:
             os.environ["RUST_BACKTRACE"] = "0"  # what a panic of a library in Rust adds to its line
+        _somewhere()
         with interrupts.heard():
             call()
             sys.stdout.flush()
@@ -57,6 +58,18 @@ def _ended(call: Callable[[], object]) -> int:
         if not panicked(error):
             raise
         return _failed(error)
+
+
+def _somewhere() -> None:
+    """Refuse a working folder that is gone: native libraries look for their parts from it, and end the process.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("the folder that this runs in is no longer there; change into one that is") from None
 
 
 def _unheard(error: BaseException | None) -> int:

@@ -168,3 +168,14 @@ def test_closed_descriptors_are_no_fault_and_no_file_takes_their_place(model: Pa
     )
     if Path("/proc/self/fd").exists():
         assert subprocess.run(["bash", "-c", script, "-", sys.executable, "-c", line], check=False).returncode == 0
+
+
+def test_a_working_folder_that_is_gone_is_told(model: Path, tmp_path: Path) -> None:
+    """MKL loads its parts from there, and ended the process in the middle of a run."""
+    (tmp_path / "gone").mkdir()
+    script = 'cd "$1" && rmdir "$1" && shift && exec "$@"'
+    program = [sys.executable, "-m", "onnxprune.cli", "inspect", str(model)]
+    command = ["bash", "-c", script, "-", str(tmp_path / "gone"), *program]
+    path = os.pathsep.join([str(Path(onnxprune.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 2 and done.stderr.startswith("onnxprune: the folder that this runs in is no longer there")
