@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 
@@ -67,7 +68,7 @@ def _somewhere() -> None:
         UsageError: there is none.
     """
     try:
-        os.getcwd()
+        Path.cwd()
     except FileNotFoundError:
         raise UsageError("the folder that this runs in is no longer there; change into one that is") from None
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from onnxprune.graph import flow
-from onnxprune.graph.prepare import quantised, recurrences
+from onnxprune.graph.prepare import channel_means, quantised, recurrences
 from onnxprune.graph.prepare.constant_operands import write_targets
 from onnxprune.graph.prepare.fold_limit import refuse_large, small
 from onnxprune.graph.prepare.inference_mode import settle
@@ -71,6 +71,7 @@ def normalise(model: ir.Model) -> ir.Model:
         if model.graph.num_nodes() == count:
             break
     recurrences.leave_out_zeros(model)
+    channel_means.sum_up(model)
     passes.RemoveUnusedNodesPass()(model)
     infer(model)
     refuse_large(model)

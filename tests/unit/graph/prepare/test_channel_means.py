@@ -1,0 +1,61 @@
+"""Global response normalisation: its mean over channels is a sum over what there was, so that channels can go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from graphs import agreed, written
+from plans import Subject, distance, in_runtime
+
+HEAD = '<ir_version: 8, opset_import: ["" : {opset}]> net '
+BLOCK = """(float[n, 3, h, w] x) => (float[n, 3, h, w] y) {
+    wide = Conv (x, up)
+    act = Relu (wide)
+    size = %s
+    mean = %s
+    tiny = Constant <value = float {0.000001}> ()
+    below = Add (mean, tiny)
+    share = Div (size, below)
+    scaled = Mul (act, share)
+    both = Add (scaled, act)
+    back = Conv (both, down)
+    y = Add (x, back)
+}
+"""
+OLD = "ReduceL2 <axes = [2, 3]> (act)", "ReduceMean <axes = [1]> (size)"
+NEW = "ReduceL2 (act, space)", "ReduceMean (size, channel)"
+GIVEN = "space = Constant <value_ints = [2, 3]> () channel = Constant <value_ints = [1]> () wide = Conv"
+
+
+@pytest.mark.parametrize("opset", [11, 17, 18])
+def test_channels_of_a_response_normalisation_go(tmp_path: Path, opset: int) -> None:
+    text = BLOCK % (OLD if opset < 18 else NEW)
+    text = text.replace("wide = Conv", GIVEN) if opset == 18 else text
+    text = text.replace("tiny = Constant <value = float {0.000001}> ()", "") if opset < 13 else text
+    weights: dict[str, tuple[int, ...]] = {"up": (16, 3, 1, 1), "down": (3, 16, 1, 1)}
+    if opset < 13:
+        weights["tiny"] = (1,)
+    path = written(tmp_path, HEAD.format(opset=opset) + text, weights)
+    subject = Subject.load(path)
+    assert [g.shape for g in subject.structure.groups] == [(16,)]
+    feeds = {"x": np.random.default_rng(0).standard_normal((4, 3, 5, 6)).astype(np.float32)}
+    assert distance(subject.dense(feeds), in_runtime(path, feeds)) < 1e-5
+    agreed(subject, feeds)
+
+
+@pytest.mark.parametrize(
+    "mean",
+    [
+        "below = Sub (size, mean) tiny = Relu (below)",  # centred: what is gone would not be zero
+        "below = Add (mean, act) tiny = Relu (below)",
+    ],
+)
+def test_other_means_stay(tmp_path: Path, mean: str) -> None:
+    text = (BLOCK % OLD).replace("tiny = Constant <value = float {0.000001}> ()", "")
+    text = text.replace("below = Add (mean, tiny)", mean)
+    path = written(tmp_path, HEAD.format(opset=17) + text, {"up": (16, 3, 1, 1), "down": (3, 16, 1, 1)})
+    subject = Subject.load(path)
+    assert not subject.structure.groups
+    assert "ReduceMean" in {n.op_type for n in subject.model.graph}
