@@ -109,7 +109,7 @@ class Problem:
         sites = find_sites(model.graph, structure, options.units, options.include, options.exclude)
         self.interpreter = Interpreter(model.graph, device_of(options.device))
         if calibration is not None:
-            sites = reached(self.interpreter, calibration, sites)
+            sites = reached(self.interpreter, calibration, sites, none=options.sparsity is not None)
         self.sites = [s for s in sites if s.matrices or calibration is not None]  # the others are ordered by data alone
         self.costs = costs_for(*self.whole, options, bindings, self.sites, self.clock, self.progress)
         if not self.sites and options.sparsity is None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from onnxprune.data import Dataset
+from onnxprune.errors import NothingToPruneError
 from onnxprune.graph.flow import condition
 from onnxprune.graph.structure.sites import Site
 from onnxprune.probe.engine import to_numpy
@@ -15,8 +16,15 @@ from onnxprune.probe.interpreter import Interpreter
 logger = logging.getLogger(__name__)
 
 
-def reached(interpreter: Interpreter, rows: Dataset, sites: Sequence[Site]) -> list[Site]:
-    """The sites that some row runs; the others stay whole, which is said."""
+def reached(interpreter: Interpreter, rows: Dataset, sites: Sequence[Site], *, none: bool = False) -> list[Site]:
+    """The sites that some row runs; the others stay whole, which is said.
+
+    Args:
+        none: whether it may be that no row runs any of them.
+
+    Raises:
+        NothingToPruneError: it may not.
+    """
     sides = {n.name: side for n, side in interpreter.flow.sides.items()}
     asked = sorted({condition(choice).name or "" for side in sides.values() for choice, _ in side})
     if not asked:
@@ -39,9 +47,15 @@ def reached(interpreter: Interpreter, rows: Dataset, sites: Sequence[Site]) -> l
             left_out[missed[0]] = left_out.get(missed[0], 0) + 1
         else:
             found.append(site)
-    for (name, side), count in left_out.items():
+    told = [f"the {'then' if side else 'else'} side of If {name}" for name, side in left_out]
+    if left_out and not (found or none):
+        raise NothingToPruneError(
+            f"nothing to prune by these rows: none of them takes {', or '.join(told)}, and every group of units is "
+            "read there: give rows that take it, too, or none (--method magnitude)"
+        )
+    for side, count in zip(told, left_out.values(), strict=True):
         logger.warning(
-            "no row takes the %s side of If %s: what is done there alone stays as it is (%d groups of units); "
-            "give rows that take it, too", "then" if side else "else", name, count,
+            "no row takes %s: what is done there alone stays as it is (%d groups of units); give rows that do, too",
+            side, count,
         )  # fmt: skip
     return found

@@ -74,8 +74,23 @@ def _graphs(proto: Any, file: Path) -> Iterator[Any]:
                     stack.extend(graph.node)
 
 
+_LISTS = {"sequence_type": "a sequence of values", "optional_type": "optional", "sparse_tensor_type": "sparse"}
+"""Kinds of values that sessions take and give as something else than an array."""
+
+
 def _check_ends(file: Path, graph: Any) -> None:
-    """Every input that a caller must give says of which element type it is."""
+    """Every input that a caller must give says of which element type it is, and none is a list, nor is an output.
+
+    Maps, and lists of those, are put aside before (`maps`).
+    """
+    for what, values in (("input", graph.input), ("output", graph.output)):
+        for value in values:
+            kind = value.type.WhichOneof("value")
+            if kind in _LISTS and not (what == "output" and value.type.sequence_type.elem_type.HasField("map_type")):
+                raise UnsupportedError(
+                    f"{file}: {what} {one_line(value.name, 80)} is {_LISTS[kind]}, where tensors are fed and compared: "
+                    "export the graph with every tensor by itself"
+                )
     held = {tensor.name for tensor in graph.initializer}
     for value in graph.input:
         if value.name not in held and value.type.WhichOneof("value") in (None, "tensor_type"):

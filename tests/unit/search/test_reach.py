@@ -40,7 +40,7 @@ def test_a_side_that_no_row_takes_stays_whole(tmp_path: Path, caplog: pytest.Log
         result = onnxprune.prune(file, flops=0.8, calibration=_rows(16), measure_latency=False)
     assert {(u.total, u.kept == u.total) for u in result.report.units} == {(32, False)}
     assert "no row takes the else side" in caplog.text
-    with pytest.raises(NothingToPruneError):
+    with pytest.raises(NothingToPruneError, match="none of them takes the else side of If"):
         onnxprune.prune(file, flops=0.8, calibration=_rows(16), measure_latency=False, include=("neurons.1",))
 
 

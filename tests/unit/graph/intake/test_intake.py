@@ -16,7 +16,7 @@ import perceptron
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxprune.errors import LimitError, ModelError, OnnxPruneError
+from onnxprune.errors import LimitError, ModelError, OnnxPruneError, UnsupportedError
 from onnxprune.graph import model as models
 from onnxprune.graph.structure.analyze import analyze
 
@@ -199,6 +199,18 @@ def test_what_is_damaged_is_one_error(folder: Path, change: Change) -> None:
     model = perceptron.perceptron()
     change(model)
     with pytest.raises(ModelError, match=r"model\.onnx"):
+        models.load(perceptron.write(folder / "model.onnx", model))
+
+
+@pytest.mark.parametrize("end", ["input", "output"])
+def test_lists_are_no_tensors(folder: Path, end: str) -> None:
+    """ONNX Runtime takes and gives lists of arrays, which nothing here compares; ZipMap's are other ones."""
+    model = perceptron.perceptron()
+    made = [helper.make_node("SequenceConstruct", ["logits"], ["many"])] if end == "output" else []
+    model.graph.node.extend(made)
+    kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+    getattr(model.graph, end).append(helper.make_value_info("many", kind))
+    with pytest.raises(UnsupportedError, match=f"{end} many is a sequence of values"):
         models.load(perceptron.write(folder / "model.onnx", model))
 
 
