@@ -114,7 +114,7 @@ class Interpreter:
         wanted = tuple(numeric_outputs(self.graph) if outputs is None else outputs)
         bound = frozenset(name for name in batches[0] if not self.schedule.repeats(name))
         override = weights or {}
-        known = [{name: self.place(feeds[name]) for name in bound} for feeds in batches]
+        known = [{name: self.place(feeds[name], name) for name in bound} for feeds in batches]
         hooked = [{}] * len(batches) if edits is None else edits
         answers: list[dict[str, bool]] = [{} for _ in batches]
         for step, initializers in self.schedule.between(bound, wanted):
@@ -260,13 +260,17 @@ class Interpreter:
             raise KeyError(name)
         return self.place(self.engine.load(tensor))
 
-    def place(self, tensor: Any) -> Any:
+    def place(self, tensor: Any, name: str = "") -> Any:
         """An array or tensor as a tensor on the interpreter's device; shapes stay on the CPU. None, for what is not
         computed on the side that was chosen, as it is."""
         if tensor is None:
             return None
         if isinstance(tensor, np.ndarray) and tensor.dtype.kind not in "biufc" and tensor.dtype.name != "bfloat16":
-            raise UnsupportedError(f"an input of {tensor.dtype.name} values is not computed with: give numbers")
+            kind = "text" if tensor.dtype.kind in "OU" else tensor.dtype.name
+            raise UnsupportedError(
+                f"input {name or 'of the graph'} holds {kind}, which is not computed with: give numbers, to a graph "
+                "that begins where what it reads has become numbers"
+            )
         tensor = self.engine.array(tensor, place=False)
         if self.device == "cpu" or (tensor.ndim <= 1 and not tensor.is_floating_point()):
             return tensor

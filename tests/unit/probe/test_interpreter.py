@@ -14,6 +14,7 @@ import torch
 from graphs import written
 from plans import Subject
 
+from onnxprune.errors import UnsupportedError
 from onnxprune.graph import memory
 from onnxprune.probe import forward
 from onnxprune.probe.interpreter import Interpreter
@@ -88,6 +89,21 @@ def test_labels_written_out_as_text_are_left_to_the_runtime(tmp_path: Path) -> N
     """
     subject = Subject.load(written(tmp_path, text, {"w": (4, 3)}))
     assert list(subject.interpreter.run({"x": np.ones((2, 4), np.float32)})) == ["y"]
+
+
+def test_an_input_that_is_text_is_named(tmp_path: Path) -> None:
+    text = """<ir_version: 9, opset_import: ["" : 17, "ai.onnx.ml" : 3]>
+    net (string[n] colour, float[n, 3] x) => (float[n, 4] y) {
+        code = ai.onnx.ml.LabelEncoder <keys_strings = ["red", "blue"], values_floats = [0.0, 1.0]> (colour)
+        axes = Constant <value_ints = [1]> ()
+        column = Unsqueeze (code, axes)
+        all = Concat <axis = 1> (x, column)
+        y = MatMul (all, w)
+    }"""
+    subject = Subject.load(written(tmp_path, text, {"w": (4, 4)}))
+    feeds = {"x": np.zeros((2, 3), np.float32), "colour": np.array(["red", "blue"], object)}
+    with pytest.raises(UnsupportedError, match="input colour holds text"):
+        subject.dense(feeds)
 
 
 def test_what_a_node_reads_and_calls_is_found_once_for_all_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
