@@ -137,7 +137,9 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def said(error: BaseException) -> str:
-    """What an error says, in one line that a console can show."""
+    """What an error says, in one line that a console can show; of what onnx_ir reads, what it said first."""
+    while type(error).__name__ == "SerdeError" and error.__cause__ is not None:  # "Error calling … with: …" around it
+        error = error.__cause__
     if isinstance(error, RecursionError):
         return "nested too deeply"
     if isinstance(error, MemoryError):

@@ -118,6 +118,7 @@ class Shipped:
         row: makes one row; None for sentences.
         budget: share of the FLOPs.
         options: further ones of the command line.
+        held: further rows, on which drift is measured; none where a share of `ROWS` is kept for that.
     """
 
     name: str
@@ -125,16 +126,21 @@ class Shipped:
     row: Callable[[np.random.Generator], dict[str, np.ndarray]] | None
     budget: float = 0.8
     options: tuple[str, ...] = ()
+    held: int = 0
 
-    def rows(self, folder: Path) -> Path:
-        """A file with rows."""
+    def rows(self, folder: Path) -> list[str]:
+        """Files with rows, as options."""
         if self.row is None:
-            return ROOT / "calibration" / "sentences.jsonl"
-        rng = np.random.default_rng(0)
-        made = [self.row(rng) for _ in range(ROWS)]
-        arrays: dict[str, Any] = {name: np.concatenate([row[name] for row in made]) for name in made[0]}
-        np.savez(folder / "rows.npz", **arrays)
-        return folder / "rows.npz"
+            return ["--calib", str(ROOT / "calibration" / "sentences.jsonl")]
+        found = []
+        for seed, (option, count) in enumerate((("--calib", ROWS), ("--eval", self.held))):
+            if count:
+                rng = np.random.default_rng(seed)
+                made = [self.row(rng) for _ in range(count)]
+                arrays: dict[str, Any] = {name: np.concatenate([row[name] for row in made]) for name in made[0]}
+                np.savez(folder / f"rows{seed}.npz", **arrays)
+                found += [option, str(folder / f"rows{seed}.npz")]
+        return found
 
 
 MODELS = (
@@ -142,7 +148,7 @@ MODELS = (
     Shipped("PP-OCR recogniser (rapidocr)", "rapidocr*/models/*rec*.onnx", lines_of_text(48, 160)),
     Shipped("PP-OCR angle classifier (rapidocr)", "rapidocr*/models/*cls*.onnx", lines_of_text(48, 192)),
     Shipped("YOLOv8n (nudenet), 192 px rows", "nudenet/320n.onnx", photographs("images", 192)),
-    Shipped("magika", "magika/models/*/model.onnx", files, options=("--units", "neurons,channels")),
+    Shipped("magika", "magika/models/*/model.onnx", files, options=("--units", "neurons,channels"), held=512),
     Shipped("silero_vad, opset 15", "silero_vad/data/silero_vad_16k_op15.onnx", sounds),
     Shipped("silero_vad, sequence", "silero_vad/data/silero_vad_16k_sequence.onnx", sounds),
     Shipped("silero_vad, both rates", "silero_vad/data/silero_vad.onnx", sounds),
@@ -178,7 +184,7 @@ def line(model: Shipped, packages: Path, seconds: int) -> str:
         rows, out = model.rows(Path(folder)), Path(folder) / "small.onnx"
         command = [
             sys.executable, "-c", _PEAK, sys.executable, "-m", "onnxprune.cli", "prune", str(file), "-o", str(out),
-            "--flops", str(model.budget), "--calib", str(rows), "--quiet", *model.options,
+            "--flops", str(model.budget), *rows, "--quiet", *model.options,
         ]  # fmt: skip
         start = time.perf_counter()
         try:

@@ -202,6 +202,14 @@ def test_what_is_damaged_is_one_error(folder: Path, change: Change) -> None:
         models.load(perceptron.write(folder / "model.onnx", model))
 
 
+def test_a_name_that_is_made_twice_is_told(folder: Path) -> None:
+    """torch's exporter calls a Concat's output `cat`, also where an input is called so."""
+    model = perceptron.perceptron()
+    model.graph.node.append(helper.make_node("Relu", ["logits"], ["x"]))
+    with pytest.raises(ModelError, match="Output 'x' is redeclared"):
+        models.load(perceptron.write(folder / "model.onnx", model))
+
+
 @pytest.mark.parametrize("end", ["input", "output"])
 def test_lists_are_no_tensors(folder: Path, end: str) -> None:
     """ONNX Runtime takes and gives lists of arrays, which nothing here compares; ZipMap's are other ones."""
