@@ -118,7 +118,7 @@ class Shipped:
         row: makes one row; None for sentences.
         budget: share of the FLOPs.
         options: further ones of the command line.
-        held: further rows, on which drift is measured; none where a share of `ROWS` is kept for that.
+        held: how many further rows are drawn for drift, of which those of `ROWS` are left out; none where a share of `ROWS` is kept for that.
     """
 
     name: str
@@ -132,11 +132,15 @@ class Shipped:
         """Files with rows, as options."""
         if self.row is None:
             return ["--calib", str(ROOT / "calibration" / "sentences.jsonl")]
-        found = []
+        found: list[str] = []
+        seen: set[bytes] = set()
         for seed, (option, count) in enumerate((("--calib", ROWS), ("--eval", self.held))):
-            if count:
-                rng = np.random.default_rng(seed)
-                made = [self.row(rng) for _ in range(count)]
+            rng = np.random.default_rng(seed)
+            made = [self.row(rng) for _ in range(count)]
+            keys = [b"".join(array.tobytes() for array in row.values()) for row in made]
+            made = [row for row, key in zip(made, keys, strict=True) if key not in seen]  # some files are drawn often
+            seen.update(keys)
+            if made:
                 arrays: dict[str, Any] = {name: np.concatenate([row[name] for row in made]) for name in made[0]}
                 np.savez(folder / f"rows{seed}.npz", **arrays)
                 found += [option, str(folder / f"rows{seed}.npz")]
