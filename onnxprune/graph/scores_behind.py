@@ -28,6 +28,11 @@ def scores_behind(graph: ir.Graph) -> dict[str, ir.Value]:
     return found
 
 
+def frontier(value: ir.Value) -> list[ir.Value]:
+    """All the nearest scores that an answer follows from: of a NonMaxSuppression its boxes and their scores."""
+    return list(_behind(value))
+
+
 def _behind(value: ir.Value) -> Iterator[ir.Value]:
     """The nearest scores on the way back from a value, those along its nodes' first operands first."""
     open_values, seen = [value], {value}

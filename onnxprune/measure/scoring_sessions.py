@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
@@ -30,16 +30,31 @@ def compared(session: runtime.Session) -> list[str]:
     return [o.name for o in session.get_outputs() if o.type.startswith("tensor(") and o.type != "tensor(string)"]
 
 
+def showing(file: ModelFile, names: Sequence[str]) -> bytes | None:
+    """A file that also gives some of its inner values, each as "scores of VALUE"; None where it has one of them not."""
+    model, unread = _read(file)
+    there = {v.name: v for node in model.graph for v in node.outputs if v.name in names}
+    return _also(model, unread, {name: there[name] for name in names}) if len(there) == len(names) else None
+
+
 def _with_scores(file: ModelFile) -> bytes | None:
+    model, unread = _read(file)
+    found = scores_behind(model.graph)
+    return _also(model, unread, found) if found else None
+
+
+def _read(file: ModelFile) -> tuple[ir.Model, Mapping[str, bytes]]:
+    """A model with the types of its values, and the outputs whose types were put aside."""
     import onnx
 
     proto = onnx.load_model_from_string(file) if isinstance(file, bytes) else onnx.load(os.fspath(file))
     proto = onnx.shape_inference.infer_shapes(proto)
     unread = maps.put_aside(proto)
-    model = ir.from_proto(proto)
-    found = scores_behind(model.graph)
-    if not found:
-        return None
+    return ir.from_proto(proto), unread
+
+
+def _also(model: ir.Model, unread: Mapping[str, bytes], found: Mapping[str, ir.Value]) -> bytes:
+    """The model with further outputs, and without those that are no tensors."""
     for output in [v for v in model.graph.outputs if v.name in unread]:
         model.graph.outputs.remove(output)
     for name, value in found.items():

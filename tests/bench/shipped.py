@@ -118,7 +118,8 @@ class Shipped:
         row: makes one row; None for sentences.
         budget: share of the FLOPs.
         options: further ones of the command line.
-        held: how many further rows are drawn for drift, of which those of `ROWS` are left out; none where a share of `ROWS` is kept for that.
+        held: how many further rows are drawn for drift, without those to learn from; none where a share of `ROWS` is
+            kept for that.
     """
 
     name: str

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper, parser
+from graphs import written
+from onnx import helper, numpy_helper, parser
 
 from onnxprune.errors import CheckError
 from onnxprune.graph import model as models
@@ -163,6 +164,50 @@ def test_integers_may_flip_rarely(model: bytes) -> None:
     top[:4] = (x.argmax(1)[:4, None] + 1) % 3
     with pytest.raises(CheckError, match=r"1\.33% of integer outputs"):
         equivalence(model, [({"x": x}, {"top": top})], tolerance=0)
+
+
+TIES = """
+<ir_version: 9, opset_import: ["" : 17]>
+net (float[n, 8] x) => (float[n, 3] y, int64[n, 4] best) <int64[1] four = {4}> {
+    wide = MatMul (x, up)
+    act = Relu (wide)
+    y = MatMul (act, head)
+    all = MatMul (act, down)
+    likely = Sigmoid (all)
+    most, best = TopK <axis = 1> (likely, four)
+}
+"""
+
+
+def test_answers_to_scores_that_are_alike_are_told_from_faults(tmp_path: Path) -> None:
+    """Of sigmoids that are all one, the last digit of a sum chooses the greatest."""
+    weights = {"up": (8, 16), "head": (16, 3), "down": (16, 20)}
+    path = written(tmp_path, TIES, weights)
+    proto = onnx.load(path)
+    down = next(t for t in proto.graph.initializer if t.name == "down")
+    down.CopyFrom(numpy_helper.from_array(np.abs(numpy_helper.to_array(down)) * np.float32(100), "down"))
+    onnx.save(proto, path)
+    dense = models.load(path)
+    structure = analyze(dense)
+    rows = [{"x": np.random.default_rng(0).standard_normal((30, 8)).astype(np.float32)}]
+    # As if another processor's sums had other last digits: the best four stand in another order.
+    other = onnx.load(path)
+    other.graph.output[1].name = "first"
+    turned = helper.make_node("Gather", ["first", "order"], ["best"], axis=1)
+    next(n for n in other.graph.node if n.op_type == "TopK").output[1] = "first"
+    other.graph.output[1].name = "best"
+    other.graph.initializer.append(numpy_helper.from_array(np.array([1, 0, 3, 2]), "order"))
+    other.graph.node.append(turned)
+    onnx.save(other, tmp_path / "other.onnx")
+    plan = Plan(dense.digest)
+    found = check(dense, structure, plan, tmp_path / "other.onnx", rows)
+    assert found.flips > 0.5 and "scores that are as planned" in found.note
+    down.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(down), "down"))
+    kept = next(t for t in other.graph.initializer if t.name == "down")
+    kept.CopyFrom(down)
+    onnx.save(other, tmp_path / "wrong.onnx")
+    with pytest.raises(CheckError, match="of integer outputs differ"):
+        check(dense, structure, plan, tmp_path / "wrong.onnx", rows)
 
 
 def test_nothing_was_compared(model: bytes) -> None:
