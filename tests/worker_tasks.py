@@ -6,10 +6,15 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 from onnxprune.errors import BudgetError
 from onnxprune.pipeline import remote
+from onnxprune.probe import threads
+from onnxprune.probe.interpreter import Interpreter
+
+ANY = cast(Interpreter, SimpleNamespace(device="cpu", streams=False))
 
 
 def squared(task: tuple[int, str, float], shared: dict[str, int]) -> int:
@@ -42,6 +47,14 @@ def lies(task: Any) -> str | None:
     """The file that an array lies in; None in memory."""
     file = getattr(task, "filename", None)
     return None if file is None else str(file)
+
+
+def cores(wait: bool) -> int:
+    """How many batches run at once in the worker; who waits does until there are two, half a minute at most."""
+    began = time.monotonic()
+    while wait and threads.count(ANY) < 2 and time.monotonic() < began + 30:
+        time.sleep(0.02)
+    return threads.count(ANY)
 
 
 def asleep(seconds: float) -> None:

@@ -26,6 +26,7 @@ from onnxprune.probe import threads
 from onnxprune.search import by_table, plan_store
 from onnxprune.search import workers as engines
 from onnxprune.search.options import Options
+from onnxprune.search.plan_store import Filed
 from onnxprune.search.problem import Seen
 from onnxprune.search.scored_model import lasts
 from onnxprune.search.workers import Function, Workers
@@ -54,7 +55,7 @@ def opened(
             return
         wait = engines.begin(hands, remote.ready, Early.of(file, options))
         with ExitStack() as waiting:
-            waiting.enter_context(threads.lent(hands.cores))
+            waiting.enter_context(threads.lent(lambda: hands.cores))
 
             def of(job: Job) -> Fleet:
                 wait()
@@ -119,8 +120,10 @@ class Fleet:
         jobs: Sequence[Job],
         budgets: Sequence[Budget],
         names: Mapping[tuple[int, int], str] = MappingProxyType({}),
-    ) -> Iterator[tuple[int, int, Plan, Product | None]]:
+    ) -> Iterator[tuple[int, int, Filed, Product | None]]:
         """(job's index, budget's index, finished plan, the file of it that lies here already), as they are done.
+
+        What is in files lasts as long as this fleet.
 
         Args:
             names: (job's index, budget's index) -> what its file is to be called, where it is wanted.
@@ -129,7 +132,7 @@ class Fleet:
         for i, job in enumerate(jobs):
             for k, budget in enumerate(budgets):
                 if (plan := plan_store.kept(job.planner, budget)) is not None:
-                    yield i, k, plan, None
+                    yield i, k, self._filed(plan), None
                 else:
                     asked.append((i, k))
         # The smallest budgets take longest: what is begun last should be short.
@@ -142,8 +145,15 @@ class Fleet:
                 job.clock.seconds[stage] += seconds
             if found.findings is not None:
                 job.found[found.written] = found.findings
-            plan_store.keep(job.planner, budgets[k], found.plan)
-            yield i, k, found.plan, found.product
+            filed = found.plan if isinstance(found.plan, Filed) else self._filed(found.plan)
+            if job.planner.scores.store is not None:
+                plan_store.keep(job.planner, budgets[k], filed.read())
+            yield i, k, filed, found.product
+
+    def _filed(self, plan: Plan) -> Filed:
+        folder = self._desk.path / uuid.uuid4().hex
+        folder.mkdir()
+        return Filed.of(plan, folder)
 
     def _run(
         self, function: Function, tasks: Sequence[Task], jobs: Sequence[Job], known: Mapping[str, Known], stage: str

@@ -305,7 +305,7 @@ class Job:
         """
         options = self.options.to_json()
         with self.clock.stage("check"):
-            known = self.found.get(models.digest_of(made.whole)) if self.found else None
+            known = self.found.get(made.known()) if self.found else None
             if known is not None:
                 lacking += known.warnings
                 if known.where != here():

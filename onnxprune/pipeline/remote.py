@@ -32,6 +32,7 @@ from onnxprune.pipeline.written import Product, Written, produce
 from onnxprune.search import by_table, units_then_zeros
 from onnxprune.search.damage_table import Row, TableWalk
 from onnxprune.search.options import Options
+from onnxprune.search.plan_store import Filed
 from onnxprune.search.planner import Planner
 from onnxprune.search.problem import Seen
 
@@ -108,13 +109,15 @@ class Planned:
     """A finished plan.
 
     Attributes:
-        written: digest of the file that it gives.
+        plan: in a file on the desk of who asked, where the worker sees it; tens of megabytes would go through pipes, or
+            a scheduler, otherwise.
+        written: `Written.known` of the file that it gives.
         findings: what was found out about that file; None where who asked must find out why it could not be.
         seconds: what the worker took, by stage.
         product: the file, where it lies on the desk of who asked.
     """
 
-    plan: Plan
+    plan: Plan | Filed
     written: str
     findings: Findings | None
     seconds: Mapping[str, float]
@@ -177,18 +180,23 @@ def plan(task: Task, brief: Brief, known: Scores, files: Files | None = None) ->
         assert task.budget is not None
         before = dict(planner.clock.seconds)
         made = units_then_zeros.carry_out(planner, task.budget)
+        desk = place.desk()
+        # Several graphs are held together by a file that would not go along.
+        handed = None if desk is None or not task.name or place.dense.parts else desk / "files"
         with outputs.scratch() as scratch:
-            desk = place.desk(task)
             with planner.clock.stage("rewrite"):
                 product = produce(
-                    place.dense, place.structure, made, planner.costs.sizes, desk or scratch, task.name or "plan.onnx",
+                    place.dense, place.structure, made, planner.costs.sizes, handed or scratch, task.name or "plan.onnx",
                     keep_unread=planner.options.keep_unread,
                 )  # fmt: skip
-            written = product.made
-            findings = place.findings(planner, made, written)
+            findings = place.findings(planner, made, product.made)
             seconds = {k: s - before.get(k, 0.0) for k, s in planner.clock.seconds.items()}
-            handed = replace(product, graph=None) if desk is not None else None
-            return Planned(made, models.digest_of(written.whole), findings, seconds, handed)
+            if handed is not None:
+                product = replace(product, made=replace(product.made, name=handed.parent.name), graph=None)
+            return Planned(
+                made if desk is None else Filed.of(made, desk), product.made.known(), findings, seconds,
+                None if handed is None else product,
+            )  # fmt: skip
 
 
 class _Place:
@@ -226,15 +234,12 @@ class _Place:
         self._walk = planner, index, walk
         return found
 
-    def desk(self, task: Task) -> Path | None:
-        """A new folder for what is written, among the files of who asked; None where they are out of sight.
-
-        Several graphs are held together by a file that would not go along.
-        """
-        if not task.name or self.dense.parts or not (self.brief.desk / self.brief.key).is_file():
+    def desk(self) -> Path | None:
+        """A new folder for what is written, among the files of who asked; None where they are out of sight."""
+        if not (self.brief.desk / self.brief.key).is_file():
             return None
         made = self.brief.desk / uuid.uuid4().hex
-        made.mkdir()
+        (made / "files").mkdir(parents=True)
         return made
 
     @cached_property

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import UsageError
-from onnxprune.graph import joined, memory, outputs
+from onnxprune.graph import joined, memory
 from onnxprune.graph.outputs import OutputSet
-from onnxprune.graph.plan import Budget, Plan
+from onnxprune.graph.plan import Budget
 from onnxprune.pipeline import fleet, output_files
 from onnxprune.pipeline.debug_bundle import Place
 from onnxprune.pipeline.fleet import Fleet
@@ -24,9 +24,10 @@ from onnxprune.pipeline.job import Job
 from onnxprune.pipeline.result import Result
 from onnxprune.pipeline.written import Product
 from onnxprune.search.options import Options, first_provider
+from onnxprune.search.plan_store import Filed
 from onnxprune.search.store import Store
 
-_Made = tuple[int, int, Plan, Product | None]
+_Made = tuple[int, int, Filed, Product | None]
 """(a job's index, a budget's, the plan, the file that a worker wrote of it)."""
 
 
@@ -145,23 +146,12 @@ def _results(
     found: dict[tuple[int, int], Result] = {}
     places = dict(zip(cells, outs, strict=True))
     names = {cell: out.first for cell, out in places.items() if out.base is not None}
-    for i, k, plan, there in _quiet(crew.plans(jobs, budgets, names), jobs[0].measure):
-        found[i, k] = jobs[i].finish(plan, budgets[k], places[i, k], there)
+    plans: Iterable[_Made] = crew.plans(jobs, budgets, names)
+    if jobs[0].measure:  # files are timed when all workers are done: nobody else is at work then
+        plans = sorted(plans, key=lambda one: one[:2])
+    for i, k, plan, there in plans:
+        found[i, k] = jobs[i].finish(plan.read(), budgets[k], places[i, k], there)
     return [found[cell] for cell in cells]
-
-
-def _quiet(plans: Iterator[_Made], timed: bool) -> Iterator[_Made]:
-    """The plans as they come or, where files are timed, when all workers are done: nobody else is at work then."""
-    if not timed:
-        yield from plans
-        return
-    with outputs.scratch() as scratch:
-        waiting = []
-        for i, k, plan, there in plans:
-            plan.save(scratch / f"{i}.{k}.json")
-            waiting.append((i, k, plan.notes, there))
-        for i, k, notes, there in sorted(waiting, key=lambda one: one[:2]):
-            yield i, k, replace(Plan.load(scratch / f"{i}.{k}.json"), notes=notes), there
 
 
 def _target(folder: Path, file: Path, series: Series, kind: str, budget: Budget) -> Path:

@@ -30,12 +30,18 @@ class Written:
         alone: files with one graph each, in the order of the model's parts; none where it has none.
         whole: what sessions open: the file; of several graphs, the graph that these files are together.
         scratch: what holds the latter.
+        name: tells it from all else that other processes wrote in this run; none where this one did.
     """
 
     files: tuple[Path, ...]
     whole: Path
     alone: tuple[Path, ...] = ()
     scratch: Any = None
+    name: str = ""
+
+    def known(self) -> str:
+        """What is found out about it goes by this: its name, or the digest of what it holds."""
+        return self.name or models.digest_of(self.whole)
 
     @property
     def size(self) -> int:
@@ -66,7 +72,7 @@ class Product:
         (file,) = self.made.files
         for part in file.parent.iterdir():
             shutil.move(part, folder / part.name)
-        return replace(self, made=Written((folder / file.name,), folder / file.name))
+        return replace(self, made=replace(self.made, files=(folder / file.name,), whole=folder / file.name))
 
 
 def produce(

@@ -24,28 +24,31 @@ _inside = threading.local()
 _changing = threading.Lock()
 _users: list[int] = []
 """What torch's threads were when they were set to one, once for each who has asked for it and is not done."""
-_lent: list[int] = []
-"""Cores of processes that wait, once for each who lends them."""
+_lent: list[Callable[[], int]] = []
+"""How many cores of processes that wait, once for each who lends them."""
 
 
 def count(interpreter: Interpreter) -> int:
     """How many batches of a graph run at once: one where its weights are read anew for each pass, or on a GPU."""
     if interpreter.device != "cpu" or interpreter.streams or getattr(_inside, "busy", False):
         return 1
-    return max([_torch_threads(), *_lent])
+    return max([_torch_threads(), *(min(cores(), os.cpu_count() or 1) for cores in _lent)])
 
 
 @contextmanager
-def lent(cores: int) -> Iterator[None]:
+def lent(cores: Callable[[], int]) -> Iterator[None]:
     """So many batches run at once, whatever torch's threads are: whoever else has these cores waits for the result.
 
     Operators between batches stay at torch's threads, so that sums are the same.
+
+    Args:
+        cores: how many, asked before each pass: others may be done while this one goes on.
     """
-    _lent.append(min(cores, os.cpu_count() or 1))
+    _lent.append(cores)
     try:
         yield
     finally:
-        _lent.pop()
+        _lent.remove(cores)
 
 
 def each(interpreter: Interpreter, number: int, run: Callable[[int], T], most: int | None = None) -> list[T]:

@@ -1,11 +1,14 @@
-"""Finished plans in a store (store.py): what an interrupted run had planned is not planned again."""
+"""Finished plans outside of memory: in files of this run, and in a store, from which an interrupted run goes on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from onnxprune.errors import InputError
 from onnxprune.graph import outputs
@@ -19,6 +22,29 @@ logger = logging.getLogger(__name__)
 HOW = ("threads", "max_memory", "device")
 """Options about how a plan is made, not about what it is."""
 _FILE = "plan.json"
+
+
+@dataclass(frozen=True)
+class Filed:
+    """A plan in a file, which must last as long as the plan is asked for.
+
+    Attributes:
+        notes: the plan's, as they were: a file has lists for tuples.
+    """
+
+    file: Path
+    notes: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, plan: Plan, folder: Path) -> Filed:
+        """A plan put away in a folder that nothing else is put into."""
+        file = folder / _FILE
+        plan.save(file)
+        return cls(file, plan.notes)
+
+    def read(self) -> Plan:
+        """The plan."""
+        return replace(Plan.load(self.file), notes=self.notes)
 
 
 def name_of(planner: Planner, budget: Budget) -> str | None:

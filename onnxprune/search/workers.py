@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.graph import outputs
+from onnxprune.probe import threads
 
 DEATHS = 3
 """How often workers may die in one run before it is given up: a task that takes too much memory kills each."""
@@ -148,8 +149,23 @@ def _call(function: Function, task: Any, *shared: Any) -> Any:
             return _Failed(error)
 
 
-def _numbered(index: int, function: Function, task: Any, *shared: Any) -> tuple[int, Any]:
-    """In a process of this machine.
+class _Cores:
+    """How many cores each process of this machine that is at a task may use, in a file: those of the idle are free."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def tell(self, cores: int) -> None:
+        self.file.write_text(str(cores), encoding="ascii")
+
+    def __call__(self) -> int:
+        with suppress(OSError, ValueError):  # it is being written, or who asked is gone
+            return int(self.file.read_text(encoding="ascii"))
+        return 0
+
+
+def _numbered(index: int, cores: _Cores, function: Function, task: Any, *shared: Any) -> tuple[int, Any]:
+    """In a process of this machine, with the cores of those that are idle.
 
     It remembers a planner between tasks, and so grows. Where psutil is there, loky takes 300 MB for a leak, ends the
     process, and what it knew would be measured again.
@@ -157,7 +173,8 @@ def _numbered(index: int, function: Function, task: Any, *shared: Any) -> tuple[
     from joblib.externals.loky import process_executor
 
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
-    return index, _call(function, task, *shared)
+    with threads.lent(cores):
+        return index, _call(function, task, *shared)
 
 
 @lru_cache(maxsize=8)
@@ -213,6 +230,7 @@ class _Local:
     def __init__(self, count: int, threads: int) -> None:
         self.count, self.threads, self.cores = count, threads, count * threads
         self._scratch = outputs.Scratch()
+        self._free = _Cores(self._scratch.path / "cores")
         self._shared = 0
         self._over = False
         # A process that is started with -m or -c looks for modules where it is first, and that may be the folder of a
@@ -244,10 +262,12 @@ class _Local:
                 temp_folder=str(self._scratch.path),  # where it goes with a killed run, too
             ):  # fmt: skip
                 pool = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch=2 * self.count)
-            made = pool(delayed(_numbered)(i, function, task, *shared) for i, task in list(left.items()))
+            self._share_out(len(left))
+            made = pool(delayed(_numbered)(i, self._free, function, task, *shared) for i, task in list(left.items()))
             try:
                 for index, result in made:
                     del left[index]
+                    self._share_out(len(left))
                     yield index, _told(result)
             except TerminatedWorkerError as error:
                 deaths += 1
@@ -255,6 +275,10 @@ class _Local:
                     raise _given_up(f"{len(left)} tasks are left") from error
             finally:
                 made.close()
+
+    def _share_out(self, tasks: int) -> None:
+        """The cores, among the processes that are at the tasks which are left."""
+        self._free.tell(self.cores // max(min(tasks, self.count), 1))
 
     def close(self, at_once: bool = False) -> None:
         from joblib.externals.loky import get_reusable_executor

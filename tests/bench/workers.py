@@ -72,7 +72,7 @@ def times(args: argparse.Namespace) -> dict[str, Any]:
     for i, k, plan, _ in fleet.plans(jobs, budgets):
         start = time.process_time()
         with output_files.opened(None, jobs[i].home, Inputs()) as nowhere:
-            jobs[i].finish(plan, budgets[k], nowhere)
+            jobs[i].finish(plan.read(), budgets[k], nowhere)
         finish.append(time.process_time() - start)
     planner, costs = job.planner, job.planner.costs
     fit = planner.fit.dataset

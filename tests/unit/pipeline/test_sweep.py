@@ -24,6 +24,7 @@ from onnxprune.pipeline import job, proof, remote, written
 from onnxprune.pipeline.sweep import Series, series_of, sweep
 from onnxprune.pipeline.verbs import prune
 from onnxprune.search import workers as engines
+from onnxprune.search.plan_store import Filed
 
 Outcome = tuple[int, str, str]
 METHODS, BUDGETS = ("obs", "wanda"), (0.8, 0.5)
@@ -181,13 +182,21 @@ def test_a_file_that_a_worker_wrote_is_taken_over(
 ) -> None:
     """Where it lies on the same disk; elsewhere the plan is carried out here."""
     made: list[Path] = []
-    produce = written.produce
+    filed: list[bool] = []
+    produce, plan = written.produce, remote.plan
+
+    def planned(*given: Any) -> Any:
+        found = plan(*given)
+        assert isinstance(found, remote.Planned)
+        filed.append(isinstance(found.plan, Filed))
+        return found
 
     def counted(*given: Any, **options: Any) -> Any:
         made.append(given[4])
         return produce(*given, **options)
 
     monkeypatch.setattr(job, "produce", counted)
+    monkeypatch.setattr(remote, "plan", planned)
     monkeypatch.setattr(remote, "_place", None)
     monkeypatch.setattr(engines, "opened", lambda *asked: _open(Shuffled(0)))
     if not seen:
@@ -195,6 +204,7 @@ def test_a_file_that_a_worker_wrote_is_taken_over(
     monkeypatch.setattr(calls, "bench", lambda *_, **__: [])
     found = swept(place, tmp_path, workers=1, measure=timed)
     assert len(made) == (0 if seen else len(METHODS) * len(BUDGETS))
+    assert filed == [seen] * len(METHODS) * len(BUDGETS), "tensors that lie here already went through an engine"
     same(here, tmp_path)
     for one, other in zip(swept(place, None), found, strict=True):
         assert weights_of(one.model).keys() == weights_of(other.model).keys()

@@ -76,7 +76,10 @@ def test_cores_of_those_who_wait_run_batches_and_change_no_operator(monkeypatch:
         return torch.get_num_threads()
 
     try:
-        with threads.lent(8):
+        free = [1]
+        with threads.lent(lambda: free[0]):
+            assert threads.count(ANY) == 1
+            free[0] = 8  # others are done
             assert threads.count(ANY) == 2
             assert threads.each(ANY, 4, run) == [1] * 4
             assert torch.get_num_threads() == 1

@@ -155,6 +155,15 @@ def test_arrays_on_their_way_lie_in_the_runs_own_folder() -> None:
     assert not Path(file).exists()
 
 
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core")
+def test_who_is_at_the_last_task_has_the_cores_of_those_who_are_done() -> None:
+    with opened(2, threads=1) as workers:
+        assert workers is not None
+        for _ in range(2):
+            found = dict(workers.run(worker_tasks.cores, [False, False, False, True]))
+            assert found == {0: 1, 1: 1, 2: 1, 3: 2}
+
+
 def test_a_process_may_remember_much(tmp_path: Path) -> None:
     with local() as workers:
         assert len({pid for _, pid in workers.run(worker_tasks.remembering, range(1, 9))}) <= 2
