@@ -13,15 +13,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Protocol
 
 from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.graph import outputs
-from onnxprune.probe import threads
+from onnxprune.search.worker_side import Cores, InFile, Unseen, call, told, where
 
 DEATHS = 3
 """How often workers may die in one run before it is given up: a task that takes too much memory kills each."""
@@ -112,60 +111,18 @@ def begin(workers: Workers, function: Function, task: Any) -> Callable[[], None]
         What waits until they are done. That they could not be called is told by the first task that cannot.
     """
 
-    def call() -> None:
+    def called() -> None:
         with suppress(Exception):
             for _ in workers.run(function, [task] * workers.count):
                 pass
 
-    thread = threading.Thread(target=call, daemon=True)
+    thread = threading.Thread(target=called, daemon=True)
     thread.start()
     return thread.join
 
 
-@dataclass(frozen=True)
-class _File:
-    """Something shared by a file that all workers see."""
-
-    path: Path
-
-
-@dataclass(frozen=True)
-class _Failed:
-    """An error of ours, which an engine would wrap in one of its own."""
-
-    error: OnnxPruneError
-
-
-_ALONE = threading.Lock()
-"""A process does one task at a time: planners are not made for threads, of which a cluster's worker may have more."""
-
-
-def _call(function: Function, task: Any, *shared: Any) -> Any:
-    """In a worker: the task's result, or the error that it ended with."""
-    with _ALONE:
-        try:
-            return function(task, *(_read(s.path) if isinstance(s, _File) else s for s in shared))
-        except OnnxPruneError as error:
-            return _Failed(error)
-
-
-class _Cores:
-    """How many cores each process of this machine that is at a task may use, in a file: those of the idle are free."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def tell(self, cores: int) -> None:
-        self.file.write_text(str(cores), encoding="ascii")
-
-    def __call__(self) -> int:
-        with suppress(OSError, ValueError):  # it is being written, or who asked is gone
-            return int(self.file.read_text(encoding="ascii"))
-        return 0
-
-
-def _numbered(index: int, cores: _Cores, function: Function, task: Any, *shared: Any) -> tuple[int, Any]:
-    """In a process of this machine, with the cores of those that are idle.
+def _numbered(index: int, function: Function, task: Any, cores: Cores, *shared: Any) -> tuple[int, Any]:
+    """In a process of this machine.
 
     It remembers a planner between tasks, and so grows. Where psutil is there, loky takes 300 MB for a leak, ends the
     process, and what it knew would be measured again.
@@ -173,15 +130,7 @@ def _numbered(index: int, cores: _Cores, function: Function, task: Any, *shared:
     from joblib.externals.loky import process_executor
 
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
-    with threads.lent(cores):
-        return index, _call(function, task, *shared)
-
-
-@lru_cache(maxsize=8)
-def _read(path: Path) -> Any:
-    import joblib
-
-    return joblib.load(path, mmap_mode="c")  # what a worker writes to is its own
+    return index, call(function, task, cores, *shared)
 
 
 class _Flying:
@@ -211,12 +160,6 @@ class _Flying:
         return self.begun.pop(handle)
 
 
-def _told(result: Any) -> Any:
-    if isinstance(result, _Failed):
-        raise result.error
-    return result
-
-
 def _given_up(what: str) -> OnnxPruneError:
     return OnnxPruneError(
         f"workers died {DEATHS + 1} times ({what}): most likely a task took more memory than there is; give fewer "
@@ -230,21 +173,15 @@ class _Local:
     def __init__(self, count: int, threads: int) -> None:
         self.count, self.threads, self.cores = count, threads, count * threads
         self._scratch = outputs.Scratch()
-        self._free = _Cores(self._scratch.path / "cores")
-        self._shared = 0
+        self._free = Cores(self._scratch.path / "cores", self.cores, count)
         self._over = False
         # A process that is started with -m or -c looks for modules where it is first, and that may be the folder of a
         # model that others made, with a numpy.py in it.
         self._before = os.environ.get(_SAFE)
         os.environ[_SAFE] = "1"
 
-    def share(self, value: Any) -> _File:
-        import joblib
-
-        self._shared += 1
-        file = self._scratch.path / f"{self._shared}.pkl"
-        joblib.dump(value, file)
-        return _File(file)
+    def share(self, value: Any) -> InFile:
+        return InFile.of(value, self._scratch.path)
 
     def run(
         self, function: Function, tasks: Sequence[Any], *shared: Any, tag: str | None = None
@@ -262,23 +199,19 @@ class _Local:
                 temp_folder=str(self._scratch.path),  # where it goes with a killed run, too
             ):  # fmt: skip
                 pool = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch=2 * self.count)
-            self._share_out(len(left))
-            made = pool(delayed(_numbered)(i, self._free, function, task, *shared) for i, task in list(left.items()))
+            self._free.share_out(len(left))
+            made = pool(delayed(_numbered)(i, function, task, self._free, *shared) for i, task in list(left.items()))
             try:
                 for index, result in made:
                     del left[index]
-                    self._share_out(len(left))
-                    yield index, _told(result)
+                    self._free.share_out(len(left))
+                    yield index, told(result)
             except TerminatedWorkerError as error:
                 deaths += 1
                 if deaths > DEATHS:
                     raise _given_up(f"{len(left)} tasks are left") from error
             finally:
                 made.close()
-
-    def _share_out(self, tasks: int) -> None:
-        """The cores, among the processes that are at the tasks which are left."""
-        self._free.tell(self.cores // max(min(tasks, self.count), 1))
 
     def close(self, at_once: bool = False) -> None:
         from joblib.externals.loky import get_reusable_executor
@@ -294,20 +227,22 @@ class _Local:
 
 @dataclass(eq=False)
 class _Held:
-    """Something shared that lies in an engine's object store, and is put there again should it be lost.
+    """Something shared that lies in a file, or in an engine's object store, and is put there again should it be lost.
 
     Attributes:
         handle: the engine's.
     """
 
     value: Any
-    handle: Any = field(default=None)
+    handle: Any = None
+    file: InFile | None = None
 
 
 class _Dask:
-    """A Dask cluster: its scheduler runs the tasks of a dead worker again."""
+    """A Dask cluster: its scheduler runs the tasks of a dead worker again.
 
-    cores = 0
+    What tasks share lies in files where all workers see them, and goes through the scheduler otherwise.
+    """
 
     def __init__(self, address: str) -> None:
         self._dask = _engine("distributed", "dask")
@@ -317,6 +252,15 @@ class _Dask:
         except (OSError, TimeoutError, ValueError) as error:
             raise UsageError(f"--cluster dask://{address}: no scheduler with workers answers ({error})") from error
         self.count = sum(self._client.ncores().values())
+        self._scratch = outputs.Scratch()
+        try:
+            places = self._client.run(where, self._scratch.path).values()
+        except ImportError as error:
+            self.close()
+            raise UsageError(f"--cluster dask://{address}: onnxprune is not installed where its workers are") from error
+        self._seen = all(place.sees for place in places)
+        self.cores = self.count if all(place.machine == where().machine for place in places) else 0
+        self._free = Cores(self._scratch.path / "cores", self.cores, self.count)
 
     def share(self, value: Any) -> _Held:
         return _Held(value)
@@ -331,20 +275,25 @@ class _Dask:
         left = dict(enumerate(tasks))
         for _ in range(DEATHS + 1):
             handles = [self._there(held) for held in shared]
-            submit = partial(self._client.submit, _call, function, pure=False, resources=needs)
+            submit = partial(self._client.submit, call, function, pure=False, resources=needs)
 
             def begin(index: int, task: Any, submit: Function = submit, handles: Sequence[Any] = handles) -> Any:
-                return submit(task, *handles, priority=-index)
+                return submit(task, self._free, *handles, priority=-index)
 
             flying = _Flying(left, AHEAD * self.count, begin)
+            self._free.share_out(len(left))
             try:
                 done = self._dask.as_completed(flying.more(), loop=self._client.loop)
                 for future in done:
                     index = flying.landed(future)
                     done.update(flying.more())  # before who asks is busy with the result
                     if future.status == "finished":
-                        yield index, _told(future.result())
+                        if isinstance(result := future.result(), Unseen):  # by a worker that came later
+                            self._seen = False
+                            continue
                         del left[index]
+                        self._free.share_out(len(left))
+                        yield index, told(result)
                     elif future.status == "error" and not isinstance(future.exception(), self._lost()):
                         future.result()
             finally:
@@ -356,6 +305,9 @@ class _Dask:
         raise _given_up(f"{len(left)} tasks are left")
 
     def _there(self, held: _Held) -> Any:
+        if self._seen:
+            held.file = held.file or InFile.of(held.value, self._scratch.path)
+            return held.file
         if held.handle is None or held.handle.status in ("cancelled", "lost", "error"):
             (held.handle,) = self._client.scatter([held.value], broadcast=True, hash=False)  # a dict is one value
         return held.handle
@@ -367,10 +319,11 @@ class _Dask:
 
     def close(self, at_once: bool = False) -> None:
         self._client.close()
+        self._scratch.close()
 
 
 class _Ray:
-    """A Ray cluster: it runs the tasks of a dead worker again."""
+    """A Ray cluster: it runs the tasks of a dead worker again. Workers of one machine read what is shared in place."""
 
     cores = 0
 
@@ -393,7 +346,7 @@ class _Ray:
         ray = self._ray
         if tag is not None:
             _require(tag, set(ray.cluster_resources()))
-        remote = ray.remote(max_retries=DEATHS, num_cpus=1)(_call)
+        remote = ray.remote(max_retries=DEATHS, num_cpus=1)(call)
         if tag is not None:
             remote = remote.options(resources={tag: 1})
         left = dict(enumerate(tasks))
@@ -401,7 +354,7 @@ class _Ray:
             handles = [self._there(held) for held in shared]
 
             def begin(index: int, task: Any, handles: Sequence[Any] = handles) -> Any:
-                return remote.remote(function, task, *handles)
+                return remote.remote(function, task, None, *handles)
 
             flying = _Flying(left, AHEAD * self.count, begin)
             try:
@@ -415,7 +368,7 @@ class _Ray:
                     except ray.exceptions.ObjectLostError:
                         continue
                     del left[index]
-                    yield index, _told(result)
+                    yield index, told(result)
             except ray.exceptions.WorkerCrashedError as error:
                 raise _given_up(f"{len(left)} tasks are left") from error
             finally:

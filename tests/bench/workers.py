@@ -108,7 +108,7 @@ def engine(name: str, count: int) -> Iterator[tuple[dict[str, Any], Callable[[],
         try:
             yield (
                 {"cluster": "ray://auto"},
-                lambda: _found("ray::_call"),
+                lambda: _found("ray::call"),
             )
         finally:
             ray.shutdown()

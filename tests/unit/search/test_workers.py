@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import worker_tasks
 from onnxprune.errors import BudgetError, OnnxPruneError, UsageError
 from onnxprune.graph.outputs import temporary
 from onnxprune.search import workers as engines
+from onnxprune.search.worker_side import InFile
 from onnxprune.search.workers import Workers, begin, opened
 
 pytestmark = [
@@ -30,8 +32,8 @@ pytestmark = [
 
 
 @contextmanager
-def local() -> Iterator[Workers]:
-    with opened(2) as workers:
+def local(threads: int = 0) -> Iterator[Workers]:
+    with opened(2, threads=threads) as workers:
         assert workers is not None
         yield workers
 
@@ -156,12 +158,34 @@ def test_arrays_on_their_way_lie_in_the_runs_own_folder() -> None:
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core")
-def test_who_is_at_the_last_task_has_the_cores_of_those_who_are_done() -> None:
-    with opened(2, threads=1) as workers:
-        assert workers is not None
+@pytest.mark.parametrize("engine", [partial(local, 1), dask], ids=["local", "dask"])
+def test_who_is_at_the_last_task_has_the_cores_of_those_who_are_done(engine: Any) -> None:
+    with engine() as workers:
+        assert workers.cores == 2
         for _ in range(2):
             found = dict(workers.run(worker_tasks.cores, [False, False, False, True]))
             assert found == {0: 1, 1: 1, 2: 1, 3: 2}
+
+
+def test_what_is_shared_goes_through_the_cluster_where_workers_do_not_see_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tasks = [(i, "", 0.0) for i in range(4)]
+    with dask() as workers:
+        more = workers.share({"more": 1})
+        assert sorted(workers.run(worker_tasks.squared, tasks, more)) == [(i, i * i + 1) for i in range(4)]
+        written: list[Path] = []
+
+        def lost(value: object, folder: Path) -> InFile:
+            written.append(folder)
+            return InFile(tmp_path / "nowhere")
+
+        monkeypatch.setattr(InFile, "of", lost)
+        other = workers.share({"more": 2})
+        for _ in range(2):
+            assert sorted(workers.run(worker_tasks.squared, tasks, other)) == [(i, i * i + 2) for i in range(4)]
+        assert len(written) == 1, "a worker that sees no file is told of another"
+        assert sorted(workers.run(worker_tasks.squared, tasks, more)) == [(i, i * i + 1) for i in range(4)]
 
 
 def test_a_process_may_remember_much(tmp_path: Path) -> None:
