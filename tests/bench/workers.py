@@ -4,8 +4,8 @@
     python tests/bench/workers.py exports/sst2 --calib rows.jsonl --times times.json
 
 Five budgets by three methods, one thread each, on two workers: processes of this machine, and clusters of Dask and Ray
-that are started here with two workers of one core. `--kill` ends a worker once, in the middle of the plans. `--times`
-runs every task alone in this process instead and writes what each took, in processor seconds, which
+that are started here with two workers of one core. `--one` runs each engine with one worker, too: what a second is worth.
+`--kill` ends a worker once, in the middle of the plans. `--times` runs every task alone in this process instead and writes what each took, in processor seconds, which
 `simulate_workers.py` begins from.
 """
 
@@ -131,6 +131,7 @@ def main() -> None:
     parser.add_argument("--methods", default="obs,wanda,fisher")
     parser.add_argument("--engines", default="local")
     parser.add_argument("--count", type=int, default=2)
+    parser.add_argument("--one", action="store_true")
     parser.add_argument("--kill", action="store_true")
     parser.add_argument("--times", type=Path)
     args = parser.parse_args()
@@ -139,8 +140,12 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         alone = _swept(args, Path(scratch) / "here", {})
-        print(f"in one process: {alone:.0f} s")
+        print(f"in one process: {alone:.0f} s", flush=True)
         for name in args.engines.split(","):
+            one = 0.0
+            if args.one:
+                with engine(name, 1) as (how, _):
+                    one = _swept(args, Path(scratch) / f"{name}-one", how)
             with engine(name, args.count) as (how, pids):
                 killed: list[int] = []
                 if args.kill:
@@ -148,8 +153,11 @@ def main() -> None:
                 seconds = _swept(args, Path(scratch) / name, how)
             same = _same(Path(scratch) / "here", Path(scratch) / name)
             dead = f", worker {killed[0]} killed" if killed else ""
+            beside = f", {one / seconds:.2f}× one worker's {one:.0f} s" if one else ""
             print(
-                f"{name}, {args.count} workers: {seconds:.0f} s, {alone / seconds:.2f}×, plans the same: {same}{dead}"
+                f"{name}, {args.count} workers: {seconds:.0f} s, {alone / seconds:.2f}×{beside}, plans the same: "
+                f"{same}{dead}",
+                flush=True,
             )
 
 
