@@ -4,9 +4,9 @@
     python tests/bench/workers.py exports/sst2 --calib rows.jsonl --times times.json
 
 Five budgets by three methods, one thread each, on two workers: processes of this machine, and clusters of Dask and Ray
-that are started here with two workers of one core. `--one` runs each engine with one worker, too: what a second is worth.
-`--kill` ends a worker once, in the middle of the plans. `--times` runs every task alone in this process instead and writes what each took, in processor seconds, which
-`simulate_workers.py` begins from.
+that are started here with two workers of one core. `--one` runs each engine with one worker, too.
+`--kill` ends a worker once, in the middle of the plans. `--times` runs every task alone in this process instead and
+writes what each took, in processor seconds, which `simulate_workers.py` begins from.
 """
 
 from __future__ import annotations
