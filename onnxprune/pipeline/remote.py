@@ -186,8 +186,8 @@ def plan(task: Task, brief: Brief, known: Scores, files: Files | None = None) ->
         with outputs.scratch() as scratch:
             with planner.clock.stage("rewrite"):
                 product = produce(
-                    place.dense, place.structure, made, planner.costs.sizes, handed or scratch, task.name or "plan.onnx",
-                    keep_unread=planner.options.keep_unread,
+                    place.dense, place.structure, made, planner.costs.sizes, handed or scratch,
+                    task.name or "plan.onnx", keep_unread=planner.options.keep_unread,
                 )  # fmt: skip
             findings = place.findings(planner, made, product.made)
             seconds = {k: s - before.get(k, 0.0) for k, s in planner.clock.seconds.items()}
