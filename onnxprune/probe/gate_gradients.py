@@ -65,7 +65,7 @@ def sensitivities(
             for matrix, gradient in zip(reached, gradients, strict=True):
                 written = matrix.written(gradient, real)
                 if written is not None:
-                    squared = written.square().sum(-1)
+                    squared = written.float().square().sum(-1)  # of half precision the square is nothing
                     total[matrix.reader.node] = total.get(matrix.reader.node, 0) + squared
         return total
 

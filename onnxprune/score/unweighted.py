@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.graph.axes import index_of
+from onnxprune.graph.axes import atoms_of, index_of
 from onnxprune.graph.plan import Ranking, Reader, Structure
 from onnxprune.graph.structure.sites import Site, summed
 from onnxprune.probe.forward import NOTHING, Rows, record
@@ -72,9 +72,9 @@ class Side:
         value = node.inputs[side]
         assert value is not None
         self.layouts = structure.layouts[value.name or ""]
-        # A MatMul takes keys transposed, an operator that is all of attention as they are.
-        turned = side == 1 and node.op_type == "MatMul"
-        self.axis = max(len(self.layouts) - 2, 0) if turned else reader.axis
+        # A MatMul takes keys transposed, one with a scale as it says, an operator that is all of attention as they are.
+        held = [axis for axis, layout in enumerate(self.layouts) if site.group.atom in atoms_of(layout)]
+        self.axis = reader.axis if side == reader.input or reader.axis in held or not held else held[0]
         self.structure, self.group, self.rows = structure, site.group, site.rows
         owner = index_of(self.layouts[self.axis], site.group.atom, structure.sizes)
         width = site.group.shape[-1]

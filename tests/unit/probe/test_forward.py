@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +98,32 @@ def test_tokens_whose_gradient_is_not_finite_count_as_any_other(tmp_path: Path, 
     assert weights.keys() == {m.reader.node for m in found if m.output == "y" or not every}
     result = onnxprune.prune(path, flops=0.7, calibration=examples, round_to=1, measure_latency=False)
     assert result.report.flops.ratio <= 0.7
+
+
+def test_small_gradients_in_half_precision_weigh_as_in_single(tmp_path: Path) -> None:
+    """The square of a slope of 1e-4 is nothing in half precision; over nothing, weights were no numbers."""
+    text = """
+    <ir_version: 9, opset_import: ["" : 17]>
+    net (float[N, 4] x, float[4, 16] up, float[16, 3] down) => (float[N, 3] y) {
+        h = MatMul(x, up)
+        a = Relu(h)
+        z = MatMul(a, down)
+        y = Softmax(z)
+    }
+    """
+    path = written(tmp_path, text, {"up": (4, 16), "down": (16, 3)})
+    proto = onnx.load(path)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    for weight in proto.graph.initializer:
+        array = onnx.numpy_helper.to_array(weight) * (1e-4 if weight.name == "down" else 1)
+        weight.CopyFrom(onnx.numpy_helper.from_array(array.astype(np.float16), weight.name))
+    onnx.save(proto, path)
+    subject = Subject.load(path)
+    rng = np.random.default_rng(0)
+    examples = read([{"x": rng.standard_normal(4).astype(np.float16)} for _ in range(20)], subject.model.inputs)
+    (linear,) = [m for s in find_sites(subject.model.graph, subject.structure) for m in s.matrices]
+    up = replace(linear, output="h")
+    weights = sensitivities(Rows(subject.interpreter, examples), [up], subject.gates.usages)
+    found = torch.cat([part for parts in weights.values() for part in parts])
+    assert found.isfinite().all() and float(found.mean()) == pytest.approx(1.0, rel=1e-3)
