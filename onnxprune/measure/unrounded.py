@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
@@ -19,7 +20,7 @@ from onnxprune.graph import outputs
 from onnxprune.graph.ops.base import operand
 from onnxprune.graph.prepare import quantised
 from onnxprune.graph.quantised_operators import forget, noted
-from onnxprune.graph.values import succeed
+from onnxprune.graph.values import constant, succeed
 
 
 def unrounded(model: ir.Model) -> ir.Model:
@@ -30,6 +31,8 @@ def unrounded(model: ir.Model) -> ir.Model:
         note = noted(node)
         if note is not None and note.rounds:
             forget(node)
+    while any(_lifted(clone, node) for node in list(clone.graph)):
+        pass
     for node in list(clone.graph):
         source = (
             node.inputs[0].producer() if node.op_type == "DequantizeLinear" and node.inputs[0] is not None else None
@@ -40,6 +43,51 @@ def unrounded(model: ir.Model) -> ir.Model:
         if not source.outputs[0].uses() and not source.outputs[0].is_graph_output():
             clone.graph.remove(source, safe=True)
     return clone
+
+
+_MOVERS = frozenset(
+    ("Pad", "Slice", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Gather", "MaxPool", "Expand", "Concat")
+)
+"""What changes where codes stand and none of them, so that numbers may take the same way."""
+
+
+def _lifted(model: ir.Model, node: ir.Node) -> bool:
+    """Whether a DequantizeLinear was moved in front of what moved its codes, towards what rounded them."""
+    codes = node.inputs[0] if node.op_type == "DequantizeLinear" else None
+    source = codes.producer() if codes is not None else None
+    grid = [operand(node, i) for i in (1, 2)]
+    if source is None or source.op_type not in _MOVERS or source.domain != "" or len(source.outputs) > 1:
+        return False
+    if any(v is not None and (v.const_value is None or v.const_value.size != 1) for v in grid):
+        return False
+    given = list(source.inputs)
+    if source.op_type == "Pad":
+        scale, zero = (0 if v is None or v.const_value is None else v.const_value.numpy().reshape(()) for v in grid)
+        filled = operand(source, 2)
+        if (filled is not None and filled.const_value is None) or operand(node, 1) is None:
+            return False
+        code = 0 if filled is None or filled.const_value is None else int(filled.const_value.numpy().reshape(()))
+        number = np.asarray((code - int(zero)) * scale, dtype=np.asarray(scale).dtype)
+        given += [None] * (3 - len(given))
+        given[2] = constant(model, number, f"{source.name}_number")
+    made: list[ir.Node] = []
+    for i in range(len(given)) if source.op_type == "Concat" else (0,):
+        value = given[i]
+        if value is None:
+            return False
+        numbers = ir.node(
+            "DequantizeLinear", [value, *node.inputs[1:]], name=f"{node.name}_{i}_{source.name}", version=node.version
+        )
+        numbers.outputs[0].name, numbers.outputs[0].shape = f"{numbers.name}_output", value.shape
+        numbers.outputs[0].type = node.outputs[0].type
+        given[i] = numbers.outputs[0]
+        made.append(numbers)
+    told = dict(source.attributes)
+    made.append(ir.node(source.op_type, given, told, name=f"{source.name}_{node.name}", version=source.version))
+    succeed(node, made)
+    if not source.outputs[0].uses() and not source.outputs[0].is_graph_output():
+        model.graph.remove(source, safe=True)
+    return True
 
 
 def _alike(first: ir.Node, second: ir.Node) -> bool:
