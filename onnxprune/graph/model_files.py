@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from onnxprune.errors import ModelError, UsageError, said
+from onnxprune.graph.external_tensors import tensors_elsewhere
 
 
 def move(file: Path, target: Path) -> list[Path]:
@@ -43,10 +44,7 @@ def locations(file: Path) -> frozenset[str]:
 @lru_cache(maxsize=8)
 def _locations(file: Path, stamp: tuple[int, ...]) -> frozenset[str]:
     """Of a file as it is by its stamp: whoever asks for its size would parse all weights again."""
-    import onnx
-
-    graph = onnx.load(file, load_external_data=False).graph
-    told = (entry for tensor in graph.initializer for entry in tensor.external_data)
+    told = (entry for tensor in tensors_elsewhere(file) for entry in tensor.external_data)
     return frozenset(entry.value for entry in told if entry.key == "location")
 
 

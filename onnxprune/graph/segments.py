@@ -18,6 +18,7 @@ import numpy as np
 
 from onnxprune.errors import ModelError
 from onnxprune.graph import memory, patience, runtime
+from onnxprune.graph.external_tensors import tensors_elsewhere
 from onnxprune.graph.providers import CPU, resolve_providers
 
 _MAPPED = {"session.disable_prepacking": "1"}
@@ -54,13 +55,12 @@ def several(opened: runtime.Session) -> bool:
 
 
 def _most(file: Path) -> int:
-    """The most that a model's weights can take: all files beside it are looked at only where they are large."""
+    """The most that a model's weights can take; those in its own file are not read for that."""
     own = file.stat().st_size
     if own > memory.share():
         return own
     try:
-        weights = _weightless(file).graph.initializer
-        return own + sum(_nbytes(t) for t in weights if t.data_location == t.EXTERNAL)
+        return own + sum(map(_nbytes, tensors_elsewhere(file)))
     except Exception:  # a damaged file, of which the session says what is wrong
         return own
 
