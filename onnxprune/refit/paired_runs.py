@@ -56,7 +56,10 @@ class SideBySide:
         first = linears[0]
         skip = [first.branch.skip] if first.branch is not None else []
         chosen = first.source in self._chosen  # the student may have chosen others: nothing of its own belongs beside
-        self.teacher.to(first.node, [*skip, first.source, *(linear.matrix.output for linear in linears)])
+        written = [linear.matrix.output for linear in linears]
+        # Behind the product, what the teacher has read there is let go: of a feed-forward's, four times what it wrote.
+        stop = first.node if chosen else self._behind(written) or first.node
+        self.teacher.to(stop, [*skip, *([first.source] if chosen else []), *written])
         self.student.to(first.node, [*skip, first.source], state)
         pairs = Pairs()
         weights = self.weights.get(first.node)
@@ -88,6 +91,13 @@ class SideBySide:
             return Tokens.of(*few)
         sxx, sx, sxy, sy, syy = pairs.sums()
         return Moments.from_sums(pairs.count, sx, sy, sxx, sxy, syy, take=True)
+
+    def _behind(self, written: Sequence[str]) -> str | None:
+        """The node that comes when some values have been made; None where they are the last."""
+        interpreter = self.rows.interpreter
+        nodes = interpreter.schedule.needed((v.name or "" for v in interpreter.graph.inputs), self.teacher.wanted)
+        last = max(i for i, node in enumerate(nodes) if any(v.name in written for v in node.outputs))
+        return next((node.name for node in nodes[last + 1 :]), None)
 
     def alike(self, first: Linear, other: Linear) -> bool:
         """Whether two products are fitted on the same tokens of the same value, so that they can be fitted together."""

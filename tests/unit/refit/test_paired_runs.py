@@ -80,6 +80,21 @@ def test_what_closes_a_branch_makes_up_for_the_drift_of_the_stream(subject: Subj
     np.testing.assert_allclose(found.x_mean, left["t"].mean(0), atol=1e-4)
 
 
+def test_the_teacher_does_not_wait_in_front_of_what_it_has_given(subject: Subject) -> None:
+    """What it read there, the widest value of a layer over all tokens, is held of the student alone."""
+    rows = rows_of(subject)
+    linears = find_linears(subject.model.graph, subject.structure)
+    side, state = SideBySide(rows, ["y"]), subject.gates.gated(Plan(subject.structure.digest))
+    held = {}
+    for linear in linears:
+        side.moments(linear, state)
+        held[linear.weight] = [set(walk.values[0]) for walk in (side.teacher, side.student)]
+    teacher, student = held["down"]
+    assert "a" not in teacher and {"x", "o"} <= teacher
+    assert "a" in student
+    assert held["fall"][0] == {"m", "p"}
+
+
 def test_what_is_fitted_together(subject: Subject) -> None:
     """Products of the same value, but none that closes a branch: it also makes up for what it does not read."""
     linears = {x.weight: x for x in find_linears(subject.model.graph, subject.structure)}
