@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnxprune.data.row_axis import output_axes, rows_first
 from onnxprune.data.row_doubts import row_doubts
 from onnxprune.errors import CheckError, DataError
-from onnxprune.graph import runtime
+from onnxprune.graph import memory, runtime
 from onnxprune.graph.finite import require
 from onnxprune.graph.model import InputSpec
 from onnxprune.measure import scoring_sessions
@@ -84,7 +84,7 @@ class Evidence:
 class Teacher:
     """The dense model's outputs on a dataset, computed once for any number of pruned models.
 
-    Outputs are kept in memory up to a limit and computed again beyond it.
+    Outputs are kept in memory up to a limit and computed again beyond it; while all are there, the model is not.
 
     Args:
         threads: inside one operator; 0 for as many as scoring takes.
@@ -105,12 +105,22 @@ class Teacher:
         if not len(dataset):
             raise DataError("there are no rows to evaluate on")
         self.dataset, self.providers, self.threads = dataset, tuple(providers), threads or cores()
-        self._session = scoring_sessions.opened(model, providers, threads=self.threads)
+        self._model = model
         runtime.placed(self._session, "the dense model")
         self._limits = max_rows, max_tokens
         self._kept: dict[int, Outputs] = {}
         self._room = keep_bytes
         self._given = divergence
+
+    @cached_property
+    def _session(self) -> runtime.Session:
+        return scoring_sessions.opened(self._model, self.providers, threads=self.threads)
+
+    def remember(self) -> None:
+        """Run the model on all rows, and let go of it where all of its outputs are held."""
+        if "_session" in self.__dict__ and all(number in self._kept for number, _ in enumerate(self.batches())):
+            del self.__dict__["_session"]
+            memory.ease()
 
     @cached_property
     def samples(self) -> dict[str, list[Array]]:
@@ -227,11 +237,12 @@ def compare(
     level: float = 0.95,
 ) -> Evidence:
     """`validate` with a teacher that is kept between several pruned models; `level` is that of the intervals."""
-    session = scoring_sessions.opened(pruned, teacher.providers, threads=teacher.threads)
-    coverage = runtime.placed(session, "the pruned model")
     tallies = [MetricTally(teacher.dataset, chosen) for chosen in _metrics(teacher, metric)]
     drift = DriftTally(teacher.divergence, teacher.samples)
     flipped = FlipTally(teacher.dataset, teacher.divergence, flips)
+    teacher.remember()  # not both models in memory at once
+    session = scoring_sessions.opened(pruned, teacher.providers, threads=teacher.threads)
+    coverage = runtime.placed(session, "the pruned model")
     done = 0
     for batch, expected in teacher.batches():
         if rows is None:

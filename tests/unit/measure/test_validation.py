@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from onnx import numpy_helper, parser
 
 from onnxprune.data import Dataset, Example
 from onnxprune.errors import DataError, UsageError
+from onnxprune.measure import scoring_sessions
 from onnxprune.measure.validation import Teacher, compare, validate
 from onnxprune.probe.divergence import Kind
 
@@ -206,6 +209,31 @@ def test_one_teacher_serves_many_and_keeps_what_fits(monkeypatch: pytest.MonkeyP
         ran.clear()
         compare(teacher, other)
         assert (len({id(opened) for opened in ran}) == runs) is True
+
+
+def test_the_dense_model_goes_when_all_of_its_outputs_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not in memory beside the pruned one, nor while further budgets are planned."""
+    sessions: list[weakref.ref[Any]] = []
+    beside: list[int] = []
+    original = scoring_sessions.opened
+
+    def opening(*given: Any, **named: Any) -> Any:
+        gc.collect()
+        beside.append(sum(session() is not None for session in sessions))
+        session = original(*given, **named)
+        sessions.append(weakref.ref(session))
+        return session
+
+    monkeypatch.setattr(scoring_sessions, "opened", opening)
+    model, pruned, data = classifier(W), classifier(2 * W), dataset(10)
+    kept = Teacher(model, data, max_rows=4)
+    expected = compare(kept, pruned)
+    assert beside == [0, 0]
+    assert compare(kept, pruned) == expected
+    assert beside == [0, 0, 0]
+    tight = Teacher(model, data, max_rows=4, keep_bytes=100)
+    assert compare(tight, pruned) == expected
+    assert beside == [0, 0, 0, 0, 1]
 
 
 def test_progress_counts_rows() -> None:
