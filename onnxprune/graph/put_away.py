@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -18,7 +19,7 @@ class Store:
     The files lie in a folder for temporary files, and go with the store.
 
     Args:
-        limit: bytes that stay in memory.
+        limit: bytes that stay in memory, at any one time.
     """
 
     def __init__(self, limit: int) -> None:
@@ -29,7 +30,7 @@ class Store:
     def keep(self, array: np.ndarray) -> Callable[[], np.ndarray]:
         """Put an array away; what is returned gives it back."""
         if array.nbytes <= self.left:
-            self.left -= array.nbytes
+            self._hold([array])
             return lambda: array
         if self._folder is None:
             self._folder = outputs.Lasting()
@@ -52,9 +53,21 @@ class Store:
     def kept(self, arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """Arrays by name, put away where memory does not hold them."""
         if sum(a.nbytes for a in arrays.values()) <= self.left:
-            self.left -= sum(a.nbytes for a in arrays.values())
+            self._hold(arrays.values())
             return arrays
         return Arrays({name: self.keep(array) for name, array in arrays.items()})
+
+    def _hold(self, arrays: Iterable[np.ndarray]) -> None:
+        """Count arrays among those in memory until nobody has them any more."""
+        for array in arrays:
+            self.left -= array.nbytes
+            weakref.finalize(array, _let_go, weakref.ref(self), array.nbytes).atexit = False
+
+
+def _let_go(store: weakref.ref[Store], nbytes: int) -> None:
+    held = store()
+    if held is not None:
+        held.left += nbytes
 
 
 class Arrays(Mapping[str, np.ndarray]):

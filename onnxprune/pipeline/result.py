@@ -24,7 +24,7 @@ class Result:
     """What a run gives.
 
     Attributes:
-        graph: the pruned graph; None where a worker wrote it, and `model` reads its file.
+        graph: the pruned graph; None where it is in a file alone (of a sweep, or by a worker), which `model` reads.
         plan: what was cut, with refit weights.
         report: everything measured.
         files: what was written; empty until `save`, if `prune` was not given an output.

@@ -16,6 +16,7 @@ from onnxprune.errors import UsageError
 from onnxprune.graph import joined, memory
 from onnxprune.graph.outputs import OutputSet
 from onnxprune.graph.plan import Budget
+from onnxprune.graph.put_away import Arrays, Store
 from onnxprune.pipeline import fleet, output_files
 from onnxprune.pipeline.debug_bundle import Place
 from onnxprune.pipeline.fleet import Fleet
@@ -25,7 +26,7 @@ from onnxprune.pipeline.result import Result
 from onnxprune.pipeline.written import Product
 from onnxprune.search.options import Options, first_provider
 from onnxprune.search.plan_store import Filed
-from onnxprune.search.store import Store
+from onnxprune.search.store import Store as LastingStore
 
 _Made = tuple[int, int, Filed, Product | None]
 """(a job's index, a budget's, the plan, the file that a worker wrote of it)."""
@@ -107,7 +108,7 @@ def sweep(
     with memory.limited(options.get("max_memory")), ExitStack() as stack:
         opened = partial(output_files.opened, quantize=common.get("quantize"), force=force, told=set())
         outs = [stack.enter_context(opened(target, file, inputs)) for target in targets]
-        common["store"] = Store(store) if store is not None else None
+        common["store"] = LastingStore(store) if store is not None else None
         fleet_of = stack.enter_context(fleet.opened(file, made[0], workers, cluster))
         results: list[Result] = []
         for seed in dict.fromkeys(one.seed for one in tried):
@@ -131,13 +132,14 @@ def _results(
     fleet_of: Callable[[Job], Fleet] | None,
 ) -> list[Result]:
     cells = [(i, k) for i in range(len(jobs)) for k in range(len(budgets))]
+    store = Store(memory.small_share() // 4)
     if fleet_of is None:
         made: list[Result] = []
         for (i, k), out in zip(cells, outs, strict=True):
             seed = jobs[i].options.seed
             by = (f", {jobs[i].planner.method}" if len(jobs) > 1 else "") + (f", seed {seed}" if seed else "")
             jobs[i].clock.say(f"{budgets[k]}{by} ({len(made) + 1} of {len(cells)}):")
-            made.append(jobs[i].run(budgets[k], out))
+            made.append(_put_away(jobs[i].run(budgets[k], out), out, store))
             if k == len(budgets) - 1 and i < len(jobs) - 1:
                 jobs[i].planner.forget()
         return made
@@ -150,8 +152,17 @@ def _results(
     if jobs[0].measure:  # files are timed when all workers are done: nobody else is at work then
         plans = sorted(plans, key=lambda one: one[:2])
     for i, k, plan, there in plans:
-        found[i, k] = jobs[i].finish(plan.read(), budgets[k], places[i, k], there)
+        result = jobs[i].finish(plan.read(), budgets[k], places[i, k], there)
+        found[i, k] = _put_away(result, places[i, k], store)
     return [found[cell] for cell in cells]
+
+
+def _put_away(result: Result, out: OutputSet, store: Store) -> Result:
+    """A result that holds no more than it must while further budgets are planned: its graph is in a file."""
+    weights = result.plan.weights
+    plan = replace(result.plan, weights=weights if isinstance(weights, Arrays) else store.kept(weights))
+    alone = result.dense is not None and not result.dense.parts
+    return replace(result, plan=plan, graph=None if out.base is not None and alone else result.graph)
 
 
 def _target(folder: Path, file: Path, series: Series, kind: str, budget: Budget) -> Path:

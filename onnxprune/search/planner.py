@@ -103,6 +103,8 @@ class Planner(Problem):
             plan = self.bare(budget - added)
         if self.last:
             self.release()
+        elif "start" in self.__dict__:
+            self.start.forget()
         return self.finished(plan)
 
     def landed(self, limit: float, choose: Callable[[float], Plan] | None = None, corrections: int = 1) -> Plan:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import ModelError
+from onnxprune.graph import memory
 from onnxprune.graph.plan import Plan, Ranking
 from onnxprune.graph.put_away import Store, over
 from onnxprune.graph.structure.sites import Site, even, kept_by
@@ -59,6 +60,10 @@ class Stage:
                 self._fitted[key] = self.store.kept(fitted)
             found.append(self._fitted[key])
         return over(*found)
+
+    def forget(self) -> None:
+        """Let go of refit weights at levels that were tried: another budget has others."""
+        self._fitted.clear()
 
     def _reading(self, sites: Sequence[Site], counts: Mapping[str, int]) -> list[list[Site]]:
         """The sites that lose something, those read by the same weights (heads and their dimensions) together."""
@@ -141,6 +146,7 @@ def scored(problem: Problem, plan: Plan, scores: Scores) -> Stage:
         )
         if untouched:
             problem.moments.update(statistics.gram)
+        memory.ease()  # of a pass over the rows; solvers ask for a few large blocks
         rankings = dict(known) or bases | (
             unweighted_rankings(problem.fit, met, problem.structure, gated) if met else {}
         )

@@ -38,6 +38,15 @@ def test_as_many_as_fit_stay_in_memory_and_files_go_with_the_last_reader() -> No
     assert not folder.exists()
 
 
+def test_what_nobody_has_any_more_makes_room() -> None:
+    store = Store(100)
+    first = store.kept({"a": np.zeros(10)})
+    assert store.left == 20 and isinstance(store.kept({"b": np.zeros(10)}), Arrays)
+    del first
+    gc.collect()
+    assert store.left == 100 and not isinstance(store.kept({"b": np.zeros(10)}), Arrays)
+
+
 def test_a_disk_without_room_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
     with pytest.raises(LimitError, match="TMPDIR"):

@@ -18,7 +18,10 @@ import pytest
 import worker_tasks
 
 from onnxprune.errors import UsageError
+from onnxprune.graph import memory
+from onnxprune.graph import model as models
 from onnxprune.graph.plan import Plan
+from onnxprune.graph.put_away import Arrays
 from onnxprune.measure import calls, equivalence, file_validity
 from onnxprune.pipeline import job, proof, remote, written
 from onnxprune.pipeline.sweep import Series, series_of, sweep
@@ -98,6 +101,20 @@ def same(first: Path, second: Path) -> None:
             held = [getattr(plan, kind) for plan in plans]
             assert held[0].keys() == held[1].keys()
             assert all(np.array_equal(held[0][k], held[1][k]) for k in held[0])
+
+
+def test_what_a_budget_gave_is_in_files_while_others_are_planned(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "small_share", lambda: 0)
+    for result in swept(place, tmp_path):
+        assert result.graph is None and isinstance(result.plan.weights, Arrays)
+        plan = Plan.load(result.files[0].with_suffix(".plan.json"))
+        assert plan.weights.keys() == result.plan.weights.keys()
+        assert all(np.array_equal(array, result.plan.weights[name]) for name, array in plan.weights.items())
+        held = weights_of(models.read(result.files[0]))
+        assert all(np.array_equal(array, held[name]) for name, array in weights_of(result.model).items())
+    assert all(result.graph is not None for result in swept(place, None))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
