@@ -17,6 +17,10 @@ __version__ = "0.1.0"
 if "torch" not in sys.modules:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# oneDNN keeps what it compiles for each of the last 1024 shapes of products, a megabyte each. A run meets hundreds, and
+# some dozens of them over and over; compiling takes two milliseconds. It reads this once, at the first product.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+
 # ONNX Runtime from 1.29 on sends its makers, over the network, what models it opens. It reads this once, when the first
 # session is made; `graph.runtime` asks it again where it was loaded before.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

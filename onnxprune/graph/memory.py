@@ -136,6 +136,20 @@ def give_back() -> None:
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)
+    _least[:] = [resident()]
+
+
+SLACK = 2**28
+"""Bytes by which a process may grow before it is worth looking what of that is in use: what was returned and is asked
+for again is filled with zeros first, in a tenth of a second."""
+_least: list[int] = []
+"""What the process had in memory when it last gave back."""
+
+
+def ease() -> None:
+    """`give_back`, if much has come since: for between steps, each of which lets go what another has no use for."""
+    if resident() > (_least[0] if _least else 0) + SLACK:
+        give_back()
 
 
 @cache

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from onnxprune.graph import runtime, segments
+from onnxprune.graph import memory, runtime, segments
 from onnxprune.graph.intake import maps
 from onnxprune.graph.providers import CPU
 from onnxprune.graph.scores_behind import scores_behind
@@ -19,6 +19,7 @@ _SCORES = frozenset(f"tensor({kind})" for kind in ("float", "float16", "double",
 def opened(file: ModelFile, providers: Sequence[str] = (CPU,), *, threads: int = 1) -> runtime.Session:
     """As `segments.opened`; what an output was made from is given as "scores of OUTPUT" where none is a score."""
     session = segments.opened(file, providers, threads=threads)
+    memory.ease()  # what the file was read into
     if any(output.type in _SCORES for output in session.get_outputs()):
         return session
     made = _with_scores(file)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnxprune.graph import memory
 from onnxprune.graph.axes import flat_mask
 from onnxprune.graph.plan import Plan
 from onnxprune.graph.put_away import Store, over
@@ -81,6 +82,7 @@ def compensate(
     there = [linear for linear in linears if linear.inside not in plan.drop or linear.branch is not None]
     for group in sweep.together(there):
         steps += sweep.refit(group, strengths)
+        memory.ease()  # the next one's moments have other sizes, and find no room in this one's
         if progress is not None:
             progress(len(steps), len(there))
     after = evaluator.per_row(gates.gated(sweep.plan))

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from onnxprune.graph import memory
 from onnxprune.graph.plan import Plan, Ranking
 from onnxprune.graph.put_away import over
 from onnxprune.graph.structure.reading_matrices import Matrix
@@ -203,6 +204,7 @@ def damage_table(
     """
     for site in sites:
         yield site.id, walk.row(site, levels[site.id], (steps or {}).get(site.id))
+        memory.ease()
 
 
 def _row(

@@ -60,12 +60,15 @@ def test_the_rooms_are_those_that_the_readme_names() -> None:
             assert (root / word).exists() or (root / "onnxprune" / word).exists(), word
 
 
-@pytest.mark.parametrize("given", [None, "ACTIVE"])
-def test_idle_threads_do_not_take_cores_from_others(given: str | None) -> None:
+@pytest.mark.parametrize("given", [None, "7"])
+@pytest.mark.parametrize(
+    ("name", "usual"), [("OMP_WAIT_POLICY", "PASSIVE"), ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")]
+)
+def test_what_idle_threads_and_compiled_products_take_is_bounded(name: str, usual: str, given: str | None) -> None:
     """Unless it is said otherwise, and before torch is there to read it."""
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    environment = {k: v for k, v in os.environ.items() if k != name}
     if given is not None:
-        environment["OMP_WAIT_POLICY"] = given
-    script = "import onnxprune, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+        environment[name] = given
+    script = f"import onnxprune, os, sys; print(os.environ['{name}'], 'torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert found.stdout.split() == [given or "PASSIVE", "False"]
+    assert found.stdout.split() == [given or usual, "False"]

@@ -71,3 +71,16 @@ def test_what_was_let_go_is_given_back() -> None:
     memory.give_back()
     assert full - memory.resident() > 0.8 * 200e6
     assert len(kept) == 40
+
+
+@pytest.mark.skipif(memory._glibc() is None or not memory.resident(), reason="no glibc, or the system does not tell")
+def test_what_was_let_go_is_given_back_once_it_is_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory.give_back()
+    asked = []
+    monkeypatch.setattr(memory, "give_back", lambda: asked.append(1))
+    memory.ease()
+    assert not asked
+    held = bytearray(memory.SLACK + 2**24)
+    held[:: 1 << 12] = b"1" * len(held[:: 1 << 12])
+    memory.ease()
+    assert asked
