@@ -68,7 +68,8 @@ def add_product(into: Any, a: Any, b: Any, *, by: float = 1.0) -> None:
     if call is None or not _large(a, b) or into.dtype != a.dtype:
         into.addmm_(a, b, alpha=by)
     else:
-        into.add_(call(a, b), alpha=by)
+        # Strips of second moments have any number of columns, and each number would be a shape of its own.
+        into.add_(call(a, b, None, _up(b.shape[1])), alpha=by)
 
 
 def _large(a: Any, b: Any) -> bool:
@@ -86,7 +87,10 @@ def _large(a: Any, b: Any) -> bool:
 
 @cache
 def _call() -> Callable[..., Any] | None:
-    """call(a [m, k], b [k, n], bias [n] or None) by oneDNN; None where it is not there, or would gain nothing."""
+    """call(a [m, k], b [k, n], bias [n] or None, columns) by oneDNN; None where it is not there, or would gain nothing.
+
+    Where `columns` is more than n, b is filled up to it with zeros.
+    """
     import torch
 
     there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -95,10 +99,11 @@ def _call() -> Callable[..., Any] | None:
     try:
         own = torch.ops.mkldnn._linear_pointwise  # torch's own compiler calls it; it has no public name
 
-        def call(a: Any, b: Any, bias: Any = None) -> Any:
+        def call(a: Any, b: Any, bias: Any = None, columns: int = 0) -> Any:
             terms = a.shape[1] if a.is_contiguous() else _up(a.shape[1], SIZES // 2)  # tokens, of second moments
-            found = own(_dense(a, _up(len(a)), terms), _dense(b, terms, b.shape[1]).mT, bias, "none", [], "")
-            return found[: len(a)]
+            columns = max(columns, b.shape[1])
+            found = own(_dense(a, _up(len(a)), terms), _dense(b, terms, columns).mT, bias, "none", [], "")
+            return found[: len(a), : b.shape[1]]
 
         left, right = torch.linspace(-1, 1, 96).reshape(8, 12), torch.linspace(-2, 1, 120).reshape(12, 10)
         same = all(

@@ -20,11 +20,11 @@ def call(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     if request.param == "here" and real is None:
         pytest.skip("torch's own products are as fast here, or there are no others")
 
-    def handed(a: Any, b: Any, bias: Any = None) -> Any:
-        seen.append((*a.shape, b.shape[1]))
+    def handed(a: Any, b: Any, bias: Any = None, columns: int = 0) -> Any:
+        seen.append((*a.shape, max(columns, b.shape[1])))
         if request.param == "here":
             assert real is not None
-            return real(a, b, bias)
+            return real(a, b, bias, columns)
         return a @ b if bias is None else a @ b + bias
 
     monkeypatch.setattr(large_products, "_call", lambda: handed)
@@ -60,7 +60,8 @@ def test_products_are_those_of_torch(shape: tuple[int, int, int], call: list[tup
             large_products.add_product(into[:, 1:-1], a, b, by=-0.5)
             should[:, 1:-1] -= 0.5 * (a @ b)
             assert _near(into, should)
-    assert call == [shape] * len(call) and len(call) == 64
+    added = [(rows, terms, large_products._up(columns))]
+    assert call == ([shape] * 3 + added) * 16
 
 
 def test_gradients_are_those_of_torch(call: list[tuple[int, ...]]) -> None:
@@ -95,3 +96,14 @@ def test_rows_come_in_few_numbers() -> None:
         numbers = {large_products._up(count, parts) for count in range(1, 4097)}
         assert len(numbers) <= 6 * parts + 4 and max(numbers) == 4096
         assert all(count <= large_products._up(count, parts) < count * (1 + 1 / parts) + 16 for count in range(1, 4097))
+
+
+def test_sums_of_any_width_have_few_shapes(call: list[tuple[int, ...]]) -> None:
+    """oneDNN compiles for each, and what it compiles it keeps."""
+    random = torch.Generator().manual_seed(0)
+    a, b = (torch.randn((64, n), generator=random) for n in (32, 700))
+    for columns in range(300, 700, 8):
+        into, should = torch.ones(32, columns), torch.ones(32, columns)
+        large_products.add_product(into, a.T, b[:, :columns])
+        assert _near(into, should + a.T @ b[:, :columns])
+    assert len(set(call)) <= 12

@@ -65,3 +65,18 @@ def test_moments_are_those_of_the_heads_as_they_are_rotated(count: int, tmp_path
         scale = np.abs(gram.matrix).max()
         np.testing.assert_allclose(made.moments[usage].matrix, gram.matrix, atol=1e-4 * scale)
         np.testing.assert_allclose(made.moments[usage].mean, gram.mean, atol=1e-3 * np.abs(gram.mean).max())
+
+
+def test_refits_that_one_budget_tried_are_not_kept_for_the_next(tmp_path: Path) -> None:
+    """Each is as large as a layer, and another budget has other levels; what the plan takes of them is its own."""
+    model = load(random_graphs.saved(random_graphs.build("transformer", 3), tmp_path / "dense.onnx"))
+    learn = read([{"x": row[None]} for row in random_graphs.sample("transformer", 40)], model.inputs)
+    options = Options(Budget("flops", 0.6), units=("heads", "neurons"), round_to=1)
+    made = Planner(model, analyze(model), options, learn, shape_of(model, {}, learn))
+    dense = made.costs.total("flops")
+    first = made.plan(0.7 * dense)
+    assert made.start.rows and first.weights
+    assert not made.start._fitted
+    again = made.plan(0.7 * dense)
+    assert again.keep == first.keep
+    assert all(np.array_equal(array, again.weights[name]) for name, array in first.weights.items())
