@@ -196,14 +196,21 @@ class Walk:
         self.wanted = wanted
         place = rows.interpreter.place
         self.values: list[dict[str, Any]] = [{k: place(v) for k, v in b.feeds.items()} for b in rows.batches]
+        self._start = list(self.values)
 
     def to(self, stop: str, extra: Sequence[str] = (), state: Gated = NOTHING) -> None:
         """Run on to just before a node; `extra` values are kept too, if they are behind it."""
         interpreter = self.rows.interpreter
-        names = list(dict.fromkeys([*interpreter.schedule.live_before(stop, self.wanted), *extra]))
+        schedule = interpreter.schedule
+        aside = not schedule.leads(stop, self.wanted)
+        live = schedule.read_by(stop) if aside else schedule.live_before(stop, self.wanted)
+        names = list(dict.fromkeys([*live, *extra]))
 
         def run(i: int) -> None:
-            self.values[i] = fetch(interpreter, self.values[i], names, state)
+            if aside:  # what it reads may have been passed by
+                self.values[i] = {**self.values[i], **fetch(interpreter, self._start[i], names, state)}
+            else:
+                self.values[i] = fetch(interpreter, self.values[i], names, state)
 
         threads.each(interpreter, len(self.values), run)
 

@@ -69,6 +69,7 @@ class Schedule:
         self._computes, self._chained = computes, chained
         self._between: dict[tuple[frozenset[str], tuple[str, ...]], list[tuple[Step, tuple[str, ...]]]] = {}
         self._live: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        self._leads: dict[tuple[str, tuple[str, ...]], bool] = {}
         self._reads: dict[ir.Node, tuple[ir.Value, ...]] = {}
         self._calls: dict[ir.Node, Callable[..., Any]] = {}
         self._named: dict[ir.Node, _Names] = {}
@@ -102,8 +103,21 @@ class Schedule:
         """Whether a node runs exactly once in a pass: in no loop, and on no side of a choice."""
         return node not in self.flow.home and node not in self.flow.sides
 
+    def leads(self, stop: str, outputs: Sequence[str]) -> bool:
+        """Whether a node is on the way to `outputs`: what only a label is made of is not."""
+        key = stop, tuple(outputs)
+        if key not in self._leads:
+            inputs = {v.name or "" for v in self.graph.inputs}
+            self._leads[key] = any(n.name == stop for n in self.needed(inputs, outputs))
+        return self._leads[key]
+
+    def read_by(self, stop: str) -> list[str]:
+        """The values that a node reads."""
+        node = next(n for n in self.graph if n.name == stop)
+        return sorted({v.name for v in self._asked(node) if v.name} - self.graph.initializers.keys())
+
     def live_before(self, stop: str, outputs: Sequence[str]) -> list[str]:
-        """The values computed before a node that it, or a later node on the way to `outputs`, reads."""
+        """The values computed before a node that leads to `outputs` that it, or a later one on the way, reads."""
         key = stop, tuple(outputs)
         if key not in self._live:
             inputs = {v.name or "" for v in self.graph.inputs}

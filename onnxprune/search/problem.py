@@ -40,7 +40,7 @@ from onnxprune.search.latency_budget import costs_for, provider_of
 from onnxprune.search.options import Options
 from onnxprune.search.prices import Prices
 from onnxprune.search.progress import Clock, Progress, quiet
-from onnxprune.search.reach import reached
+from onnxprune.search.reach import judged, reached
 from onnxprune.search.row_split import Split
 from onnxprune.search.score_cache import key_of
 from onnxprune.search.store import Store as LastingStore
@@ -135,6 +135,7 @@ class Problem:
             )
             split = Split.of(self.interpreter, calibration, options, *sizes, short)
             self.fit, self.held, self.table, self.select = split.fit, split.held, split.table, split.select
+            self.sites = judged(self.interpreter, self.table.wanted, self.sites, none=options.sparsity is not None)
         self.look = self._look(store)
         if seen is not None:
             self._weighed.update(seen.weighed)

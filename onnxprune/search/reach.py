@@ -59,3 +59,31 @@ def reached(interpreter: Interpreter, rows: Dataset, sites: Sequence[Site], *, n
             side, count,
         )  # fmt: skip
     return found
+
+
+def judged(
+    interpreter: Interpreter, outputs: Sequence[str], sites: Sequence[Site], *, none: bool = False
+) -> list[Site]:
+    """The sites that lead to what is measured; those that only labels are made of stay whole, which is said.
+
+    Args:
+        outputs: names of what is measured.
+        none: whether it may be that there are none of them.
+
+    Raises:
+        NothingToPruneError: it may not.
+    """
+    leads = interpreter.schedule.leads
+    found = [s for s in sites if any(leads(reader.node, outputs) for reader in s.group.readers)]
+    left = len(sites) - len(found)
+    if left and not (found or none):
+        raise NothingToPruneError(
+            f"nothing to prune by these rows: what the {left} free groups of units lead to is not measured, only "
+            f"{', '.join(outputs)}: give out the scores that labels are made of, too"
+        )
+    if left:
+        logger.warning(
+            "%d groups of units stay as they are: only labels follow from them, and %s is measured; give out the "
+            "scores behind the labels, too", left, ", ".join(outputs),
+        )  # fmt: skip
+    return found

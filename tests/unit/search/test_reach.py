@@ -84,3 +84,26 @@ def test_what_steps_rewrite_is_a_graph_that_anyone_can_save(tmp_path: Path) -> N
     ir.save(pruned, tmp_path / "own.onnx")
     assert {n.domain for n in pruned.graph.all_nodes()} == {""}
     assert steps.validate(pruned) is not None
+
+
+LABELLED = """<ir_version: 9, opset_import: ["" : 17]>
+g (float[n, 8] x) => (int64[n] label, float[n, 3] y) {
+    g0 = MatMul(x, own)  g1 = Relu(g0)  z = MatMul(g1, kinds)
+    k = MatMul(x, both)  a = Relu(k)  t = MatMul(a, more)  s = Add(z, t)
+    label = ArgMax <axis = 1, keepdims = 0> (s)
+    y = MatMul(a, down)
+}"""
+LABEL_WEIGHTS = {"own": (8, 24), "kinds": (24, 5), "both": (8, 32), "more": (32, 5), "down": (32, 3)}
+
+
+def test_what_only_a_label_is_made_of_stays_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its units would cost nothing by what is measured; their first reader may lead to nothing that is."""
+    file = written(tmp_path, LABELLED, LABEL_WEIGHTS)
+    rng = np.random.default_rng(0)
+    rows = [{"x": rng.standard_normal((1, 8), dtype=np.float32)} for _ in range(40)]
+    with caplog.at_level(logging.WARNING):
+        result = onnxprune.prune(file, flops=0.8, calibration=rows, measure_latency=False)
+    assert [(u.total, u.kept < u.total) for u in result.report.units] == [(32, True)]
+    assert "only labels follow from them" in caplog.text
+    with pytest.raises(NothingToPruneError, match="is not measured, only y"):
+        onnxprune.prune(file, flops=0.8, calibration=rows, measure_latency=False, exclude=("*1",))
