@@ -31,9 +31,10 @@ def sum_up(model: ir.Model) -> None:
 
 def _one_axis(node: ir.Node) -> int | None:
     """The axis of a mean over one, counted from the front."""
-    shape = dims(node.inputs[0]) if node.inputs else None
-    listed = _axes(node)
-    if node.op_type != "ReduceMean" or node.domain != "" or not shape or listed is None or len(listed) != 1:
+    if node.op_type != "ReduceMean" or node.domain != "":
+        return None
+    shape, listed = dims(node.inputs[0]), _axes(node)
+    if not shape or listed is None or len(listed) != 1:
         return None
     return listed[0] % len(shape)
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from graphs import agreed, written
 from plans import Subject, distance, in_runtime
+
+from onnxprune.graph import model as models
 
 HEAD = '<ir_version: 8, opset_import: ["" : {opset}]> net '
 BLOCK = """(float[n, 3, h, w] x) => (float[n, 3, h, w] y) {
@@ -59,3 +62,13 @@ def test_other_means_stay(tmp_path: Path, mean: str) -> None:
     subject = Subject.load(path)
     assert not subject.structure.groups
     assert "ReduceMean" in {n.op_type for n in subject.model.graph}
+
+
+def test_what_other_nodes_read_is_no_axes(tmp_path: Path) -> None:
+    """Weights that are not numbers are told where they are looked for, and large ones are not gone through here."""
+    text = HEAD.format(opset=17) + "(float[n, 4] x) => (float[n, 3] y) { y = MatMul (x, w) }"
+    path = written(tmp_path, text, {"w": (4, 3)})
+    proto = onnx.load(path)
+    proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.full((4, 3), np.nan, np.float32), "w"))
+    onnx.save(proto, path)
+    assert models.load(path).graph.num_nodes() == 1
