@@ -93,11 +93,11 @@ class SideBySide:
         return Moments.from_sums(pairs.count, sx, sy, sxx, sxy, syy, take=True)
 
     def _behind(self, written: Sequence[str]) -> str | None:
-        """The node that comes when some values have been made; None where they are the last."""
+        """The node that comes when some values have been made; None where they are the last, or on no way there."""
         interpreter = self.rows.interpreter
         nodes = interpreter.schedule.needed((v.name or "" for v in interpreter.graph.inputs), self.teacher.wanted)
-        last = max(i for i, node in enumerate(nodes) if any(v.name in written for v in node.outputs))
-        return next((node.name for node in nodes[last + 1 :]), None)
+        made = [i for i, node in enumerate(nodes) if any(v.name in written for v in node.outputs)]
+        return next((node.name for node in nodes[made[-1] + 1 :]), None) if made else None
 
     def alike(self, first: Linear, other: Linear) -> bool:
         """Whether two products are fitted on the same tokens of the same value, so that they can be fitted together."""
