@@ -69,7 +69,7 @@ class Schedule:
         self._computes, self._chained = computes, chained
         self._between: dict[tuple[frozenset[str], tuple[str, ...]], list[tuple[Step, tuple[str, ...]]]] = {}
         self._live: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-        self._leads: dict[tuple[str, tuple[str, ...]], bool] = {}
+        self._leading: dict[tuple[str, ...], frozenset[str]] = {}
         self._reads: dict[ir.Node, tuple[ir.Value, ...]] = {}
         self._calls: dict[ir.Node, Callable[..., Any]] = {}
         self._named: dict[ir.Node, _Names] = {}
@@ -105,11 +105,11 @@ class Schedule:
 
     def leads(self, stop: str, outputs: Sequence[str]) -> bool:
         """Whether a node is on the way to `outputs`: what only a label is made of is not."""
-        key = stop, tuple(outputs)
-        if key not in self._leads:
+        key = tuple(outputs)
+        if key not in self._leading:
             inputs = {v.name or "" for v in self.graph.inputs}
-            self._leads[key] = any(n.name == stop for n in self.needed(inputs, outputs))
-        return self._leads[key]
+            self._leading[key] = frozenset(n.name or "" for n in self.needed(inputs, outputs))
+        return stop in self._leading[key]
 
     def read_by(self, stop: str) -> list[str]:
         """The values that a node reads."""
