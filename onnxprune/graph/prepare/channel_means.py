@@ -16,7 +16,7 @@ from onnxprune.graph.values import constant, dims, succeed
 _POOLS = ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
 _STATISTICS = frozenset((*_POOLS, "ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare", "ReduceMax", "ReduceMean"))
 """What gives one number a channel, of all its positions."""
-_ELEMENTWISE = frozenset(("Sqrt", "Pow", "Abs", "Add", "Max", "Clip"))
+_ELEMENTWISE = frozenset(("Sqrt", "Pow", "Abs", "Add", "Max", "Clip", "QuantizeLinear", "DequantizeLinear"))
 """What may stand between it and the mean, or between the mean and the division, beside constants."""
 
 

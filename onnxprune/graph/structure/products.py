@@ -71,13 +71,19 @@ def product_of(node: ir.Node, reader: Reader) -> Product | None:
         return Convolution(node, shape) if node.op_type == "Conv" else Spread(node, shape)
     if node.op_type == "DeformConv":
         return Deformed(node, shape) if reader.input == 0 else None
-    if node.op_type in ("MatMul", "Gemm") and all(size == 1 for size in shape[:-2]):
+    if (node.op_type in ("MatMul", "Gemm") or _turned(node)) and all(size == 1 for size in shape[:-2]):
         # From behind: the stream that a result is added to may have more axes than a Gemm has.
         behind = () if len(shape) == 1 else (-1 if reader.input == 0 else -2,)
         return Contraction((reader.weight_axis,), (reader.axis,), behind)
     if node.op_type == "MatMul" and len(shape) == 3 and reader.weight_axis == 1 and reader.input == 0:
         return Experts(shape)
     return _contraction(node, reader, len(source.shape), shape) if node.op_type == "Einsum" else None
+
+
+def _turned(node: ir.Node) -> bool:
+    """Whether a node is a MatMul whose operands are transposed before, and that is all (ONNX Runtime's FusedMatMul)."""
+    others = any(ops.attribute(node, name) for name in ("transBatchA", "transBatchB", "activation"))
+    return node.op_type == "FusedMatMul" and ops.attribute(node, "alpha", 1.0) == 1.0 and not others
 
 
 def _operand(node: ir.Node, reader: Reader) -> tuple[ir.Value | None, ir.Value | None]:

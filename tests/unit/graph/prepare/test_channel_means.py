@@ -64,6 +64,18 @@ def test_other_means_stay(tmp_path: Path, mean: str) -> None:
     assert "ReduceMean" in {n.op_type for n in subject.model.graph}
 
 
+def test_what_is_rounded_between_goes_no_less(tmp_path: Path) -> None:
+    text = HEAD.format(opset=17) + BLOCK % OLD
+    rounded = "codes = QuantizeLinear (size, grid) sized = DequantizeLinear (codes, grid) mean = ReduceMean"
+    text = text.replace("mean = ReduceMean", rounded).replace("<axes = [1]> (size)", "<axes = [1]> (sized)")
+    path = written(tmp_path, text, {"up": (16, 3, 1, 1), "down": (3, 16, 1, 1), "grid": (1,)}, check=False)
+    proto = onnx.load(path)
+    grid = next(t for t in proto.graph.initializer if t.name == "grid")
+    grid.CopyFrom(onnx.numpy_helper.from_array(np.asarray(0.1, np.float32), "grid"))
+    onnx.save(proto, path)
+    assert [g.shape for g in Subject.load(path).structure.groups] == [(16,)]
+
+
 def test_what_other_nodes_read_is_no_axes(tmp_path: Path) -> None:
     """Weights that are not numbers are told where they are looked for, and large ones are not gone through here."""
     text = HEAD.format(opset=17) + "(float[n, 4] x) => (float[n, 3] y) { y = MatMul (x, w) }"

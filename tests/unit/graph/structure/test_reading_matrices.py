@@ -207,3 +207,32 @@ def test_what_has_no_padding_is_not_copied() -> None:
     assert _real(flat, real) is flat and _real(flat, None) is flat and _real(flat, real[:1]) is flat
     real[1, 3:] = False
     assert torch.equal(_real(flat, real), flat[real.reshape(-1)])
+
+
+@pytest.mark.parametrize("turned", ["transA = 1", "transA = 0, transB = 1", "transA = 1, transB = 1"])
+def test_products_whose_operands_are_turned_before_are_matrices(tmp_path: Path, turned: str) -> None:
+    """ONNX Runtime's optimiser puts a Transpose into the product behind it."""
+    width = (3, 24) if "transB = 1" in turned else (24, 3)
+    before = "wide" if "transA = 1" in turned else "Transpose <perm = [0, 2, 1]> (wide)"
+    before = before if before != "wide" else "Identity (wide)"
+    text = f"""<ir_version: 9, opset_import: ["" : 17, "com.microsoft" : 1]>
+    net (float[n, 8, t] x) => (float[n, t, 3] y) {{
+        up = Conv (x, w)
+        wide = Relu (up)
+        read = {before}
+        y = com.microsoft.FusedMatMul <alpha = 1.0, {turned}> (read, v)
+    }}"""
+    subject = Subject.load(written(tmp_path, text, {"w": (24, 8, 1), "v": width}, check=False))
+    (group,) = subject.structure.groups
+    found = matrices(subject.model.graph, subject.structure, group)
+    assert group.shape == (24,) and found is not None
+    feeds = {"x": np.random.default_rng(0).standard_normal((3, 8, 5)).astype(np.float32)}
+    agreed(subject, feeds)
+    (matrix,) = found
+    source = subject.model.graph[-1].inputs[0]
+    assert source is not None
+    names = [source.name or "", "y"]
+    seen = subject.interpreter.run(feeds, outputs=names)
+    weight = subject.interpreter.weight("v").numpy()
+    wanted = matrix.rows(seen[names[0]]).numpy() @ matrix.weight(weight)
+    assert np.allclose(matrix.written(seen["y"]).numpy(), wanted, atol=1e-4)
