@@ -64,7 +64,7 @@ def reached(interpreter: Interpreter, rows: Dataset, sites: Sequence[Site], *, n
 def judged(
     interpreter: Interpreter, outputs: Sequence[str], sites: Sequence[Site], *, none: bool = False
 ) -> list[Site]:
-    """The sites that lead to what is measured; those that only labels are made of stay whole, which is said.
+    """The sites that lead to what is measured; those that only a label or a cache is made of stay whole, which is said.
 
     Args:
         outputs: names of what is measured.
@@ -83,7 +83,7 @@ def judged(
         )
     if left:
         logger.warning(
-            "%d groups of units stay as they are: only labels follow from them, and %s is measured; give out the "
-            "scores behind the labels, too", left, ", ".join(outputs),
+            "%d groups of units stay as they are: only a label or a cache follows from them, and %s is measured; give "
+            "out the scores behind a label, too", left, ", ".join(outputs),
         )  # fmt: skip
     return found
