@@ -87,7 +87,7 @@ class FirstLook:
             self._put(self._place(usage), gram.arrays(), {})
 
     def weighed(self, rows: str) -> tuple[Weights | None] | None:
-        """How much tokens matter, of "fit" or "held" rows, where it is known: nothing may be what is known."""
+        """How much tokens of some rows (`Seen.weighed`) matter, where it is known: nothing may be what is known."""
         found = self._get(f"tokens.{rows}")
         if found is None:
             return None

@@ -51,7 +51,8 @@ class Options:
         seed: of every draw.
         threads: of scoring and comparing; 0 for all cores.
         token_weight: share of a token's weight, in refits after a cut, that its influence on the outputs decides.
-        variants: rows to learn from made of the given texts (parts, and texts joined), as a share of them; 0 for none.
+        variants: rows to learn from made of the given texts (parts, and texts joined), as a share of them; 0 for none,
+            and none to measure levels on either.
         temperature: of class scores, where a plan's divergence from the dense model is measured to choose by.
         swaps: measured level swaps after the knapsack.
         staged: pause on the way to a deep cut to score anew (search.schedule.stages).

@@ -201,12 +201,12 @@ class Planner(Problem):
         linears = find_linears(self.model.graph, self.structure, conditional=True)
         mended, value, steps = compensate(
             self.gates,
-            self.fit,
+            self.mending,
             self.held,
             self.select,
             plan,
             linears,
-            weights=self.token_weights,
+            weights=self.mending_weights,
             held_weights=self.held_weights,
             progress=lambda d, n: self.progress("compensate", d, n),
             store=self.refits,

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -35,6 +36,7 @@ from onnxprune.score import METHODS
 from onnxprune.score.mixture import parse
 from onnxprune.score.rotation import Rotated, rotated
 from onnxprune.search.defaults import device_of, method_of, settled, why_nothing
+from onnxprune.search.doubtful_rows import doubtful
 from onnxprune.search.first_look import FirstLook, lying
 from onnxprune.search.latency_budget import costs_for, provider_of
 from onnxprune.search.options import Options
@@ -58,7 +60,7 @@ class Seen:
     Attributes:
         rotated: the bases of dimensions within heads.
         moments: `Problem.moments`, as far as they have been taken.
-        weighed: "fit" or "held" -> how much each token of these rows matters.
+        weighed: "fit", "held" or "mending" -> how much each token of these rows matters.
     """
 
     rotated: Rotated
@@ -79,7 +81,7 @@ class Problem:
         led: the structure of `model`; `structure` is without what no output reads.
         sites: where plans may cut.
         method: what orders the units ("auto" is decided).
-        fit, held, table, select: the parts of the rows (`row_split.Split`), where there are any.
+        fit, given, held, table, select: the parts of the rows (`row_split.Split`), where there are any.
         first: what every plan begins with.
         look: what of all this a store keeps.
         rotated: the bases in which dimensions within heads are counted.
@@ -136,6 +138,7 @@ class Problem:
             split = Split.of(self.interpreter, calibration, options, *sizes, short)
             self.fit, self.held, self.table, self.select = split.fit, split.held, split.table, split.select
             self.sites = judged(self.interpreter, self.table.wanted, self.sites, none=options.sparsity is not None)
+            self.given = split.given
         self.look = self._look(store)
         if seen is not None:
             self._weighed.update(seen.weighed)
@@ -167,6 +170,16 @@ class Problem:
     def token_weights(self) -> Weights | None:
         """How much each token of the fit rows matters to the outputs, mixed with an equal share for all."""
         return self._token_weights("fit", self.fit) if self.calibration is not None else None
+
+    @cached_property
+    def mending(self) -> Rows:
+        """The rows that refits after a cut are regressed on."""
+        return doubtful(self.fit, self.given, self.options.seed)
+
+    @property
+    def mending_weights(self) -> Weights | None:
+        """The same of these rows."""
+        return self.token_weights if self.mending is self.fit else self._token_weights("mending", self.mending)
 
     @property
     def held_weights(self) -> Weights | None:

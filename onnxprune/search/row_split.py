@@ -14,6 +14,7 @@ from onnxprune.probe.divergence import softened
 from onnxprune.probe.filling import filling
 from onnxprune.probe.forward import Evaluator, Rows
 from onnxprune.probe.interpreter import Interpreter
+from onnxprune.search.doubtful_rows import drawn
 from onnxprune.search.options import Options
 
 FEWEST = 8
@@ -28,13 +29,16 @@ class Split:
     """The parts of the calibration rows, with one measure of divergence for all.
 
     Attributes:
-        fit: rows regressed on, those made of their texts among them.
+        fit: rows regressed on, and behind them those made of their texts.
+        given: those of `fit` that are not made.
         held: rows that choose how strong refits are.
-        table: over these, or some of them where the model is large: chooses the levels (before any refit is).
+        table: over these, or some of them where the model is large: chooses the levels (before any refit is). Of a
+            classifier also over as many made of them that it is unsure of, where there may be more.
         select: over rows that did none of this: judges the mended plan.
     """
 
     fit: Rows
+    given: Dataset
     held: Rows
     table: Evaluator
     select: Evaluator
@@ -80,7 +84,10 @@ class Split:
 
         teaching = Rows(interpreter, learnt, max_tokens, measure)
         choosing = Rows(interpreter, search, max_tokens, measure, fill=fill)
-        return cls(teaching, choosing, judging(_within(search, measured, options.seed)), judging(select))
+        some = _within(search, measured, options.seed)
+        room = max(measured - _tokens(some), 0) // max(_tokens(some) // len(some), 1)
+        more = drawn(choosing, some, min(len(some), room) if options.variants else 0, options.seed)
+        return cls(teaching, fit, choosing, judging(some + more), judging(select))
 
 
 def _within(dataset: Dataset, tokens: int, seed: int) -> Dataset:

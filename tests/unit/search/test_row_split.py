@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import zoo as exports
@@ -11,6 +12,7 @@ from onnxprune.data import Dataset, Example
 from onnxprune.errors import UsageError
 from onnxprune.graph.model import load
 from onnxprune.graph.plan import Budget
+from onnxprune.probe.divergence import Divergence, Kind, Measure
 from onnxprune.probe.forward import Rows
 from onnxprune.probe.interpreter import Interpreter
 from onnxprune.search.options import Options
@@ -55,3 +57,28 @@ def test_parts_share_no_row_and_a_table_costs_what_it_may(
 def test_too_few_rows_are_refused(interpreter: Interpreter, zoo: Callable[..., exports.ZooModel]) -> None:
     with pytest.raises(UsageError, match="7 calibration rows are too few"):
         Split.of(interpreter, dataset(zoo, 7, False), Options(Budget("flops", 0.5)), 4096, 512)
+
+
+def test_a_classifier_is_also_measured_on_made_rows_as_far_as_there_is_room(
+    interpreter: Interpreter, zoo: Callable[..., exports.ZooModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = interpreter.graph.outputs[0].name or ""
+    kl = Divergence((Measure(name, Kind.KL, single=True),))
+    monkeypatch.setattr("onnxprune.probe.forward.choose_for", lambda *_: kl)
+    rows = dataset(zoo, 60, pairs=False)
+    for row in rows.examples:  # texts begin and end alike
+        row.feeds["input_ids"][:, 0], row.feeds["input_ids"][:, -1] = 1, 2
+    texts = replace(rows, kind="tokens")
+
+    def made(measured: int, **more: float) -> int:
+        split = Split.of(interpreter, texts, Options(Budget("flops", 0.5), **more), 4096, measured)  # type: ignore[arg-type]
+        held = {e.source for e in split.held.dataset.examples}
+        used = [e.source.removeprefix("part of ").split(" and ") for e in split.table.rows.dataset.examples]
+        assert {name for names in used for name in names} <= held, "made of rows that teach, or judge"
+        return sum(e.source not in held for e in split.table.rows.dataset.examples)
+
+    each = texts.examples[0].tokens
+    assert made(10**6) == 12
+    assert made(15 * each) == 3
+    assert made(6 * each) == 0
+    assert made(10**6, variants=0.0) == 0
