@@ -142,13 +142,15 @@ def give_back() -> None:
 SLACK = 2**28
 """Bytes by which a process may grow before it is worth looking what of that is in use: what was returned and is asked
 for again is filled with zeros first, in a tenth of a second."""
+ROOM = 1_600_000_000
+"""Bytes up to which a process keeps what it has let go, or half of its limit: small models do not wait for zeros."""
 _least: list[int] = []
 """What the process had in memory when it last gave back."""
 
 
 def ease() -> None:
     """`give_back`, if much has come since: for between steps, each of which lets go what another has no use for."""
-    if resident() > (_least[0] if _least else 0) + SLACK:
+    if resident() > max((_least[0] if _least else 0) + SLACK, min(ROOM, limit() // 2)):
         give_back()
 
 

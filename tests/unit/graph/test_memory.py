@@ -82,5 +82,9 @@ def test_what_was_let_go_is_given_back_once_it_is_much(monkeypatch: pytest.Monke
     assert not asked
     held = bytearray(memory.SLACK + 2**24)
     held[:: 1 << 12] = b"1" * len(held[:: 1 << 12])
+    monkeypatch.setattr(memory, "ROOM", memory.resident() + 2**24)
+    memory.ease()
+    assert not asked, "a small process keeps what it has"
+    monkeypatch.setattr(memory, "ROOM", 0)
     memory.ease()
     assert asked
