@@ -3,8 +3,8 @@
 Where a pruned classifier strays from the dense one, it is on the few rows that lie between two classes: of the others
 both are sure, whatever was cut. Rows made of given texts cost nothing but a pass of the dense model, so several times
 as many are made as are taken, and the more doubtful one is, the likelier it is drawn. Refits after a cut learn from
-such rows, and the damage table is measured on some besides those given. Scores and bases are taken on rows as they
-come: what a unit is worth, it is worth on all of them.
+such rows, and the damage table is measured on some in the place of half of those given. Scores and bases are taken on
+rows as they come: what a unit is worth, it is worth on all of them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from onnxprune.data import Dataset, variants
 from onnxprune.probe.divergence import SCORES, Divergence, Kind, Measure
 from onnxprune.probe.forward import Rows
 
-POOL = 6
+POOL = 3
 """Rows that are made for each that is drawn."""
 SURE = 0.02
 """Doubt that every row is given on top: the others are to be seen, too."""

@@ -33,7 +33,7 @@ class Split:
         given: those of `fit` that are not made.
         held: rows that choose how strong refits are.
         table: over these, or some of them where the model is large: chooses the levels (before any refit is). Of a
-            classifier also over as many made of them that it is unsure of, where there may be more.
+            classifier of texts over half of them, and as many made of them that it is unsure of.
         select: over rows that did none of this: judges the mended plan.
     """
 
@@ -85,8 +85,9 @@ class Split:
         teaching = Rows(interpreter, learnt, max_tokens, measure)
         choosing = Rows(interpreter, search, max_tokens, measure, fill=fill)
         some = _within(search, measured, options.seed)
-        room = max(measured - _tokens(some), 0) // max(_tokens(some) // len(some), 1)
-        more = drawn(choosing, some, min(len(some), room) if options.variants else 0, options.seed)
+        more = drawn(choosing, some, len(some) // 2 if options.variants else 0, options.seed)
+        if len(more):
+            some = some.split({"in": 0.5, "out": 0.5}, options.seed)["in"]
         return cls(teaching, fit, choosing, judging(some + more), judging(select))
 
 

@@ -27,12 +27,14 @@ from onnxprune.search.planner import Planner
 
 WORDS = 20
 """Of which one half speaks for the first class and the other for the second."""
+VOTE = 1.0
+"""What a word adds to the score of its class."""
 
 
 def votes(folder: Path, end: str = "Identity") -> Interpreter:
     """Every token has a vote for one of two classes, and the votes are added up."""
     table = np.zeros((WORDS, 2), dtype=np.float32)
-    table[2 : WORDS // 2, 0] = table[WORDS // 2 :, 1] = 3.0
+    table[2 : WORDS // 2, 0] = table[WORDS // 2 :, 1] = VOTE
     held = f"int64[1] axes = {{1}}, float[{WORDS}, 2] table = {{{', '.join(map(str, table.ravel().tolist()))}}}"
     text = f"""<ir_version: 8, opset_import: ["" : 17]>
     g (int64[batch, tokens] input_ids) => (float[batch, 2] scores) <{held}> {{
@@ -66,7 +68,7 @@ def taught(interpreter: Interpreter, measure: Measure, made: int, seed: int = 0)
 
 @pytest.mark.parametrize(("end", "kind"), [("Identity", Kind.KL), ("Softmax", Kind.PROBABILITY_KL)])
 def test_a_classifier_is_mended_on_made_rows_that_it_is_unsure_of(tmp_path: Path, end: str, kind: Kind) -> None:
-    given, rows = texts(), taught(votes(tmp_path, end), Measure("scores", kind, single=True, temperature=4.0), 30)
+    given, rows = texts(), taught(votes(tmp_path, end), Measure("scores", kind, single=True, temperature=4.0), 60)
     found = doubtful(rows, given, 0)
     assert ids(found.dataset)[: len(given)] == ids(given), "given rows teach whatever the model thinks of them"
     assert len(found.dataset) == len(rows.dataset)
@@ -82,8 +84,8 @@ def test_doubt_is_how_far_probabilities_are_from_one_class(tmp_path: Path) -> No
     measure = Divergence((Measure("scores", Kind.KL, single=True),))
     rows = [[0, 2, 12, 1], [0, 2, 2, 2, 2, 1], [0, 2, 2, 12, 1]]
     dataset = Dataset(tuple(Example({"input_ids": np.array([r])}) for r in rows), "tokens")
-    likely = 1 / (1 + np.exp(-3.0))
-    wanted = [0.5, 0.0, 1 - likely**2 - (1 - likely) ** 2]
+    likely = 1 / (1 + np.exp(-VOTE * np.array([0, 4, 1])))
+    wanted = 1 - likely**2 - (1 - likely) ** 2
     np.testing.assert_allclose(doubts(Rows(votes(tmp_path), dataset, given=measure)), wanted, atol=1e-4)
 
 

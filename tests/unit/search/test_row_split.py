@@ -59,7 +59,7 @@ def test_too_few_rows_are_refused(interpreter: Interpreter, zoo: Callable[..., e
         Split.of(interpreter, dataset(zoo, 7, False), Options(Budget("flops", 0.5)), 4096, 512)
 
 
-def test_a_classifier_is_also_measured_on_made_rows_as_far_as_there_is_room(
+def test_half_of_what_a_classifier_is_measured_on_is_made(
     interpreter: Interpreter, zoo: Callable[..., exports.ZooModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = interpreter.graph.outputs[0].name or ""
@@ -70,15 +70,16 @@ def test_a_classifier_is_also_measured_on_made_rows_as_far_as_there_is_room(
         row.feeds["input_ids"][:, 0], row.feeds["input_ids"][:, -1] = 1, 2
     texts = replace(rows, kind="tokens")
 
-    def made(measured: int, **more: float) -> int:
+    def made(measured: int, **more: float) -> tuple[int, int]:
         split = Split.of(interpreter, texts, Options(Budget("flops", 0.5), **more), 4096, measured)  # type: ignore[arg-type]
         held = {e.source for e in split.held.dataset.examples}
         used = [e.source.removeprefix("part of ").split(" and ") for e in split.table.rows.dataset.examples]
         assert {name for names in used for name in names} <= held, "made of rows that teach, or judge"
-        return sum(e.source not in held for e in split.table.rows.dataset.examples)
+        count = len(split.table.rows.dataset)
+        new = sum(e.source not in held for e in split.table.rows.dataset.examples)
+        return new, count - new
 
     each = texts.examples[0].tokens
-    assert made(10**6) == 12
-    assert made(15 * each) == 3
-    assert made(6 * each) == 0
-    assert made(10**6, variants=0.0) == 0
+    assert made(10**6) == (6, 6)
+    assert made(6 * each) == (3, 3)
+    assert made(10**6, variants=0.0) == (0, 12)
