@@ -6,7 +6,6 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -61,11 +60,13 @@ class Seen:
         rotated: the bases of dimensions within heads.
         moments: `Problem.moments`, as far as they have been taken.
         weighed: "fit", "held" or "mending" -> how much each token of these rows matters.
+        mending: `Problem.mending`, where it is no other rows' and refits are made.
     """
 
     rotated: Rotated
     moments: Mapping[Usage, Gram]
     weighed: Mapping[str, Weights | None]
+    mending: Dataset | None = None
 
 
 class Problem:
@@ -129,6 +130,7 @@ class Problem:
         self.moments: dict[Usage, Gram] = {}
         self.refits = Store(memory.small_share())
         self._weighed: dict[str, Weights | None] = {}
+        self._mending: list[Rows] = []
         if calibration is not None:
             sizes = (
                 tokens_at_once(self.costs, memory=options.max_memory),
@@ -143,6 +145,8 @@ class Problem:
         if seen is not None:
             self._weighed.update(seen.weighed)
             self.moments.update(seen.moments)
+            if seen.mending is not None:
+                self._mending.append(replace(self.fit, dataset=seen.mending, given=self.fit.divergence))
         self._rotate(None if seen is None else seen.rotated)
         self.moments.update(self.look.moments([m.usage for s in self.sites for m in s.matrices]))
 
@@ -171,10 +175,12 @@ class Problem:
         """How much each token of the fit rows matters to the outputs, mixed with an equal share for all."""
         return self._token_weights("fit", self.fit) if self.calibration is not None else None
 
-    @cached_property
+    @property
     def mending(self) -> Rows:
-        """The rows that refits after a cut are regressed on."""
-        return doubtful(self.fit, self.given, self.options.seed)
+        """The rows that refits after a cut are regressed on, the same by every method."""
+        if not self._mending:
+            self._mending.append(doubtful(self.fit, self.given, self.options.seed))
+        return self._mending[0]
 
     @property
     def mending_weights(self) -> Weights | None:
@@ -209,7 +215,10 @@ class Problem:
         """What another problem with the same rows need not look at again."""
         if self.calibration is not None:
             self._weighed["fit"], self._weighed["held"] = self.token_weights, self.held_weights
-        return Seen(self.rotated, self.moments, self._weighed)
+        mending = None
+        if self.calibration is not None and self.options.compensate and self.mending is not self.fit:
+            mending, self._weighed["mending"] = self.mending.dataset, self.mending_weights
+        return Seen(self.rotated, self.moments, self._weighed, mending)
 
     def _rotate(self, known: Rotated | None = None) -> None:
         """Write heads whose dimensions may go in the bases in which the last of them matter least.

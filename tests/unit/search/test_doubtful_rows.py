@@ -126,3 +126,16 @@ def test_a_plan_is_mended_on_these_rows(zoo: Callable[..., exports.ZooModel], mo
     assert taken == [planner.mending]
     assert ids(planner.mending.dataset) != ids(planner.fit.dataset)
     assert len(planner.mending.dataset) == len(planner.fit.dataset) == 2 * len(planner.given)
+
+    def looks(*args: Any) -> None:
+        raise AssertionError("it looks at the rows again")
+
+    assert planner.again(replace(options, method="wanda")).mending is planner.mending
+    seen = planner.seen()
+    monkeypatch.setattr("onnxprune.search.problem.doubtful", looks)
+    monkeypatch.setattr("onnxprune.search.problem.sensitivities", looks)
+    other = Planner(model, analyze(model), options, rows, shape_of(model, {}, rows), seen=seen)
+    other.finished(Plan(model.digest))
+    assert ids(taken[1].dataset) == ids(taken[0].dataset)
+    alone = replace(options, compensate=False)
+    Planner(model, analyze(model), alone, rows, shape_of(model, {}, rows), seen=replace(seen, mending=None)).seen()
