@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from onnxprune.graph import model_files, runtime, segments
+from onnxprune.graph import external_tensors, model_files, runtime, segments
 from onnxprune.graph.external_tensors import tensors_elsewhere
 
 
@@ -67,3 +67,21 @@ def test_what_is_no_model_has_none(tmp_path: Path) -> None:
     path = tmp_path / "text.onnx"
     path.write_bytes(b"\xff" * 100)
     assert segments._most(path) == 100
+
+
+def test_a_file_of_very_many_fields_is_left_to_protobuf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hostile one of some megabytes has millions."""
+    path = _saved(tmp_path / "model.onnx", elsewhere=True)
+    parsed: list[Path] = []
+    load = onnx.load
+
+    def counted(file: Path, **how: bool) -> onnx.ModelProto:
+        parsed.append(file)
+        return load(file, **how)
+
+    monkeypatch.setattr(onnx, "load", counted)
+    (quick,) = tensors_elsewhere(path)
+    assert not parsed
+    monkeypatch.setattr(external_tensors, "_MOST", 10)
+    assert tensors_elsewhere(path) == [quick]
+    assert parsed == [path]
