@@ -95,7 +95,7 @@ def engine(name: str, count: int) -> Iterator[tuple[dict[str, Any], Callable[[],
         from distributed import LocalCluster
 
         with LocalCluster(
-            count, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
+            n_workers=count, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
         ) as cluster:
             yield (
                 {"cluster": cluster.scheduler_address.replace("tcp://", "dask://")},

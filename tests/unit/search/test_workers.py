@@ -43,7 +43,7 @@ def dask() -> Iterator[Workers]:
     distributed = pytest.importorskip("distributed")
     with (
         distributed.LocalCluster(
-            2, threads_per_worker=1, dashboard_address=None, resources={"phone": 1}, silence_logs=60
+            n_workers=2, threads_per_worker=1, dashboard_address=None, resources={"phone": 1}, silence_logs=60
         ) as cluster,
         opened(None, cluster.scheduler_address.replace("tcp://", "dask://")) as workers,
     ):
