@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -75,7 +76,7 @@ def test_a_file_of_very_many_fields_is_left_to_protobuf(tmp_path: Path, monkeypa
     parsed: list[Path] = []
     load = onnx.load
 
-    def counted(file: Path, **how: bool) -> onnx.ModelProto:
+    def counted(file: Path, **how: Any) -> onnx.ModelProto:
         parsed.append(file)
         return load(file, **how)
 
