@@ -176,6 +176,7 @@ def test_a_working_folder_that_is_gone_is_told(model: Path, tmp_path: Path) -> N
     script = 'cd "$1" && rmdir "$1" && shift && exec "$@"'
     program = [sys.executable, "-m", "onnxprune.cli", "inspect", str(model)]
     command = ["bash", "-c", script, "-", str(tmp_path / "gone"), *program]
-    path = os.pathsep.join([str(Path(onnxprune.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    places = [str(Path(onnxprune.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    told = {**os.environ, "PYTHONPATH": os.pathsep.join(places)}  # an empty one is the folder that is gone
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=told)
     assert done.returncode == 2 and done.stderr.startswith("onnxprune: the folder that this runs in is no longer there")
