@@ -10,6 +10,20 @@ import onnx
 import onnx_ir as ir
 from plans import Subject, distance, random_plan
 
+ATTENDED = """
+    g = Reshape(f, split)
+    v = Transpose<perm = [0, 2, 1, 3]>(g)
+    raw = MatMul(q, k)
+    s = Mul(raw, root)
+    p = Softmax(s)
+    m = MatMul(p, v)
+    n = Transpose<perm = [0, 2, 1, 3]>(m)
+    o = Reshape(n, flat)
+    z = MatMul(o, wo)
+    y = Add(x, z)
+"""
+"""Attention with a residual: of queries q, keys k that are turned, and values f [N, T, width] behind their product."""
+
 
 def written(folder: Path, text: str, weights: Mapping[str, tuple[int, ...]], *, check: bool = True) -> Path:
     """A graph from its ONNX text, with random weights of these shapes."""

@@ -1,4 +1,4 @@
-"""What happens to a task in the process that it was handed to, whichever engine did."""
+"""A task in the process that it was handed to, by whichever engine: what it reads, may use and answers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,11 @@ class Unseen:
 
 
 def told(result: Any) -> Any:
-    """A result that came back, or the error that did is raised."""
+    """For who asked: the result that came back.
+
+    Raises:
+        OnnxPruneError: it was an error instead, or what tasks share is gone.
+    """
     if isinstance(result, Failed):
         raise result.error
     if isinstance(result, Unseen):

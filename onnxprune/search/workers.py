@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.graph import outputs
-from onnxprune.search.worker_side import Cores, InFile, Unseen, call, told, where
+from onnxprune.search.worker_side import Cores, InFile, Place, Unseen, call, told, where
 
 DEATHS = 3
 """How often workers may die in one run before it is given up: a task that takes too much memory kills each."""
@@ -253,11 +253,11 @@ class _Dask:
             raise UsageError(f"--cluster dask://{address}: no scheduler with workers answers ({error})") from error
         self.count = sum(self._client.ncores().values())
         self._scratch = outputs.Scratch()
-        try:
-            places = self._client.run(where, self._scratch.path).values()
-        except ImportError as error:
+        found = list(self._client.run(where, self._scratch.path, on_error="return").values())
+        if any(isinstance(place, ImportError) for place in found):
             self.close()
-            raise UsageError(f"--cluster dask://{address}: onnxprune is not installed where its workers are") from error
+            raise UsageError(f"--cluster dask://{address}: onnxprune is not installed where its workers are")
+        places = [place for place in found if isinstance(place, Place)]  # one that died just now is none
         self._seen = all(place.sees for place in places)
         self.cores = self.count if all(place.machine == where().machine for place in places) else 0
         self._free = Cores(self._scratch.path / "cores", self.cores, self.count)

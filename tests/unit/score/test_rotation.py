@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphs import written
+from graphs import ATTENDED, written
 from plans import Subject, distance, in_runtime
 
 import onnxprune
@@ -16,7 +16,8 @@ from onnxprune.graph.structure.bases import Held, basis_of, rotatable
 from onnxprune.measure.cost import Costs
 
 RNG = np.random.default_rng(7)
-TEXT = """
+TEXT = (
+    """
 <ir_version: 9, opset_import: ["" : 17]>
 attention (float[N, T, 16] x, float[16, 16] wq, {other}float[16, 16] wv, float[16, 16] wo,
     float[16] bq, float[16] bk, float[16] bv{gain}) => (float[N, T, 16] y) {{
@@ -34,18 +35,10 @@ attention (float[N, T, 16] x, float[16, 16] wq, {other}float[16, 16] wv, float[1
     k = Transpose<perm = [0, 2, 3, 1]>(e)
     f0 = MatMul(x, wv)
     f = Add(f0, bv)
-    g = Reshape(f, split)
-    v = Transpose<perm = [0, 2, 1, 3]>(g)
-    raw = MatMul(q, k)
-    s = Mul(raw, root)
-    p = Softmax(s)
-    m = MatMul(p, v)
-    n = Transpose<perm = [0, 2, 1, 3]>(m)
-    o = Reshape(n, flat)
-    z = MatMul(o, wo)
-    y = Add(x, z)
-}}
 """
+    + ATTENDED
+    + "}}"
+)
 QK, VO = 3, 5
 """Ranks of every head's products."""
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from graphs import written
+from graphs import ATTENDED, written
 from plans import Subject, distance, in_runtime
 
 from onnxprune import data
@@ -20,7 +20,8 @@ from onnxprune.score.head_moments import meeting_of
 from onnxprune.score.unweighted import Side, _greedy, _ranking, unweighted_rankings
 
 RNG = np.random.default_rng(5)
-TEXT = """
+TEXT = (
+    """
 <ir_version: 9, opset_import: ["" : 17]>
 attention (float[N, T, 16] x, float[16, 16] wq, float[16, 16] wk, float[16, 16] wv, float[16, 16] wo)
     => (float[N, T, 16] y) {
@@ -34,18 +35,10 @@ attention (float[N, T, 16] x, float[16, 16] wq, float[16, 16] wk, float[16, 16] 
     e = Reshape(d, split)
     k = Transpose<perm = [0, 2, 3, 1]>(e)
     f = MatMul(x, wv)
-    g = Reshape(f, split)
-    v = Transpose<perm = [0, 2, 1, 3]>(g)
-    raw = MatMul(q, k)
-    s = Mul(raw, root)
-    p = Softmax(s)
-    m = MatMul(p, v)
-    n = Transpose<perm = [0, 2, 1, 3]>(m)
-    o = Reshape(n, flat)
-    z = MatMul(o, wo)
-    y = Add(x, z)
-}
 """
+    + ATTENDED
+    + "}"
+)
 DEAD = (1, 3, 6, 8 + 0, 8 + 3, 8 + 5)
 """Three dimensions of each head: of some the queries are zero, of others the keys."""
 
