@@ -41,8 +41,8 @@ def doubtful(rows: Rows, given: Dataset, seed: int) -> Rows:
 def drawn(rows: Rows, given: Dataset, count: int, seed: int) -> Dataset:
     """`count` rows made of given texts, the likelier the more doubtful.
 
-    None where outputs are no class scores with one answer a row, where rows are no texts, and where a pass more over
-    the model's weights takes long because they are not held.
+    None where outputs are no class scores with one answer a row (`doubts`), where rows are no texts, and where a pass
+    more over the model's weights takes long because they are not held.
 
     Args:
         rows: what runs them, and how they are measured.
@@ -52,16 +52,25 @@ def drawn(rows: Rows, given: Dataset, count: int, seed: int) -> Dataset:
     pool = variants(given, POOL * count, seed)
     if not len(pool):
         return pool
-    weight = np.round(doubts(replace(rows, dataset=pool, given=rows.divergence)), DIGITS) + SURE
+    doubt = doubts(replace(rows, dataset=pool, given=rows.divergence))
+    if doubt is None:
+        return given.subset([])
+    weight = np.round(doubt, DIGITS) + SURE
     places = np.random.default_rng(seed).choice(len(pool), count, replace=False, p=weight / weight.sum())
     return pool.subset(sorted(places.tolist()))
 
 
-def doubts(rows: Rows) -> np.ndarray:
-    """1 − Σ p² over the classes of what the dense model answers, summed over its class scores: [rows], 0 where sure."""
+def doubts(rows: Rows) -> np.ndarray | None:
+    """1 − Σ p² over the classes of what the dense model answers, summed over its class scores: [rows], 0 where sure.
+
+    None where a graph gives more answers, or fewer, than the one a row that it declares.
+    """
     found = np.zeros(len(rows.dataset))
     for batch, outputs in zip(rows.batches, rows.outputs, strict=True):
-        found[batch.index] = _of(rows.divergence, outputs)
+        told = _of(rows.divergence, outputs)
+        if told.shape != (len(batch),):
+            return None
+        found[batch.index] = told
     return found
 
 

@@ -21,7 +21,7 @@ from onnxprune.probe.divergence import Divergence, Kind, Measure
 from onnxprune.probe.forward import Rows, Weights
 from onnxprune.probe.gates import Gates
 from onnxprune.probe.interpreter import Interpreter
-from onnxprune.search.doubtful_rows import doubtful, doubts
+from onnxprune.search.doubtful_rows import doubtful, doubts, drawn
 from onnxprune.search.options import Options
 from onnxprune.search.planner import Planner
 
@@ -66,15 +66,21 @@ def taught(interpreter: Interpreter, measure: Measure, made: int, seed: int = 0)
     return Rows(interpreter, given + variants(given, made, seed), given=Divergence((measure,)))
 
 
+def known(rows: Rows) -> np.ndarray:
+    found = doubts(rows)
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize(("end", "kind"), [("Identity", Kind.KL), ("Softmax", Kind.PROBABILITY_KL)])
 def test_a_classifier_is_mended_on_made_rows_that_it_is_unsure_of(tmp_path: Path, end: str, kind: Kind) -> None:
     given, rows = texts(), taught(votes(tmp_path, end), Measure("scores", kind, single=True, temperature=4.0), 60)
     found = doubtful(rows, given, 0)
     assert ids(found.dataset)[: len(given)] == ids(given), "given rows teach whatever the model thinks of them"
     assert len(found.dataset) == len(rows.dataset)
-    drawn, plain = (r.dataset.subset(range(len(given), len(r.dataset))) for r in (found, rows))
-    assert len({tuple(row) for row in ids(drawn)}) > 20, "the same rows again and again"
-    unsure, sure = (doubts(replace(rows, dataset=d)).mean() for d in (drawn, plain))
+    made, plain = (r.dataset.subset(range(len(given), len(r.dataset))) for r in (found, rows))
+    assert len({tuple(row) for row in ids(made)}) > 20, "the same rows again and again"
+    unsure, sure = (known(replace(rows, dataset=d)).mean() for d in (made, plain))
     assert unsure > 2 * sure, "rows are drawn as if the model were as sure of all"
     assert ids(found.dataset) == ids(doubtful(rows, given, 0).dataset)
     assert ids(found.dataset) != ids(doubtful(rows, given, 1).dataset)
@@ -86,7 +92,19 @@ def test_doubt_is_how_far_probabilities_are_from_one_class(tmp_path: Path) -> No
     dataset = Dataset(tuple(Example({"input_ids": np.array([r])}) for r in rows), "tokens")
     likely = 1 / (1 + np.exp(-VOTE * np.array([0, 4, 1])))
     wanted = 1 - likely**2 - (1 - likely) ** 2
-    np.testing.assert_allclose(doubts(Rows(votes(tmp_path), dataset, given=measure)), wanted, atol=1e-4)
+    np.testing.assert_allclose(known(Rows(votes(tmp_path), dataset, given=measure)), wanted, atol=1e-4)
+
+
+def test_none_are_drawn_where_a_graph_gives_other_answers_than_it_declares(tmp_path: Path) -> None:
+    held = f"float[{WORDS}, 2] table = {{{', '.join(['1'] * 2 * WORDS)}}}"
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+    g (int64[batch, tokens] input_ids) => (float[batch, 2] scores) <{held}> {{
+        scores = Gather(table, input_ids)
+    }}"""
+    rows = Rows(Interpreter(load(written(tmp_path, text, {}, check=False)).graph), texts())
+    rows = replace(rows, given=Divergence((Measure("scores", Kind.KL, single=True),)))
+    assert doubts(rows) is None
+    assert not len(drawn(rows, texts(), 10, 0))
 
 
 @pytest.mark.parametrize("measure", [Measure("scores", Kind.COSINE), Measure("scores", Kind.KL, single=False)])
